@@ -1,0 +1,111 @@
+package bed
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+
+	"stillpoint.io/stillpoint/tests/cluster/process"
+)
+
+// Names of the components, as Kill and Start of package cluster take them.
+const (
+	Containerd         = "containerd"
+	Etcd               = "etcd"
+	APIServer          = "kube-apiserver"
+	ControllerManager  = "kube-controller-manager"
+	Scheduler          = "kube-scheduler"
+	Kubelet            = "kubelet"
+	Proxy              = "kube-proxy"
+	CSIDriver          = "loopcsi"
+	CSIProvisioner     = "csi-provisioner"
+	CSISnapshotter     = "csi-snapshotter"
+	SnapshotController = "snapshot-controller"
+	S3                 = "versitygw"
+)
+
+// startOrder lists the components as they are started.
+var startOrder = []string{
+	Containerd, Etcd, APIServer, ControllerManager, Scheduler, CSIDriver, Kubelet, Proxy,
+	S3, SnapshotController, CSIProvisioner, CSISnapshotter,
+}
+
+// unthrottled lifts the limit of 5 requests per second that the sidecars set
+// themselves: several snapshots at once would wait for seconds.
+var unthrottled = []string{"--kube-api-qps=200", "--kube-api-burst=400"}
+
+// spec is how a component is started.
+func (b *Bed) spec(name string) process.Spec {
+	s := process.Spec{Name: name, Args: append([]string{b.path("bin", name)}, b.flags(name)...)}
+	if name == Containerd {
+		containerd := findProgram("containerd")
+		s.Args[0] = containerd
+		// It looks for its shim and for runc in PATH.
+		s.Env = []string{"PATH=" + strings.Join(append([]string{filepath.Dir(containerd)}, systemDirs...), string(os.PathListSeparator))}
+	}
+	return s
+}
+
+func (b *Bed) flags(name string) []string {
+	pki := func(file string) string { return b.run("pki", file) }
+	kubeconfig := "--kubeconfig=" + b.run(name+".kubeconfig")
+	asAdmin := "--kubeconfig=" + b.Kubeconfig()
+	driver := "--csi-address=" + b.csiSocket()
+	switch name {
+	case Containerd:
+		return []string{"--config", b.run("containerd", "config.toml")}
+	case Etcd:
+		return []string{
+			"--name=" + nodeName, "--data-dir=" + b.data("etcd"), "--log-level=warn",
+			"--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379",
+			"--listen-peer-urls=http://127.0.0.1:2380", "--initial-advertise-peer-urls=http://127.0.0.1:2380",
+			"--initial-cluster=" + nodeName + "=http://127.0.0.1:2380",
+			"--unsafe-no-fsync", // the disk is the developer's, and the cluster is soon made anew
+		}
+	case APIServer:
+		return []string{
+			"--etcd-servers=http://127.0.0.1:2379", "--bind-address=0.0.0.0", "--secure-port=6443", "--advertise-address=" + nodeIP,
+			"--service-cluster-ip-range=" + serviceCIDR, "--allow-privileged=true",
+			"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
+			"--client-ca-file=" + pki("ca.crt"), "--tls-cert-file=" + pki("apiserver.crt"), "--tls-private-key-file=" + pki("apiserver.key"),
+			"--kubelet-client-certificate=" + pki("apiserver-kubelet.crt"), "--kubelet-client-key=" + pki("apiserver-kubelet.key"),
+			"--kubelet-preferred-address-types=InternalIP",
+			"--service-account-issuer=https://kubernetes.default.svc",
+			"--service-account-key-file=" + pki("service-account.key"), "--service-account-signing-key-file=" + pki("service-account.key"),
+			"--requestheader-client-ca-file=" + pki("front-proxy-ca.crt"), "--requestheader-allowed-names=front-proxy",
+			"--requestheader-username-headers=X-Remote-User", "--requestheader-group-headers=X-Remote-Group",
+			"--requestheader-extra-headers-prefix=X-Remote-Extra-",
+			"--proxy-client-cert-file=" + pki("front-proxy.crt"), "--proxy-client-key-file=" + pki("front-proxy.key"),
+		}
+	case ControllerManager:
+		return []string{
+			kubeconfig, "--authentication-" + kubeconfig[2:], "--authorization-" + kubeconfig[2:],
+			"--bind-address=127.0.0.1", "--leader-elect=false", "--use-service-account-credentials=true",
+			"--service-account-private-key-file=" + pki("service-account.key"), "--root-ca-file=" + pki("ca.crt"),
+		}
+	case Scheduler:
+		return []string{
+			kubeconfig, "--authentication-" + kubeconfig[2:], "--authorization-" + kubeconfig[2:],
+			"--bind-address=127.0.0.1", "--leader-elect=false",
+		}
+	case Kubelet:
+		return []string{
+			kubeconfig, "--config=" + b.run("kubelet.yaml"), "--root-dir=" + b.KubeletDir(), "--cert-dir=" + b.data("kubelet-pki"),
+			"--hostname-override=" + nodeName, "--node-ip=" + nodeIP,
+		}
+	case Proxy:
+		return []string{"--config=" + b.run("kube-proxy.yaml")}
+	case CSIDriver:
+		return []string{"-endpoint", b.csiSocket(), "-registration", b.csiRegistration(), "-node", nodeName, "-store", b.store()}
+	case CSIProvisioner:
+		return append([]string{asAdmin, driver, "--leader-election=false", "--default-fstype=ext4", "--extra-create-metadata=true"}, unthrottled...)
+	case CSISnapshotter:
+		return append([]string{asAdmin, driver, "--leader-election=false", "--extra-create-metadata=true"}, unthrottled...)
+	case SnapshotController:
+		return append([]string{asAdmin, "--leader-election=false"}, unthrottled...)
+	case S3:
+		return []string{"--access", s3User, "--secret", s3Secret, "--port", s3Address, "posix", b.data("s3")}
+	default:
+		panic("no component " + name)
+	}
+}

@@ -1,0 +1,78 @@
+package bed
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"text/template"
+
+	"stillpoint.io/stillpoint/tests/cluster/loopcsi"
+)
+
+//go:embed config
+var configFiles embed.FS
+
+// cniNetwork names the pods' network, also in what CNI keeps outside the bed.
+const cniNetwork = "stillpoint-testbed"
+
+// settings is what the files in config/ may refer to.
+type settings struct {
+	Run, Data, ContainerdSocket, CNIPlugins, CNINetwork string
+	Bridge, PodCIDR, Node, Cgroup, PauseImage, Driver   string
+}
+
+func (b *Bed) settings() settings {
+	return settings{
+		Run: b.run(), Data: b.data(), ContainerdSocket: b.containerdSocket(),
+		CNIPlugins: cniDir(), CNINetwork: cniNetwork,
+		Bridge: bridge, PodCIDR: podCIDR, Node: nodeName, Cgroup: "/" + b.cgroup(),
+		PauseImage: pauseImage, Driver: loopcsi.Name,
+	}
+}
+
+// cgroup is the top of the pods' cgroups: one of our own, so that it can be
+// removed without a look at anybody else's pods.
+func (b *Bed) cgroup() string {
+	sum := sha256.Sum256([]byte(b.Dir))
+	return "stillpoint-" + hex.EncodeToString(sum[:4])
+}
+
+// config fills a file of config/ in.
+func (b *Bed) config(name string) ([]byte, error) {
+	t, err := template.ParseFS(configFiles, "config/"+name)
+	if err != nil {
+		return nil, fmt.Errorf("configuration %s: %w", name, err)
+	}
+	var out bytes.Buffer
+	if err := t.Option("missingkey=error").Execute(&out, b.settings()); err != nil {
+		return nil, fmt.Errorf("configuration %s: %w", name, err)
+	}
+	return out.Bytes(), nil
+}
+
+// writeConfig writes the configuration of all components.
+func (b *Bed) writeConfig() error {
+	for name, file := range map[string]string{
+		"containerd.toml": b.run("containerd", "config.toml"),
+		"cni.conflist":    b.run("cni", "10-bridge.conflist"),
+		"kubelet.yaml":    b.run("kubelet.yaml"),
+		"kube-proxy.yaml": b.run("kube-proxy.yaml"),
+	} {
+		content, err := b.config(name)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(file, content, 0o600); err != nil {
+			return fmt.Errorf("configuration %s: %w", name, err)
+		}
+	}
+	// There is no name server; the kubelet wants a file all the same.
+	if err := os.WriteFile(b.run("resolv.conf"), []byte("nameserver 127.0.0.1\n"), 0o600); err != nil {
+		return err
+	}
+	credentials := fmt.Sprintf("[default]\naws_access_key_id=%s\naws_secret_access_key=%s\n", s3User, s3Secret)
+	return os.WriteFile(b.run("s3-credentials"), []byte(credentials), 0o600)
+}

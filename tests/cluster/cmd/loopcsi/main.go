@@ -1,0 +1,98 @@
+// Command loopcsi serves the test bed's CSI driver to the sidecars and to the
+// kubelet of one node.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"google.golang.org/grpc"
+	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
+
+	"stillpoint.io/stillpoint/tests/cluster/loopcsi"
+)
+
+func main() {
+	endpoint := flag.String("endpoint", "", "socket of the CSI services")
+	register := flag.String("registration", "", "socket by which the kubelet finds the driver")
+	node := flag.String("node", "", "name of the node")
+	dir := flag.String("store", "", "directory on a file system that can make reflinks")
+	flag.Parse()
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := serve(ctx, log, *endpoint, *register, *node, *dir); err != nil {
+		log.Error("loopcsi ends", "error", err)
+		os.Exit(1) //nolint:gocritic // the signal handler dies with us
+	}
+}
+
+func serve(ctx context.Context, log *slog.Logger, endpoint, register, node, dir string) error {
+	store, err := loopcsi.OpenStore(dir)
+	if err != nil {
+		return err
+	}
+	driver := loopcsi.NewDriver(node, store, log)
+	services := grpc.NewServer(grpc.UnaryInterceptor(driver.LogCalls))
+	driver.Register(services)
+	announcement := grpc.NewServer()
+	registration.RegisterRegistrationServer(announcement, &announcer{endpoint: endpoint, log: log})
+
+	ended := make(chan error, 2)
+	for socket, server := range map[string]*grpc.Server{endpoint: services, register: announcement} {
+		listener, err := listen(ctx, socket)
+		if err != nil {
+			return err
+		}
+		go func() { ended <- server.Serve(listener) }()
+	}
+	select {
+	case err = <-ended:
+	case <-ctx.Done():
+	}
+	announcement.Stop()
+	services.GracefulStop()
+	return err
+}
+
+// listen replaces the socket of an earlier run.
+func listen(ctx context.Context, socket string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(socket), 0o750); err != nil {
+		return nil, err
+	}
+	if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", socket)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", socket, err)
+	}
+	return l, nil
+}
+
+// announcer tells the kubelet about the driver.
+type announcer struct {
+	registration.UnimplementedRegistrationServer
+	endpoint string
+	log      *slog.Logger
+}
+
+func (a *announcer) GetInfo(context.Context, *registration.InfoRequest) (*registration.PluginInfo, error) {
+	return &registration.PluginInfo{
+		Type: registration.CSIPlugin, Name: loopcsi.Name, Endpoint: a.endpoint, SupportedVersions: []string{"1.0.0"},
+	}, nil
+}
+
+func (a *announcer) NotifyRegistrationStatus(_ context.Context, s *registration.RegistrationStatus) (*registration.RegistrationStatusResponse, error) {
+	a.log.Info("the kubelet answers", "registered", s.GetPluginRegistered(), "error", s.GetError())
+	return &registration.RegistrationStatusResponse{}, nil
+}

@@ -1,0 +1,358 @@
+package loopcsi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// Parameters of a StorageClass and of a VolumeSnapshotClass.
+const (
+	// paramDirectory, "true" or "false", makes volumes directories of the store.
+	paramDirectory = "directory"
+	// paramFail makes every snapshot fail with this message.
+	paramFail = "fail"
+	// paramDelay is a duration that passes before a snapshot is cut.
+	paramDelay = "delay"
+	// paramReadyAfter is a duration for which a snapshot, cut already, is not
+	// ready to use: storage that uploads its snapshots is like that.
+	paramReadyAfter = "readyAfter"
+
+	// paramsOfSidecars is the prefix of what the sidecars add.
+	paramsOfSidecars = "csi.storage.k8s.io/"
+)
+
+// minCapacity is the smallest volume, bytes: ext4 with a journal fits.
+const minCapacity = 16 << 20
+
+// ControllerGetCapabilities lists what the controller can do.
+func (d *Driver) ControllerGetCapabilities(context.Context, *csi.ControllerGetCapabilitiesRequest) (*csi.ControllerGetCapabilitiesResponse, error) {
+	response := &csi.ControllerGetCapabilitiesResponse{}
+	for _, t := range []csi.ControllerServiceCapability_RPC_Type{
+		csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME,
+		csi.ControllerServiceCapability_RPC_CREATE_DELETE_SNAPSHOT,
+		csi.ControllerServiceCapability_RPC_CLONE_VOLUME,
+	} {
+		response.Capabilities = append(response.Capabilities, &csi.ControllerServiceCapability{
+			Type: &csi.ControllerServiceCapability_Rpc{Rpc: &csi.ControllerServiceCapability_RPC{Type: t}},
+		})
+	}
+	return response, nil
+}
+
+// ValidateVolumeCapabilities confirms what CreateVolume would accept.
+func (d *Driver) ValidateVolumeCapabilities(_ context.Context, r *csi.ValidateVolumeCapabilitiesRequest) (*csi.ValidateVolumeCapabilitiesResponse, error) {
+	v, err := d.store.Volume(r.GetVolumeId())
+	if err != nil {
+		return nil, asStatus(err)
+	}
+	if _, err := usage(r.GetVolumeCapabilities(), v.Directory); err != nil {
+		return &csi.ValidateVolumeCapabilitiesResponse{Message: err.Error()}, nil
+	}
+	return &csi.ValidateVolumeCapabilitiesResponse{Confirmed: &csi.ValidateVolumeCapabilitiesResponse_Confirmed{
+		VolumeContext: r.GetVolumeContext(), VolumeCapabilities: r.GetVolumeCapabilities(), Parameters: r.GetParameters(),
+	}}, nil
+}
+
+// CreateVolume makes a volume, empty or from a snapshot or another volume. The
+// same request again finds it; another one for the same name is an error.
+func (d *Driver) CreateVolume(ctx context.Context, r *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
+	if r.GetName() == "" {
+		return nil, status.Error(codes.InvalidArgument, "a volume needs a name")
+	}
+	directory, err := storageClass(r.GetParameters())
+	if err != nil {
+		return nil, err
+	}
+	block, err := usage(r.GetVolumeCapabilities(), directory)
+	if err != nil {
+		return nil, err
+	}
+
+	d.store.mu.Lock()
+	defer d.store.mu.Unlock()
+	want := Volume{ID: r.GetName(), Directory: directory, Block: block, Source: Source{
+		Snapshot: r.GetVolumeContentSource().GetSnapshot().GetSnapshotId(),
+		Volume:   r.GetVolumeContentSource().GetVolume().GetVolumeId(),
+	}}
+	have, err := d.store.Volume(want.ID)
+	if err == nil {
+		if err := sameVolume(have, want, r.GetCapacityRange()); err != nil {
+			return nil, err
+		}
+		return created(have, r), nil
+	}
+	if !errors.Is(err, ErrNotFound) {
+		return nil, asStatus(err)
+	}
+
+	least, err := d.leastCapacity(want)
+	if err != nil {
+		return nil, err
+	}
+	if want.Capacity, err = d.capacity(r.GetCapacityRange(), least); err != nil {
+		return nil, err
+	}
+	err = d.store.CreateVolume(want, func(image string) error {
+		if block {
+			return nil
+		}
+		return makeFilesystem(ctx, image)
+	})
+	if err != nil {
+		return nil, asStatus(err)
+	}
+	return created(want, r), nil
+}
+
+// DeleteVolume removes a volume; one that is not there is no error.
+func (d *Driver) DeleteVolume(_ context.Context, r *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
+	if r.GetVolumeId() == "" {
+		return nil, status.Error(codes.InvalidArgument, "no volume id")
+	}
+	if device, err := findLoop(d.store.Image(r.GetVolumeId())); err == nil && device != "" {
+		return nil, status.Errorf(codes.FailedPrecondition, "volume %s is attached as %s", r.GetVolumeId(), device)
+	}
+	d.store.mu.Lock()
+	defer d.store.mu.Unlock()
+	if err := d.store.DeleteVolume(r.GetVolumeId()); err != nil {
+		return nil, asStatus(err)
+	}
+	return &csi.DeleteVolumeResponse{}, nil
+}
+
+// CreateSnapshot cuts a snapshot of what the volume's device holds now.
+func (d *Driver) CreateSnapshot(ctx context.Context, r *csi.CreateSnapshotRequest) (*csi.CreateSnapshotResponse, error) {
+	if r.GetName() == "" || r.GetSourceVolumeId() == "" {
+		return nil, status.Error(codes.InvalidArgument, "a snapshot needs a name and a volume")
+	}
+	class, err := snapshotClass(r.GetParameters())
+	if err != nil {
+		return nil, err
+	}
+	if have, err := d.haveSnapshot(r); have != nil || err != nil {
+		return have, err
+	}
+	// The faults come before the lock, so that other volumes are not delayed.
+	select {
+	case <-ctx.Done():
+		return nil, status.FromContextError(ctx.Err()).Err()
+	case <-time.After(class.delay):
+	}
+	if class.fail != "" {
+		return nil, status.Error(codes.Internal, class.fail)
+	}
+
+	d.store.mu.Lock()
+	defer d.store.mu.Unlock()
+	if have, err := d.haveSnapshot(r); have != nil || err != nil {
+		return have, err
+	}
+	s, err := d.store.CreateSnapshot(Snapshot{ID: r.GetName(), Volume: r.GetSourceVolumeId()}, class.readyAfter)
+	if err != nil {
+		return nil, asStatus(err)
+	}
+	return cut(s), nil
+}
+
+// DeleteSnapshot removes a snapshot; one that is not there is no error.
+func (d *Driver) DeleteSnapshot(_ context.Context, r *csi.DeleteSnapshotRequest) (*csi.DeleteSnapshotResponse, error) {
+	if r.GetSnapshotId() == "" {
+		return nil, status.Error(codes.InvalidArgument, "no snapshot id")
+	}
+	d.store.mu.Lock()
+	defer d.store.mu.Unlock()
+	if err := d.store.DeleteSnapshot(r.GetSnapshotId()); err != nil {
+		return nil, asStatus(err)
+	}
+	return &csi.DeleteSnapshotResponse{}, nil
+}
+
+// haveSnapshot answers a request that was made before; nil when it was not.
+func (d *Driver) haveSnapshot(r *csi.CreateSnapshotRequest) (*csi.CreateSnapshotResponse, error) {
+	s, err := d.store.Snapshot(r.GetName())
+	if errors.Is(err, ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, asStatus(err)
+	}
+	if s.Volume != r.GetSourceVolumeId() {
+		return nil, status.Errorf(codes.AlreadyExists, "snapshot %s exists, of volume %s and not of %s", s.ID, s.Volume, r.GetSourceVolumeId())
+	}
+	return cut(s), nil
+}
+
+// leastCapacity is how large a volume must be to hold its source, bytes. The
+// source must exist and be of the same kind.
+func (d *Driver) leastCapacity(v Volume) (int64, error) {
+	var size int64
+	var directory, block bool
+	switch {
+	case v.Source.Snapshot != "":
+		s, err := d.store.Snapshot(v.Source.Snapshot)
+		if err != nil {
+			return 0, asStatus(err)
+		}
+		if time.Now().Before(s.Ready) {
+			return 0, status.Errorf(codes.Unavailable, "snapshot %s is not ready until %s", s.ID, s.Ready.Format(time.RFC3339))
+		}
+		size, directory, block = s.Size, s.Directory, s.Block
+	case v.Source.Volume != "":
+		s, err := d.store.Volume(v.Source.Volume)
+		if err != nil {
+			return 0, asStatus(err)
+		}
+		size, directory, block = s.Capacity, s.Directory, s.Block
+	default:
+		return minCapacity, nil
+	}
+	// A block volume may be made from a file system, as a data mover does, but a
+	// file system is not to be found on any block device.
+	if directory != v.Directory || (block && !v.Block) {
+		return 0, status.Errorf(codes.InvalidArgument, "volume %s cannot come from %+v, which is of another kind", v.ID, v.Source)
+	}
+	return size, nil
+}
+
+// capacity picks the size of a volume that must hold at least least bytes.
+func (d *Driver) capacity(r *csi.CapacityRange, least int64) (int64, error) {
+	want, limit := r.GetRequiredBytes(), r.GetLimitBytes()
+	if want < 0 || limit < 0 || (limit > 0 && limit < want) {
+		return 0, status.Errorf(codes.InvalidArgument, "no size is at least %d and at most %d bytes", want, limit)
+	}
+	want = max(want, least)
+	if limit > 0 && want > limit {
+		return 0, status.Errorf(codes.OutOfRange, "the volume needs %d bytes, the limit is %d", want, limit)
+	}
+	size, err := d.store.Size()
+	if err != nil {
+		return 0, asStatus(err)
+	}
+	if want > size {
+		return 0, status.Errorf(codes.OutOfRange, "a volume of %d bytes is larger than the whole store of %d", want, size)
+	}
+	return want, nil
+}
+
+func sameVolume(have, want Volume, r *csi.CapacityRange) error {
+	limit := r.GetLimitBytes()
+	if have.Capacity < r.GetRequiredBytes() || (limit > 0 && have.Capacity > limit) {
+		return status.Errorf(codes.AlreadyExists, "volume %s exists with %d bytes, which is not the size asked for", have.ID, have.Capacity)
+	}
+	if want.Capacity = have.Capacity; have != want {
+		return status.Errorf(codes.AlreadyExists, "volume %s exists as %+v, asked for is %+v", have.ID, have, want)
+	}
+	return nil
+}
+
+// usage checks how a volume is to be used and says whether as a block device.
+// Any access mode is fine: there is one node.
+func usage(capabilities []*csi.VolumeCapability, directory bool) (block bool, err error) {
+	if len(capabilities) == 0 {
+		return false, status.Error(codes.InvalidArgument, "no volume capability")
+	}
+	for _, c := range capabilities {
+		switch {
+		case c.GetBlock() != nil && directory:
+			return false, status.Error(codes.InvalidArgument, "a directory-backed volume is no block device")
+		case c.GetBlock() != nil:
+			block = true
+		case c.GetMount() == nil:
+			return false, status.Error(codes.InvalidArgument, "a volume is used as a block device or as a file system")
+		case c.GetMount().GetFsType() != "" && c.GetMount().GetFsType() != "ext4":
+			return false, status.Errorf(codes.InvalidArgument, "file system %q: there is only ext4", c.GetMount().GetFsType())
+		}
+	}
+	return block, nil
+}
+
+func storageClass(parameters map[string]string) (directory bool, err error) {
+	for key, value := range parameters {
+		switch {
+		case key == paramDirectory:
+			if directory, err = strconv.ParseBool(value); err != nil {
+				return false, status.Errorf(codes.InvalidArgument, "parameter %s: %q is neither true nor false", key, value)
+			}
+		case !strings.HasPrefix(key, paramsOfSidecars):
+			return false, status.Errorf(codes.InvalidArgument, "parameter %s is unknown; there is %s", key, paramDirectory)
+		}
+	}
+	return directory, nil
+}
+
+// faults is what a VolumeSnapshotClass orders.
+type faults struct {
+	fail              string
+	delay, readyAfter time.Duration
+}
+
+func snapshotClass(parameters map[string]string) (faults, error) {
+	var f faults
+	for key, value := range parameters {
+		var err error
+		switch {
+		case key == paramFail:
+			f.fail = value
+		case key == paramDelay:
+			f.delay, err = time.ParseDuration(value)
+		case key == paramReadyAfter:
+			f.readyAfter, err = time.ParseDuration(value)
+		case !strings.HasPrefix(key, paramsOfSidecars):
+			err = fmt.Errorf("unknown; there are %s, %s and %s", paramFail, paramDelay, paramReadyAfter)
+		}
+		if err != nil {
+			return f, status.Errorf(codes.InvalidArgument, "parameter %s: %v", key, err)
+		}
+	}
+	return f, nil
+}
+
+func created(v Volume, r *csi.CreateVolumeRequest) *csi.CreateVolumeResponse {
+	return &csi.CreateVolumeResponse{Volume: &csi.Volume{
+		VolumeId: v.ID, CapacityBytes: v.Capacity, ContentSource: r.GetVolumeContentSource(),
+	}}
+}
+
+func cut(s Snapshot) *csi.CreateSnapshotResponse {
+	return &csi.CreateSnapshotResponse{Snapshot: &csi.Snapshot{
+		SnapshotId: s.ID, SourceVolumeId: s.Volume, SizeBytes: s.Size,
+		CreationTime: timestamppb.New(s.Created), ReadyToUse: !time.Now().Before(s.Ready),
+	}}
+}
+
+// makeFilesystem writes all of an ext4 at once: what mkfs would leave for later
+// would be written in the background, into somebody's measurement.
+func makeFilesystem(ctx context.Context, image string) error {
+	return run(ctx, "mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", image)
+}
+
+func run(ctx context.Context, name string, args ...string) error {
+	if out, err := exec.CommandContext(ctx, name, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+func asStatus(err error) error {
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return status.Error(codes.NotFound, err.Error())
+	case errors.Is(err, ErrBadID):
+		return status.Error(codes.InvalidArgument, err.Error())
+	default:
+		return status.Error(codes.Internal, err.Error())
+	}
+}

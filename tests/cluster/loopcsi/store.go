@@ -1,0 +1,239 @@
+package loopcsi
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+var (
+	// ErrNotFound says that a volume or snapshot does not exist.
+	ErrNotFound = errors.New("not found")
+	// ErrBadID says that an id could not have come from this driver.
+	ErrBadID = errors.New("not an id of this driver")
+)
+
+// Store keeps volumes and snapshots in a directory of a file system that can
+// make reflinks. Each is a directory that appears and disappears by a rename:
+// after a crash it is there as a whole or not at all.
+type Store struct {
+	dir string
+	mu  sync.Mutex
+}
+
+// Volume is what the store knows about a volume.
+type Volume struct {
+	ID       string `json:"id"`
+	Capacity int64  `json:"capacity"` // bytes
+	Source   Source `json:"source"`
+	// Directory makes it a directory of the store instead of an image.
+	Directory bool `json:"directory,omitempty"`
+	// Block says that it is used as a device and holds no file system of ours.
+	Block bool `json:"block,omitempty"`
+}
+
+// Source is where a volume's first content came from; both are empty for a new one.
+type Source struct {
+	Snapshot string `json:"snapshot,omitempty"`
+	Volume   string `json:"volume,omitempty"`
+}
+
+// Snapshot is what the store knows about a snapshot.
+type Snapshot struct {
+	ID      string    `json:"id"`
+	Volume  string    `json:"volume"`
+	Size    int64     `json:"size"` // bytes
+	Created time.Time `json:"created"`
+	// Ready is when it may be used; the content does not change after Created.
+	Ready     time.Time `json:"ready"`
+	Directory bool      `json:"directory,omitempty"`
+	Block     bool      `json:"block,omitempty"`
+}
+
+const (
+	volumes   = "volumes"
+	snapshots = "snapshots"
+	about     = "about.json" // in each volume and snapshot
+	image     = "image"      // its content, or
+	tree      = "tree"
+	unsettled = ".unsettled-" // prefix of what is being made or removed
+)
+
+// OpenStore opens the store in dir and removes what a crash left half-made.
+func OpenStore(dir string) (*Store, error) {
+	s := &Store{dir: dir}
+	for _, kind := range []string{volumes, snapshots} {
+		if err := os.MkdirAll(filepath.Join(dir, kind), 0o700); err != nil {
+			return nil, fmt.Errorf("open store %s: %w", dir, err)
+		}
+		rests, _ := filepath.Glob(filepath.Join(dir, kind, unsettled+"*"))
+		for _, rest := range rests {
+			if err := os.RemoveAll(rest); err != nil {
+				return nil, fmt.Errorf("open store %s: %w", dir, err)
+			}
+		}
+	}
+	return s, nil
+}
+
+// Size is how many bytes the whole store can hold.
+func (s *Store) Size() (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.dir, &st); err != nil {
+		return 0, fmt.Errorf("size of store %s: %w", s.dir, err)
+	}
+	return int64(st.Blocks) * st.Bsize, nil //nolint:gosec // a store of 8 EiB is not ours
+}
+
+// Volume looks a volume up; ErrNotFound when there is none.
+func (s *Store) Volume(id string) (Volume, error) {
+	var v Volume
+	return v, s.read(volumes, id, &v)
+}
+
+// Snapshot looks a snapshot up; ErrNotFound when there is none.
+func (s *Store) Snapshot(id string) (Snapshot, error) {
+	var v Snapshot
+	return v, s.read(snapshots, id, &v)
+}
+
+// Image is the file behind a volume, Tree its directory; one of them exists.
+func (s *Store) Image(id string) string { return filepath.Join(s.dir, volumes, id, image) }
+
+// Tree is the directory of a directory-backed volume.
+func (s *Store) Tree(id string) string { return filepath.Join(s.dir, volumes, id, tree) }
+
+// CreateVolume makes a volume. Its source, if any, must exist and be of the
+// same kind. fill is called for the image of a new volume, to make a file system.
+func (s *Store) CreateVolume(v Volume, fill func(image string) error) error {
+	return s.create(volumes, v.ID, v, func(dir string) error {
+		from := ""
+		switch {
+		case v.Source.Snapshot != "":
+			from = filepath.Join(s.dir, snapshots, v.Source.Snapshot)
+		case v.Source.Volume != "":
+			from = filepath.Join(s.dir, volumes, v.Source.Volume)
+		}
+		if from != "" {
+			if err := copyContent(from, dir); err != nil {
+				return err
+			}
+			if v.Directory {
+				return nil
+			}
+			return os.Truncate(filepath.Join(dir, image), v.Capacity) // grows it, never cuts: the caller sees to that
+		}
+		if v.Directory {
+			return os.Mkdir(filepath.Join(dir, tree), 0o777)
+		}
+		file := filepath.Join(dir, image)
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
+			return err
+		}
+		if err := os.Truncate(file, v.Capacity); err != nil {
+			return err
+		}
+		return fill(file)
+	})
+}
+
+// CreateSnapshot copies what the volume's device holds at this moment and
+// returns the snapshot with the time of that moment.
+func (s *Store) CreateSnapshot(snap Snapshot, readyAfter time.Duration) (Snapshot, error) {
+	v, err := s.Volume(snap.Volume)
+	if err != nil {
+		return snap, err
+	}
+	snap.Size, snap.Directory, snap.Block = v.Capacity, v.Directory, v.Block
+	err = s.create(snapshots, snap.ID, &snap, func(dir string) error {
+		err := copyContent(filepath.Join(s.dir, volumes, v.ID), dir)
+		snap.Created = time.Now()
+		snap.Ready = snap.Created.Add(readyAfter)
+		return err
+	})
+	return snap, err
+}
+
+// DeleteVolume removes a volume; one that does not exist is no error.
+func (s *Store) DeleteVolume(id string) error { return s.remove(volumes, id) }
+
+// DeleteSnapshot removes a snapshot; one that does not exist is no error.
+func (s *Store) DeleteSnapshot(id string) error { return s.remove(snapshots, id) }
+
+var idForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
+
+func (s *Store) path(kind, id string) (string, error) {
+	if !idForm.MatchString(id) {
+		return "", fmt.Errorf("%s %q: %w", strings.TrimSuffix(kind, "s"), id, ErrBadID)
+	}
+	return filepath.Join(s.dir, kind, id), nil
+}
+
+func (s *Store) read(kind, id string, into any) error {
+	dir, err := s.path(kind, id)
+	if err != nil {
+		return err
+	}
+	b, err := os.ReadFile(filepath.Join(dir, about))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s %s: %w", strings.TrimSuffix(kind, "s"), id, ErrNotFound)
+	}
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, into); err != nil {
+		return fmt.Errorf("%s %s: %w", strings.TrimSuffix(kind, "s"), id, err)
+	}
+	return nil
+}
+
+// create makes a volume's or snapshot's directory aside, lets fill put the
+// content in, and then gives it its name.
+func (s *Store) create(kind, id string, what any, fill func(dir string) error) error {
+	final, err := s.path(kind, id)
+	if err != nil {
+		return err
+	}
+	aside, err := os.MkdirTemp(filepath.Join(s.dir, kind), unsettled)
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(aside)
+	if err := fill(aside); err != nil {
+		return fmt.Errorf("create %s %s: %w", strings.TrimSuffix(kind, "s"), id, err)
+	}
+	b, err := json.Marshal(what)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(aside, about), b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(aside, final)
+}
+
+func (s *Store) remove(kind, id string) error {
+	dir, err := s.path(kind, id)
+	if errors.Is(err, ErrBadID) {
+		return nil // it cannot exist
+	}
+	aside, err := os.MkdirTemp(filepath.Join(s.dir, kind), unsettled)
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(aside)
+	err = os.Rename(dir, filepath.Join(aside, id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
