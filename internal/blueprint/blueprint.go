@@ -1,0 +1,211 @@
+// Package blueprint reads Kanister's blueprints, finds the one that an
+// annotation names, and renders an action of it into commands that are ready
+// to run. It runs none of them: that is the work of package quiesce.
+package blueprint
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kjson "sigs.k8s.io/json"
+	"sigs.k8s.io/yaml"
+)
+
+// What a blueprint says of itself; the same as Kanister's, so that published
+// files are taken as they are.
+const (
+	APIVersion = "cr.kanister.io/v1alpha1"
+	Kind       = "Blueprint"
+)
+
+// The actions that run around a snapshot. The names are Kasten K10's.
+const (
+	Prehook  = "backupPrehook"
+	Posthook = "backupPosthook"
+)
+
+// hooks are all names that K10 gives a meaning. Actions of other names are
+// ignored, so a name that differs from one of these in case only is a mistake
+// worth a warning.
+var hooks = []string{Prehook, Posthook, "restorePrehook", "restorePosthook", "backup", "restore", "delete"}
+
+// Blueprint is a set of actions, by name.
+type Blueprint struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata"`
+	Actions           map[string]*Action `json:"actions,omitempty"`
+
+	// Source is set by Finder and stands in every error about the blueprint.
+	Source Source `json:"-"`
+}
+
+// Action is a list of phases that run one after another.
+type Action struct {
+	Name               string              `json:"name"`
+	Kind               string              `json:"kind"`
+	ConfigMapNames     []string            `json:"configMapNames,omitempty"`
+	SecretNames        []string            `json:"secretNames,omitempty"`
+	InputArtifactNames []string            `json:"inputArtifactNames,omitempty"`
+	OutputArtifacts    map[string]Artifact `json:"outputArtifacts,omitempty"`
+	Phases             []Phase             `json:"phases,omitempty"`
+	DeferPhase         *Phase              `json:"deferPhase,omitempty"`
+}
+
+// Artifact is what one action leaves to a later one; its strings are
+// templates.
+type Artifact struct {
+	KeyValue      map[string]string `json:"keyValue,omitempty"`
+	KopiaSnapshot string            `json:"kopiaSnapshot,omitempty"`
+}
+
+// Phase is one call of a function. Every string in Args and ObjectRefs, at any
+// depth, is a template.
+type Phase struct {
+	Func       string                     `json:"func"`
+	Name       string                     `json:"name"`
+	ObjectRefs map[string]ObjectReference `json:"objects,omitempty"`
+	Args       map[string]any             `json:"args"`
+}
+
+// ObjectReference names an object whose content a phase's templates see.
+type ObjectReference struct {
+	APIVersion string `json:"apiVersion"`
+	Group      string `json:"group"`
+	Resource   string `json:"resource"`
+	Kind       string `json:"kind"`
+	Name       string `json:"name"`
+	Namespace  string `json:"namespace,omitempty"`
+}
+
+// title is how errors call the blueprint.
+func (b *Blueprint) title() string {
+	if b.Source == "" {
+		return fmt.Sprintf("blueprint %s", b.Name)
+	}
+	return fmt.Sprintf("blueprint %s (%s)", b.Name, b.Source)
+}
+
+// Parse reads one YAML or JSON document. Unknown fields do not fail, because
+// Kanister's API server drops them and old published blueprints have some;
+// they come back as warnings. A key given twice fails, and so does an
+// apiVersion or kind that is not a blueprint's; both may be left out.
+func Parse(doc []byte) (bp *Blueprint, warnings []string, err error) {
+	docs := documents(doc)
+	switch len(docs) {
+	case 0:
+		return nil, nil, errors.New("the document is empty; a blueprint has apiVersion, kind, metadata and actions")
+	case 1:
+		return parse(docs[0])
+	default:
+		return nil, nil, fmt.Errorf("%d documents where one is expected", len(docs))
+	}
+}
+
+// ParseAll reads a YAML stream of any number of documents; empty ones do not
+// count. Errors and warnings say which document they are about, when there
+// are several.
+func ParseAll(stream []byte) ([]*Blueprint, []string, error) {
+	var (
+		blueprints []*Blueprint
+		warnings   []string
+	)
+	docs := documents(stream)
+	for i, doc := range docs {
+		bp, warned, err := parse(doc)
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s%w", position(i, len(docs)), err)
+		}
+		blueprints = append(blueprints, bp)
+		for _, w := range warned {
+			warnings = append(warnings, position(i, len(docs))+w)
+		}
+	}
+	return blueprints, warnings, nil
+}
+
+// position is the prefix of a message about document i of n.
+func position(i, n int) string {
+	if n == 1 {
+		return ""
+	}
+	return fmt.Sprintf("document %d: ", i+1)
+}
+
+func parse(doc []byte) (*Blueprint, []string, error) {
+	asJSON, err := yaml.YAMLToJSONStrict(doc)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read as YAML: %w", err)
+	}
+	bp := &Blueprint{}
+	// As the API server decodes: case counts, and whole numbers stay whole.
+	unknown, err := kjson.UnmarshalStrict(asJSON, bp)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read as a blueprint: %w", err)
+	}
+	if bp.APIVersion != "" && bp.APIVersion != APIVersion {
+		return nil, nil, fmt.Errorf("apiVersion is %q, a blueprint's is %q", bp.APIVersion, APIVersion)
+	}
+	if bp.Kind != "" && bp.Kind != Kind {
+		return nil, nil, fmt.Errorf("kind is %q, a blueprint's is %q", bp.Kind, Kind)
+	}
+	var warnings []string
+	for _, u := range unknown {
+		warnings = append(warnings, u.Error()+" is ignored")
+	}
+	return bp, append(warnings, mistakes(bp)...), nil
+}
+
+// mistakes are what Kanister takes without a word although nobody means it.
+func mistakes(bp *Blueprint) []string {
+	var found []string
+	for _, name := range slices.Sorted(maps.Keys(bp.Actions)) {
+		for _, hook := range hooks {
+			if name != hook && strings.EqualFold(name, hook) {
+				found = append(found, fmt.Sprintf("action %q never runs: the name is %q", name, hook))
+			}
+		}
+		action := bp.Actions[name]
+		if action == nil {
+			continue
+		}
+		var names []string
+		for _, phase := range action.Phases {
+			if slices.Contains(names, phase.Name) {
+				found = append(found, fmt.Sprintf("action %q has two phases named %q", name, phase.Name))
+			}
+			names = append(names, phase.Name)
+		}
+	}
+	return found
+}
+
+// boundary is a line that ends one YAML document: "---" may carry the start
+// of the next one, "..." may not.
+var boundary = regexp.MustCompile(`(?m)^(---(?:[ \t]|\r?$)|\.\.\.[ \t]*\r?$)`)
+
+// documents splits a YAML stream. The YAML library reads the first document
+// and says nothing of those behind it, so none may be left in one piece.
+func documents(stream []byte) [][]byte {
+	var docs [][]byte
+	for _, doc := range boundary.Split(string(stream), -1) {
+		if !blank(doc) {
+			docs = append(docs, []byte(doc))
+		}
+	}
+	return docs
+}
+
+// blank tells that a document has only comments and white space.
+func blank(doc string) bool {
+	for line := range strings.Lines(doc) {
+		if line = strings.TrimSpace(strings.TrimPrefix(line, "\ufeff")); line != "" && !strings.HasPrefix(line, "#") {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,186 @@
+// Package config reads the configuration: one versioned document in one
+// ConfigMap of Velero's namespace. Anything in it that is not understood is an
+// error; nothing falls through to a default.
+package config
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/client-go/kubernetes"
+	kjson "sigs.k8s.io/json"
+	"sigs.k8s.io/yaml"
+	goyaml "sigs.k8s.io/yaml/goyaml.v2"
+)
+
+// The labels that make a ConfigMap of Velero's namespace the configuration.
+// By Velero's convention for plugins (GetPluginConfig in
+// pkg/plugin/framework/common) there are two: one that is the same for all
+// plugins and whose value does not matter, and one whose key is the plugin's
+// name and whose value is a kind. A plugin's name is <domain>/<name>, and ours
+// is that of the whole set, with a kind of its own: it configures all of its
+// actions at once. The administrator sets both.
+const (
+	PluginConfigLabel = "velero.io/plugin-config"
+	PluginLabel       = "stillpoint.io/stillpoint"
+	PluginKind        = "Configuration"
+)
+
+// Key is the one key of the ConfigMap's data.
+const Key = "config.yaml"
+
+// Version is the only version of the document so far.
+const Version = "v1"
+
+// Config is the document, with its defaults filled in.
+type Config struct {
+	Version string `json:"version"`
+	// BlueprintNamespaces are the namespaces whose Blueprint objects serve all
+	// workloads and may reach into all namespaces. Default: Velero's own; an
+	// empty list is none.
+	BlueprintNamespaces []string `json:"blueprintNamespaces"`
+}
+
+// Default is the configuration where there is no ConfigMap.
+func Default(veleroNamespace string) *Config {
+	return &Config{Version: Version, BlueprintNamespaces: []string{veleroNamespace}}
+}
+
+// Load reads the configuration, or gives the defaults where there is none.
+func Load(ctx context.Context, client kubernetes.Interface, veleroNamespace string) (*Config, error) {
+	// By one label only: a ConfigMap that lacks the other one, or has the
+	// wrong kind, would else be passed over without a word. Not by Velero's
+	// own function, since that takes no context.
+	configMaps, err := client.CoreV1().ConfigMaps(veleroNamespace).List(ctx, metav1.ListOptions{LabelSelector: PluginLabel})
+	if err != nil {
+		return nil, fmt.Errorf("list ConfigMaps of namespace %s with label %s: %w", veleroNamespace, PluginLabel, err)
+	}
+	switch len(configMaps.Items) {
+	case 0:
+		return Default(veleroNamespace), nil
+	case 1:
+		return Decode(&configMaps.Items[0])
+	default:
+		var names []string
+		for _, configMap := range configMaps.Items {
+			names = append(names, configMap.Name)
+		}
+		slices.Sort(names)
+		return nil, fmt.Errorf("%d ConfigMaps of namespace %s have the label %s: %s; remove all but one", len(names), veleroNamespace, PluginLabel, strings.Join(names, ", "))
+	}
+}
+
+// Decode reads the configuration out of its ConfigMap, whose namespace is
+// Velero's.
+func Decode(configMap *corev1.ConfigMap) (*Config, error) {
+	config, err := decode(configMap)
+	if err != nil {
+		return nil, fmt.Errorf("ConfigMap %s/%s: %w", configMap.Namespace, configMap.Name, err)
+	}
+	return config, nil
+}
+
+func decode(configMap *corev1.ConfigMap) (*Config, error) {
+	if kind := configMap.Labels[PluginLabel]; kind != PluginKind {
+		return nil, fmt.Errorf("label %s is %q, must be %q", PluginLabel, kind, PluginKind)
+	}
+	if _, ok := configMap.Labels[PluginConfigLabel]; !ok {
+		return nil, fmt.Errorf("label %s is missing; its value is \"\"", PluginConfigLabel)
+	}
+	for _, key := range slices.Sorted(maps.Keys(configMap.Data)) {
+		if key != Key {
+			return nil, fmt.Errorf("unknown key %q; the only key is %q", key, Key)
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(configMap.BinaryData)) {
+		return nil, fmt.Errorf("binary key %q; the only key is %q, and it is text", key, Key)
+	}
+	doc, ok := configMap.Data[Key]
+	if !ok {
+		return nil, fmt.Errorf("key %q is missing", Key)
+	}
+	config, err := document([]byte(doc), configMap.Namespace)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", Key, err)
+	}
+	return config, nil
+}
+
+func document(doc []byte, veleroNamespace string) (*Config, error) {
+	asJSON, err := yaml.YAMLToJSONStrict(doc)
+	if err != nil {
+		return nil, fmt.Errorf("read as YAML: %w", err)
+	}
+	// The line above reads the first document and says nothing of others.
+	stream, count := goyaml.NewDecoder(bytes.NewReader(doc)), 0
+	for stream.Decode(new(any)) == nil {
+		count++
+	}
+	if count > 1 {
+		return nil, fmt.Errorf("%d documents, must be one", count)
+	}
+	// The version first: what else is unknown follows from it.
+	var versioned map[string]any
+	if err := json.Unmarshal(asJSON, &versioned); err != nil {
+		return nil, fmt.Errorf("the document is not a map; its keys are: %s", keys())
+	}
+	switch version, there := versioned["version"]; {
+	case !there:
+		return nil, fmt.Errorf("version is missing; it is %q", Version)
+	case version != Version:
+		return nil, fmt.Errorf("version is %v, must be %q", show(version), Version)
+	}
+	config := Default(veleroNamespace)
+	unknown, err := kjson.UnmarshalStrict(asJSON, config)
+	if wrong := new(json.UnmarshalTypeError); errors.As(err, &wrong) {
+		return nil, fmt.Errorf("%s is a %s, must be a %s", wrong.Field, wrong.Value, wrong.Type)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if len(unknown) > 0 {
+		return nil, fmt.Errorf("%w; the keys are: %s", unknown[0], keys())
+	}
+	if versioned["blueprintNamespaces"] == nil {
+		config.BlueprintNamespaces = []string{veleroNamespace}
+	}
+	for i, namespace := range config.BlueprintNamespaces {
+		if reasons := validation.IsDNS1123Label(namespace); len(reasons) > 0 {
+			return nil, fmt.Errorf("blueprintNamespaces[%d] is %q, must be the name of a namespace: %s", i, namespace, strings.Join(reasons, "; "))
+		}
+		if first := slices.Index(config.BlueprintNamespaces, namespace); first < i {
+			return nil, fmt.Errorf("blueprintNamespaces[%d] is %q, as is blueprintNamespaces[%d]", i, namespace, first)
+		}
+	}
+	return config, nil
+}
+
+// show writes a value of the document as the document has it.
+func show(value any) string {
+	text, err := json.Marshal(value)
+	if err != nil {
+		return fmt.Sprint(value)
+	}
+	return string(text)
+}
+
+// keys lists the keys of the document.
+func keys() string {
+	var names []string
+	for _, field := range reflect.VisibleFields(reflect.TypeFor[Config]()) {
+		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}
