@@ -1,0 +1,350 @@
+package bracket
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	crclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"stillpoint.io/stillpoint/internal/quiesce"
+	"stillpoint.io/stillpoint/internal/snapshot"
+)
+
+const (
+	// creationLimit is how long Velero may take from our answer until it has
+	// created the VolumeSnapshot; past it, it is taken for one that never comes.
+	creationLimit = 5 * time.Second
+	// retryGrace is how long a freeze outlasts an error of the driver, in case
+	// the CSI sidecar's next try succeeds.
+	retryGrace = 2 * time.Second
+	// cutLimit is how long our watch may be behind Velero's poll.
+	cutLimit = 5 * time.Second
+)
+
+// stage is how far Velero and the storage are with a claim.
+type stage int
+
+const (
+	waiting stage = iota // Velero has not come to it
+	entered              // our answer is given: a VolumeSnapshot must come
+	created              // the VolumeSnapshot is there
+	cut                  // its point in time is past
+)
+
+// freeze is one group of volumes, from the first call for one of its claims to
+// the thaw.
+type freeze struct {
+	bracket *Bracket
+	planner *quiesce.Planner
+	group   *quiesce.Group
+	backup  *velerov1.Backup
+	log     logrus.FieldLogger
+
+	start   sync.Once
+	failed  error // why nothing is frozen
+	session *quiesce.Session
+	over    chan struct{} // closed when thawed, or never frozen
+
+	mu     sync.Mutex
+	stages map[string]stage
+	// moved is told of every change of stages.
+	moved chan struct{}
+}
+
+func newFreeze(b *Bracket, planner *quiesce.Planner, group *quiesce.Group, backup *velerov1.Backup) *freeze {
+	f := &freeze{
+		bracket: b, planner: planner, group: group, backup: backup,
+		log:    b.log.WithFields(logrus.Fields{"workload": group.Name()}),
+		over:   make(chan struct{}),
+		stages: map[string]stage{},
+		moved:  make(chan struct{}, 1),
+	}
+	for _, claim := range group.Claims {
+		f.stages[claim.Name] = waiting
+	}
+	return f
+}
+
+// enter freezes on the first call and lets the others join.
+func (f *freeze) enter(ctx context.Context, claim string) error {
+	f.start.Do(func() {
+		if f.failed == nil {
+			f.failed = f.begin(ctx)
+		}
+		if f.failed != nil {
+			close(f.over)
+			f.complain()
+		}
+	})
+	if f.failed != nil {
+		if f.group.OnError == quiesce.Continue {
+			return nil
+		}
+		return fmt.Errorf("quiesce failed, so claim %s/%s is not snapshotted: %w", f.group.Claims[0].Namespace, claim, f.failed)
+	}
+	f.move(claim, entered)
+	return nil
+}
+
+// complain reports a freeze that failed; once, however many claims it has.
+func (f *freeze) complain() {
+	f.bracket.events.write(f.group.Objects(), corev1.EventTypeWarning, reasonFailed, "Backup %s: %v", f.backup.Name, f.failed)
+	if f.group.OnError == quiesce.Continue {
+		f.log.Warnf("Quiesce failed; the snapshots will be crash-consistent only, since %s is continue: %v", quiesce.AnnotationOnQuiesceError, f.failed)
+	}
+}
+
+// begin does everything that can be done before the freeze, and freezes.
+func (f *freeze) begin(ctx context.Context) error {
+	if err := volumeGroup(f.group.Claims, f.backup); err != nil {
+		return err
+	}
+	started := time.Now()
+	if f.backup.Status.StartTimestamp != nil {
+		started = f.backup.Status.StartTimestamp.Time
+	}
+	plan, err := f.planner.Plan(ctx, f.group, started)
+	if err != nil {
+		return err
+	}
+	if err := tooMany(len(f.group.Claims), pollInterval(), plan.QuiesceTimeout); err != nil {
+		return err
+	}
+	if err := f.interrupted(ctx, started); err != nil {
+		return err
+	}
+	watching, stop := context.WithCancel(context.WithoutCancel(ctx))
+	events, err := snapshot.Watch(watching, f.bracket.clients.Snapshots, f.group.Claims[0].Namespace, snapshot.OfBackup(f.backup.Name))
+	if err != nil {
+		stop()
+		return err
+	}
+	f.session, err = quiesce.Freeze(ctx, f.bracket.executor, plan, f.log)
+	if err != nil {
+		stop()
+		return err
+	}
+	prepared := f.session.Report().Prepared
+	f.log.WithField("prepareMillis", prepared.Milliseconds()).
+		Infof("Quiesced %s in %d ms: blueprints %s; volumes %s", plan.Name, prepared.Milliseconds(), strings.Join(plan.Blueprints(), ", "), f.claims())
+	f.bracket.events.write(f.group.Objects(), corev1.EventTypeNormal, reasonQuiesced, "Quiesced for backup %s", f.backup.Name)
+	go func() {
+		defer stop()
+		f.hold(events)
+	}()
+	return nil
+}
+
+func (f *freeze) claims() string {
+	names := make([]string, len(f.group.Claims))
+	for i, claim := range f.group.Claims {
+		names[i] = claim.Name
+	}
+	return strings.Join(names, ", ")
+}
+
+// interrupted recognizes that an earlier process of this backup has begun with
+// this group and died: what is left could not be of the same moment.
+func (f *freeze) interrupted(ctx context.Context, started time.Time) error {
+	list, err := f.bracket.clients.Snapshots.SnapshotV1().VolumeSnapshots(f.group.Claims[0].Namespace).
+		List(ctx, metav1.ListOptions{LabelSelector: snapshot.OfBackup(f.backup.Name).String()})
+	if err != nil {
+		return fmt.Errorf("list the VolumeSnapshots of backup %s: %w", f.backup.Name, err)
+	}
+	for _, vs := range list.Items {
+		source := vs.Spec.Source.PersistentVolumeClaimName
+		if source == nil || vs.CreationTimestamp.Time.Before(started.Truncate(time.Second)) {
+			continue
+		}
+		if _, ours := f.stages[*source]; ours {
+			return fmt.Errorf("the plugin process ended while the workload was quiesced: volume %s was snapshotted (VolumeSnapshot %s/%s), the others would be of another moment",
+				*source, vs.Namespace, vs.Name)
+		}
+	}
+	return nil
+}
+
+func (f *freeze) move(claim string, to stage) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if at, ok := f.stages[claim]; ok && at < to {
+		f.stages[claim] = to
+	}
+	select {
+	case f.moved <- struct{}{}:
+	default:
+	}
+}
+
+// patience is how long the freeze may last with nothing happening: while the
+// storage works, as long as the session; zero when all is cut.
+func (f *freeze) patience() (limit time.Duration, awaited string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var next, all string
+	for claim, at := range f.stages {
+		switch at {
+		case created:
+			return time.Hour, claim
+		case entered:
+			next = claim
+		case waiting:
+			all = claim
+		case cut:
+		}
+	}
+	switch {
+	case next != "":
+		return creationLimit, next
+	case all != "":
+		// Velero has to notice the cut of the one before.
+		return creationLimit + pollInterval(), all
+	}
+	return 0, ""
+}
+
+// hold keeps the freeze until the last volume is cut.
+func (f *freeze) hold(events <-chan snapshot.Event) {
+	defer close(f.over)
+	var grace <-chan time.Time
+	var trouble error
+	for {
+		limit, awaited := f.patience()
+		if limit == 0 {
+			f.session.Thaw(context.Background())
+			break
+		}
+		idle := time.NewTimer(limit)
+		select {
+		case event := <-events:
+			if _, ours := f.stages[event.Claim]; !ours {
+				break
+			}
+			switch event.Kind {
+			case snapshot.Created:
+				f.move(event.Claim, created)
+			case snapshot.Cut:
+				f.move(event.Claim, cut)
+				grace, trouble = nil, nil
+			case snapshot.Failed:
+				trouble = fmt.Errorf("the snapshot of volume %s failed: %s", event.Claim, event.Message)
+				grace = time.After(retryGrace)
+			}
+		case <-f.moved:
+		case <-grace:
+			f.session.Abandon(trouble)
+		case <-idle.C:
+			f.session.Abandon(fmt.Errorf("Velero created no VolumeSnapshot of volume %s within %s", awaited, limit))
+		case <-f.session.Thawed():
+		}
+		idle.Stop()
+		select {
+		case <-f.session.Thawed():
+		default:
+			continue
+		}
+		break
+	}
+	f.conclude()
+}
+
+// conclude tells how the freeze went.
+func (f *freeze) conclude() {
+	report := f.session.Report()
+	frozen := report.Frozen.Milliseconds()
+	log := f.log.WithField("frozenMillis", frozen)
+	on := f.group.Objects()
+	if report.Stuck != nil {
+		log.Errorf("%v", report.Stuck)
+		f.bracket.events.write(on, corev1.EventTypeWarning, reasonStillFrozen, "%v", report.Stuck)
+		return
+	}
+	if report.Broken != nil {
+		log.Warnf("Thawed %s early: frozen for %d ms: %v", f.group.Name(), frozen, report.Broken)
+		f.bracket.events.write(on, corev1.EventTypeWarning, reasonFailed, "Thawed early after %d ms in backup %s: %v", frozen, f.backup.Name, report.Broken)
+		return
+	}
+	log.Infof("Thawed %s: frozen for %d ms, %d volumes cut", f.group.Name(), frozen, len(f.group.Claims))
+	f.bracket.events.write(on, corev1.EventTypeNormal, reasonThawed, "Frozen for %d ms for backup %s", frozen, f.backup.Name)
+}
+
+// leave is called when Velero has seen the claim's snapshot cut.
+func (f *freeze) leave(ctx context.Context, claim *corev1.PersistentVolumeClaim) error {
+	if f.session == nil { // complained already
+		return nil
+	}
+	f.await(claim.Name)
+	select {
+	case <-f.over:
+	default:
+		return nil // held for the volumes that are left
+	}
+	report := f.session.Report()
+	broken := errors.Join(report.Broken, report.Stuck)
+	if report.Broken == nil || f.group.OnError == quiesce.Continue {
+		return nil // a thaw that is stuck has been reported as an error
+	}
+	f.discard(ctx, claim)
+	return fmt.Errorf("the snapshot of claim %s/%s is not consistent and is deleted: %s: %w", claim.Namespace, claim.Name, f.group.Name(), broken)
+}
+
+// await lets our watch catch up with Velero's poll, and thaws when the last
+// claim is here and the watch is still silent.
+func (f *freeze) await(claim string) {
+	timeout := time.After(cutLimit)
+	for {
+		f.mu.Lock()
+		done := f.stages[claim] == cut
+		last := true
+		for _, at := range f.stages {
+			last = last && at == cut
+		}
+		f.mu.Unlock()
+		if done && !last {
+			return
+		}
+		select {
+		case <-f.over:
+			return
+		case <-time.After(5 * time.Millisecond):
+		case <-timeout:
+			f.move(claim, cut) // Velero has seen its handle
+			timeout = nil
+		}
+	}
+}
+
+// discard deletes a snapshot that must not be restored from: the
+// VolumeSnapshot with what it stands for, or the upload that reads from it.
+func (f *freeze) discard(ctx context.Context, claim *corev1.PersistentVolumeClaim) {
+	uploads := &velerov2alpha1.DataUploadList{}
+	err := f.bracket.clients.Objects.List(ctx, uploads, crclient.InNamespace(f.backup.Namespace), crclient.MatchingLabels{
+		velerov1.BackupUIDLabel: string(f.backup.UID), velerov1.PVCUIDLabel: string(claim.UID),
+	})
+	if err != nil {
+		f.log.Errorf("List the DataUploads of claim %s/%s: %v", claim.Namespace, claim.Name, err)
+	}
+	for i := range uploads.Items {
+		upload := &uploads.Items[i]
+		before := upload.DeepCopy()
+		upload.Spec.Cancel = true
+		if err := f.bracket.clients.Objects.Patch(ctx, upload, crclient.MergeFrom(before)); err != nil {
+			f.log.Errorf("Cancel DataUpload %s: %v", upload.Name, err)
+		}
+	}
+	if len(uploads.Items) > 0 {
+		return // its controller cleans up the snapshot that it was given
+	}
+	if err := snapshot.Delete(ctx, f.bracket.clients.Snapshots, claim.Namespace, claim.Name, snapshot.OfBackup(f.backup.Name)); err != nil {
+		f.log.Errorf("%v", err)
+	}
+}

@@ -1,0 +1,68 @@
+// Package cluster is the only room that talks to the API server: it makes the
+// clients and opens the exec streams that everything else works with. It
+// decides nothing.
+package cluster
+
+import (
+	"fmt"
+
+	"github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned"
+	"github.com/vmware-tanzu/velero/pkg/client"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	crclient "sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// Requests per second that one plugin process may send. Velero's own default
+// of 100 is for a server; a freeze must never wait for a client-side limiter.
+const (
+	clientQPS   = 200
+	clientBurst = 400
+)
+
+// Clients reach one API server with the rights of Velero's service account.
+type Clients struct {
+	// Config is what exec streams are opened with.
+	Config *rest.Config
+	Kube   kubernetes.Interface
+	// Objects is Velero's own client: it knows Velero's kinds, and its volume
+	// helpers take no other.
+	Objects   crclient.Client
+	Snapshots versioned.Interface
+	// Dynamic reads kinds that are known by name only, such as Blueprints.
+	Dynamic dynamic.Interface
+	// VeleroNamespace is where this plugin's Velero lives.
+	VeleroNamespace string
+}
+
+// NewClients connects as Velero does: from KUBECONFIG or from the pod's
+// service account. The namespace is VELERO_NAMESPACE, which `velero install`
+// sets on the server, or else what Velero's client configuration says.
+func NewClients() (*Clients, error) {
+	defaults, err := client.LoadConfig()
+	if err != nil {
+		return nil, fmt.Errorf("load Velero's client configuration: %w", err)
+	}
+	factory := client.NewFactory("stillpoint", defaults)
+	factory.SetClientQPS(clientQPS)
+	factory.SetClientBurst(clientBurst)
+
+	clients := &Clients{VeleroNamespace: factory.Namespace()}
+	if clients.Config, err = factory.ClientConfig(); err != nil {
+		return nil, fmt.Errorf("find the API server: %w", err)
+	}
+	if clients.Kube, err = factory.KubeClient(); err != nil {
+		return nil, fmt.Errorf("make the Kubernetes client: %w", err)
+	}
+	if clients.Dynamic, err = factory.DynamicClient(); err != nil {
+		return nil, fmt.Errorf("make the dynamic client: %w", err)
+	}
+	if clients.Objects, err = factory.KubebuilderClient(); err != nil {
+		return nil, fmt.Errorf("make Velero's client: %w", err)
+	}
+	if clients.Snapshots, err = versioned.NewForConfig(clients.Config); err != nil {
+		return nil, fmt.Errorf("make the snapshot client: %w", err)
+	}
+	return clients, nil
+}

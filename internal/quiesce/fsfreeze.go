@@ -1,0 +1,296 @@
+package quiesce
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/workload"
+)
+
+// probeLimit is how long a container may take to answer a probe.
+const probeLimit = 20 * time.Second
+
+// unfreezeScript takes a file system that is not frozen for success: the
+// deadline of a guard may have been quicker.
+const unfreezeScript = `said=$(LC_ALL=C fsfreeze --unfreeze "$1" 2>&1) && exit 0
+case $said in *'Invalid argument'*) exit 0;; esac
+echo "$said" >&2
+exit 1`
+
+// fileSystems finds the file systems of claims, each once, and the containers
+// to freeze them from. It belongs to one plan: pre and post see one choice.
+type fileSystems struct {
+	executor  Executor
+	namespace string
+	// claims are those that will be snapshotted; no other is frozen.
+	claims map[string]corev1.PersistentVolumeClaim
+	// taken are the devices that are chosen already, as node/major:minor.
+	taken  map[string]bool
+	probes map[cluster.Container]probed
+	// chosen remembers the places per arguments.
+	chosen map[string][]place
+}
+
+type place struct {
+	container cluster.Container
+	path      string
+}
+
+type probed struct {
+	probe
+	err error
+}
+
+func newFileSystems(executor Executor, namespace string, claims []corev1.PersistentVolumeClaim) *fileSystems {
+	f := &fileSystems{
+		executor:  executor,
+		namespace: namespace,
+		claims:    map[string]corev1.PersistentVolumeClaim{},
+		taken:     map[string]bool{},
+		probes:    map[cluster.Container]probed{},
+		chosen:    map[string][]place{},
+	}
+	for _, claim := range claims {
+		f.claims[claim.Name] = claim
+	}
+	return f
+}
+
+// functions are those of the built-in blueprint, for one workload's pods. Args:
+// container to freeze from, paths to freeze (separated by blanks or commas);
+// without them all claims are frozen, each from the first container that can.
+func (f *fileSystems) functions(pods []corev1.Pod) map[string]blueprint.Function {
+	function := func(command func(path string) []string) blueprint.Function {
+		return blueprint.Function{
+			Optional: []string{"container", "paths"},
+			Calls: func(ctx context.Context, args blueprint.Args) ([]blueprint.Call, error) {
+				container, err := args.String("container")
+				if err != nil {
+					return nil, err
+				}
+				list, err := args.String("paths")
+				if err != nil {
+					return nil, err
+				}
+				paths := strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' || r == '\n' })
+				places, err := f.choose(ctx, pods, container, paths)
+				if err != nil {
+					return nil, err
+				}
+				var calls []blueprint.Call
+				for _, place := range places {
+					calls = append(calls, blueprint.Call{
+						Namespace: place.container.Namespace, Pod: place.container.Pod, Container: place.container.Name,
+						Command: command(place.path),
+					})
+				}
+				return calls, nil
+			},
+		}
+	}
+	return map[string]blueprint.Function{
+		"FreezeFileSystems": function(func(path string) []string { return []string{"fsfreeze", "--freeze", path} }),
+		"ThawFileSystems":   function(func(path string) []string { return []string{"sh", "-c", unfreezeScript, "stillpoint", path} }),
+	}
+}
+
+// choose gives a place for each file system, and none twice.
+func (f *fileSystems) choose(ctx context.Context, pods []corev1.Pod, container string, paths []string) ([]place, error) {
+	names := make([]string, len(pods))
+	for i, pod := range pods {
+		names[i] = pod.Name
+	}
+	key := strings.Join([]string{strings.Join(names, " "), container, strings.Join(paths, " ")}, "\x00")
+	if places, ok := f.chosen[key]; ok {
+		return places, nil
+	}
+	candidates, err := f.candidates(pods, container, paths)
+	if err != nil {
+		return nil, err
+	}
+	var places []place
+	for _, of := range candidates {
+		chosen, device, err := f.first(ctx, of)
+		if err != nil {
+			return nil, err
+		}
+		for _, pod := range pods {
+			if pod.Name == chosen.container.Pod {
+				device = pod.Spec.NodeName + "/" + device
+			}
+		}
+		if f.taken[device] {
+			continue
+		}
+		f.taken[device] = true
+		places = append(places, chosen)
+	}
+	f.chosen[key] = places
+	return places, nil
+}
+
+// candidate is a volume and everywhere it could be frozen from.
+type candidate struct {
+	what   string
+	mounts []workload.Mount
+}
+
+// candidates lists the volumes to freeze. It refuses those whose specification
+// says already that they must not be.
+func (f *fileSystems) candidates(pods []corev1.Pod, container string, paths []string) ([]candidate, error) {
+	if len(paths) > 0 {
+		return f.byPath(pods, container, paths)
+	}
+	var claims []string
+	mounts := map[string][]workload.Mount{}
+	for i := range pods {
+		for _, mount := range workload.Mounts(&pods[i]) {
+			if _, ok := f.claims[mount.Claim]; !ok {
+				continue
+			}
+			if !slices.Contains(claims, mount.Claim) {
+				claims = append(claims, mount.Claim)
+			}
+			if container == "" || mount.Container == container {
+				mounts[mount.Claim] = append(mounts[mount.Claim], mount)
+			}
+		}
+	}
+	slices.Sort(claims)
+	var candidates []candidate
+	for _, name := range claims {
+		claim := f.claims[name]
+		if err := refused(claim); err != nil {
+			return nil, err
+		}
+		what := fmt.Sprintf("claim %s/%s", claim.Namespace, name)
+		if len(mounts[name]) == 0 {
+			return nil, fmt.Errorf("%s: option container: %q does not mount it in any running pod", what, container)
+		}
+		// A mount of the whole volume tells more than one of a part.
+		slices.SortStableFunc(mounts[name], func(a, b workload.Mount) int { return len(a.SubPath) - len(b.SubPath) })
+		candidates = append(candidates, candidate{what: what, mounts: mounts[name]})
+	}
+	return candidates, nil
+}
+
+// byPath lists what the option paths names. A path may be of any kind of
+// volume here: what must not be frozen is refused by what the kernel says.
+func (f *fileSystems) byPath(pods []corev1.Pod, container string, paths []string) ([]candidate, error) {
+	var candidates []candidate
+	for _, wanted := range paths {
+		found := false
+		var there []string
+		for i := range pods {
+			claimed := map[string]workload.Mount{}
+			for _, mount := range workload.Mounts(&pods[i]) {
+				claimed[mount.Container+"\x00"+mount.Path] = mount
+			}
+			of := candidate{what: fmt.Sprintf("path %s of pod %s/%s", wanted, pods[i].Namespace, pods[i].Name)}
+			for _, c := range slices.Concat(pods[i].Spec.InitContainers, pods[i].Spec.Containers) {
+				if !slices.Contains(workload.RunningContainers(&pods[i]), c.Name) || (container != "" && c.Name != container) {
+					continue
+				}
+				for _, vm := range c.VolumeMounts {
+					there = append(there, c.Name+":"+vm.MountPath)
+					if path.Clean(vm.MountPath) != path.Clean(wanted) {
+						continue
+					}
+					mount, isClaim := claimed[c.Name+"\x00"+vm.MountPath]
+					if isClaim {
+						claim, ok := f.claims[mount.Claim]
+						if !ok {
+							return nil, fmt.Errorf("option paths: %s is claim %s/%s, which this backup does not snapshot", wanted, pods[i].Namespace, mount.Claim)
+						}
+						if err := refused(claim); err != nil {
+							return nil, err
+						}
+					} else {
+						mount = workload.Mount{Pod: pods[i].Name, Container: c.Name, Path: vm.MountPath, SubPath: vm.SubPath}
+					}
+					of.mounts = append(of.mounts, mount)
+				}
+			}
+			if len(of.mounts) > 0 {
+				found = true
+				candidates = append(candidates, of)
+			}
+		}
+		if !found {
+			slices.Sort(there)
+			return nil, fmt.Errorf("option paths: no running container mounts a volume at %s; mounted are: %s",
+				wanted, strings.Join(slices.Compact(there), ", "))
+		}
+	}
+	return candidates, nil
+}
+
+// refused says why a claim must not be frozen, as far as its specification
+// tells.
+func refused(claim corev1.PersistentVolumeClaim) error {
+	name := fmt.Sprintf("claim %s/%s", claim.Namespace, claim.Name)
+	if claim.Spec.VolumeMode != nil && *claim.Spec.VolumeMode == corev1.PersistentVolumeBlock {
+		return fmt.Errorf("%s has volumeMode Block: there is no file system to freeze; quiesce the application with a blueprint of its own", name)
+	}
+	for _, mode := range claim.Spec.AccessModes {
+		if mode == corev1.ReadWriteMany {
+			return fmt.Errorf("%s is ReadWriteMany: a freeze on one node does not stop the writers on others; quiesce the application with a blueprint of its own", name)
+		}
+	}
+	return nil
+}
+
+// first returns the first place that can freeze a volume.
+func (f *fileSystems) first(ctx context.Context, of candidate) (place, string, error) {
+	var reasons []string
+	for _, mount := range of.mounts {
+		container := cluster.Container{Namespace: f.namespace, Pod: mount.Pod, Name: mount.Container}
+		probed := f.probe(ctx, container)
+		if probed.err != nil {
+			reasons = append(reasons, probed.err.Error())
+			continue
+		}
+		device, err := probed.fileSystemAt(mount.Path, mount.SubPath)
+		if err != nil {
+			// What one container sees at this volume, all see.
+			return place{}, "", fmt.Errorf("%s must not be frozen: in %s, %w", of.what, container, err)
+		}
+		if why := probed.unable(); why != "" {
+			reasons = append(reasons, container.String()+" "+why)
+			continue
+		}
+		return place{container: container, path: mount.Path}, device, nil
+	}
+	return place{}, "", fmt.Errorf("%s cannot be frozen from any container: %s", of.what, strings.Join(reasons, "; "))
+}
+
+func (f *fileSystems) probe(ctx context.Context, container cluster.Container) probed {
+	if known, ok := f.probes[container]; ok {
+		return known
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeLimit)
+	defer cancel()
+	var output bytes.Buffer
+	said := &tail{}
+	var result probed
+	err := f.executor.Exec(ctx, container, []string{"sh", "-c", probeScript}, cluster.Streams{Stdout: &output, Stderr: said})
+	if err != nil {
+		result.err = fmt.Errorf("%w (Stillpoint needs sh in the container)", err)
+		if text := said.String(); text != "" {
+			result.err = fmt.Errorf("%w: %s", result.err, text)
+		}
+	} else if result.probe, err = readProbe(output.Bytes()); err != nil {
+		result.err = fmt.Errorf("%s: %w", container, err)
+	}
+	f.probes[container] = result
+	return result
+}

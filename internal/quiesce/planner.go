@@ -1,0 +1,397 @@
+package quiesce
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
+
+	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/workload"
+)
+
+// Planner gathers what a plan needs from the cluster. It reads, and runs
+// probes in containers; it changes nothing.
+type Planner struct {
+	Kube     kubernetes.Interface
+	Executor Executor
+	Finder   *blueprint.Finder
+	// Warn is told what is no error but should not go unnoticed.
+	Warn func(format string, args ...any)
+}
+
+// Group is the volumes that one freeze covers, and what their annotations ask
+// for.
+type Group struct {
+	// Unit is all workloads that share volumes with these.
+	Unit workload.Unit
+	// Claims are the volumes of the freeze, sorted by name.
+	Claims []corev1.PersistentVolumeClaim
+	// OnError is valid even when the rest is not.
+	OnError OnError
+
+	parts []part
+}
+
+// part is one workload's share of a group.
+type part struct {
+	workload workload.Workload
+	settings Settings
+	// source is the object that named the blueprints.
+	source map[string]any
+	claim  *corev1.PersistentVolumeClaim // when source is a claim
+}
+
+// Asked tells whether anything is to be quiesced.
+func (g *Group) Asked() bool {
+	return slices.ContainsFunc(g.parts, func(p part) bool { return len(p.settings.Blueprints) > 0 })
+}
+
+// Name is what messages call the group: the workloads that are quiesced, or
+// the claim that has an annotation of its own.
+func (g *Group) Name() string {
+	var names []string
+	for _, part := range g.parts {
+		if len(part.settings.Blueprints) == 0 {
+			continue
+		}
+		if part.claim != nil {
+			return fmt.Sprintf("PersistentVolumeClaim %s/%s", part.claim.Namespace, part.claim.Name)
+		}
+		names = append(names, part.workload.String())
+	}
+	return strings.Join(names, " and ")
+}
+
+// Objects are the workloads that are quiesced, for events.
+func (g *Group) Objects() []workload.Ref {
+	var refs []workload.Ref
+	for _, part := range g.parts {
+		if len(part.settings.Blueprints) > 0 {
+			refs = append(refs, part.workload.Ref)
+		}
+	}
+	return refs
+}
+
+// Group finds out what is frozen together with a claim: the volumes of its
+// unit for which included says yes, except those whose claims have quiesce
+// annotations of their own; each of these is a group by itself. A group is
+// returned even with an error, as far as it is known.
+func (p *Planner) Group(ctx context.Context, claim *corev1.PersistentVolumeClaim, included func(corev1.PersistentVolumeClaim) (bool, error)) (*Group, error) {
+	group := &Group{OnError: Fail, Claims: []corev1.PersistentVolumeClaim{*claim}}
+	unit, err := workload.Find(ctx, p.Kube, claim.Namespace, claim.Name)
+	if err != nil {
+		return group, err
+	}
+	namespace, err := p.Kube.CoreV1().Namespaces().Get(ctx, claim.Namespace, metav1.GetOptions{})
+	if err != nil {
+		return group, fmt.Errorf("get namespace %s: %w", claim.Namespace, err)
+	}
+	group.Unit = unit
+
+	own, err := hasOwn(claim)
+	if err != nil {
+		return group, err
+	}
+	for _, w := range unit.Workloads {
+		if own && !mounts(w, claim.Name) {
+			continue
+		}
+		part, err := p.part(w, namespace, claim, own)
+		group.OnError = strictest(group.parts, part.settings.OnError, group.OnError)
+		group.parts = append(group.parts, part)
+		if err != nil {
+			return group, err
+		}
+		if own { // one claim, one plan: the first workload stands for all that mount it
+			break
+		}
+	}
+	if own || !group.Asked() {
+		return group, nil
+	}
+
+	claims, err := p.Kube.CoreV1().PersistentVolumeClaims(claim.Namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return group, fmt.Errorf("list the claims of namespace %s: %w", claim.Namespace, err)
+	}
+	quiesced := func(name string) bool {
+		return slices.ContainsFunc(group.parts, func(p part) bool {
+			return len(p.settings.Blueprints) > 0 && mounts(p.workload, name)
+		})
+	}
+	if !quiesced(claim.Name) {
+		group.parts = nil
+		return group, nil
+	}
+	group.Claims = nil
+	for _, other := range claims.Items {
+		if !slices.Contains(unit.Claims, other.Name) || !quiesced(other.Name) {
+			continue
+		}
+		if own, err := hasOwn(&other); err != nil || own {
+			continue // its own group, or its own error
+		}
+		in, err := included(other)
+		if err != nil {
+			return group, err
+		}
+		if in || other.Name == claim.Name {
+			group.Claims = append(group.Claims, other)
+		}
+	}
+	slices.SortFunc(group.Claims, func(a, b corev1.PersistentVolumeClaim) int { return cmp.Compare(a.Name, b.Name) })
+	return group, nil
+}
+
+// Asked tells whether any workload of a unit is to be quiesced. Annotations
+// that are not valid count as yes: they come to light where the plan is made.
+func (p *Planner) Asked(ctx context.Context, unit workload.Unit) (bool, error) {
+	namespace, err := p.Kube.CoreV1().Namespaces().Get(ctx, unit.Workloads[0].Namespace, metav1.GetOptions{})
+	if err != nil {
+		return false, fmt.Errorf("get namespace %s: %w", unit.Workloads[0].Namespace, err)
+	}
+	for _, w := range unit.Workloads {
+		part, err := p.part(w, namespace, nil, false)
+		if err != nil || len(part.settings.Blueprints) > 0 {
+			return true, nil //nolint:nilerr // see above
+		}
+	}
+	return false, nil
+}
+
+func strictest(before []part, next, so OnError) OnError {
+	if len(before) == 0 || next == Fail {
+		return next
+	}
+	return so
+}
+
+func mounts(w workload.Workload, claim string) bool {
+	return slices.ContainsFunc(w.Pods, func(pod corev1.Pod) bool {
+		return slices.ContainsFunc(workload.Mounts(&pod), func(m workload.Mount) bool { return m.Claim == claim })
+	})
+}
+
+// hasOwn tells whether a claim itself says what to do for it. Other settings on
+// a claim that says nothing of the kind would have no effect, so they are an
+// error.
+func hasOwn(claim *corev1.PersistentVolumeClaim) (bool, error) {
+	_, quiesce := claim.Annotations[AnnotationQuiesce]
+	_, kanister := claim.Annotations[AnnotationKanister]
+	if quiesce || kanister {
+		return true, nil
+	}
+	layer := Layer{Object: fmt.Sprintf("PersistentVolumeClaim %s/%s", claim.Namespace, claim.Name), Annotations: claim.Annotations}
+	if err := unknown(layer); err != nil {
+		return false, err
+	}
+	for key := range claim.Annotations {
+		if slices.Contains(known, key) || strings.HasPrefix(key, AnnotationOptionPrefix) {
+			return false, fmt.Errorf("%s: annotation %s has no effect without %s beside it; to set it for all volumes of the workload, annotate the workload",
+				layer.Object, key, AnnotationQuiesce)
+		}
+	}
+	return false, nil
+}
+
+// part resolves the annotations of one workload: the claim's own where it has
+// some, those of the pod template, the controller and the namespace.
+func (p *Planner) part(w workload.Workload, namespace *corev1.Namespace, claim *corev1.PersistentVolumeClaim, own bool) (part, error) {
+	result := part{workload: w, settings: Settings{OnError: Fail}}
+	var (
+		layers  []Layer
+		sources []func() (map[string]any, error)
+	)
+	add := func(name string, annotations map[string]string, source func() (map[string]any, error)) {
+		layers = append(layers, Layer{Object: name, Annotations: annotations})
+		sources = append(sources, source)
+	}
+	if own {
+		add(fmt.Sprintf("PersistentVolumeClaim %s/%s", claim.Namespace, claim.Name), claim.Annotations, func() (map[string]any, error) {
+			return asMap("v1", "PersistentVolumeClaim", claim)
+		})
+	}
+	if w.Kind != "Pod" {
+		template, err := templateAnnotations(w)
+		if err != nil {
+			return result, err
+		}
+		add("the pods of "+w.String(), template, func() (map[string]any, error) {
+			if w.Object == nil {
+				return asMap("v1", "Pod", &w.Pods[0])
+			}
+			return asMap(w.APIVersion, w.Kind, w.Object)
+		})
+	}
+	if w.Object != nil {
+		add(w.String(), w.Object.GetAnnotations(), func() (map[string]any, error) { return asMap(w.APIVersion, w.Kind, w.Object) })
+	}
+	add("Namespace "+namespace.Name, namespace.Annotations, func() (map[string]any, error) { return asMap("v1", "Namespace", namespace) })
+
+	var err error
+	if result.settings, err = Resolve(layers); err != nil {
+		return result, err
+	}
+	if i := result.settings.SourceLayer; i >= 0 {
+		if result.source, err = sources[i](); err != nil {
+			return result, err
+		}
+		if own && i == 0 {
+			result.claim = claim
+		}
+	}
+	return result, nil
+}
+
+// templateAnnotations are ours among the annotations of a controller's pods,
+// which carry what its template says. Pods that disagree, as in the middle of a
+// rollout, are an error: neither can be taken for what the user means now.
+func templateAnnotations(w workload.Workload) (map[string]string, error) {
+	var first map[string]string
+	for i, pod := range w.Pods {
+		ours := map[string]string{}
+		for key, value := range pod.Annotations {
+			if strings.HasPrefix(key, AnnotationDomain) || strings.HasPrefix(key, AnnotationOptionPrefix) || key == AnnotationKanister {
+				ours[key] = value
+			}
+		}
+		if i == 0 {
+			first = ours
+		} else if !maps.Equal(first, ours) {
+			return nil, fmt.Errorf("%s: pods %s and %s have different quiesce annotations; wait for the rollout to end, or annotate the %s itself",
+				w, w.Pods[0].Name, pod.Name, w.Kind)
+		}
+	}
+	return first, nil
+}
+
+func asMap(apiVersion, kind string, object any) (map[string]any, error) {
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(object)
+	if err != nil {
+		return nil, fmt.Errorf("convert a %s: %w", kind, err)
+	}
+	content["apiVersion"], content["kind"] = apiVersion, kind
+	return content, nil
+}
+
+// Plan renders everything that freezing a group will take. started is when the
+// backup began, which templates see as .Time.
+func (p *Planner) Plan(ctx context.Context, group *Group, started time.Time) (*Plan, error) {
+	plan := &Plan{Name: group.Name(), OnError: group.OnError}
+	namespace := group.Claims[0].Namespace
+	files := newFileSystems(p.Executor, namespace, group.Claims)
+	for _, part := range group.parts {
+		if len(part.settings.Blueprints) == 0 {
+			continue
+		}
+		plan.PrepareTimeout = shorter(plan.PrepareTimeout, part.settings.PrepareTimeout)
+		plan.QuiesceTimeout = shorter(plan.QuiesceTimeout, part.settings.QuiesceTimeout)
+		for _, name := range part.settings.Blueprints {
+			hook, mask, err := p.hook(ctx, name, part, files, started)
+			plan.Mask = plan.Mask.Merge(mask)
+			if err != nil {
+				return nil, fmt.Errorf("%s: blueprint %s, which %s names: %w", part.workload, name, part.settings.Source, err)
+			}
+			plan.Hooks = append(plan.Hooks, hook)
+		}
+	}
+	// The file systems of all workloads go last.
+	slices.SortStableFunc(plan.Hooks, func(a, b Hook) int { return rank(a) - rank(b) })
+	rescue := &rescue{kube: p.Kube, group: group}
+	plan.Alternatives, plan.ByHand = rescue.alternatives, rescue.byHand
+	return plan, nil
+}
+
+func rank(h Hook) int {
+	if h.Blueprint == FSFreeze {
+		return 1
+	}
+	return 0
+}
+
+func shorter(a, b time.Duration) time.Duration {
+	if a == 0 {
+		return b
+	}
+	return min(a, b)
+}
+
+func (p *Planner) hook(ctx context.Context, name string, part part, files *fileSystems, started time.Time) (Hook, blueprint.Masker, error) {
+	hook := Hook{Blueprint: name}
+	var mask blueprint.Masker
+	found, err := p.Finder.Find(ctx, name, part.workload.Namespace)
+	if err != nil {
+		return hook, mask, err
+	}
+	for _, warning := range found.Warnings {
+		p.Warn("Blueprint %s (%s): %s", name, found.Source, warning)
+	}
+	functions := blueprint.KubeFunctions(blueprint.NewPods(p.Kube))
+	maps.Copy(functions, files.functions(part.workload.Pods))
+	renderer := &blueprint.Renderer{
+		Functions: functions,
+		Objects:   blueprint.NewObjects(p.Kube),
+		ConfineTo: found.ConfinedTo,
+	}
+	params := part.params(started)
+	for _, action := range []struct {
+		name  string
+		steps *[]blueprint.Step
+	}{{blueprint.Prehook, &hook.Pre}, {blueprint.Posthook, &hook.Post}} {
+		steps, masker, err := renderer.Steps(ctx, found.Blueprint, action.name, params)
+		mask = mask.Merge(masker)
+		if err != nil {
+			return hook, mask, err
+		}
+		*action.steps = steps
+	}
+	return hook, mask, nil
+}
+
+// params are what templates see.
+func (p part) params(started time.Time) blueprint.Params {
+	w := p.workload
+	params := blueprint.Params{
+		Object:    p.source,
+		Namespace: &blueprint.Namespace{Name: w.Namespace, Namespace: w.Namespace},
+		Options:   p.settings.Options,
+		Time:      started.UTC().Format(time.RFC3339Nano),
+	}
+	if p.claim != nil {
+		params.PVC = &blueprint.PVC{Name: p.claim.Name, Namespace: p.claim.Namespace}
+	}
+	described := blueprint.Deployment{
+		Name: w.Name, Namespace: w.Namespace,
+		PersistentVolumeClaims: map[string]map[string]string{},
+	}
+	for i := range w.CurrentPods {
+		pod := &w.CurrentPods[i]
+		described.Pods = append(described.Pods, pod.Name)
+		described.Containers = append(described.Containers, workload.RunningContainers(pod))
+		paths := map[string]string{}
+		for _, mount := range workload.Mounts(pod) {
+			if _, ok := paths[mount.Claim]; !ok {
+				paths[mount.Claim] = mount.Path
+			}
+		}
+		described.PersistentVolumeClaims[pod.Name] = paths
+	}
+	switch w.Kind {
+	case "Deployment":
+		params.Deployment = &described
+	case "StatefulSet":
+		set := blueprint.StatefulSet(described)
+		params.StatefulSet = &set
+	}
+	return params
+}

@@ -1,0 +1,39 @@
+# What guard.sh and runner.sh have in common. POSIX sh; tried with dash, busybox
+# ash and bash. The subshell is for dash, which leaves on an option it does not
+# know; bash breaks off `read` for a trapped signal only in POSIX mode.
+(set -o posix) 2>/dev/null && set -o posix
+command= timer= signalled=
+trap 'signalled=1' TERM HUP INT
+trap : PIPE
+
+# post and pre commands arrive as shell words that are already quoted, and run
+# as the container runtime would run them: no function and no builtin.
+run() {
+	eval "set -- $command"
+	exec "$@" </dev/null
+}
+
+# arm N: signal this shell in N seconds, and again each second after, in case
+# the first signal fell between two reads. While a background process is
+# forked, TERM has its default action: a shell forgets a trapped signal that
+# reaches its child before the child has put its traps away. The trap takes the
+# sleep along, because the first process of a container may reap no orphans.
+arm() {
+	disarm
+	trap - TERM
+	(
+		trap '[ -z "$!" ] || { kill -KILL $!; wait $!; }; exit' TERM
+		sleep "$1" &
+		wait $!
+		while kill -TERM $$; do
+			sleep 1 &
+			wait $!
+		done
+	) </dev/null >/dev/null 2>&1 &
+	timer=$!
+	trap 'signalled=1' TERM
+}
+disarm() {
+	[ -z "$timer" ] || { kill -TERM "$timer"; wait "$timer"; } 2>/dev/null
+	timer=
+}

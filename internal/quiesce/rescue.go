@@ -1,0 +1,109 @@
+package quiesce
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/workload"
+)
+
+// rescue finds other ways to run a post command: a frozen file system stays
+// frozen when the container dies that froze it, and can be thawed from any
+// other that mounts the volume.
+type rescue struct {
+	kube  kubernetes.Interface
+	group *Group
+}
+
+// alternatives lists the running containers that mount a volume of call's own
+// container, each with the command that does the same there: an argument that
+// is a mount path is replaced by the path of the same volume.
+func (r *rescue) alternatives(ctx context.Context, call blueprint.Call) []blueprint.Call {
+	pods, err := r.kube.CoreV1().Pods(call.Namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil
+	}
+	pathOf := map[string]string{} // by claim, in the call's own container
+	for _, mount := range r.mountsOf(call) {
+		pathOf[mount.Claim] = mount.Path
+	}
+	var calls []blueprint.Call
+	for i := range pods.Items {
+		pod := &pods.Items[i]
+		renamed := map[string]map[string]string{} // container → old path → new path
+		for _, mount := range workload.Mounts(pod) {
+			old, ok := pathOf[mount.Claim]
+			if !ok || mount.Block || (pod.Name == call.Pod && mount.Container == call.Container) {
+				continue
+			}
+			if renamed[mount.Container] == nil {
+				renamed[mount.Container] = map[string]string{}
+			}
+			renamed[mount.Container][old] = mount.Path
+		}
+		for _, container := range workload.RunningContainers(pod) {
+			paths, ok := renamed[container]
+			if !ok {
+				continue
+			}
+			command := slices.Clone(call.Command)
+			for i, word := range command {
+				if path, ok := paths[word]; ok {
+					command[i] = path
+				}
+			}
+			calls = append(calls, blueprint.Call{Namespace: call.Namespace, Pod: pod.Name, Container: container, Command: command})
+		}
+	}
+	return calls
+}
+
+// pod is call's pod as it was when the plan was made.
+func (r *rescue) pod(call blueprint.Call) *corev1.Pod {
+	for _, w := range r.group.Unit.Workloads {
+		for i := range w.Pods {
+			if w.Pods[i].Name == call.Pod && w.Pods[i].Namespace == call.Namespace {
+				return &w.Pods[i]
+			}
+		}
+	}
+	return nil
+}
+
+func (r *rescue) mountsOf(call blueprint.Call) []workload.Mount {
+	pod := r.pod(call)
+	if pod == nil {
+		return nil
+	}
+	return slices.DeleteFunc(workload.Mounts(pod), func(m workload.Mount) bool { return m.Container != call.Container })
+}
+
+// byHand tells a person what to run: the same command, and on the node what
+// thaws the volumes it stands for.
+func (r *rescue) byHand(call blueprint.Call) string {
+	text := fmt.Sprintf("run by hand: kubectl exec -n %s %s -c %s -- %s", call.Namespace, call.Pod, call.Container, quote(call.Command))
+	pod := r.pod(call)
+	if pod == nil {
+		return text
+	}
+	var volumes []string
+	for _, mount := range r.mountsOf(call) {
+		for _, claim := range r.group.Claims {
+			if claim.Name == mount.Claim {
+				volumes = append(volumes, fmt.Sprintf("fsfreeze --unfreeze /var/lib/kubelet/pods/%s/volumes/kubernetes.io~csi/%s/mount (claim %s, in %s at %s)",
+					pod.UID, claim.Spec.VolumeName, claim.Name, call.Container, mount.Path))
+			}
+		}
+	}
+	if len(volumes) > 0 {
+		text += fmt.Sprintf("; if its container is gone, on node %s: %s", pod.Spec.NodeName, strings.Join(volumes, ", "))
+	}
+	return text
+}

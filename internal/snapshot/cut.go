@@ -1,0 +1,254 @@
+// Package snapshot follows VolumeSnapshots until the storage has cut them. It
+// says when a snapshot's point in time lies in the past, which is when the
+// application may run again; whether its data is copied somewhere by then is
+// another question.
+package snapshot
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	"github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	"github.com/vmware-tanzu/velero/pkg/label"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/watch"
+)
+
+// EventKind is what happened to a claim's snapshot.
+type EventKind int
+
+// What can happen. After Failed, Cut may still come: the CSI sidecar tries
+// again, and so does the snapshot controller.
+const (
+	Created EventKind = iota
+	Failed
+	Cut
+)
+
+// Event tells of one claim's snapshot.
+type Event struct {
+	Kind  EventKind
+	Claim string
+	// Snapshot is the name of the VolumeSnapshot.
+	Snapshot string
+	// Message is the driver's, when Kind is Failed.
+	Message string
+}
+
+// rewatchPause lies between two tries to reach the API server.
+const rewatchPause = 250 * time.Millisecond
+
+// OfBackup selects the VolumeSnapshots that Velero takes for a backup.
+func OfBackup(backupName string) labels.Selector {
+	return labels.SelectorFromSet(labels.Set{velerov1.BackupNameLabel: label.GetValidName(backupName)})
+}
+
+// Watcher follows the snapshots of one namespace and backup.
+type Watcher struct {
+	client    versioned.Interface
+	namespace string
+	selector  string
+
+	since  map[string]bool  // UIDs of snapshots from before
+	known  map[string]known // by name of the content
+	told   map[string]EventKind
+	events chan Event
+}
+
+type known struct{ claim, snapshot string }
+
+// Watch follows the VolumeSnapshots that come into being from now on. It has
+// its watches open when it returns. The channel is closed when ctx ends.
+//
+// It looks at the VolumeSnapshotContents, which the CSI sidecar writes as soon
+// as the driver has answered; a VolumeSnapshot's own status comes later. The
+// contents are watched from now on and never listed: a cluster can have
+// thousands.
+func Watch(ctx context.Context, client versioned.Interface, namespace string, selector labels.Selector) (<-chan Event, error) {
+	w := &Watcher{
+		client: client, namespace: namespace, selector: selector.String(),
+		since: map[string]bool{}, known: map[string]known{}, told: map[string]EventKind{},
+		events: make(chan Event, 64),
+	}
+	before, err := w.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, vs := range before.Items {
+		w.since[string(vs.UID)] = true
+	}
+	snapshots, contents, err := w.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	go w.run(ctx, snapshots, contents)
+	return w.events, nil
+}
+
+func (w *Watcher) list(ctx context.Context) (*snapshotv1.VolumeSnapshotList, error) {
+	list, err := w.client.SnapshotV1().VolumeSnapshots(w.namespace).List(ctx, metav1.ListOptions{LabelSelector: w.selector})
+	if err != nil {
+		return nil, fmt.Errorf("list the VolumeSnapshots of namespace %s: %w", w.namespace, err)
+	}
+	return list, nil
+}
+
+// open starts both watches at the present.
+func (w *Watcher) open(ctx context.Context) (snapshots, contents watch.Interface, err error) {
+	now, err := w.client.SnapshotV1().VolumeSnapshotContents().List(ctx, metav1.ListOptions{Limit: 1})
+	if err != nil {
+		return nil, nil, fmt.Errorf("list the VolumeSnapshotContents: %w", err)
+	}
+	contents, err = w.client.SnapshotV1().VolumeSnapshotContents().Watch(ctx, metav1.ListOptions{ResourceVersion: now.ResourceVersion})
+	if err != nil {
+		return nil, nil, fmt.Errorf("watch the VolumeSnapshotContents: %w", err)
+	}
+	list, err := w.list(ctx)
+	if err == nil {
+		snapshots, err = w.client.SnapshotV1().VolumeSnapshots(w.namespace).Watch(ctx,
+			metav1.ListOptions{LabelSelector: w.selector, ResourceVersion: list.ResourceVersion})
+	}
+	if err != nil {
+		contents.Stop()
+		return nil, nil, fmt.Errorf("watch the VolumeSnapshots of namespace %s: %w", w.namespace, err)
+	}
+	for i := range list.Items {
+		w.snapshot(ctx, &list.Items[i])
+		w.catchUp(ctx, &list.Items[i])
+	}
+	return snapshots, contents, nil
+}
+
+func (w *Watcher) run(ctx context.Context, snapshots, contents watch.Interface) {
+	defer close(w.events)
+	for {
+		w.follow(ctx, snapshots, contents)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(rewatchPause):
+			}
+			var err error
+			if snapshots, contents, err = w.open(ctx); err == nil {
+				break
+			}
+		}
+	}
+}
+
+// follow returns when a watch has ended.
+func (w *Watcher) follow(ctx context.Context, snapshots, contents watch.Interface) {
+	defer snapshots.Stop()
+	defer contents.Stop()
+	for {
+		select {
+		case event, open := <-snapshots.ResultChan():
+			if !open || event.Type == watch.Error {
+				return
+			}
+			if vs, ok := event.Object.(*snapshotv1.VolumeSnapshot); ok {
+				if event.Type == watch.Deleted {
+					w.deleted(ctx, vs)
+				} else {
+					w.snapshot(ctx, vs)
+				}
+			}
+		case event, open := <-contents.ResultChan():
+			if !open || event.Type == watch.Error {
+				return
+			}
+			if content, ok := event.Object.(*snapshotv1.VolumeSnapshotContent); ok && event.Type != watch.Deleted {
+				w.content(ctx, content)
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// snapshot takes note of a VolumeSnapshot and of an error in its status.
+func (w *Watcher) snapshot(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
+	if w.since[string(vs.UID)] || vs.Spec.Source.PersistentVolumeClaimName == nil {
+		return
+	}
+	claim := *vs.Spec.Source.PersistentVolumeClaimName
+	content := contentName(vs)
+	if _, ok := w.known[content]; !ok {
+		w.known[content] = known{claim: claim, snapshot: vs.Name}
+		w.tell(ctx, Event{Kind: Created, Claim: claim, Snapshot: vs.Name})
+		// Its content may have been cut before we knew whose it is.
+		w.catchUp(ctx, vs)
+	}
+	if vs.Status != nil && vs.Status.Error != nil {
+		w.tell(ctx, Event{Kind: Failed, Claim: claim, Snapshot: vs.Name, Message: message(vs.Status.Error)})
+	}
+}
+
+func (w *Watcher) deleted(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
+	if of, ok := w.known[contentName(vs)]; ok {
+		w.tell(ctx, Event{Kind: Failed, Claim: of.claim, Snapshot: vs.Name, Message: "the VolumeSnapshot was deleted before it was cut"})
+	}
+}
+
+// content tells when a snapshot is cut: from then on it has a handle and a
+// creation time, which the CSI specification defines as the point in time of
+// the snapshot.
+func (w *Watcher) content(ctx context.Context, content *snapshotv1.VolumeSnapshotContent) {
+	of, ok := w.known[content.Name]
+	if !ok || content.Status == nil {
+		return
+	}
+	switch {
+	case content.Status.SnapshotHandle != nil && content.Status.CreationTime != nil:
+		w.tell(ctx, Event{Kind: Cut, Claim: of.claim, Snapshot: of.snapshot})
+	case content.Status.Error != nil:
+		w.tell(ctx, Event{Kind: Failed, Claim: of.claim, Snapshot: of.snapshot, Message: message(content.Status.Error)})
+	}
+}
+
+func (w *Watcher) catchUp(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
+	if w.since[string(vs.UID)] {
+		return
+	}
+	content, err := w.client.SnapshotV1().VolumeSnapshotContents().Get(ctx, contentName(vs), metav1.GetOptions{})
+	if err == nil {
+		w.content(ctx, content)
+	} else if !apierrors.IsNotFound(err) && ctx.Err() == nil {
+		// The watches will end with the same trouble, and be opened again.
+		return
+	}
+}
+
+// tell passes an event on, unless it or a later one has been told.
+func (w *Watcher) tell(ctx context.Context, event Event) {
+	if last, ok := w.told[event.Snapshot]; ok && last >= event.Kind {
+		return
+	}
+	w.told[event.Snapshot] = event.Kind
+	select {
+	case w.events <- event:
+	case <-ctx.Done():
+	}
+}
+
+// contentName is the name of a VolumeSnapshot's content, which the snapshot
+// controller makes from its UID.
+func contentName(vs *snapshotv1.VolumeSnapshot) string {
+	if vs.Status != nil && vs.Status.BoundVolumeSnapshotContentName != nil {
+		return *vs.Status.BoundVolumeSnapshotContentName
+	}
+	return "snapcontent-" + string(vs.UID)
+}
+
+func message(e *snapshotv1.VolumeSnapshotError) string {
+	if e.Message == nil {
+		return "the driver gave no message"
+	}
+	return *e.Message
+}

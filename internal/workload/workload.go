@@ -1,0 +1,228 @@
+// Package workload knows which pods and volumes belong together. It decides
+// what one freeze covers: everything that shares a volume, directly or through
+// the pods of one controller.
+package workload
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+)
+
+// Ref names a workload: the topmost controller of a pod that is known here, or
+// the pod itself where it has none.
+type Ref struct {
+	APIVersion, Kind, Namespace, Name string
+	UID                               types.UID
+}
+
+func (r Ref) String() string {
+	return fmt.Sprintf("%s %s/%s", r.Kind, r.Namespace, r.Name)
+}
+
+// Workload is a controller, or a bare pod, with its running pods.
+type Workload struct {
+	Ref
+	// Object is the controller as the API server has it: a Deployment,
+	// StatefulSet, DaemonSet, ReplicaSet, Job, CronJob or Pod; nil for any
+	// other kind.
+	Object metav1.Object
+	// Pods are those that run, sorted by name. Finished and terminating pods
+	// do not count: there is nothing to quiesce in them.
+	Pods []corev1.Pod
+	// CurrentPods are the Pods of a Deployment's current revision, which is
+	// what a blueprint's .Deployment.Pods means; of any other kind all Pods.
+	CurrentPods []corev1.Pod
+}
+
+// Unit is what one freeze may cover: workloads that share volumes, and all the
+// claims that their pods mount.
+type Unit struct {
+	// Workloads are sorted by kind and name.
+	Workloads []Workload
+	// Claims are the names of all claims that Workloads' pods mount, sorted.
+	Claims []string
+}
+
+func (u Unit) String() string {
+	names := make([]string, 0, len(u.Workloads))
+	for _, w := range u.Workloads {
+		names = append(names, w.String())
+	}
+	return strings.Join(names, " and ")
+}
+
+// Find returns the unit that claim belongs to; a unit without workloads when
+// no running pod mounts it.
+func Find(ctx context.Context, kube kubernetes.Interface, namespace, claim string) (Unit, error) {
+	pods, err := kube.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return Unit{}, fmt.Errorf("list the pods of namespace %s: %w", namespace, err)
+	}
+	controllers := &controllers{kube: kube, replicaSets: map[string]replicaSet{}}
+	members := make([]member, 0, len(pods.Items))
+	for _, pod := range pods.Items {
+		if !running(&pod) || len(claimsOf(&pod)) == 0 {
+			continue
+		}
+		owner, err := controllers.ownerOf(ctx, &pod)
+		if err != nil {
+			return Unit{}, err
+		}
+		members = append(members, member{pod: pod, owner: owner})
+	}
+
+	unit := connected(members, claim)
+	for i := range unit.Workloads {
+		if err := controllers.complete(ctx, &unit.Workloads[i]); err != nil {
+			return Unit{}, err
+		}
+	}
+	return unit, nil
+}
+
+// Of returns the unit that pod belongs to, as Find does for its claims.
+func Of(ctx context.Context, kube kubernetes.Interface, pod *corev1.Pod) (Unit, error) {
+	claims := claimsOf(pod)
+	if len(claims) == 0 || !running(pod) {
+		return Unit{}, nil
+	}
+	return Find(ctx, kube, pod.Namespace, claims[0])
+}
+
+type member struct {
+	pod   corev1.Pod
+	owner Ref
+}
+
+// connected follows claims to pods, pods to workloads and workloads to their
+// other pods and claims until nothing new is found.
+func connected(members []member, claim string) Unit {
+	claims := map[string]bool{claim: true}
+	pods := map[Ref][]corev1.Pod{}
+	for grown := true; grown; {
+		grown = false
+		for _, m := range members {
+			names := claimsOf(&m.pod)
+			_, known := pods[m.owner]
+			if !known && !slices.ContainsFunc(names, func(name string) bool { return claims[name] }) {
+				continue
+			}
+			if slices.ContainsFunc(pods[m.owner], func(pod corev1.Pod) bool { return pod.Name == m.pod.Name }) {
+				continue
+			}
+			pods[m.owner] = append(pods[m.owner], m.pod)
+			for _, name := range names {
+				claims[name] = true
+			}
+			grown = true
+		}
+	}
+
+	var unit Unit
+	if len(pods) == 0 {
+		return unit
+	}
+	for ref, of := range pods {
+		slices.SortFunc(of, func(a, b corev1.Pod) int { return cmp.Compare(a.Name, b.Name) })
+		unit.Workloads = append(unit.Workloads, Workload{Ref: ref, Pods: of, CurrentPods: of})
+	}
+	slices.SortFunc(unit.Workloads, func(a, b Workload) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
+	})
+	for name := range claims {
+		unit.Claims = append(unit.Claims, name)
+	}
+	slices.Sort(unit.Claims)
+	return unit
+}
+
+// running reports whether commands can be run in pod now.
+func running(pod *corev1.Pod) bool {
+	return pod.Status.Phase == corev1.PodRunning && pod.DeletionTimestamp == nil
+}
+
+// claimsOf returns the names of the claims that pod mounts, those of generic
+// ephemeral volumes included, whose claims are called pod-volume.
+func claimsOf(pod *corev1.Pod) []string {
+	var names []string
+	for _, volume := range pod.Spec.Volumes {
+		switch {
+		case volume.PersistentVolumeClaim != nil:
+			names = append(names, volume.PersistentVolumeClaim.ClaimName)
+		case volume.Ephemeral != nil:
+			names = append(names, pod.Name+"-"+volume.Name)
+		}
+	}
+	return names
+}
+
+// Mount is one place where a container sees a volume.
+type Mount struct {
+	Pod, Container, Claim string
+	// Path is the mount path or, for a raw block volume, the device path.
+	Path, SubPath string
+	Block         bool
+}
+
+// Mounts returns where the running containers of pod see claims, in the order
+// of the pod's specification: init containers that keep running (sidecars)
+// first.
+func Mounts(pod *corev1.Pod) []Mount {
+	claimOf := map[string]string{}
+	for _, volume := range pod.Spec.Volumes {
+		switch {
+		case volume.PersistentVolumeClaim != nil:
+			claimOf[volume.Name] = volume.PersistentVolumeClaim.ClaimName
+		case volume.Ephemeral != nil:
+			claimOf[volume.Name] = pod.Name + "-" + volume.Name
+		}
+	}
+	var mounts []Mount
+	up := RunningContainers(pod)
+	for _, container := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
+		if !slices.Contains(up, container.Name) {
+			continue
+		}
+		for _, mount := range container.VolumeMounts {
+			if claim, ok := claimOf[mount.Name]; ok {
+				mounts = append(mounts, Mount{
+					Pod: pod.Name, Container: container.Name, Claim: claim,
+					Path: mount.MountPath, SubPath: mount.SubPath,
+				})
+			}
+		}
+		for _, device := range container.VolumeDevices {
+			if claim, ok := claimOf[device.Name]; ok {
+				mounts = append(mounts, Mount{
+					Pod: pod.Name, Container: container.Name, Claim: claim,
+					Path: device.DevicePath, Block: true,
+				})
+			}
+		}
+	}
+	return mounts
+}
+
+// RunningContainers returns the names of pod's containers that run now, in the
+// order of the specification: sidecars among the init containers first.
+func RunningContainers(pod *corev1.Pod) []string {
+	up := map[string]bool{}
+	for _, status := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
+		up[status.Name] = status.State.Running != nil
+	}
+	var names []string
+	for _, container := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
+		if up[container.Name] {
+			names = append(names, container.Name)
+		}
+	}
+	return names
+}

@@ -1,0 +1,48 @@
+// Command stillpoint is the plugin set: Velero starts it with the arguments of
+// its own server and calls it over go-plugin. In its image it is the entrypoint
+// too, and then installs itself into Velero's plugin directory.
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/hashicorp/go-plugin"
+	"github.com/spf13/pflag"
+	"github.com/vmware-tanzu/velero/pkg/plugin/framework"
+
+	"stillpoint.io/stillpoint/plugins/backup"
+)
+
+func main() {
+	// Velero says who is calling by go-plugin's handshake; without it this is
+	// a container that `velero plugin add` has put into the server's pod.
+	handshake := framework.Handshake()
+	if os.Getenv(handshake.MagicCookieKey) != handshake.MagicCookieValue {
+		if err := install(os.Args[1:]); err != nil {
+			fmt.Fprintf(os.Stderr, "stillpoint: %v\n", err)
+			os.Exit(1)
+		}
+		return
+	}
+	defer plugin.CleanupClients()
+
+	features := pflag.CommandLine.String("features", "", "features of the Velero server, separated by commas")
+	shared := backup.NewShared(func() bool { return enabled(*features, "EnableCSI") })
+	framework.NewServer().
+		BindFlags(pflag.CommandLine).
+		RegisterBackupItemAction("stillpoint.io/quiesce-volume", shared.Volume).
+		RegisterBackupItemAction("stillpoint.io/quiesce-claim", shared.Claim).
+		RegisterItemBlockAction("stillpoint.io/quiesce-pods", shared.Pods).
+		Serve()
+}
+
+func enabled(features, name string) bool {
+	for feature := range strings.SplitSeq(features, ",") {
+		if strings.TrimSpace(feature) == name {
+			return true
+		}
+	}
+	return false
+}
