@@ -1,0 +1,357 @@
+package quiesce
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/cluster"
+)
+
+// host runs commands in real shells on this machine, in the place of
+// containers. Closing a connection closes the command's standard input, which
+// is all that a container runtime promises.
+type host struct {
+	shell []string
+
+	mu      sync.Mutex
+	running map[string][]*exec.Cmd
+	broken  map[string]bool
+	hangUps []context.CancelFunc
+}
+
+func (h *host) Exec(ctx context.Context, container cluster.Container, command []string, streams cluster.Streams) error {
+	ctx, hangUp := context.WithCancel(ctx)
+	defer hangUp()
+	h.mu.Lock()
+	if h.broken[container.Name] {
+		h.mu.Unlock()
+		return fmt.Errorf("%s is gone", container)
+	}
+	argv := append([]string{}, command...)
+	if argv[0] == "sh" {
+		argv = append(append([]string{}, h.shell...), argv[1:]...)
+	}
+	cmd := exec.Command(argv[0], argv[1:]...) //nolint:gosec // a test's own command
+	cmd.Stdout, cmd.Stderr = streams.Stdout, streams.Stderr
+	stdin, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err == nil {
+		h.running[container.Name] = append(h.running[container.Name], cmd)
+		h.hangUps = append(h.hangUps, hangUp)
+	}
+	h.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if streams.Stdin != nil {
+		go func() {
+			buffer := make([]byte, 4096)
+			for {
+				n, err := streams.Stdin.Read(buffer)
+				_, _ = stdin.Write(buffer[:n])
+				if err != nil {
+					stdin.Close()
+					return
+				}
+			}
+		}()
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+		stdin.Close()
+		return ctx.Err()
+	}
+}
+
+// kill ends all commands of a container, as its own end would, and lets no
+// other start.
+func (h *host) kill(container string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.broken[container] = true
+	for _, cmd := range h.running[container] {
+		_ = cmd.Process.Kill()
+	}
+}
+
+// disconnect closes all connections, as the death of the API server would.
+func (h *host) disconnect() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, hangUp := range h.hangUps {
+		hangUp()
+	}
+}
+
+// eachShell runs a test in every shell that containers are likely to have.
+func eachShell(t *testing.T, test func(t *testing.T, h *host)) {
+	for _, shell := range []string{"dash", "bash", "busybox sh"} {
+		t.Run(strings.Fields(shell)[0], func(t *testing.T) {
+			t.Parallel()
+			if _, err := exec.LookPath(strings.Fields(shell)[0]); err != nil {
+				t.Skip("not installed here:", err)
+			}
+			test(t, &host{shell: strings.Fields(shell), running: map[string][]*exec.Cmd{}, broken: map[string]bool{}})
+		})
+	}
+}
+
+func quiet() logrus.FieldLogger {
+	log := logrus.New()
+	log.SetLevel(logrus.PanicLevel)
+	return log
+}
+
+// application is a stand-in whose freezes and thaws are lines of a journal.
+type application struct{ journal string }
+
+func newApplication(t *testing.T) application {
+	return application{filepath.Join(t.TempDir(), "journal")}
+}
+
+func (a application) call(container, line string) blueprint.Call {
+	return blueprint.Call{Namespace: "shop", Pod: "db-0", Container: container, Command: []string{"sh", "-c", fmt.Sprintf("echo %s >>%s", line, a.journal)}}
+}
+
+func (a application) lines(t *testing.T) []string {
+	t.Helper()
+	content, err := os.ReadFile(a.journal)
+	if os.IsNotExist(err) {
+		return nil
+	}
+	require.NoError(t, err)
+	return strings.Fields(string(content))
+}
+
+func step(name string, calls ...blueprint.Call) []blueprint.Step {
+	return []blueprint.Step{{Phase: name, Func: "KubeExec", Calls: calls}}
+}
+
+func (a application) plan() *Plan {
+	return &Plan{
+		Name: "StatefulSet shop/db",
+		Hooks: []Hook{
+			{Blueprint: "lock", Pre: step("lock", a.call("db", "lock")), Post: step("unlock", a.call("db", "unlock"))},
+			{Blueprint: "fsfreeze", Pre: step("freeze", a.call("side", "freeze")), Post: step("thaw", a.call("side", "thaw"))},
+		},
+		PrepareTimeout: 10 * time.Second,
+		QuiesceTimeout: 10 * time.Second,
+	}
+}
+
+func TestFreezesInOrderAndThawsInReverse(t *testing.T) {
+	eachShell(t, func(t *testing.T, h *host) {
+		app := newApplication(t)
+		session, err := Freeze(t.Context(), h, app.plan(), quiet())
+		require.NoError(t, err)
+		assert.Equal(t, []string{"lock", "freeze"}, app.lines(t))
+		session.Thaw(t.Context())
+		assert.Equal(t, []string{"lock", "freeze", "thaw", "unlock"}, app.lines(t))
+		report := session.Report()
+		require.NoError(t, report.Broken)
+		require.NoError(t, report.Stuck)
+		assert.Positive(t, report.Frozen)
+		assert.GreaterOrEqual(t, report.Frozen, report.Prepared)
+		session.Thaw(t.Context()) // again is nothing
+		assert.Len(t, app.lines(t), 4)
+	})
+}
+
+// The death of this process or of the API server is a closed connection to the
+// container, and nothing else.
+func TestGuardsThawWhenTheConnectionEnds(t *testing.T) {
+	eachShell(t, func(t *testing.T, h *host) {
+		app := newApplication(t)
+		_, err := Freeze(t.Context(), h, app.plan(), quiet())
+		require.NoError(t, err)
+		h.kill("nothing") // no rescue by us: it must be the guards
+		h.broken["db"], h.broken["side"] = true, true
+		h.disconnect()
+		assert.Eventually(t, func() bool { return len(app.lines(t)) == 4 }, 2*time.Second, 10*time.Millisecond)
+		assert.ElementsMatch(t, []string{"thaw", "unlock"}, app.lines(t)[2:])
+	})
+}
+
+func TestDeadlineThaws(t *testing.T) {
+	eachShell(t, func(t *testing.T, h *host) {
+		app := newApplication(t)
+		plan := app.plan()
+		plan.QuiesceTimeout = time.Second
+		session, err := Freeze(t.Context(), h, plan, quiet())
+		require.NoError(t, err)
+		select {
+		case <-session.Thawed():
+		case <-time.After(5 * time.Second):
+			t.Fatal("still frozen")
+		}
+		assert.Equal(t, []string{"lock", "freeze", "thaw", "unlock"}, app.lines(t))
+		require.ErrorContains(t, session.Report().Broken, "quiesce-timeout of 1s")
+	})
+}
+
+// A stopped process of ours holds its connections open: only the guard's own
+// deadline is left then.
+func TestGuardKeepsItsOwnDeadline(t *testing.T) {
+	eachShell(t, func(t *testing.T, h *host) {
+		app := newApplication(t)
+		guard, err := openShell(t.Context(), h, cluster.Container{Name: "db"}, guardScript, app.call("db", "thaw").Command)
+		require.NoError(t, err)
+		defer guard.close()
+		_, err = guard.ask(t.Context(), "hold 1", "holding")
+		require.NoError(t, err)
+		assert.Eventually(t, func() bool { return len(app.lines(t)) == 1 }, 4*time.Second, 10*time.Millisecond)
+	})
+}
+
+func TestPostRunsWhereverPreHasBegun(t *testing.T) {
+	eachShell(t, func(t *testing.T, h *host) {
+		app := newApplication(t)
+		plan := app.plan()
+		failing := blueprint.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{"sh", "-c", "echo disk is on fire >&2; exit 7"}}
+		plan.Hooks[1].Pre = step("freeze", failing)
+		plan.Hooks = append(plan.Hooks, Hook{Blueprint: "never", Pre: step("a", app.call("other", "never")), Post: step("b", app.call("other", "undo-never"))})
+		_, err := Freeze(t.Context(), h, plan, quiet())
+		require.EqualError(t, err, "blueprint fsfreeze, phase freeze, container side of pod shop/db-0: exit code 7: disk is on fire")
+		assert.Equal(t, []string{"lock", "thaw", "unlock"}, app.lines(t))
+	})
+}
+
+func TestNothingBeginsBeforeAllIsArmed(t *testing.T) {
+	eachShell(t, func(t *testing.T, h *host) {
+		app := newApplication(t)
+		h.broken["side"] = true
+		_, err := Freeze(t.Context(), h, app.plan(), quiet())
+		require.ErrorContains(t, err, "nothing was frozen")
+		require.ErrorContains(t, err, "container side of pod shop/db-0 is gone")
+		time.Sleep(200 * time.Millisecond)
+		assert.Empty(t, app.lines(t))
+	})
+}
+
+func TestPreThatHangsIsKilled(t *testing.T) {
+	eachShell(t, func(t *testing.T, h *host) {
+		app := newApplication(t)
+		plan := app.plan()
+		plan.PrepareTimeout = time.Second
+		hanging := blueprint.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{"sleep", "30"}}
+		plan.Hooks[1].Pre = step("freeze", hanging)
+		begun := time.Now()
+		_, err := Freeze(t.Context(), h, plan, quiet())
+		require.ErrorContains(t, err, "killed after prepare-timeout 1s")
+		assert.Less(t, time.Since(begun), 8*time.Second)
+		assert.Equal(t, []string{"lock", "thaw", "unlock"}, app.lines(t))
+	})
+}
+
+func TestAnotherContainerThawsForOneThatDied(t *testing.T) {
+	eachShell(t, func(t *testing.T, h *host) {
+		app := newApplication(t)
+		plan := app.plan()
+		plan.Alternatives = func(_ context.Context, call blueprint.Call) []blueprint.Call {
+			call.Container = "rescuer"
+			return []blueprint.Call{call}
+		}
+		session, err := Freeze(t.Context(), h, plan, quiet())
+		require.NoError(t, err)
+		h.kill("side")
+		select {
+		case <-session.Thawed():
+		case <-time.After(5 * time.Second):
+			t.Fatal("still frozen")
+		}
+		assert.ElementsMatch(t, []string{"lock", "freeze", "thaw", "unlock"}, app.lines(t))
+		require.ErrorContains(t, session.Report().Broken, "the guard in container side of pod shop/db-0 was lost while frozen")
+		require.NoError(t, session.Report().Stuck)
+	})
+}
+
+func TestPostIsTriedAgain(t *testing.T) {
+	eachShell(t, func(t *testing.T, h *host) {
+		app := newApplication(t)
+		plan := app.plan()
+		marker := filepath.Join(t.TempDir(), "tried")
+		plan.Hooks[1].Post = step("thaw", blueprint.Call{
+			Namespace: "shop", Pod: "db-0", Container: "side",
+			Command: []string{"sh", "-c", fmt.Sprintf("test -e %s || { touch %s; exit 1; }; echo thaw >>%s", marker, marker, app.journal)},
+		})
+		session, err := Freeze(t.Context(), h, plan, quiet())
+		require.NoError(t, err)
+		session.Thaw(t.Context())
+		assert.ElementsMatch(t, []string{"lock", "freeze", "thaw", "unlock"}, app.lines(t))
+		require.NoError(t, session.Report().Stuck)
+	})
+}
+
+// The commands travel over standard input: a secret in them is in no process
+// list.
+func TestCommandsAreInNoProcessList(t *testing.T) {
+	eachShell(t, func(t *testing.T, h *host) {
+		app := newApplication(t)
+		plan := app.plan()
+		secret := fmt.Sprintf("s3cret-%d", time.Now().UnixNano())
+		plan.Hooks[0].Post[0].Calls[0].Command = append(plan.Hooks[0].Post[0].Calls[0].Command, secret, "it's\nmore")
+		session, err := Freeze(t.Context(), h, plan, quiet())
+		require.NoError(t, err)
+		processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
+		require.NoError(t, err)
+		for _, process := range processes {
+			if line, err := os.ReadFile(process); err == nil {
+				assert.NotContains(t, string(line), secret, process)
+			}
+		}
+		session.Thaw(t.Context())
+		require.NoError(t, session.Report().Stuck)
+	})
+}
+
+func TestNothingIsLeftRunning(t *testing.T) {
+	eachShell(t, func(t *testing.T, h *host) {
+		app := newApplication(t)
+		plan := app.plan()
+		plan.QuiesceTimeout = 4321 * time.Second
+		session, err := Freeze(t.Context(), h, plan, quiet())
+		require.NoError(t, err)
+		session.Thaw(t.Context())
+		var shells []string
+		for _, commands := range h.running {
+			for _, cmd := range commands {
+				shells = append(shells, fmt.Sprint(cmd.Process.Pid))
+			}
+		}
+		assert.Eventually(t, func() bool {
+			statuses, err := filepath.Glob("/proc/[0-9]*/status")
+			require.NoError(t, err)
+			for _, file := range statuses {
+				status, err := os.ReadFile(file)
+				if err != nil {
+					continue
+				}
+				for _, shell := range shells {
+					if strings.Contains(string(status), "\nPPid:\t"+shell+"\n") {
+						return false
+					}
+				}
+			}
+			line, _ := exec.Command("pgrep", "-fc", "^sleep 432").Output()
+			return strings.TrimSpace(string(line)) == "0"
+		}, 3*time.Second, 50*time.Millisecond)
+	})
+}
