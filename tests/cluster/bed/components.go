@@ -1,6 +1,8 @@
 package bed
 
 import (
+	"crypto/sha256"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -37,6 +39,10 @@ var unthrottled = []string{"--kube-api-qps=200", "--kube-api-burst=400"}
 // spec is how a component is started.
 func (b *Bed) spec(name string) process.Spec {
 	s := process.Spec{Name: name, Args: append([]string{b.path("bin", name)}, b.flags(name)...)}
+	if file := b.configFile(name); file != "" {
+		content, _ := os.ReadFile(file) // without it the component says itself what it misses
+		s.Config = fmt.Sprintf("%x", sha256.Sum256(content))
+	}
 	if name == Containerd {
 		containerd := findProgram("containerd")
 		s.Args[0] = containerd
@@ -46,6 +52,21 @@ func (b *Bed) spec(name string) process.Spec {
 	return s
 }
 
+// configFile is the file that a component is configured with, "" for those
+// that have flags only.
+func (b *Bed) configFile(name string) string {
+	switch name {
+	case Containerd:
+		return b.run("containerd", "config.toml")
+	case Kubelet:
+		return b.run("kubelet.yaml")
+	case Proxy:
+		return b.run("kube-proxy.yaml")
+	default:
+		return ""
+	}
+}
+
 func (b *Bed) flags(name string) []string {
 	pki := func(file string) string { return b.run("pki", file) }
 	kubeconfig := "--kubeconfig=" + b.run(name+".kubeconfig")
@@ -53,7 +74,7 @@ func (b *Bed) flags(name string) []string {
 	driver := "--csi-address=" + b.csiSocket()
 	switch name {
 	case Containerd:
-		return []string{"--config", b.run("containerd", "config.toml")}
+		return []string{"--config", b.configFile(name)}
 	case Etcd:
 		return []string{
 			"--name=" + nodeName, "--data-dir=" + b.data("etcd"), "--log-level=warn",
@@ -90,11 +111,11 @@ func (b *Bed) flags(name string) []string {
 		}
 	case Kubelet:
 		return []string{
-			kubeconfig, "--config=" + b.run("kubelet.yaml"), "--root-dir=" + b.KubeletDir(), "--cert-dir=" + b.data("kubelet-pki"),
+			kubeconfig, "--config=" + b.configFile(name), "--root-dir=" + b.KubeletDir(), "--cert-dir=" + b.data("kubelet-pki"),
 			"--hostname-override=" + nodeName, "--node-ip=" + nodeIP,
 		}
 	case Proxy:
-		return []string{"--config=" + b.run("kube-proxy.yaml")}
+		return []string{"--config=" + b.configFile(name)}
 	case CSIDriver:
 		return []string{"-endpoint", b.csiSocket(), "-registration", b.csiRegistration(), "-node", nodeName, "-store", b.store()}
 	case CSIProvisioner:

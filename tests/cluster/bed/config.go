@@ -56,14 +56,18 @@ func (b *Bed) config(name string) ([]byte, error) {
 // writeConfig writes the configuration of all components.
 func (b *Bed) writeConfig() error {
 	for name, file := range map[string]string{
-		"containerd.toml": b.run("containerd", "config.toml"),
+		"containerd.toml": b.configFile(Containerd),
 		"cni.conflist":    b.run("cni", "10-bridge.conflist"),
-		"kubelet.yaml":    b.run("kubelet.yaml"),
-		"kube-proxy.yaml": b.run("kube-proxy.yaml"),
+		"kubelet.yaml":    b.configFile(Kubelet),
+		"kube-proxy.yaml": b.configFile(Proxy),
 	} {
 		content, err := b.config(name)
 		if err != nil {
 			return err
+		}
+		// Some watch their file and end when it is written, changed or not.
+		if have, err := os.ReadFile(file); err == nil && bytes.Equal(have, content) {
+			continue
 		}
 		if err := os.WriteFile(file, content, 0o600); err != nil {
 			return fmt.Errorf("configuration %s: %w", name, err)

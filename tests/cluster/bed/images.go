@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,8 +15,11 @@ import (
 
 // The images of the cluster. Their names lead to no registry.
 const (
+	// AppImage is for the applications of tests: busybox, dash, bash, fsfreeze
+	// of util-linux, and cmd/writer.
+	AppImage = "stillpoint.local/app:1"
+
 	pauseImage  = "stillpoint.local/pause:1"
-	appImage    = "stillpoint.local/app:1"
 	veleroImage = "stillpoint.local/velero:v1"
 	awsImage    = "stillpoint.local/velero-plugin-for-aws:v1"
 
@@ -30,7 +32,7 @@ const (
 func (b *Bed) importImages(ctx context.Context) ([]string, error) {
 	app, err := b.appContents(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("make image %s: %w", appImage, err)
+		return nil, fmt.Errorf("make image %s: %w", AppImage, err)
 	}
 	pause := &image.Contents{Entrypoint: []string{"/pause"}}
 	pause.Program("/pause", b.path("bin", "pause"))
@@ -44,7 +46,7 @@ func (b *Bed) importImages(ctx context.Context) ([]string, error) {
 	}
 	var imported []string
 	for ref, contents := range map[string]*image.Contents{
-		pauseImage: pause, appImage: app, veleroImage: b.veleroContents(), awsImage: aws,
+		pauseImage: pause, AppImage: app, veleroImage: b.veleroContents(), awsImage: aws,
 	} {
 		key, err := contents.Key()
 		if err != nil {
@@ -140,12 +142,12 @@ func base() *image.Contents {
 // importPlugin makes the image of our plugin from its binary, which is all
 // that is in it, and imports it under a name that changes with the binary.
 func (b *Bed) importPlugin(ctx context.Context, binary string) (ref string, err error) {
+	if err := image.CheckStatic(binary); err != nil {
+		return "", fmt.Errorf("make the plugin's image: %w", err)
+	}
 	content, err := os.ReadFile(binary)
 	if err != nil {
 		return "", fmt.Errorf("make the plugin's image: %w", err)
-	}
-	if len(content) == 0 {
-		return "", errors.New("make the plugin's image: " + binary + " is empty")
 	}
 	sum := sha256.Sum256(content)
 	ref = pluginRepository + ":" + hex.EncodeToString(sum[:6])

@@ -102,12 +102,32 @@ func (b *Bed) build(ctx context.Context) error {
 	}
 	return b.progress(fmt.Sprintf("[%d/%d] own programs", steps, steps), func() error {
 		for _, p := range ownPrograms {
-			if err := goBuild(ctx, source, b.path("bin", p), "./tests/cluster/cmd/"+p, nil); err != nil {
+			if err := b.buildOwn(ctx, source, p); err != nil {
 				return fmt.Errorf("build %s: %w", p, err)
 			}
 		}
 		return nil
 	})
+}
+
+// buildOwn builds a program of this module. One that comes out the same keeps
+// its file and so its time, by which it is seen whether it must be restarted.
+func (b *Bed) buildOwn(ctx context.Context, source, name string) error {
+	built, current := b.path("build", name), b.path("bin", name)
+	if err := goBuild(ctx, source, built, "./tests/cluster/cmd/"+name, nil); err != nil {
+		return err
+	}
+	content, err := os.ReadFile(built)
+	if err != nil {
+		return err
+	}
+	if have, err := os.ReadFile(current); err == nil && bytes.Equal(have, content) {
+		return nil
+	}
+	if err := os.WriteFile(current+".new", content, 0o700); err != nil { //nolint:gosec // a program
+		return err
+	}
+	return os.Rename(current+".new", current)
 }
 
 // buildModule builds a module's programs into a directory named by its key and

@@ -3,7 +3,10 @@ package bed
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
+
+	"stillpoint.io/stillpoint/tests/cluster/process"
 )
 
 // Running names the components that run and those that do not.
@@ -49,4 +52,20 @@ func (b *Bed) Status(ctx context.Context) string {
 	}
 	fmt.Fprintf(&s, "Velero     ready, with our plugin %v\n", plugins)
 	return s.String()
+}
+
+// ContainerProcesses are the host's ids of the processes in the cluster's
+// containers whose command line matches.
+func (b *Bed) ContainerProcesses(match func(args []string) bool) []int {
+	var found []int
+	for _, pid := range process.All() {
+		groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+		if err != nil || !strings.Contains(string(groups), "/"+b.cgroup()+"/") {
+			continue
+		}
+		if args := process.Args(pid); len(args) > 0 && match(args) {
+			found = append(found, pid)
+		}
+	}
+	return found
 }

@@ -142,15 +142,22 @@ func (b *Bed) InstallPlugin(ctx context.Context, binary string) error {
 		}
 	}
 	if !slices.Contains(installed, ref) {
-		if _, err := b.Velero(ctx, "plugin", "add", ref); err != nil {
+		if _, err := b.Velero(ctx, "plugin", "add", ref, "--confirm"); err != nil {
 			return err
 		}
-		b.Say("installed %s", ref)
+	}
+	// velero ends without an error where it has done nothing.
+	if now, err := b.InstalledPlugins(ctx); err != nil || !slices.Equal(now, []string{ref}) {
+		return errors.Join(err, fmt.Errorf("install %s: Velero has the plugins %v", ref, now))
 	}
 	if _, err := b.Kubectl(ctx, nil, "-n", VeleroNamespace, "rollout", "status", "deployment/velero", "--timeout=90s"); err != nil {
-		return fmt.Errorf("install %s: Velero does not start with it: %w\n%s", ref, err, b.initLog(ctx))
+		return fmt.Errorf("install %s: Velero does not start with it: %w\n%s", ref, err, b.failedPods(ctx))
 	}
-	return waitFor(ctx, "Velero with "+ref, veleroLimit, b.veleroReady)
+	if err := waitFor(ctx, "Velero with "+ref, veleroLimit, b.veleroReady); err != nil {
+		return err
+	}
+	b.Say("Velero runs %s", ref)
+	return nil
 }
 
 // InstalledPlugins lists the images of our plugin that Velero is configured
@@ -173,8 +180,26 @@ func (b *Bed) InstalledPlugins(ctx context.Context) ([]string, error) {
 	return images, nil
 }
 
-// initLog is what is known of a Velero pod that does not start.
-func (b *Bed) initLog(ctx context.Context) string {
-	out, err := b.Kubectl(ctx, nil, "-n", VeleroNamespace, "logs", "deployment/velero", "--all-containers", "--tail=20")
-	return out + errors.Join(err).Error()
+// failedPods is what the Velero pods that are not ready print.
+func (b *Bed) failedPods(ctx context.Context) string {
+	client, err := b.client()
+	if err != nil {
+		return err.Error()
+	}
+	pods, err := client.CoreV1().Pods(VeleroNamespace).List(ctx, metav1.ListOptions{LabelSelector: "deploy=velero"})
+	if err != nil {
+		return err.Error()
+	}
+	var all strings.Builder
+	for i := range pods.Items {
+		if podReady(&pods.Items[i]) {
+			continue
+		}
+		out, err := b.Kubectl(ctx, nil, "-n", VeleroNamespace, "logs", pods.Items[i].Name, "--all-containers", "--prefix", "--ignore-errors", "--tail=5")
+		all.WriteString(out)
+		if err != nil {
+			all.WriteString(err.Error())
+		}
+	}
+	return all.String()
 }

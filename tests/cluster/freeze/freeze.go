@@ -64,6 +64,9 @@ func Thaw(point string) (bool, error) {
 // already and is undone at once where it succeeds. A writer notices that as a
 // pause of some milliseconds, so this is no call for the middle of a measurement.
 func Frozen(point string) (bool, error) {
+	if err := onLoop(point); err != nil {
+		return false, fmt.Errorf("look whether %s is frozen: %w", point, err)
+	}
 	dir, err := open(point)
 	if err != nil {
 		return false, fmt.Errorf("look whether %s is frozen: %w", point, err)
@@ -80,6 +83,22 @@ func Frozen(point string) (bool, error) {
 		return false, fmt.Errorf("thaw %s after a look whether it is frozen: %w", point, err)
 	}
 	return false, nil
+}
+
+// onLoop is an error unless a file system on a loop device is mounted at point:
+// a directory that is no mount would have the machine's own file system frozen.
+func onLoop(point string) error {
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(point))
+	if err != nil {
+		return err
+	}
+	if len(mounts) == 0 {
+		return errors.New("nothing is mounted there")
+	}
+	if source := mounts[0].Source; !strings.HasPrefix(source, "/dev/loop") {
+		return fmt.Errorf("%s is mounted there, which is no loop device", source)
+	}
+	return nil
 }
 
 // ThawAll thaws every file system mounted below dir and names those that were

@@ -15,6 +15,20 @@ func (c *Contents) Dynamic(at, source string) error {
 	return c.libraries(source)
 }
 
+// CheckStatic is an error unless source is an executable that needs no loader,
+// and so runs in an image of its own.
+func CheckStatic(source string) error {
+	f, err := elf.Open(source)
+	if err != nil {
+		return fmt.Errorf("look how %s is linked: %w", source, err)
+	}
+	defer f.Close()
+	if loader := interpreter(f); loader != "" {
+		return fmt.Errorf("%s needs %s, which its image does not have: build it with CGO_ENABLED=0", source, loader)
+	}
+	return nil
+}
+
 func (c *Contents) libraries(source string) error {
 	f, err := elf.Open(source)
 	if err != nil {

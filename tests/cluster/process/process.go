@@ -15,7 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
+	"reflect"
 	"strings"
 	"syscall"
 	"time"
@@ -44,6 +44,9 @@ type Spec struct {
 	Args []string `json:"args"`
 	// Env is added to the environment of the starting process.
 	Env []string `json:"env,omitempty"`
+	// Config identifies what the process reads when it starts. It is replaced
+	// when this changes.
+	Config string `json:"config,omitempty"`
 }
 
 // record is one started process.
@@ -59,15 +62,15 @@ type record struct {
 }
 
 // Start starts a process and records it. When it runs already nothing is
-// done, unless it was started with other arguments or from another build: then
-// it is replaced. It reports whether it started something.
+// done, unless it was started otherwise or from another build: then it is
+// replaced. It reports whether it started something.
 func (t Table) Start(ctx context.Context, spec Spec) (bool, error) {
 	binary, built, err := program(spec.Args[0])
 	if err != nil {
 		return false, fmt.Errorf("start %s: %w", spec.Name, err)
 	}
 	if r, err := t.read(spec.Name); err == nil && r.alive() {
-		if slices.Equal(r.Args, spec.Args) && slices.Equal(r.Env, spec.Env) && r.Binary == binary && r.Built.Equal(built) {
+		if reflect.DeepEqual(r.Spec, spec) && r.Binary == binary && r.Built.Equal(built) {
 			return false, nil
 		}
 		if err := t.Stop(ctx, spec.Name, 5*time.Second); err != nil {
