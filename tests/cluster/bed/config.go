@@ -15,9 +15,6 @@ import (
 //go:embed config
 var configFiles embed.FS
 
-// cniNetwork names the pods' network, also in what CNI keeps outside the bed.
-const cniNetwork = "stillpoint-testbed"
-
 // settings is what the files in config/ may refer to.
 type settings struct {
 	Run, Data, ContainerdSocket, CNIPlugins, CNINetwork string
@@ -27,15 +24,16 @@ type settings struct {
 func (b *Bed) settings() settings {
 	return settings{
 		Run: b.run(), Data: b.data(), ContainerdSocket: b.containerdSocket(),
-		CNIPlugins: cniDir(), CNINetwork: cniNetwork,
-		Bridge: bridge, PodCIDR: podCIDR, Node: nodeName, Cgroup: "/" + b.cgroup(),
+		CNIPlugins: cniDir(), CNINetwork: b.id(),
+		Bridge: bridge, PodCIDR: podCIDR, Node: nodeName, Cgroup: "/" + b.id(),
 		PauseImage: pauseImage, Driver: loopcsi.Name,
 	}
 }
 
-// cgroup is the top of the pods' cgroups: one of our own, so that it can be
-// removed without a look at anybody else's pods.
-func (b *Bed) cgroup() string {
+// id names what the bed has outside of its directory: the top of its pods'
+// cgroups, and the files that CNI keeps for their network. By it they can be
+// removed without a look at anybody else's.
+func (b *Bed) id() string {
 	sum := sha256.Sum256([]byte(b.Dir))
 	return "stillpoint-" + hex.EncodeToString(sum[:4])
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"stillpoint.io/stillpoint/tests/cluster/freeze"
+	"stillpoint.io/stillpoint/tests/cluster/process"
 )
 
 // stopGrace is how long a component may take to end by itself.
@@ -53,6 +54,12 @@ func (b *Bed) Down(ctx context.Context, wipe bool) error {
 
 // tearDown goes on past an error: what can be cleaned up is.
 func (b *Bed) tearDown(ctx context.Context) error {
+	if err := os.MkdirAll(b.run(), 0o750); err != nil {
+		return fmt.Errorf("take the test bed down: %w", err)
+	}
+	if err := os.WriteFile(b.halfDown(), nil, 0o600); err != nil {
+		return fmt.Errorf("take the test bed down: %w", err)
+	}
 	var failed []error
 	note := func(err error) {
 		if err != nil {
@@ -68,27 +75,32 @@ func (b *Bed) tearDown(ctx context.Context) error {
 	}
 	thaw()
 	note(b.Processes.Stop(ctx, Kubelet, stopGrace)) // it would start containers again
-	note(b.killContainers(ctx, thaw))
+	containers := func() []int { return b.ContainerProcesses(func([]string) bool { return true }) }
+	note(killAll(ctx, containers, thaw))
 	for _, name := range slices.Backward(startOrder) {
 		note(b.Processes.Stop(ctx, name, stopGrace))
 	}
-	// What was started but never recorded, and what it started in turn.
-	limited, cancel := context.WithTimeout(ctx, 20*time.Second)
-	note(b.Processes.KillMarked(limited, func([]string) bool { return true }, thaw))
-	cancel()
+	// What was started but never recorded, and what it started in turn:
+	// containerd's shims, and with them the last of the containers.
+	note(killAll(ctx, b.Processes.Marked, thaw))
+	note(killAll(ctx, containers, thaw))
 	note(b.unmountAll())
 	note(b.removeCgroups())
 	note(b.removeTraces())
+	if len(failed) == 0 {
+		note(os.Remove(b.halfDown()))
+	}
 	return errors.Join(failed...)
 }
 
-// killContainers ends the processes in all containers, and their shims.
-func (b *Bed) killContainers(ctx context.Context, meanwhile func()) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+// halfDown is a file that is there while the bed is taken down: when that was
+// cut off, what still runs may have been told to end.
+func (b *Bed) halfDown() string { return b.run("going-down") }
+
+func killAll(ctx context.Context, list func() []int, meanwhile func()) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	return b.Processes.KillMarked(ctx, func(args []string) bool {
-		return len(args) > 0 && strings.HasPrefix(filepath.Base(args[0]), "containerd-shim")
-	}, meanwhile)
+	return process.KillAll(ctx, list, meanwhile)
 }
 
 // removeTraces removes what would mislead the next start: the state of dead
@@ -98,14 +110,18 @@ func (b *Bed) removeTraces() error {
 		b.run("containerd"), b.run("processes"), b.run("cni-addresses"), b.namespace(),
 		filepath.Join(b.KubeletDir(), "pods"), filepath.Join(b.KubeletDir(), "plugins"), filepath.Join(b.KubeletDir(), "plugins_registry"),
 	}
-	// runc's own records are outside of the bed, by the containers' ids.
+	// What is outside of the bed goes by the containers' ids.
 	bundles, _ := filepath.Glob(b.run("containerd", "state", "io.containerd.runtime.v2.task", "k8s.io", "*"))
 	for _, bundle := range bundles {
-		paths = append(paths, filepath.Join("/run/containerd/runc/k8s.io", filepath.Base(bundle)))
+		if address, err := os.ReadFile(filepath.Join(bundle, "address")); err == nil { // the shim's socket
+			paths = append(paths, strings.TrimPrefix(strings.TrimSpace(string(address)), "unix://"))
+		}
+		id := filepath.Base(bundle)
+		paths = append(paths, filepath.Join("/run/containerd/runc/k8s.io", id))
+		for _, dir := range []string{"/var/lib/cni/results", "/var/lib/cni/cache/results"} {
+			paths = append(paths, filepath.Join(dir, "cni-loopback-"+id+"-lo"), filepath.Join(dir, b.id()+"-"+id+"-eth0"))
+		}
 	}
-	results, _ := filepath.Glob(filepath.Join("/var/lib/cni/results", cniNetwork+"-*"))
-	cached, _ := filepath.Glob(filepath.Join("/var/lib/cni/cache/results", cniNetwork+"-*"))
-	paths = slices.Concat(paths, results, cached)
 	for _, p := range paths {
 		if err := os.RemoveAll(p); err != nil {
 			return fmt.Errorf("remove what is left of the test bed: %w", err)

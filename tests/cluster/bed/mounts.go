@@ -138,7 +138,7 @@ func (b *Bed) makeCgroups() error {
 				_ = os.WriteFile(filepath.Join(h, "cgroup.subtree_control"), []byte("+"+controller), 0o644) //nolint:gosec // a setting of the kernel
 			}
 		}
-		if err := os.Mkdir(filepath.Join(h, b.cgroup()), 0o755); err != nil && !errors.Is(err, fs.ErrExist) { //nolint:gosec // as all groups are
+		if err := os.Mkdir(filepath.Join(h, b.id()), 0o755); err != nil && !errors.Is(err, fs.ErrExist) { //nolint:gosec // as all groups are
 			return fmt.Errorf("make the pods' cgroup: %w", err)
 		}
 	}
@@ -150,7 +150,7 @@ func (b *Bed) removeCgroups() error {
 	var failed []error
 	for _, h := range cgroupHierarchies() {
 		var dirs []string
-		_ = filepath.WalkDir(filepath.Join(h, b.cgroup()), func(path string, d fs.DirEntry, err error) error {
+		_ = filepath.WalkDir(filepath.Join(h, b.id()), func(path string, d fs.DirEntry, err error) error {
 			if err == nil && d.IsDir() {
 				dirs = append(dirs, path)
 			}
@@ -159,6 +159,7 @@ func (b *Bed) removeCgroups() error {
 		for _, dir := range slices.Backward(dirs) {
 			if err := unix.Rmdir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				failed = append(failed, fmt.Errorf("remove cgroup %s: %w", dir, err))
+				break // nor can those around it be
 			}
 		}
 	}

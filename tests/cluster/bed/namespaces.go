@@ -11,10 +11,10 @@ import (
 
 const (
 	// testLabel is on every namespace that a test made.
-	testLabel = "stillpoint.io/test"
+	testLabel = "testbed.stillpoint.io/test"
 	// testProcess is an annotation that names the process the test runs in, in
 	// the form of process.Self. When that has ended the namespace is a leftover.
-	testProcess = "stillpoint.io/test-process"
+	testProcess = "testbed.stillpoint.io/process"
 )
 
 // TestNamespace is the metadata of a namespace for a test of this process.

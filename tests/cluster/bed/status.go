@@ -60,7 +60,7 @@ func (b *Bed) ContainerProcesses(match func(args []string) bool) []int {
 	var found []int
 	for _, pid := range process.All() {
 		groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
-		if err != nil || !strings.Contains(string(groups), "/"+b.cgroup()+"/") {
+		if err != nil || !strings.Contains(string(groups), "/"+b.id()+"/") {
 			continue
 		}
 		if args := process.Args(pid); len(args) > 0 && match(args) {

@@ -41,7 +41,8 @@ func (b *Bed) Prepare(ctx context.Context) error {
 		return err
 	}
 	// Without containerd or the network nothing that may be left is of use.
-	if b.Processes.PID(Containerd) == 0 || !b.haveNamespace() {
+	_, err = os.Stat(b.halfDown())
+	if b.Processes.PID(Containerd) == 0 || !b.haveNamespace() || err == nil {
 		if err := b.tearDown(ctx); err != nil {
 			return fmt.Errorf("clean up what an earlier run left: %w", err)
 		}

@@ -13,9 +13,8 @@ import (
 
 // stat is what /proc/PID/stat says about a process.
 type stat struct {
-	state  byte
-	parent int
-	start  uint64 // clock ticks after boot
+	state byte
+	start uint64 // clock ticks after boot
 }
 
 // running is false for a process that has ended and waits to be reaped.
@@ -33,15 +32,11 @@ func readStat(pid int) (stat, error) {
 	if !ok || len(f) < 20 {
 		return stat{}, fmt.Errorf("/proc/%d/stat has an unknown form", pid)
 	}
-	parent, err := strconv.Atoi(f[1])
-	if err != nil {
-		return stat{}, fmt.Errorf("/proc/%d/stat: %w", pid, err)
-	}
 	start, err := strconv.ParseUint(f[19], 10, 64)
 	if err != nil {
 		return stat{}, fmt.Errorf("/proc/%d/stat: %w", pid, err)
 	}
-	return stat{state: f[0][0], parent: parent, start: start}, nil
+	return stat{state: f[0][0], start: start}, nil
 }
 
 func cutLast(s, sep string) (before, after string, found bool) {
@@ -110,49 +105,37 @@ func (t Table) killUnrecorded(ctx context.Context, spec Spec) error {
 	return nil
 }
 
-// KillMarked ends, with SIGKILL, every process that carries the table's mark
-// and for which match is true, and all of its descendants: of containerd's
-// shims those are the processes in containers. It tries until none is left or
-// ctx ends; between tries it calls meanwhile, which may lift what keeps a
+// Marked are the processes that carry the table's mark: those it started, and
+// what they started in turn.
+func (t Table) Marked() []int {
+	var marked []int
+	for _, pid := range pids() {
+		if pid == os.Getpid() || !strings.HasPrefix(markOf(pid), t.Mark+"#") {
+			continue
+		}
+		if st, err := readStat(pid); err == nil && st.running() {
+			marked = append(marked, pid)
+		}
+	}
+	return marked
+}
+
+// KillAll ends, with SIGKILL, what list returns, until it returns nothing or
+// ctx ends. Between two rounds it calls meanwhile, which may lift what holds a
 // process in the kernel.
-func (t Table) KillMarked(ctx context.Context, match func(args []string) bool, meanwhile func()) error {
-	self := os.Getpid()
+func KillAll(ctx context.Context, list func() []int, meanwhile func()) error {
 	for {
-		victims := map[int]bool{}
-		parents := map[int]int{}
-		for _, pid := range pids() {
-			st, err := readStat(pid)
-			if err != nil || !st.running() {
-				continue
-			}
-			parents[pid] = st.parent
-			if pid != self && strings.HasPrefix(markOf(pid), t.Mark+"#") && match(Args(pid)) {
-				victims[pid] = true
-			}
-		}
-		roots := len(victims)
-		for pid := range parents {
-			for up := pid; up > 1; up = parents[up] {
-				if victims[up] && pid != self {
-					victims[pid] = true
-					break
-				}
-			}
-		}
+		victims := list()
 		if len(victims) == 0 {
 			return nil
 		}
-		for pid := range victims {
-			// A shim reaps and tidies what ran under it: it goes last.
-			if roots < len(victims) && strings.HasPrefix(markOf(pid), t.Mark+"#") {
-				continue
-			}
+		for _, pid := range victims {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 		meanwhile()
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%d processes of the test bed do not end: %w", len(victims), ctx.Err())
+			return fmt.Errorf("processes %v do not end: %w", victims, ctx.Err())
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
