@@ -1,0 +1,124 @@
+package e2e
+
+import (
+	"context"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/rand"
+	crclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"stillpoint.io/stillpoint/tests/cluster"
+)
+
+// connect connects to the test bed and has Velero run the plugin under test,
+// which `make test` has built.
+func connect(t *testing.T) *cluster.Cluster {
+	t.Helper()
+	c := cluster.Connect(t)
+	if binary := os.Getenv("STILLPOINT_PLUGIN"); binary != "" {
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+		defer cancel()
+		require.NoError(t, c.InstallPlugin(ctx, binary))
+	}
+	return c
+}
+
+// backup is a backup that has been asked for.
+type backup struct {
+	t    *testing.T
+	c    *cluster.Cluster
+	name string
+}
+
+// startBackup asks for a backup of a namespace, as `velero backup create` does.
+func startBackup(t *testing.T, c *cluster.Cluster, namespace string, change func(*velerov1.BackupSpec)) *backup {
+	t.Helper()
+	b := &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: "e2e-" + rand.String(6)}}
+	b.Spec.IncludedNamespaces = []string{namespace}
+	b.Spec.StorageLocation = "default"
+	b.Spec.TTL.Duration = time.Hour
+	if change != nil {
+		change(&b.Spec)
+	}
+	require.NoError(t, c.Objects().Create(t.Context(), b))
+	t.Cleanup(func() {
+		_ = c.Objects().Create(context.Background(), &velerov1.DeleteBackupRequest{
+			ObjectMeta: metav1.ObjectMeta{
+				Namespace: cluster.VeleroNamespace, GenerateName: b.Name + "-",
+				Labels: map[string]string{velerov1.BackupNameLabel: b.Name, velerov1.BackupUIDLabel: string(b.UID)},
+			},
+			Spec: velerov1.DeleteBackupRequestSpec{BackupName: b.Name},
+		})
+	})
+	return &backup{t: t, c: c, name: b.Name}
+}
+
+// finished waits until a backup has ended and returns its phase.
+func (b *backup) finished(limit time.Duration) velerov1.BackupPhase {
+	b.t.Helper()
+	found := &velerov1.Backup{}
+	for deadline := time.Now().Add(limit); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		err := b.c.Objects().Get(b.t.Context(), crclient.ObjectKey{Namespace: cluster.VeleroNamespace, Name: b.name}, found)
+		if err != nil {
+			continue // the API server may be the one under test
+		}
+		switch found.Status.Phase {
+		case velerov1.BackupPhaseCompleted, velerov1.BackupPhasePartiallyFailed, velerov1.BackupPhaseFailed, velerov1.BackupPhaseFailedValidation:
+			return found.Status.Phase
+		}
+	}
+	b.t.Fatalf("backup %s is %s after %s", b.name, found.Status.Phase, limit)
+	return ""
+}
+
+// log returns what matters of the backup's log: our lines, warnings, errors and
+// the VolumeSnapshots that Velero created.
+func (b *backup) log() string {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.t.Context(), 30*time.Second)
+	defer cancel()
+	text, err := b.c.Velero(ctx, "backup", "logs", b.name)
+	require.NoError(b.t, err)
+	var lines strings.Builder
+	for line := range strings.Lines(text) {
+		if strings.Contains(line, "pluginName=stillpoint") || strings.Contains(line, "Created VolumeSnapshot") || said(line, "error", "warning") != "" {
+			lines.WriteString(line)
+		}
+	}
+	return lines.String()
+}
+
+// said are the lines of the log with one of the levels.
+func said(log string, levels ...string) string {
+	var lines []string
+	for line := range strings.Lines(log) {
+		for _, level := range levels {
+			if strings.Contains(line, "level="+level) {
+				lines = append(lines, line)
+			}
+		}
+	}
+	return strings.Join(lines, "")
+}
+
+var frozenMillis = regexp.MustCompile(`frozenMillis=(\d+)`)
+
+// frozenFor reads from the log how long workloads were frozen.
+func frozenFor(t *testing.T, log string) []time.Duration {
+	t.Helper()
+	var all []time.Duration
+	for _, match := range frozenMillis.FindAllStringSubmatch(log, -1) {
+		millis, err := strconv.Atoi(match[1])
+		require.NoError(t, err)
+		all = append(all, time.Duration(millis)*time.Millisecond)
+	}
+	return all
+}

@@ -1,0 +1,162 @@
+package e2e
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/utils/ptr"
+
+	"stillpoint.io/stillpoint/tests/cluster"
+)
+
+// Each bad input gives one error that names the object and the key, and leaves
+// nothing frozen.
+func TestBadInput(t *testing.T) {
+	c := connect(t)
+	blueprint(t, c, execBlueprint("e2e-no-container", "ghost", "true", "true"))
+	blueprint(t, c, execBlueprint("e2e-template", "sidecar", "echo {{ .Options.absent }}", "true"))
+	blueprint(t, c, `
+metadata: {name: e2e-secret}
+actions:
+  backupPrehook:
+    phases:
+      - func: KubeExec
+        name: lock
+        objects:
+          password: {kind: Secret, name: nowhere, namespace: "{{ .Deployment.Namespace }}"}
+        args:
+          namespace: "{{ .Deployment.Namespace }}"
+          pod: "{{ index .Deployment.Pods 0 }}"
+          command: [sh, -c, 'echo {{ index .Phases.lock.Secrets.password.Data "x" | toString }}']
+`)
+	blueprint(t, c, `
+metadata: {name: e2e-function}
+actions:
+  backupPrehook:
+    phases:
+      - func: KubeTask
+        name: dump
+        args: {image: x, command: [y]}
+`)
+	hostPath := func(pod *corev1.PodSpec) {
+		pod.Volumes = append(pod.Volumes, corev1.Volume{Name: "host", VolumeSource: corev1.VolumeSource{
+			HostPath: &corev1.HostPathVolumeSource{Path: "/var/tmp"},
+		}})
+		pod.Containers[1].VolumeMounts = append(pod.Containers[1].VolumeMounts, corev1.VolumeMount{Name: "host", MountPath: "/host"})
+	}
+	quiesce := func(value string, more ...string) map[string]string {
+		annotations := map[string]string{"stillpoint.io/quiesce": value}
+		for i := 0; i < len(more); i += 2 {
+			annotations[more[i]] = more[i+1]
+		}
+		return annotations
+	}
+	for name, test := range map[string]struct {
+		shape
+		wants []string
+	}{
+		"unknown blueprint": {
+			shape{annotations: quiesce("nothing-like-it")},
+			[]string{"nothing-like-it", "fsfreeze"},
+		},
+		"unknown value": {
+			shape{annotations: quiesce("fsfreeze", "stillpoint.io/on-quiesce-error", "ignore")},
+			[]string{"stillpoint.io/on-quiesce-error", `\"ignore\"`, "fail, continue"},
+		},
+		"unknown annotation": {
+			shape{annotations: map[string]string{"stillpoint.io/queisce": "fsfreeze"}},
+			[]string{"stillpoint.io/queisce", "stillpoint.io/quiesce"},
+		},
+		"timeout that is none": {
+			shape{annotations: quiesce("fsfreeze", "stillpoint.io/quiesce-timeout", "soon")},
+			[]string{"stillpoint.io/quiesce-timeout", `\"soon\"`, "30s"},
+		},
+		"missing container": {
+			shape{annotations: quiesce("e2e-no-container")},
+			[]string{"e2e-no-container", "ghost", "sidecar"},
+		},
+		"missing container of fsfreeze": {
+			shape{annotations: quiesce("fsfreeze", "option.stillpoint.io/container", "ghost")},
+			[]string{"app-data0", "ghost"},
+		},
+		"missing secret": {
+			shape{annotations: quiesce("e2e-secret")},
+			[]string{"e2e-secret", "lock", "nowhere"},
+		},
+		"missing mount path": {
+			shape{annotations: quiesce("fsfreeze", "option.stillpoint.io/paths", "/nowhere")},
+			[]string{"/nowhere", "/mnt/data0"},
+		},
+		"template error": {
+			shape{annotations: quiesce("e2e-template")},
+			[]string{"e2e-template", "args.command[2]", "absent"},
+		},
+		"unsupported function": {
+			shape{annotations: quiesce("e2e-function")},
+			[]string{"e2e-function", "dump", "KubeTask", "KubeExec"},
+		},
+		"no privileges": {
+			shape{annotations: quiesce("fsfreeze"), unprivileged: true},
+			[]string{"app-data0", "container sidecar", "CAP_SYS_ADMIN", "privileged: true"},
+		},
+		"a directory of the node": {
+			shape{annotations: quiesce("fsfreeze", "option.stillpoint.io/paths", "/host"), pod: hostPath},
+			[]string{"/host", "must not be frozen", "freeze the node"},
+		},
+		"a directory-backed volume": {
+			shape{annotations: quiesce("fsfreeze"), claim: func(claim *corev1.PersistentVolumeClaim) {
+				claim.Spec.StorageClassName = ptr.To(cluster.DirectoryClass)
+			}},
+			[]string{"app-data0", "must not be frozen", "larger file system"},
+		},
+		"ReadWriteMany": {
+			shape{annotations: quiesce("fsfreeze"), claim: func(claim *corev1.PersistentVolumeClaim) {
+				claim.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}
+			}},
+			[]string{"app-data0", "ReadWriteMany"},
+		},
+		"a block device": {
+			shape{annotations: quiesce("fsfreeze"), claim: func(claim *corev1.PersistentVolumeClaim) {
+				claim.Spec.VolumeMode = ptr.To(corev1.PersistentVolumeBlock)
+			}},
+			[]string{"app-data0", "volumeMode Block"},
+		},
+		"more volumes than the freeze has time for": {
+			shape{annotations: quiesce("fsfreeze", "stillpoint.io/quiesce-timeout", "5s"), volumes: 2},
+			[]string{"2 volumes", "quiesce-timeout", "group snapshots"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newApp(t, c, test.shape)
+			b := startBackup(t, c, a.namespace, nil)
+			require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit))
+			errors := said(b.log(), "error")
+			assert.Contains(t, errors, a.namespace)
+			for _, want := range test.wants {
+				assert.Contains(t, errors, want)
+			}
+			assert.NotContains(t, b.log(), "Quiesced Deployment")
+			if test.claim == nil {
+				assert.False(t, a.frozen("app-data0"))
+				assert.NotEmpty(t, a.events("app")["QuiesceFailed"])
+			}
+		})
+	}
+}
+
+func TestContinueSnapshotsAllTheSameAndWarns(t *testing.T) {
+	c := connect(t)
+	a := newApp(t, c, shape{unprivileged: true, annotations: map[string]string{
+		"stillpoint.io/quiesce": "fsfreeze", "stillpoint.io/on-quiesce-error": "continue",
+	}})
+	b := startBackup(t, c, a.namespace, nil)
+	require.Equal(t, velerov1.BackupPhaseCompleted, b.finished(limit))
+	log := b.log()
+	assert.Empty(t, said(log, "error"))
+	assert.Contains(t, said(log, "warning"), "CAP_SYS_ADMIN")
+	assert.Contains(t, said(log, "warning"), "crash-consistent")
+	assert.Contains(t, log, "Created VolumeSnapshot "+a.namespace)
+}
