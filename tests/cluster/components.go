@@ -25,10 +25,11 @@ func (c *Cluster) Kill(ctx context.Context, name string) error {
 	return c.bed.Processes.Kill(ctx, name)
 }
 
-// Start starts a killed component as it was started before, and waits until
-// the API server serves, if it is that. One that runs is left alone.
+// Start starts a killed component as it was started before, with what depends
+// on it, and waits until the API server serves, if it is that. One that runs is
+// left alone.
 func (c *Cluster) Start(ctx context.Context, name string) error {
-	if err := c.bed.Processes.Restart(ctx, name); err != nil {
+	if err := c.bed.StartComponent(ctx, name); err != nil {
 		return err
 	}
 	return c.bed.WaitReady(ctx, name)

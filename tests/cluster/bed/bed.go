@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -61,7 +62,7 @@ func Open(say func(format string, args ...any)) (*Bed, error) {
 		}
 		dir = filepath.Join(cache, "stillpoint")
 	}
-	dir, err := filepath.Abs(dir)
+	dir, err := resolve(dir)
 	if err != nil {
 		return nil, fmt.Errorf("find the test bed's directory: %w", err)
 	}
@@ -71,6 +72,21 @@ func Open(say func(format string, args ...any)) (*Bed, error) {
 		return nil, fmt.Errorf("the test bed's directory %s is too deep: a socket's path would have %d characters, the kernel takes %d; set %s", dir, n, longestSocket, DirVariable)
 	}
 	return b, nil
+}
+
+// resolve gives a path the form in which the kernel names it, in which mounts
+// and loop devices are found again. The end of it need not exist.
+func resolve(dir string) (string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	for existing, rest := dir, ""; ; existing, rest = filepath.Dir(existing), filepath.Join(filepath.Base(existing), rest) {
+		real, err := filepath.EvalSymlinks(existing)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return filepath.Join(real, rest), err
+		}
+	}
 }
 
 func (b *Bed) path(elements ...string) string {

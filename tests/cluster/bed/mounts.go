@@ -70,13 +70,19 @@ func (b *Bed) makeStore(ctx context.Context) error {
 	return os.Rename(aside, b.storeImage())
 }
 
-// unmountAll takes down every mount below the bed's directory, the last first,
-// and frees the loop devices that are left without one.
+// ownMount picks what the bed has mounted. The directories themselves may be
+// mounts of the user's.
+func (b *Bed) ownMount(m *mountinfo.Info) (skip, stop bool) {
+	return !strings.HasPrefix(m.Mountpoint, b.run()+"/") && !strings.HasPrefix(m.Mountpoint, b.data()+"/"), false
+}
+
+// unmountAll takes down every mount that the bed made, the last first, and
+// frees the loop devices that are left without one.
 func (b *Bed) unmountAll() error {
 	var failed []error
 	// What hid another mount is gone after a round; a mount that stays is an error.
 	for range 5 {
-		mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(b.Dir))
+		mounts, err := mountinfo.GetMounts(b.ownMount)
 		if err != nil {
 			return fmt.Errorf("list the test bed's mounts: %w", err)
 		}

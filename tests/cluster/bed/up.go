@@ -162,7 +162,7 @@ func (b *Bed) WaitReady(ctx context.Context, name string) error {
 
 func (b *Bed) startNode(ctx context.Context) error {
 	for _, name := range []string{CSIDriver, Kubelet, Proxy} {
-		if _, err := b.start(ctx, name); err != nil {
+		if err := b.StartComponent(ctx, name); err != nil {
 			return err
 		}
 	}
@@ -247,6 +247,27 @@ func (b *Bed) driverRegistered(ctx context.Context) error {
 	}
 	if len(node.Spec.Drivers) == 0 {
 		return errors.New("it is not registered")
+	}
+	return nil
+}
+
+// StartComponent starts a component that does not run. With the CSI driver its
+// sidecars are started again if they were there: without it they soon end.
+func (b *Bed) StartComponent(ctx context.Context, name string) error {
+	started, err := b.start(ctx, name)
+	if err != nil || !started || name != CSIDriver {
+		return err
+	}
+	for _, sidecar := range []string{CSIProvisioner, CSISnapshotter} {
+		if !slices.Contains(b.Processes.Names(), sidecar) {
+			continue
+		}
+		if err := b.Processes.Kill(ctx, sidecar); err != nil {
+			return err
+		}
+		if _, err := b.start(ctx, sidecar); err != nil {
+			return err
+		}
 	}
 	return nil
 }

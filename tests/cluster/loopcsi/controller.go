@@ -102,12 +102,13 @@ func (d *Driver) CreateVolume(ctx context.Context, r *csi.CreateVolumeRequest) (
 	if want.Capacity, err = d.capacity(r.GetCapacityRange(), least); err != nil {
 		return nil, err
 	}
-	err = d.store.CreateVolume(want, func(image string) error {
-		if block {
-			return nil
-		}
-		return makeFilesystem(ctx, image)
-	})
+	fill := func(image string) error { return makeFilesystem(ctx, image) }
+	grow := func(image string) error { return growFilesystem(ctx, image) }
+	if block {
+		fill = func(string) error { return nil }
+		grow = fill
+	}
+	err = d.store.CreateVolume(want, fill, grow)
 	if err != nil {
 		return nil, asStatus(err)
 	}
@@ -334,6 +335,19 @@ func cut(s Snapshot) *csi.CreateSnapshotResponse {
 // would be written in the background, into somebody's measurement.
 func makeFilesystem(ctx context.Context, image string) error {
 	return run(ctx, "mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", image)
+}
+
+// growFilesystem makes an ext4 as large as its image. It is done before any
+// mount: a mounted one may be grown only with a capability that a container
+// often lacks. The check replays the journal of a file system that was in use
+// when its snapshot was cut, and resize2fs insists on it.
+func growFilesystem(ctx context.Context, image string) error {
+	const corrected = 1 // e2fsck's exit code for errors that are no longer there
+	var exit *exec.ExitError
+	if err := run(ctx, "e2fsck", "-f", "-p", image); err != nil && (!errors.As(err, &exit) || exit.ExitCode() != corrected) {
+		return err
+	}
+	return run(ctx, "resize2fs", image)
 }
 
 func run(ctx context.Context, name string, args ...string) error {

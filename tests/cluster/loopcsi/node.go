@@ -85,15 +85,7 @@ func (d *Driver) stageMount(ctx context.Context, v Volume, at string, options []
 	if len(options) > 0 {
 		args = append(args, "-o", strings.Join(options, ","))
 	}
-	if err := run(ctx, "mount", append(args, device.Name(), at)...); err != nil {
-		return err
-	}
-	// A volume made larger than its source has a file system of the old size. It
-	// grows while mounted: the journal of a snapshot has been replayed by then.
-	if v.Source != (Source{}) {
-		return run(ctx, "resize2fs", device.Name())
-	}
-	return nil
+	return run(ctx, "mount", append(args, device.Name(), at)...)
 }
 
 // NodeUnstageVolume undoes NodeStageVolume.

@@ -112,9 +112,10 @@ func (s *Store) Image(id string) string { return filepath.Join(s.dir, volumes, i
 // Tree is the directory of a directory-backed volume.
 func (s *Store) Tree(id string) string { return filepath.Join(s.dir, volumes, id, tree) }
 
-// CreateVolume makes a volume. Its source, if any, must exist and be of the
-// same kind. fill is called for the image of a new volume, to make a file system.
-func (s *Store) CreateVolume(v Volume, fill func(image string) error) error {
+// CreateVolume makes a volume. Its source, if any, must exist, be of the same
+// kind and no larger. fill is called for an image that is empty, grow for one
+// that is larger than its source, to make a file system and to make it larger.
+func (s *Store) CreateVolume(v Volume, fill, grow func(image string) error) error {
 	return s.create(volumes, v.ID, v, func(dir string) error {
 		from := ""
 		switch {
@@ -130,7 +131,7 @@ func (s *Store) CreateVolume(v Volume, fill func(image string) error) error {
 			if v.Directory {
 				return nil
 			}
-			return os.Truncate(filepath.Join(dir, image), v.Capacity) // grows it, never cuts: the caller sees to that
+			return enlarge(filepath.Join(dir, image), v.Capacity, grow)
 		}
 		if v.Directory {
 			return os.Mkdir(filepath.Join(dir, tree), 0o777)
@@ -144,6 +145,17 @@ func (s *Store) CreateVolume(v Volume, fill func(image string) error) error {
 		}
 		return fill(file)
 	})
+}
+
+func enlarge(image string, size int64, grow func(string) error) error {
+	info, err := os.Stat(image)
+	if err != nil || info.Size() >= size {
+		return err
+	}
+	if err := os.Truncate(image, size); err != nil {
+		return err
+	}
+	return grow(image)
 }
 
 // CreateSnapshot copies what the volume's device holds at this moment and

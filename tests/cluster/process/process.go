@@ -106,18 +106,8 @@ func (t Table) Start(ctx context.Context, spec Spec) (bool, error) {
 	return true, nil
 }
 
-// Restart starts a process again as its record says. One that runs is left.
-func (t Table) Restart(ctx context.Context, name string) error {
-	r, err := t.read(name)
-	if err != nil {
-		return fmt.Errorf("restart %s: %w", name, err)
-	}
-	_, err = t.Start(ctx, r.Spec)
-	return err
-}
-
 // Kill ends a process with SIGKILL and waits until it is gone. The record
-// stays, so that Restart can start it again.
+// stays.
 func (t Table) Kill(ctx context.Context, name string) error {
 	r, err := t.read(name)
 	if err != nil {
