@@ -1,0 +1,105 @@
+// Package stage is what the demo and the bench play on: the running test bed,
+// applications on it, Velero's backups of them, and a timeline of what happens.
+// What it sets up it also clears away, after a crashed run too.
+package stage
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"stillpoint.io/stillpoint/tests/cluster"
+)
+
+const (
+	// execLimit is how long a command in a container may take.
+	execLimit = 20 * time.Second
+	// pollInterval lies between two looks at something that is waited for.
+	pollInterval = 200 * time.Millisecond
+)
+
+// Stage is a connection to the test bed.
+type Stage struct {
+	*cluster.Cluster
+	*Timeline
+}
+
+// Open connects to the test bed, from a program that runs inside its network.
+func Open(ctx context.Context, timeline *Timeline) (*Stage, error) {
+	s := &Stage{Timeline: timeline}
+	return s, act(ctx, func(p *program) { s.Cluster = cluster.Connect(p) })
+}
+
+// Run runs kubectl or velero as a reader would, and shows the command.
+func (s *Stage) Run(ctx context.Context, program string, args ...string) error {
+	s.Command(append([]string{program}, args...)...)
+	var err error
+	if program == "velero" {
+		_, err = s.Velero(ctx, args...)
+	} else {
+		_, err = s.Kubectl(ctx, nil, args...)
+	}
+	return err
+}
+
+// DeleteNamespace thaws the volumes of a namespace, deletes it and waits until
+// it is gone. It need not exist.
+func (s *Stage) DeleteNamespace(ctx context.Context, name string) error {
+	return act(ctx, func(p *program) { s.Adopt(p, name) })
+}
+
+// Container is a container of a Deployment with one pod.
+type Container struct{ Namespace, Deployment, Name string }
+
+// AwaitRollout waits until the pod of a Deployment is the wanted one and ready.
+func (s *Stage) AwaitRollout(ctx context.Context, namespace, deployment string, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit+execLimit)
+	defer cancel()
+	_, err := s.Kubectl(ctx, nil, "--namespace", namespace, "rollout", "status", "deployment/"+deployment, "--timeout="+limit.String())
+	return err
+}
+
+// Exec runs a command in a container and returns what it prints.
+func (s *Stage) Exec(ctx context.Context, c Container, command ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, execLimit)
+	defer cancel()
+	return s.Kubectl(ctx, nil, append([]string{"--namespace", c.Namespace, "exec", "deployment/" + c.Deployment, "--container", c.Name, "--"}, command...)...)
+}
+
+// Until asks done again and again until it says so, fails, or ctx ends.
+func Until(ctx context.Context, what string, done func(context.Context) (bool, error)) error {
+	for {
+		if ok, err := done(ctx); ok || err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait until %s: %w", what, ctx.Err())
+		case <-time.After(pollInterval):
+		}
+	}
+}
+
+// WriteResult writes what was measured to a file as JSON.
+func WriteResult(file string, result any) error {
+	b, err := json.MarshalIndent(result, "", "  ")
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(file), 0o750)
+	}
+	if err == nil {
+		err = os.WriteFile(file, append(b, '\n'), 0o644) //nolint:gosec // figures are for everybody
+	}
+	if err != nil {
+		return fmt.Errorf("write the result to %s: %w", file, err)
+	}
+	return nil
+}
+
+// indent puts the lines of text below an entry of the timeline.
+func indent(text string) string {
+	return strings.ReplaceAll(strings.TrimRight(text, "\n"), "\n", "\n"+strings.Repeat(" ", indentation))
+}
