@@ -141,7 +141,7 @@ func (f *Finder) Find(ctx context.Context, name, workloadNamespace string) (*Fou
 func one(name string, found []*Found) (*Found, error) {
 	switch len(found) {
 	case 0:
-		return nil, nil
+		return nil, nil //nolint:nilnil // nothing found is a valid answer here
 	case 1:
 		return found[0], nil
 	}
@@ -157,13 +157,13 @@ func one(name string, found []*Found) (*Found, error) {
 func (f *Finder) object(ctx context.Context, namespace, name string) (*Found, error) {
 	// Keys of ConfigMaps can be names that no object can have.
 	if len(validation.IsDNS1123Subdomain(name)) > 0 {
-		return nil, nil
+		return nil, nil //nolint:nilnil // nothing found is a valid answer here
 	}
 	source := Source(fmt.Sprintf("Blueprint %s/%s", namespace, name))
 	object, err := f.objects.Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
 	// The API server answers in the same way for a CRD that is not there.
 	if apierrors.IsNotFound(err) {
-		return nil, nil
+		return nil, nil //nolint:nilnil // nothing found is a valid answer here
 	}
 	if err != nil {
 		return nil, fmt.Errorf("get %s: %w", source, err)

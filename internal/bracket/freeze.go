@@ -139,7 +139,7 @@ func (f *freeze) begin(ctx context.Context) error {
 	f.bracket.events.write(f.group.Objects(), corev1.EventTypeNormal, reasonQuiesced, "Quiesced for backup %s", f.backup.Name)
 	go func() {
 		defer stop()
-		f.hold(events)
+		f.hold(watching, events)
 	}()
 	return nil
 }
@@ -213,14 +213,14 @@ func (f *freeze) patience() (limit time.Duration, awaited string) {
 }
 
 // hold keeps the freeze until the last volume is cut.
-func (f *freeze) hold(events <-chan snapshot.Event) {
+func (f *freeze) hold(ctx context.Context, events <-chan snapshot.Event) {
 	defer close(f.over)
 	var grace <-chan time.Time
 	var trouble error
 	for {
 		limit, awaited := f.patience()
 		if limit == 0 {
-			f.session.Thaw(context.Background())
+			f.session.Thaw(ctx)
 			break
 		}
 		idle := time.NewTimer(limit)
@@ -241,9 +241,9 @@ func (f *freeze) hold(events <-chan snapshot.Event) {
 			}
 		case <-f.moved:
 		case <-grace:
-			f.session.Abandon(trouble)
+			f.session.Abandon(ctx, trouble)
 		case <-idle.C:
-			f.session.Abandon(fmt.Errorf("Velero created no VolumeSnapshot of volume %s within %s", awaited, limit))
+			f.session.Abandon(ctx, fmt.Errorf("no VolumeSnapshot of volume %s was created within %s", awaited, limit))
 		case <-f.session.Thawed():
 		}
 		idle.Stop()

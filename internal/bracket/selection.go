@@ -45,6 +45,7 @@ func (s *selection) snapshots(ctx context.Context, claim *corev1.PersistentVolum
 	switch s.backup.Status.Phase {
 	case velerov1.BackupPhaseFinalizing, velerov1.BackupPhaseFinalizingPartiallyFailed:
 		return "the backup is finalizing", nil
+	default:
 	}
 	if !s.csi {
 		return "the Velero server runs without --features=EnableCSI", nil

@@ -55,14 +55,21 @@ func (g *Group) Asked() bool {
 	return slices.ContainsFunc(g.parts, func(p part) bool { return len(p.settings.Blueprints) > 0 })
 }
 
+// quiesced are the parts that are to be quiesced; all of them when annotations
+// are not valid and it is not known which.
+func (g *Group) quiesced() []part {
+	asked := slices.DeleteFunc(slices.Clone(g.parts), func(p part) bool { return len(p.settings.Blueprints) == 0 })
+	if len(asked) == 0 {
+		return g.parts
+	}
+	return asked
+}
+
 // Name is what messages call the group: the workloads that are quiesced, or
 // the claim that has an annotation of its own.
 func (g *Group) Name() string {
 	var names []string
-	for _, part := range g.parts {
-		if len(part.settings.Blueprints) == 0 {
-			continue
-		}
+	for _, part := range g.quiesced() {
 		if part.claim != nil {
 			return fmt.Sprintf("PersistentVolumeClaim %s/%s", part.claim.Namespace, part.claim.Name)
 		}
@@ -74,10 +81,8 @@ func (g *Group) Name() string {
 // Objects are the workloads that are quiesced, for events.
 func (g *Group) Objects() []workload.Ref {
 	var refs []workload.Ref
-	for _, part := range g.parts {
-		if len(part.settings.Blueprints) > 0 {
-			refs = append(refs, part.workload.Ref)
-		}
+	for _, part := range g.quiesced() {
+		refs = append(refs, part.workload.Ref)
 	}
 	return refs
 }

@@ -34,7 +34,6 @@ type Session struct {
 	executor Executor
 	plan     *Plan
 	log      logrus.FieldLogger
-	life     context.Context
 
 	targets  []*target // post commands, in the order in which they run
 	deadline *time.Timer
@@ -88,7 +87,6 @@ func Freeze(ctx context.Context, executor Executor, plan *Plan, log logrus.Field
 		executor: executor,
 		plan:     plan,
 		log:      log,
-		life:     context.WithoutCancel(ctx),
 		thawed:   make(chan struct{}),
 	}
 	// Once: nothing of a plan may be armed twice, and nothing begun before all is armed.
@@ -97,8 +95,10 @@ func Freeze(ctx context.Context, executor Executor, plan *Plan, log logrus.Field
 		s.release()
 		return nil, fmt.Errorf("nothing was frozen: %w", err)
 	}
-	if err := s.prepare(runners); err != nil {
-		s.Thaw(s.life)
+	// What has begun ends by its own limits, not by the caller's.
+	life := context.WithoutCancel(ctx)
+	if err := s.prepare(life, runners); err != nil {
+		s.Thaw(life)
 		return nil, errors.Join(err, s.Report().Stuck)
 	}
 	return s, nil
@@ -163,7 +163,7 @@ func (s *Session) open(ctx context.Context) ([][]*runner, error) {
 }
 
 // prepare runs the pre commands, step by step, and then holds.
-func (s *Session) prepare(steps [][]*runner) error {
+func (s *Session) prepare(ctx context.Context, steps [][]*runner) error {
 	defer func() {
 		for _, step := range steps {
 			for _, r := range step {
@@ -182,7 +182,7 @@ func (s *Session) prepare(steps [][]*runner) error {
 		}
 		// Guards first: a pre command whose guard does not answer must not begin.
 		due := s.becomesDue(step)
-		if err := s.hold("prepare", left+s.plan.QuiesceTimeout, due); err != nil {
+		if err := s.hold(ctx, "prepare", left+s.plan.QuiesceTimeout, due); err != nil {
 			for _, t := range due {
 				t.due = false
 			}
@@ -194,7 +194,7 @@ func (s *Session) prepare(steps [][]*runner) error {
 			s.frozenAt = begun
 			s.mu.Unlock()
 		}
-		if err := s.runStep(step, left); err != nil {
+		if err := s.runStep(ctx, step, left); err != nil {
 			return err
 		}
 	}
@@ -202,14 +202,14 @@ func (s *Session) prepare(steps [][]*runner) error {
 	s.report.Prepared = time.Since(begun)
 	s.mu.Unlock()
 
-	if err := s.hold("hold", s.plan.QuiesceTimeout, s.due()); err != nil {
+	if err := s.hold(ctx, "hold", s.plan.QuiesceTimeout, s.due()); err != nil {
 		return err
 	}
 	s.deadline = time.AfterFunc(s.plan.QuiesceTimeout, func() {
-		s.Abandon(fmt.Errorf("thawed at the quiesce-timeout of %s, before the snapshot was cut", s.plan.QuiesceTimeout))
+		s.Abandon(ctx, fmt.Errorf("thawed at the quiesce-timeout of %s, before the snapshot was cut", s.plan.QuiesceTimeout))
 	})
 	for _, t := range s.due() {
-		go s.watch(t)
+		go s.watch(ctx, t)
 	}
 	return nil
 }
@@ -245,8 +245,8 @@ func (s *Session) due() []*target {
 }
 
 // hold gives guards a limit and waits until they have it.
-func (s *Session) hold(verb string, limit time.Duration, targets []*target) error {
-	ctx, cancel := context.WithTimeout(s.life, postLimit)
+func (s *Session) hold(ctx context.Context, verb string, limit time.Duration, targets []*target) error {
+	ctx, cancel := context.WithTimeout(ctx, postLimit)
 	defer cancel()
 	return each(targets, func(t *target) error {
 		_, err := t.guard.ask(ctx, fmt.Sprintf("%s %d", verb, seconds(limit+graceOfGuard)), "holding")
@@ -258,9 +258,9 @@ func (s *Session) hold(verb string, limit time.Duration, targets []*target) erro
 }
 
 // runStep runs the commands of one phase at the same time.
-func (s *Session) runStep(step []*runner, limit time.Duration) error {
+func (s *Session) runStep(ctx context.Context, step []*runner, limit time.Duration) error {
 	// The shell in the container keeps the limit; ours is for one that is gone.
-	ctx, cancel := context.WithTimeout(s.life, limit+postLimit)
+	ctx, cancel := context.WithTimeout(ctx, limit+postLimit)
 	defer cancel()
 	return each(step, func(r *runner) error {
 		answer, err := r.shell.ask(ctx, fmt.Sprintf("run %d", seconds(limit)), "ended")
@@ -291,18 +291,18 @@ func (s *Session) said(from *shell) string {
 }
 
 // watch notices when a guard thaws or goes away without being told to.
-func (s *Session) watch(t *target) {
+func (s *Session) watch(ctx context.Context, t *target) {
 	select {
 	case <-t.guard.ended:
-		s.Abandon(fmt.Errorf("the guard in %s was lost while frozen: %w", t.guard.container, s.masked(t.guard.lost(s.life))))
+		s.Abandon(ctx, fmt.Errorf("the guard in %s was lost while frozen: %w", t.guard.container, s.masked(t.guard.lost(ctx))))
 	case <-s.thawed:
 	}
 }
 
 // Abandon thaws because the freeze cannot be held; reason becomes the report's
 // Broken.
-func (s *Session) Abandon(reason error) {
-	s.finish(s.life, reason)
+func (s *Session) Abandon(ctx context.Context, reason error) {
+	s.finish(ctx, reason)
 }
 
 // Thaw runs the post commands and returns when all have ended, or could not be

@@ -43,7 +43,7 @@ func (h *host) Exec(ctx context.Context, container cluster.Container, command []
 	if argv[0] == "sh" {
 		argv = append(append([]string{}, h.shell...), argv[1:]...)
 	}
-	cmd := exec.Command(argv[0], argv[1:]...) //nolint:gosec // a test's own command
+	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stdout, cmd.Stderr = streams.Stdout, streams.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err == nil {
@@ -64,7 +64,7 @@ func (h *host) Exec(ctx context.Context, container cluster.Container, command []
 				n, err := streams.Stdin.Read(buffer)
 				_, _ = stdin.Write(buffer[:n])
 				if err != nil {
-					stdin.Close()
+					_ = stdin.Close()
 					return
 				}
 			}
@@ -76,7 +76,7 @@ func (h *host) Exec(ctx context.Context, container cluster.Container, command []
 	case err := <-ended:
 		return err
 	case <-ctx.Done():
-		stdin.Close()
+		_ = stdin.Close()
 		return ctx.Err()
 	}
 }

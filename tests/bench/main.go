@@ -46,6 +46,7 @@ func run(ctx context.Context, runs int, result string) error {
 	for _, n := range volumes {
 		b.apps = append(b.apps, &app{Stage: on, volumes: n})
 	}
+	b.Say("clearing away what an earlier run may have left")
 	if err := b.clear(ctx); err != nil {
 		return fmt.Errorf("clear away what an earlier run left: %w", err)
 	}

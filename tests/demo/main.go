@@ -54,16 +54,17 @@ func run(ctx context.Context, example, result string) error {
 		return err
 	}
 	d := &demo{Stage: on, example: example}
+	d.Say("What an earlier run may have left is cleared away.")
 	if err := d.clear(ctx); err != nil {
 		return fmt.Errorf("clear away what an earlier run left: %w", err)
 	}
 	err = d.walk(ctx, result)
-	d.Say("clearing away")
+	d.Say("Clearing away.")
 	if clearErr := d.clear(context.WithoutCancel(ctx)); clearErr != nil {
 		err = errors.Join(err, fmt.Errorf("clear away: %w", clearErr))
 	}
 	if err == nil {
-		d.Say("done: everything was as promised")
+		d.Say("Done: everything was as promised.")
 	}
 	return err
 }

@@ -73,6 +73,7 @@ func (b *backup) finished(limit time.Duration) velerov1.BackupPhase {
 		switch found.Status.Phase {
 		case velerov1.BackupPhaseCompleted, velerov1.BackupPhasePartiallyFailed, velerov1.BackupPhaseFailed, velerov1.BackupPhaseFailedValidation:
 			return found.Status.Phase
+		default:
 		}
 	}
 	b.t.Fatalf("backup %s is %s after %s", b.name, found.Status.Phase, limit)

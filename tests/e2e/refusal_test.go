@@ -1,13 +1,19 @@
 package e2e
 
 import (
+	"maps"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
+	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/tests/cluster"
 )
@@ -54,6 +60,7 @@ actions:
 		}
 		return annotations
 	}
+	shared := newApp(t, c, shape{}) // for what only annotations tell apart
 	for name, test := range map[string]struct {
 		shape
 		wants []string
@@ -130,7 +137,12 @@ actions:
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := newApp(t, c, test.shape)
+			a := shared
+			if test.claim == nil && test.pod == nil && test.volumes == 0 && !test.unprivileged {
+				a.annotate(t, test.annotations)
+			} else {
+				a = newApp(t, c, test.shape)
+			}
 			b := startBackup(t, c, a.namespace, nil)
 			require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit))
 			errors := said(b.log(), "error")
@@ -141,10 +153,22 @@ actions:
 			assert.NotContains(t, b.log(), "Quiesced Deployment")
 			if test.claim == nil {
 				assert.False(t, a.frozen("app-data0"))
-				assert.NotEmpty(t, a.events("app")["QuiesceFailed"])
+				assert.Eventually(t, func() bool { return a.events("app")["QuiesceFailed"] != "" }, 5*time.Second, 50*time.Millisecond)
 			}
 		})
 	}
+}
+
+// annotate gives the Deployment these annotations of ours, and no others.
+func (a *app) annotate(t *testing.T, annotations map[string]string) {
+	t.Helper()
+	deployment := &appsv1.Deployment{}
+	require.NoError(t, a.c.Objects().Get(t.Context(), crclient.ObjectKey{Namespace: a.namespace, Name: "app"}, deployment))
+	before := deployment.DeepCopy()
+	maps.DeleteFunc(deployment.Annotations, func(key, _ string) bool { return strings.Contains(key, "stillpoint.io/") })
+	maps.Copy(deployment.Annotations, annotations)
+	require.NoError(t, a.c.Objects().Patch(t.Context(), deployment, crclient.MergeFrom(before)))
+	require.NoError(t, a.c.Client().CoreV1().Events(a.namespace).DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}))
 }
 
 func TestContinueSnapshotsAllTheSameAndWarns(t *testing.T) {

@@ -11,7 +11,7 @@ import (
 // commands use the test bed outside of any. It has only what cluster calls.
 type program struct {
 	testing.TB
-	ctx      context.Context //nolint:containedctx // as in testing.T
+	ctx      context.Context // as in testing.T
 	cleanups []func()
 	errs     []error
 }
@@ -31,6 +31,7 @@ func (p *program) Fatal(args ...any) { panic(ended{errors.New(fmt.Sprint(args...
 func (p *program) Fatalf(format string, args ...any) {
 	panic(ended{fmt.Errorf(format, args...)})
 }
+
 func (p *program) Errorf(format string, args ...any) {
 	p.errs = append(p.errs, fmt.Errorf(format, args...))
 }

@@ -91,7 +91,7 @@ func WriteResult(file string, result any) error {
 		err = os.MkdirAll(filepath.Dir(file), 0o750)
 	}
 	if err == nil {
-		err = os.WriteFile(file, append(b, '\n'), 0o644) //nolint:gosec // figures are for everybody
+		err = os.WriteFile(file, append(b, '\n'), 0o644)
 	}
 	if err != nil {
 		return fmt.Errorf("write the result to %s: %w", file, err)

@@ -94,6 +94,7 @@ func (b *Bed) path(elements ...string) string {
 }
 
 func (b *Bed) run(elements ...string) string { return b.path(append([]string{"run"}, elements...)...) }
+
 func (b *Bed) data(elements ...string) string {
 	return b.path(append([]string{"data"}, elements...)...)
 }
@@ -111,6 +112,7 @@ func (b *Bed) containerdSocket() string { return b.run("containerd", "containerd
 func (b *Bed) csiSocket() string {
 	return filepath.Join(b.KubeletDir(), "plugins", "loopcsi", "csi.sock")
 }
+
 func (b *Bed) csiRegistration() string {
 	return filepath.Join(b.KubeletDir(), "plugins_registry", "loopcsi-reg.sock")
 }

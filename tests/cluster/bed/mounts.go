@@ -141,10 +141,10 @@ func (b *Bed) makeCgroups() error {
 		// kubelet says clearly which one it misses if that should fail here.
 		if available, err := os.ReadFile(filepath.Join(h, "cgroup.controllers")); err == nil {
 			for _, controller := range strings.Fields(string(available)) {
-				_ = os.WriteFile(filepath.Join(h, "cgroup.subtree_control"), []byte("+"+controller), 0o644) //nolint:gosec // a setting of the kernel
+				_ = os.WriteFile(filepath.Join(h, "cgroup.subtree_control"), []byte("+"+controller), 0o644)
 			}
 		}
-		if err := os.Mkdir(filepath.Join(h, b.id()), 0o755); err != nil && !errors.Is(err, fs.ErrExist) { //nolint:gosec // as all groups are
+		if err := os.Mkdir(filepath.Join(h, b.id()), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("make the pods' cgroup: %w", err)
 		}
 	}

@@ -79,7 +79,7 @@ func (b *Bed) Exec(program string, args, env []string) error {
 			return fmt.Errorf("enter the cluster's network: %w", err)
 		}
 	}
-	if err := syscall.Exec(program, args, env); err != nil { //nolint:gosec // to run what it is told is its purpose
+	if err := syscall.Exec(program, args, env); err != nil {
 		return fmt.Errorf("run %s: %w", program, err)
 	}
 	return nil
@@ -102,7 +102,7 @@ func (b *Bed) setUpNetwork(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644); err != nil { //nolint:gosec // a setting of the kernel
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644); err != nil {
 		return fmt.Errorf("switch forwarding on: %w", err)
 	}
 	return nil

@@ -64,7 +64,7 @@ func (b *Bed) installPackages(ctx context.Context) error {
 	b.Say("installing %s", strings.Join(missing, " "))
 	install := append([]string{"install", "--quiet", "--yes", "--no-install-recommends"}, missing...)
 	for _, args := range [][]string{{"update", "--quiet"}, install} {
-		cmd := exec.CommandContext(ctx, "apt-get", args...) //nolint:gosec // the packages are listed above
+		cmd := exec.CommandContext(ctx, "apt-get", args...)
 		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("apt-get %s: %w\n%s", strings.Join(args, " "), err, out)

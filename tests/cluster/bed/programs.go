@@ -124,7 +124,7 @@ func (b *Bed) buildOwn(ctx context.Context, source, name string) error {
 	if have, err := os.ReadFile(current); err == nil && bytes.Equal(have, content) {
 		return nil
 	}
-	if err := os.WriteFile(current+".new", content, 0o700); err != nil { //nolint:gosec // a program
+	if err := os.WriteFile(current+".new", content, 0o700); err != nil {
 		return err
 	}
 	return os.Rename(current+".new", current)
@@ -279,7 +279,7 @@ func goBuild(ctx context.Context, dir, output, pkg string, variables []string) e
 }
 
 func goCommand(ctx context.Context, dir string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, "go", args...) //nolint:gosec // the arguments are ours
+	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
 	var out, complaint bytes.Buffer

@@ -56,7 +56,7 @@ func (d *Driver) ValidateVolumeCapabilities(_ context.Context, r *csi.ValidateVo
 		return nil, asStatus(err)
 	}
 	if _, err := usage(r.GetVolumeCapabilities(), v.Directory); err != nil {
-		return &csi.ValidateVolumeCapabilitiesResponse{Message: err.Error()}, nil
+		return &csi.ValidateVolumeCapabilitiesResponse{Message: err.Error()}, nil //nolint:nilerr // the answer is the message
 	}
 	return &csi.ValidateVolumeCapabilitiesResponse{Confirmed: &csi.ValidateVolumeCapabilitiesResponse_Confirmed{
 		VolumeContext: r.GetVolumeContext(), VolumeCapabilities: r.GetVolumeCapabilities(), Parameters: r.GetParameters(),
@@ -182,7 +182,7 @@ func (d *Driver) DeleteSnapshot(_ context.Context, r *csi.DeleteSnapshotRequest)
 func (d *Driver) haveSnapshot(r *csi.CreateSnapshotRequest) (*csi.CreateSnapshotResponse, error) {
 	s, err := d.store.Snapshot(r.GetName())
 	if errors.Is(err, ErrNotFound) {
-		return nil, nil
+		return nil, nil //nolint:nilnil // nothing found is a valid answer here
 	}
 	if err != nil {
 		return nil, asStatus(err)

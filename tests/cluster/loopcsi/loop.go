@@ -26,7 +26,7 @@ func attachLoop(image string, autoclear bool) (*os.File, error) {
 	}
 	defer control.Close()
 
-	config := unix.LoopConfig{Fd: uint32(back.Fd())} //nolint:gosec // a descriptor is small
+	config := unix.LoopConfig{Fd: uint32(back.Fd())}
 	copy(config.Info.File_name[:len(config.Info.File_name)-1], image)
 	if autoclear {
 		config.Info.Flags = unix.LO_FLAGS_AUTOCLEAR
@@ -57,7 +57,7 @@ func openLoop(n int) (*os.File, error) {
 	path := "/dev/loop" + strconv.Itoa(n)
 	device, err := os.OpenFile(path, os.O_RDWR, 0)
 	if errors.Is(err, os.ErrNotExist) {
-		if err := unix.Mknod(path, unix.S_IFBLK|0o660, int(unix.Mkdev(7, uint32(n)))); err != nil && !errors.Is(err, unix.EEXIST) { //nolint:gosec // both are small
+		if err := unix.Mknod(path, unix.S_IFBLK|0o660, int(unix.Mkdev(7, uint32(n)))); err != nil && !errors.Is(err, unix.EEXIST) {
 			return nil, fmt.Errorf("make %s: %w", path, err)
 		}
 		device, err = os.OpenFile(path, os.O_RDWR, 0)

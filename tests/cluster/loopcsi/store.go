@@ -91,7 +91,7 @@ func (s *Store) Size() (int64, error) {
 	if err := unix.Statfs(s.dir, &st); err != nil {
 		return 0, fmt.Errorf("size of store %s: %w", s.dir, err)
 	}
-	return int64(st.Blocks) * st.Bsize, nil //nolint:gosec // a store of 8 EiB is not ours
+	return int64(st.Blocks) * st.Bsize, nil
 }
 
 // Volume looks a volume up; ErrNotFound when there is none.

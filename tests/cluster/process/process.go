@@ -86,7 +86,7 @@ func (t Table) Start(ctx context.Context, spec Spec) (bool, error) {
 		return false, fmt.Errorf("start %s: %w", spec.Name, err)
 	}
 	defer log.Close()
-	cmd := exec.Command(spec.Args[0], spec.Args[1:]...) //nolint:gosec,noctx // it is to outlive us
+	cmd := exec.Command(spec.Args[0], spec.Args[1:]...) //nolint:noctx // it is to outlive us
 	cmd.Env = append(append(os.Environ(), spec.Env...), markVariable+"="+t.mark(spec.Name))
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = "/"
