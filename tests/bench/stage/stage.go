@@ -60,7 +60,12 @@ func (s *Stage) AwaitRollout(ctx context.Context, namespace, deployment string, 
 	ctx, cancel := context.WithTimeout(ctx, limit+execLimit)
 	defer cancel()
 	_, err := s.Kubectl(ctx, nil, "--namespace", namespace, "rollout", "status", "deployment/"+deployment, "--timeout="+limit.String())
-	return err
+	if err == nil {
+		return nil
+	}
+	// What is seen of it disappears with the namespace.
+	seen, _ := s.Kubectl(ctx, nil, "--namespace", namespace, "get", "deployments,pods,persistentvolumeclaims,events", "--output", "wide")
+	return fmt.Errorf("%w\n%s", err, seen)
 }
 
 // Exec runs a command in a container and returns what it prints.
