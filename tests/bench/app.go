@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"text/template"
-	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -24,8 +23,6 @@ const (
 	deployment = "app"
 	writer     = "writer"
 	sidecar    = "sidecar"
-	// rolloutLimit is how long the application may take to run.
-	rolloutLimit = 2 * time.Minute
 )
 
 //go:embed app.yaml
@@ -76,7 +73,7 @@ func (a *app) install(ctx context.Context) error {
 	if _, err := a.Kubectl(ctx, &rendered, "apply", "--filename", "-"); err != nil {
 		return err
 	}
-	return a.AwaitRollout(ctx, a.namespace(), deployment, rolloutLimit)
+	return a.AwaitRollout(ctx, a.namespace(), deployment)
 }
 
 // ask annotates the application so that the next backup quiesces it this way,

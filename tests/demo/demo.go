@@ -35,8 +35,6 @@ const (
 	several = 4
 	// goingOn is how many lines the restored application must add.
 	goingOn = 2
-	// rolloutLimit is how long the application may take to run.
-	rolloutLimit = 2 * time.Minute
 	// vanishLimit is how long a snapshot may outlast its backup.
 	vanishLimit = 10 * time.Second
 )
@@ -105,7 +103,7 @@ func (d *demo) install(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := d.AwaitRollout(ctx, namespace, deployment, rolloutLimit); err != nil {
+	if err := d.AwaitRollout(ctx, namespace, deployment); err != nil {
 		return err
 	}
 	return stage.Until(ctx, fmt.Sprintf("%s has %d lines", file, several), func(ctx context.Context) (bool, error) {
@@ -241,7 +239,7 @@ func (d *demo) restore(ctx context.Context) error {
 	if restore.Status.Phase != velerov1.RestorePhaseCompleted {
 		return fmt.Errorf("restore %s is %s, not Completed", d.backup, restore.Status.Phase)
 	}
-	return d.AwaitRollout(ctx, namespace, deployment, rolloutLimit)
+	return d.AwaitRollout(ctx, namespace, deployment)
 }
 
 // compare checks what came back, once the application has written some more.

@@ -24,7 +24,7 @@ import (
 
 const (
 	// runLimit is for the walk-through, which takes about a minute and a half.
-	runLimit = 10 * time.Minute
+	runLimit = 20 * time.Minute
 	// clearLimit is for clearing away what this or an earlier run set up.
 	clearLimit = 5 * time.Minute
 )

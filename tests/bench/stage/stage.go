@@ -16,6 +16,10 @@ import (
 )
 
 const (
+	// rolloutLimit is how long an application may take to run. A pod that could
+	// not be placed, since its volume was not there yet, is looked at again by
+	// the scheduler after five minutes at the latest.
+	rolloutLimit = 6 * time.Minute
 	// execLimit is how long a command in a container may take.
 	execLimit = 20 * time.Second
 	// pollInterval lies between two looks at something that is waited for.
@@ -56,10 +60,10 @@ func (s *Stage) DeleteNamespace(ctx context.Context, name string) error {
 type Container struct{ Namespace, Deployment, Name string }
 
 // AwaitRollout waits until the pod of a Deployment is the wanted one and ready.
-func (s *Stage) AwaitRollout(ctx context.Context, namespace, deployment string, limit time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, limit+execLimit)
+func (s *Stage) AwaitRollout(ctx context.Context, namespace, deployment string) error {
+	ctx, cancel := context.WithTimeout(ctx, rolloutLimit+execLimit)
 	defer cancel()
-	_, err := s.Kubectl(ctx, nil, "--namespace", namespace, "rollout", "status", "deployment/"+deployment, "--timeout="+limit.String())
+	_, err := s.Kubectl(ctx, nil, "--namespace", namespace, "rollout", "status", "deployment/"+deployment, "--timeout="+rolloutLimit.String())
 	if err == nil {
 		return nil
 	}
