@@ -14,7 +14,11 @@ import (
 	"github.com/stretchr/testify/require"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/rand"
+	"k8s.io/utils/ptr"
+	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/tests/cluster"
 )
@@ -100,7 +104,11 @@ func TestDeadlineThawsWhenNoConnectionBreaks(t *testing.T) {
 	a, b := held(t, c, func(s *shape) { s.annotations["stillpoint.io/quiesce-timeout"] = "4s" })
 	pids := c.PluginPIDs()
 	kill(t, syscall.SIGSTOP, pids)
-	t.Cleanup(func() { kill(t, syscall.SIGCONT, pids) })
+	t.Cleanup(func() { // also when the test fails; they may have ended
+		for _, pid := range pids {
+			_ = syscall.Kill(pid, syscall.SIGCONT)
+		}
+	})
 	assert.False(t, a.writing("app-data0"))
 	a.writesWithin(7*time.Second, "app-data0")
 	kill(t, syscall.SIGCONT, pids)
@@ -208,15 +216,38 @@ func TestSnapshotThatFailsThawsAtOnce(t *testing.T) {
 	assert.False(t, a.frozen("app-data0"))
 }
 
-// Velero finds no class, so it stumbles before it creates a VolumeSnapshot.
+// With a class that is gone Velero stumbles before it creates a VolumeSnapshot:
+// there is nothing to freeze for.
 func TestNothingIsFrozenWhenVeleroCannotSnapshot(t *testing.T) {
 	c := connect(t)
-	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}, claim: func(claim *corev1.PersistentVolumeClaim) {
-		claim.Labels = map[string]string{"velero.io/exclude-from-backup": "true"}
-	}})
+	a := newApp(t, c, shape{
+		annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"},
+		claim:       func(claim *corev1.PersistentVolumeClaim) { claim.Spec.StorageClassName = ptr.To(passingClass(t, c)) },
+	})
+	_, err := c.Kubectl(t.Context(), nil, "delete", "storageclass", *a.storageClass("app-data0"))
+	require.NoError(t, err)
 	b := startBackup(t, c, a.namespace, nil)
-	b.finished(limit)
+	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit), "Velero's own error")
 	assert.NotContains(t, b.log(), "Quiesced")
+	assert.Contains(t, b.log(), "is not quiesced: StorageClass")
+}
+
+// passingClass makes a StorageClass like the bed's, for one test.
+func passingClass(t *testing.T, c *cluster.Cluster) string {
+	t.Helper()
+	class := &storagev1.StorageClass{}
+	require.NoError(t, c.Objects().Get(t.Context(), crclient.ObjectKey{Name: cluster.StorageClass}, class))
+	class.ObjectMeta = metav1.ObjectMeta{Name: "e2e-" + rand.String(5)}
+	require.NoError(t, c.Objects().Create(t.Context(), class))
+	t.Cleanup(func() { _ = c.Objects().Delete(context.Background(), class) })
+	return class.Name
+}
+
+func (a *app) storageClass(claim string) *string {
+	a.t.Helper()
+	found, err := a.c.Client().CoreV1().PersistentVolumeClaims(a.namespace).Get(a.t.Context(), claim, metav1.GetOptions{})
+	require.NoError(a.t, err)
+	return found.Spec.StorageClassName
 }
 
 func TestPreThatHangs(t *testing.T) {

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +13,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"stillpoint.io/stillpoint/tests/cluster"
 )
 
 // limit is how long a backup without data movement may take here.
@@ -178,4 +181,110 @@ func TestWhatIsRestoredIsWhatWasThereAtTheFreeze(t *testing.T) {
 	// The writer goes on in the same file: lines have two fields, a number and a time.
 	torn := restored.kubectl("exec", "deployment/app", "-c", "sidecar", "--", "sh", "-c", `awk 'NF != 2 || $1 !~ /^[0-9]+$/' /mnt/data0/log | wc -l`)
 	assert.Equal(t, "0\n", torn)
+}
+
+// Kasten K10's users have their blueprints as objects.
+func TestBlueprintObject(t *testing.T) {
+	c := connect(t)
+	install := func(document string) {
+		t.Helper()
+		_, err := c.Kubectl(t.Context(), strings.NewReader(document), "apply", "-f", "-")
+		require.NoError(t, err)
+	}
+	install(`
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: blueprints.cr.kanister.io}
+spec:
+  group: cr.kanister.io
+  names: {kind: Blueprint, listKind: BlueprintList, plural: blueprints, singular: blueprint}
+  scope: Namespaced
+  versions:
+    - name: v1alpha1
+      served: true
+      storage: true
+      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+`)
+	t.Cleanup(func() {
+		_, err := c.Kubectl(context.Background(), nil, "delete", "crd", "blueprints.cr.kanister.io", "--timeout=30s")
+		assert.NoError(t, err)
+	})
+	_, err := c.Kubectl(t.Context(), nil, "wait", "--for=condition=Established", "crd/blueprints.cr.kanister.io", "--timeout=30s")
+	require.NoError(t, err)
+	a := newApp(t, c, shape{annotations: map[string]string{"kanister.kasten.io/blueprint": "own"}})
+	install(strings.Replace(execBlueprint("own", "sidecar", "fsfreeze --freeze /mnt/data0", "fsfreeze --unfreeze /mnt/data0"),
+		"metadata:", "metadata:\n  namespace: "+a.namespace, 1))
+	b := startBackup(t, c, a.namespace, nil)
+	require.Equal(t, velerov1.BackupPhaseCompleted, b.finished(limit), b.log())
+	assert.Contains(t, b.log(), "blueprints own;")
+	require.Len(t, frozenFor(t, b.log()), 1)
+	assert.False(t, a.frozen("app-data0"))
+}
+
+// Every kind of workload, two pods of a StatefulSet with a volume each being
+// the one where freezing together matters.
+func TestKindsOfWorkloads(t *testing.T) {
+	c := connect(t)
+	a := &app{t: t, c: c, namespace: c.Namespace(t, "e2e"), mounts: map[string]string{}}
+	const pod = `
+      terminationGracePeriodSeconds: 1
+      containers:
+        - name: app
+          image: ` + cluster.Image + `
+          command: [sleep, infinity]
+          securityContext: {privileged: true}
+          volumeMounts: [{name: data, mountPath: /data}]`
+	claim := func(name string) string {
+		return `
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: ` + name + `}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 64Mi}}}`
+	}
+	controller := func(kind, name, spec, volumes string) string {
+		return `
+---
+apiVersion: apps/v1
+kind: ` + kind + `
+metadata: {name: ` + name + `, annotations: {stillpoint.io/quiesce: fsfreeze}}
+spec:
+  selector: {matchLabels: {app: ` + name + `}}` + spec + `
+  template:
+    metadata: {labels: {app: ` + name + `}}
+    spec:` + pod + volumes
+	}
+	mounted := func(name string) string {
+		return `
+      volumes: [{name: data, persistentVolumeClaim: {claimName: ` + name + `}}]`
+	}
+	bare := strings.ReplaceAll(pod+mounted("bare"), "\n      ", "\n  ")
+	manifest := claim("daemon") + claim("replica") + claim("bare") +
+		controller("DaemonSet", "daemon", "", mounted("daemon")) +
+		controller("ReplicaSet", "replica", "\n  replicas: 1", mounted("replica")) +
+		controller("StatefulSet", "set", `
+  replicas: 2
+  serviceName: set
+  podManagementPolicy: Parallel
+  volumeClaimTemplates:
+    - metadata: {name: data}
+      spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 64Mi}}}`, "") + `
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: bare, annotations: {stillpoint.io/quiesce: fsfreeze}}
+spec:` + bare
+	_, err := c.Kubectl(t.Context(), strings.NewReader(manifest), "-n", a.namespace, "apply", "-f", "-")
+	require.NoError(t, err)
+	a.kubectl("rollout", "status", "statefulset/set", "--timeout=90s")
+	a.kubectl("rollout", "status", "daemonset/daemon", "--timeout=90s")
+	a.kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=90s")
+
+	b := startBackup(t, c, a.namespace, nil)
+	require.Equal(t, velerov1.BackupPhaseCompleted, b.finished(limit), b.log())
+	for _, workload := range []string{"DaemonSet %s/daemon", "ReplicaSet %s/replica", "StatefulSet %s/set", "Pod %s/bare"} {
+		name := strings.ReplaceAll(workload, "%s", a.namespace)
+		assert.Equal(t, 1, strings.Count(b.log(), "Thawed "+name), name)
+	}
+	assert.Contains(t, b.log(), "volumes data-set-0, data-set-1")
 }
