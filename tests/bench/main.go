@@ -42,6 +42,9 @@ func run(ctx context.Context, runs int, result string) error {
 	if err != nil {
 		return err
 	}
+	if err := on.Lock(ctx, "bench"); err != nil {
+		return err
+	}
 	b := &bench{Stage: on, runs: runs}
 	for _, n := range volumes {
 		b.apps = append(b.apps, &app{Stage: on, volumes: n})

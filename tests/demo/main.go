@@ -45,12 +45,15 @@ func run(ctx context.Context, example, result string) error {
 	if _, err := os.Stat(example); err != nil {
 		return fmt.Errorf("find the example (run this from the checkout's root, or say --example): %w", err)
 	}
-	// What is there when we fail must not be from an earlier run.
-	if err := os.Remove(result); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
 	on, err := stage.Open(ctx, stage.NewTimeline(os.Stdout))
 	if err != nil {
+		return err
+	}
+	if err := on.Lock(ctx, "demo"); err != nil {
+		return err
+	}
+	// What is there when we fail must not be from an earlier run.
+	if err := os.Remove(result); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	d := &demo{Stage: on, example: example}
