@@ -273,8 +273,15 @@ func (f *freeze) conclude() {
 		f.bracket.events.write(on, corev1.EventTypeWarning, reasonFailed, "Thawed early after %d ms in backup %s: %v", frozen, f.backup.Name, report.Broken)
 		return
 	}
-	log.Infof("Thawed %s: frozen for %d ms, %d volumes cut", f.group.Name(), frozen, len(f.group.Claims))
+	log.Infof("Thawed %s: frozen for %d ms, %s cut", f.group.Name(), frozen, volumes(len(f.group.Claims)))
 	f.bracket.events.write(on, corev1.EventTypeNormal, reasonThawed, "Frozen for %d ms for backup %s", frozen, f.backup.Name)
+}
+
+func volumes(n int) string {
+	if n == 1 {
+		return "1 volume"
+	}
+	return fmt.Sprintf("%d volumes", n)
 }
 
 // leave is called when Velero has seen the claim's snapshot cut.

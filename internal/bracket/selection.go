@@ -7,7 +7,6 @@ import (
 
 	"github.com/sirupsen/logrus"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
-	"github.com/vmware-tanzu/velero/pkg/datamover"
 	"github.com/vmware-tanzu/velero/pkg/kuberesource"
 	"github.com/vmware-tanzu/velero/pkg/nodeagent"
 	"github.com/vmware-tanzu/velero/pkg/plugin/utils/volumehelper"
@@ -87,13 +86,17 @@ func (s *selection) obstacle(ctx context.Context, claim *corev1.PersistentVolume
 	if _, err := csi.GetVolumeSnapshotClass(class.Provisioner, s.backup, claim, s.log, s.client); err != nil {
 		return fmt.Sprintf("Velero finds no VolumeSnapshotClass: %v", err), nil
 	}
-	if boolptr.IsSetToTrue(s.backup.Spec.SnapshotMoveData) && datamover.IsBuiltInUploader(s.backup.Spec.DataMover) {
+	if boolptr.IsSetToTrue(s.backup.Spec.SnapshotMoveData) && builtInMover(s.backup.Spec.DataMover) {
 		if err := nodeagent.IsReady(ctx, s.backup.Namespace, s.client); err != nil {
 			return fmt.Sprintf("the data mover is not ready: %v", err), nil
 		}
 	}
 	return "", nil
 }
+
+// builtInMover is datamover.IsBuiltInUploader of Velero 1.18, whose package
+// would bring the client libraries of every cloud into the plugin.
+func builtInMover(name string) bool { return name == "" || name == "velero" }
 
 // policy asks Velero's volume helper. The one that plugins can reach reads the
 // backup's own volume policies only; the server's global ones, which Velero

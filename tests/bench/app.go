@@ -15,7 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/internal/quiesce"
-	"stillpoint.io/stillpoint/tests/bench/stage"
+	"stillpoint.io/stillpoint/tests/stage"
 	"stillpoint.io/stillpoint/tests/cluster"
 )
 

@@ -16,7 +16,7 @@ import (
 	"path/filepath"
 	"syscall"
 
-	"stillpoint.io/stillpoint/tests/bench/stage"
+	"stillpoint.io/stillpoint/tests/stage"
 )
 
 // volumes are how many the measured applications have.

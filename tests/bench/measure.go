@@ -8,7 +8,7 @@ import (
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"stillpoint.io/stillpoint/tests/bench/stage"
+	"stillpoint.io/stillpoint/tests/stage"
 )
 
 const (

@@ -12,7 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
-	"stillpoint.io/stillpoint/tests/bench/stage"
+	"stillpoint.io/stillpoint/tests/stage"
 	"stillpoint.io/stillpoint/tests/cluster"
 )
 

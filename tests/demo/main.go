@@ -19,7 +19,7 @@ import (
 	"syscall"
 	"time"
 
-	"stillpoint.io/stillpoint/tests/bench/stage"
+	"stillpoint.io/stillpoint/tests/stage"
 )
 
 const (

@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	thawed = `time="2026-11-21T04:05:42Z" level=info msg="Thawed Deployment date/date: frozen for 202 ms, 1 volumes cut" cmd=/plugins/stillpoint frozenMillis=202 pluginName=stillpoint` + "\n"
+	thawed = `time="2026-11-21T04:05:42Z" level=info msg="Thawed Deployment date/date: frozen for 202 ms, 1 volume cut" cmd=/plugins/stillpoint frozenMillis=202 pluginName=stillpoint` + "\n"
 	early  = `time="2026-11-21T04:05:42Z" level=warning msg="Thawed Deployment date/date early: frozen for 30001 ms: too long" frozenMillis=30001` + "\n"
 	other  = `time="2026-11-21T04:05:42Z" level=error msg="Nothing was Thawed" frozenMillis=1` + "\n"
 )
