@@ -6,7 +6,9 @@ GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 IMAGE   ?= stillpoint:$(VERSION)
 TESTBED := build/testbed
-LINT     = build/golangci-lint
+LINT    := build/golangci-lint
+# Brings the cluster up for a command, and down again unless it was up before.
+SESSION  = $(TESTBED) session --plugin build/stillpoint --
 # Root on Linux runs the real cluster; anybody else runs what is left.
 CLUSTER := $(shell [ "$$(uname -s)" = Linux ] && [ "$$(id -u)" = 0 ] && echo yes)
 
@@ -25,29 +27,35 @@ build/demo build/bench:
 	CGO_ENABLED=0 $(GO) build -o $@ ./tests/$(notdir $@)
 
 ## The walk-through on a real cluster: quiesced backup, export, disaster, restore.
-demo: build/stillpoint build/demo cluster-up
-	$(TESTBED) run -- build/demo
+demo: build/stillpoint build/demo build/testbed
+	$(SESSION) $(TESTBED) run -- build/demo
 
 ## Lint, unit tests and end-to-end tests.
 test: lint unit e2e
 
+# The race detector needs a C compiler.
+RACE := $(if $(shell command -v gcc),-race)
 unit:
-	$(GO) test -race ./internal/... ./plugins/...
+	@$(if $(RACE),,echo "LEFT OUT: the race detector, which needs gcc.")
+	$(GO) test $(RACE) ./internal/... ./plugins/...
 
 # The packages share one cluster, and some kill parts of it: one at a time. The
-# cluster is left running only where it ran before.
-e2e: build/stillpoint
+# walk-through is a test, too.
+e2e: build/stillpoint build/testbed build/demo
 ifeq ($(CLUSTER),yes)
-	@$(MAKE) --no-print-directory cluster-up
-	STILLPOINT_PLUGIN=$(CURDIR)/build/stillpoint $(GO) test -count=1 -p 1 -timeout 40m \
-		-exec "$(CURDIR)/$(TESTBED) run --" ./tests/...
+	STILLPOINT_PLUGIN=$(CURDIR)/build/stillpoint $(SESSION) $(MAKE) --no-print-directory in-session
+
+.PHONY: in-session
+in-session:
+	$(GO) test -count=1 -p 1 -timeout 40m -exec "$(CURDIR)/$(TESTBED) run --" ./tests/...
+	$(TESTBED) run -- build/demo
 else
 	@echo "LEFT OUT: the end-to-end tests, which need root on Linux; the lint and the unit tests have run."
 endif
 
 ## Velero's own hooks against Stillpoint, on the same cluster in one run.
-bench: build/stillpoint build/bench cluster-up
-	$(TESTBED) run -- build/bench
+bench: build/stillpoint build/bench build/testbed
+	$(SESSION) $(TESTBED) run -- build/bench
 
 lint: $(LINT)
 	$(LINT) run ./...

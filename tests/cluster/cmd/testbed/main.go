@@ -36,7 +36,7 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(up(), start(), down(), run(), program("kubectl"), program("velero"), installPlugin(), thaw(), status())
+	root.AddCommand(up(), start(), down(), session(), run(), program("kubectl"), program("velero"), installPlugin(), thaw(), status())
 	return root
 }
 
@@ -49,7 +49,10 @@ func open() (*bed.Bed, error) {
 }
 
 func up() *cobra.Command {
-	var plugin string
+	var (
+		plugin    string
+		inSession bool
+	)
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Build what is missing and start what is not running",
@@ -58,6 +61,11 @@ func up() *cobra.Command {
 			b, err := open()
 			if err != nil {
 				return err
+			}
+			if !inSession {
+				if err := b.EndSession(); err != nil {
+					return err
+				}
 			}
 			if err := b.Prepare(cmd.Context()); err != nil {
 				return err
@@ -70,6 +78,8 @@ func up() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&plugin, "plugin", "", "install our plugin in Velero from this `binary`")
+	cmd.Flags().BoolVar(&inSession, "session", false, "do not take the cluster over from the session that asks for it")
+	_ = cmd.Flags().MarkHidden("session")
 	return cmd
 }
 
