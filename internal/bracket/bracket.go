@@ -177,11 +177,16 @@ func (b *Bracket) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim
 
 // Related returns the other pods of a pod's workload when it is to be quiesced
 // and they are in the backup too: they belong into one item block, so that
-// Velero takes the workload's volumes one right after the other.
-func (b *Bracket) Related(ctx context.Context, pod *corev1.Pod, backup *velerov1.Backup) ([]velero.ResourceIdentifier, error) {
+// Velero takes the workload's volumes one right after the other. Trouble is a
+// warning: an error would drop the pod from the backup.
+func (b *Bracket) Related(ctx context.Context, pod *corev1.Pod, backup *velerov1.Backup) []velero.ResourceIdentifier {
 	seen, err := b.unitOf(ctx, pod, backup)
-	if err != nil || !seen.asked {
-		return nil, err
+	if err != nil {
+		b.log.Warnf("Pod %s/%s is not kept together with the other pods of its workload: %v", pod.Namespace, pod.Name, err)
+		return nil
+	}
+	if !seen.asked {
+		return nil
 	}
 	selection := b.selection(backup)
 	var related []velero.ResourceIdentifier
@@ -194,7 +199,7 @@ func (b *Bracket) Related(ctx context.Context, pod *corev1.Pod, backup *velerov1
 			}
 		}
 	}
-	return related, nil
+	return related
 }
 
 func (b *Bracket) unitOf(ctx context.Context, pod *corev1.Pod, backup *velerov1.Backup) (unitSeen, error) {

@@ -19,8 +19,8 @@ const (
 	postLimit = 10 * time.Second
 	// retryPause lies between two tries of a post command.
 	retryPause = 500 * time.Millisecond
-	// rescueLimit is how long a post command is tried at least once its guard
-	// is lost: long enough for a killed container to be started again.
+	// rescueLimit is how long a post command is tried once its guard is lost:
+	// long enough for a killed container to be started again.
 	rescueLimit = 60 * time.Second
 	// graceOfGuard is by how much a guard's own deadline lies behind ours, so
 	// that the two do not run the post command at the same moment.
@@ -392,10 +392,15 @@ func (s *Session) tell(ctx context.Context, t *target) error {
 // is one, otherwise in the same container when it is up again, and then from
 // any other that mounts a volume of it.
 func (s *Session) insist(ctx context.Context, t *target, failure error) error {
-	until := time.Now().Add(max(rescueLimit, s.plan.QuiesceTimeout))
+	// A guard that lives may have a command at work that takes its time.
+	until := time.Now().Add(max(rescueLimit, s.plan.PrepareTimeout))
+	lost := false
 	for time.Now().Before(until) {
 		select {
 		case <-t.guard.ended:
+			if !lost {
+				lost, until = true, time.Now().Add(rescueLimit)
+			}
 			calls := append([]blueprint.Call{t.call}, s.plan.alternatives(ctx, t.call)...)
 			for _, call := range calls {
 				err := s.once(ctx, call)

@@ -122,7 +122,7 @@ func (a *podsAction) GetRelatedItems(item runtime.Unstructured, backup *velerov1
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
 	defer cancel()
-	return a.bracket.Related(ctx, pod, backup)
+	return a.bracket.Related(ctx, pod, backup), nil
 }
 
 func convert(item runtime.Unstructured, into any) error {
