@@ -19,6 +19,12 @@ import (
 // probeLimit is how long a container may take to answer a probe.
 const probeLimit = 20 * time.Second
 
+// The functions of the built-in blueprint.
+const (
+	freezeFunction = "FreezeFileSystems"
+	thawFunction   = "ThawFileSystems"
+)
+
 // unfreezeScript takes a file system that is not frozen for success: the
 // deadline of a guard may have been quicker.
 const unfreezeScript = `said=$(LC_ALL=C fsfreeze --unfreeze "$1" 2>&1) && exit 0
@@ -98,9 +104,37 @@ func (f *fileSystems) functions(pods []corev1.Pod) map[string]blueprint.Function
 		}
 	}
 	return map[string]blueprint.Function{
-		"FreezeFileSystems": function(func(path string) []string { return []string{"fsfreeze", "--freeze", path} }),
-		"ThawFileSystems":   function(func(path string) []string { return []string{"sh", "-c", unfreezeScript, "stillpoint", path} }),
+		freezeFunction: function(func(path string) []string { return []string{"fsfreeze", "--freeze", path} }),
+		thawFunction:   function(func(path string) []string { return []string{"sh", "-c", unfreezeScript, "stillpoint", path} }),
 	}
+}
+
+// unthawed is an error when a hook freezes a file system that it does not
+// thaw: functions with other args than the first ones find their file systems
+// taken, and would leave them frozen without a word.
+func unthawed(hook Hook) error {
+	thawed := map[place]bool{}
+	for _, step := range hook.Post {
+		for _, call := range step.Calls {
+			if step.Func == thawFunction {
+				thawed[placeOf(call)] = true
+			}
+		}
+	}
+	for _, step := range hook.Pre {
+		for _, call := range step.Calls {
+			if at := placeOf(call); step.Func == freezeFunction && !thawed[at] {
+				return fmt.Errorf("phase %s freezes %s in %s, and %s does not thaw it: it needs a phase with func %s and the same args",
+					step.Phase, at.path, at.container, blueprint.Posthook, thawFunction)
+			}
+		}
+	}
+	return nil
+}
+
+// placeOf is where a call of one of our functions acts: the path comes last.
+func placeOf(call blueprint.Call) place {
+	return place{container: containerOf(call), path: call.Command[len(call.Command)-1]}
 }
 
 // choose gives a place for each file system, and none twice.

@@ -112,7 +112,9 @@ func (p *Planner) Group(ctx context.Context, claim *corev1.PersistentVolumeClaim
 			continue
 		}
 		part, err := p.part(w, namespace, claim, own)
-		group.OnError = strictest(group.parts, part.settings.OnError, group.OnError)
+		if asks := len(part.settings.Blueprints) > 0; asks || err != nil {
+			group.OnError = strictest(group.Asked(), part.settings.OnError, group.OnError)
+		}
 		group.parts = append(group.parts, part)
 		if err != nil {
 			return group, err
@@ -174,8 +176,10 @@ func (p *Planner) Asked(ctx context.Context, unit workload.Unit) (bool, error) {
 	return false, nil
 }
 
-func strictest(before []part, next, so OnError) OnError {
-	if len(before) == 0 || next == Fail {
+// strictest joins the setting of one more workload to that of those before. One
+// that is not to be quiesced has no say.
+func strictest(before bool, next, so OnError) OnError {
+	if !before || next == Fail {
 		return next
 	}
 	return so
@@ -200,7 +204,7 @@ func hasOwn(claim *corev1.PersistentVolumeClaim) (bool, error) {
 	if err := unknown(layer); err != nil {
 		return false, err
 	}
-	for key := range claim.Annotations {
+	for _, key := range slices.Sorted(maps.Keys(claim.Annotations)) {
 		if slices.Contains(known, key) || strings.HasPrefix(key, AnnotationOptionPrefix) {
 			return false, fmt.Errorf("%s: annotation %s has no effect without %s beside it; to set it for all volumes of the workload, annotate the workload",
 				layer.Object, key, AnnotationQuiesce)
@@ -360,7 +364,7 @@ func (p *Planner) hook(ctx context.Context, name string, part part, files *fileS
 		}
 		*action.steps = steps
 	}
-	return hook, mask, nil
+	return hook, mask, unthawed(hook)
 }
 
 // params are what templates see.

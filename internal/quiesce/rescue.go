@@ -30,23 +30,25 @@ func (r *rescue) alternatives(ctx context.Context, call blueprint.Call) []bluepr
 	if err != nil {
 		return nil
 	}
-	pathOf := map[string]string{} // by claim, in the call's own container
+	pathsOf := map[string][]string{} // by claim, in the call's own container
 	for _, mount := range r.mountsOf(call) {
-		pathOf[mount.Claim] = mount.Path
+		pathsOf[mount.Claim] = append(pathsOf[mount.Claim], mount.Path)
 	}
 	var calls []blueprint.Call
 	for i := range pods.Items {
 		pod := &pods.Items[i]
 		renamed := map[string]map[string]string{} // container → old path → new path
 		for _, mount := range workload.Mounts(pod) {
-			old, ok := pathOf[mount.Claim]
+			paths, ok := pathsOf[mount.Claim]
 			if !ok || mount.Block || (pod.Name == call.Pod && mount.Container == call.Container) {
 				continue
 			}
 			if renamed[mount.Container] == nil {
 				renamed[mount.Container] = map[string]string{}
 			}
-			renamed[mount.Container][old] = mount.Path
+			for _, old := range paths {
+				renamed[mount.Container][old] = mount.Path
+			}
 		}
 		for _, container := range workload.RunningContainers(pod) {
 			paths, ok := renamed[container]

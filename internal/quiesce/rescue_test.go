@@ -1,0 +1,128 @@
+package quiesce
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/workload"
+)
+
+// rescueFor knows planned from the time of the plan; now are the pods by now.
+func rescueFor(planned corev1.Pod, now ...corev1.Pod) *rescue {
+	var objects []runtime.Object
+	for i := range now {
+		objects = append(objects, &now[i])
+	}
+	return &rescue{
+		kube: fake.NewClientset(objects...),
+		group: &Group{
+			Unit:   workload.Unit{Workloads: []workload.Workload{{Pods: []corev1.Pod{planned}}}},
+			Claims: []corev1.PersistentVolumeClaim{claim("data"), claim("wal")},
+		},
+	}
+}
+
+func thaw(path string) blueprint.Call {
+	return blueprint.Call{Namespace: "shop", Pod: "db-0", Container: "pg", Command: []string{"fsfreeze", "--unfreeze", path}}
+}
+
+func TestAlternatives(t *testing.T) {
+	own := pod("db-0", "n1", volume{"pg", "data", "/data", ""}, volume{"pg", "wal", "/wal", ""})
+	device := pod("db-1", "n1", volume{"raw", "other", "/x", ""})
+	device.Spec.Volumes[0].PersistentVolumeClaim.ClaimName = "data"
+	device.Spec.Containers[0].VolumeMounts = nil
+	device.Spec.Containers[0].VolumeDevices = []corev1.VolumeDevice{{Name: "v0", DevicePath: "/dev/data"}}
+	dead := pod("db-1", "n1", volume{"side", "data", "/f", ""})
+	dead.Status.ContainerStatuses[0].State = corev1.ContainerState{}
+
+	for name, test := range map[string]struct {
+		planned corev1.Pod
+		now     []corev1.Pod
+		call    blueprint.Call
+		want    []string // pod/container: last word of the command
+	}{
+		"a sidecar, at its own path": {
+			planned: own,
+			now:     []corev1.Pod{pod("db-0", "n1", volume{"pg", "data", "/data", ""}, volume{"side", "data", "/f", ""})},
+			call:    thaw("/data"), want: []string{"db-0/side: /f"},
+		},
+		"another pod": {
+			planned: own,
+			now:     []corev1.Pod{own, pod("copy", "n1", volume{"c", "wal", "/w", ""}), pod("web", "n1", volume{"c", "www", "/wal", ""})},
+			call:    thaw("/wal"), want: []string{"copy/c: /w"},
+		},
+		"the pod is gone": {
+			planned: own,
+			now:     []corev1.Pod{pod("db-1", "n1", volume{"pg", "wal", "/wal2", ""}, volume{"pg", "data", "/data2", ""})},
+			call:    thaw("/data"), want: []string{"db-1/pg: /data2"},
+		},
+		"the same path for another volume": {
+			planned: own,
+			now:     []corev1.Pod{pod("db-1", "n1", volume{"pg", "wal", "/data", ""}, volume{"pg", "data", "/wal", ""})},
+			call:    thaw("/data"), want: []string{"db-1/pg: /wal"},
+		},
+		"one volume at two paths": {
+			planned: pod("db-0", "n1", volume{"pg", "data", "/data", ""}, volume{"pg", "data", "/part", "a"}),
+			now:     []corev1.Pod{pod("db-1", "n1", volume{"side", "data", "/f", ""})},
+			call:    thaw("/data"), want: []string{"db-1/side: /f"},
+		},
+		"one volume at two paths, the second": {
+			planned: pod("db-0", "n1", volume{"pg", "data", "/data", ""}, volume{"pg", "data", "/part", "a"}),
+			now:     []corev1.Pod{pod("db-1", "n1", volume{"side", "data", "/f", ""})},
+			call:    thaw("/part"), want: []string{"db-1/side: /f"},
+		},
+		"a word that is no path stays": {
+			planned: own,
+			now:     []corev1.Pod{pod("db-1", "n1", volume{"side", "data", "/f", ""})},
+			call:    thaw("/data/x"), want: []string{"db-1/side: /data/x"},
+		},
+		"not from a raw device":                   {own, []corev1.Pod{device}, thaw("/data"), nil},
+		"not from a container that does not run":  {own, []corev1.Pod{dead}, thaw("/data"), nil},
+		"nobody else has it":                      {own, []corev1.Pod{own}, thaw("/data"), nil},
+		"a call in a pod that the plan knows not": {pod("other", "n1"), []corev1.Pod{own}, thaw("/data"), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got []string
+			before := len(test.call.Command)
+			for _, call := range rescueFor(test.planned, test.now...).alternatives(t.Context(), test.call) {
+				assert.Equal(t, "shop", call.Namespace)
+				assert.Len(t, call.Command, before)
+				got = append(got, call.Pod+"/"+call.Container+": "+call.Command[before-1])
+			}
+			assert.Equal(t, test.want, got)
+			assert.Equal(t, "--unfreeze", test.call.Command[1])
+		})
+	}
+}
+
+func TestByHand(t *testing.T) {
+	own := pod("db-0", "n1", volume{"pg", "data", "/data", ""}, volume{"pg", "cache", "/c", ""}, volume{"pg", "wal", "/wal", ""}, volume{"side", "wal", "/w", ""})
+	for name, test := range map[string]struct {
+		call blueprint.Call
+		text string
+	}{
+		"node, volume and command": {
+			thaw("/data"),
+			"run by hand: kubectl exec -n shop db-0 -c pg -- 'fsfreeze' '--unfreeze' '/data'; if its container is gone, on node n1: " +
+				"fsfreeze --unfreeze /var/lib/kubelet/pods/uid-db-0/volumes/kubernetes.io~csi/pv-data/mount (claim data, in pg at /data), " +
+				"fsfreeze --unfreeze /var/lib/kubelet/pods/uid-db-0/volumes/kubernetes.io~csi/pv-wal/mount (claim wal, in pg at /wal)",
+		},
+		"a command with quotes": {
+			blueprint.Call{Namespace: "shop", Pod: "db-0", Container: "metrics", Command: []string{"sh", "-c", "echo 'resume'"}},
+			`run by hand: kubectl exec -n shop db-0 -c metrics -- 'sh' '-c' 'echo '\''resume'\'''`,
+		},
+		"a pod that the plan knows not": {
+			blueprint.Call{Namespace: "shop", Pod: "proxy", Container: "c", Command: []string{"resume"}},
+			"run by hand: kubectl exec -n shop proxy -c c -- 'resume'",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			assert.Equal(t, test.text, rescueFor(own).byHand(test.call))
+		})
+	}
+}
