@@ -35,10 +35,9 @@ type Session struct {
 	plan     *Plan
 	log      logrus.FieldLogger
 
-	targets  []*target // post commands, in the order in which they run
-	deadline *time.Timer
-	thaw     sync.Once
-	thawed   chan struct{}
+	targets []*target // post commands, in the order in which they run
+	thaw    sync.Once
+	thawed  chan struct{}
 
 	mu       sync.Mutex
 	frozenAt time.Time
@@ -205,9 +204,7 @@ func (s *Session) prepare(ctx context.Context, steps [][]*runner) error {
 	if err := s.hold(ctx, "hold", s.plan.QuiesceTimeout, s.due()); err != nil {
 		return err
 	}
-	s.deadline = time.AfterFunc(s.plan.QuiesceTimeout, func() {
-		s.Abandon(ctx, fmt.Errorf("thawed at the quiesce-timeout of %s, before the snapshot was cut", s.plan.QuiesceTimeout))
-	})
+	go s.expire(ctx)
 	for _, t := range s.due() {
 		go s.watch(ctx, t)
 	}
@@ -290,6 +287,17 @@ func (s *Session) said(from *shell) string {
 	return "no output"
 }
 
+// expire keeps the quiesce timeout.
+func (s *Session) expire(ctx context.Context) {
+	deadline := time.NewTimer(s.plan.QuiesceTimeout)
+	defer deadline.Stop()
+	select {
+	case <-deadline.C:
+		s.Abandon(ctx, fmt.Errorf("thawed at the quiesce-timeout of %s, before the snapshot was cut", s.plan.QuiesceTimeout))
+	case <-s.thawed:
+	}
+}
+
 // watch notices when a guard thaws or goes away without being told to.
 func (s *Session) watch(ctx context.Context, t *target) {
 	select {
@@ -314,9 +322,6 @@ func (s *Session) Thaw(ctx context.Context) {
 func (s *Session) finish(ctx context.Context, broken error) {
 	s.thaw.Do(func() {
 		defer close(s.thawed)
-		if s.deadline != nil {
-			s.deadline.Stop()
-		}
 		// A post command is owed whoever has stopped waiting.
 		stuck := s.post(context.WithoutCancel(ctx))
 		s.release()
