@@ -1,0 +1,403 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	"github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned/fake"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+	clienttesting "k8s.io/client-go/testing"
+)
+
+// taken is a VolumeSnapshot of a claim as Velero makes it for backup nightly.
+func taken(name, claim string) *snapshotv1.VolumeSnapshot {
+	return &snapshotv1.VolumeSnapshot{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID("uid-" + name), Labels: map[string]string{"velero.io/backup-name": "nightly"}},
+		Spec:       snapshotv1.VolumeSnapshotSpec{Source: snapshotv1.VolumeSnapshotSource{PersistentVolumeClaimName: &claim}},
+	}
+}
+
+// contentOf is a VolumeSnapshot's content before the driver has answered.
+func contentOf(vs *snapshotv1.VolumeSnapshot) *snapshotv1.VolumeSnapshotContent {
+	return &snapshotv1.VolumeSnapshotContent{
+		ObjectMeta: metav1.ObjectMeta{Name: "snapcontent-" + string(vs.UID)},
+		Spec:       snapshotv1.VolumeSnapshotContentSpec{DeletionPolicy: snapshotv1.VolumeSnapshotContentRetain},
+	}
+}
+
+// cutOf is the content once the driver has cut the snapshot. The error of an
+// earlier try may still stand there.
+func cutOf(vs *snapshotv1.VolumeSnapshot) *snapshotv1.VolumeSnapshotContent {
+	content := contentOf(vs)
+	handle, created := "handle-"+vs.Name, time.Now().UnixNano()
+	content.Status = &snapshotv1.VolumeSnapshotContentStatus{SnapshotHandle: &handle, CreationTime: &created, Error: failure("an earlier try")}
+	return content
+}
+
+func failedOf(vs *snapshotv1.VolumeSnapshot, e *snapshotv1.VolumeSnapshotError) *snapshotv1.VolumeSnapshotContent {
+	content := contentOf(vs)
+	content.Status = &snapshotv1.VolumeSnapshotContentStatus{Error: e}
+	return content
+}
+
+func failure(message string) *snapshotv1.VolumeSnapshotError {
+	return &snapshotv1.VolumeSnapshotError{Message: &message}
+}
+
+// storage is an API server with the snapshots of one namespace. Unlike the
+// plain fake, its watches of VolumeSnapshots heed the label selector, and they
+// can be cut off.
+type storage struct {
+	*fake.Clientset
+	t       *testing.T
+	watches map[string]chan watch.Interface // the open ones, by resource
+}
+
+func newStorage(t *testing.T, objects ...runtime.Object) *storage {
+	s := &storage{Clientset: fake.NewSimpleClientset(objects...), t: t, watches: map[string]chan watch.Interface{
+		"volumesnapshots": make(chan watch.Interface, 16), "volumesnapshotcontents": make(chan watch.Interface, 16),
+	}}
+	s.PrependWatchReactor("*", func(action clienttesting.Action) (bool, watch.Interface, error) {
+		asked, ok := action.(clienttesting.WatchAction)
+		if !ok {
+			return false, nil, nil
+		}
+		all, err := s.Tracker().Watch(action.GetResource(), action.GetNamespace())
+		if err != nil {
+			return true, nil, err
+		}
+		selected := watch.Filter(all, func(event watch.Event) (watch.Event, bool) {
+			if vs, ok := event.Object.(*snapshotv1.VolumeSnapshot); ok {
+				return event, asked.GetWatchRestrictions().Labels.Matches(labels.Set(vs.Labels))
+			}
+			return event, true
+		})
+		s.watches[action.GetResource().Resource] <- selected
+		return true, selected, nil
+	})
+	return s
+}
+
+func (s *storage) create(vs *snapshotv1.VolumeSnapshot) {
+	s.t.Helper()
+	_, err := s.SnapshotV1().VolumeSnapshots(vs.Namespace).Create(s.t.Context(), vs, metav1.CreateOptions{})
+	require.NoError(s.t, err)
+}
+
+func (s *storage) createContent(content *snapshotv1.VolumeSnapshotContent) {
+	s.t.Helper()
+	_, err := s.SnapshotV1().VolumeSnapshotContents().Create(s.t.Context(), content, metav1.CreateOptions{})
+	require.NoError(s.t, err)
+}
+
+func (s *storage) update(content *snapshotv1.VolumeSnapshotContent) {
+	s.t.Helper()
+	_, err := s.SnapshotV1().VolumeSnapshotContents().Update(s.t.Context(), content, metav1.UpdateOptions{})
+	require.NoError(s.t, err)
+}
+
+func (s *storage) updateStatus(vs *snapshotv1.VolumeSnapshot, status snapshotv1.VolumeSnapshotStatus) {
+	s.t.Helper()
+	vs = vs.DeepCopy()
+	vs.Status = &status
+	_, err := s.SnapshotV1().VolumeSnapshots(vs.Namespace).Update(s.t.Context(), vs, metav1.UpdateOptions{})
+	require.NoError(s.t, err)
+}
+
+func (s *storage) remove(vs *snapshotv1.VolumeSnapshot) {
+	s.t.Helper()
+	require.NoError(s.t, s.SnapshotV1().VolumeSnapshots(vs.Namespace).Delete(s.t.Context(), vs.Name, metav1.DeleteOptions{}))
+}
+
+// follower reads the events of a Watch.
+type follower struct {
+	t      *testing.T
+	events <-chan Event
+}
+
+func (s *storage) follow() *follower {
+	s.t.Helper()
+	events, err := Watch(s.t.Context(), s, "shop", OfBackup("nightly"))
+	require.NoError(s.t, err)
+	return &follower{s.t, events}
+}
+
+func (f *follower) expect(events ...Event) {
+	f.t.Helper()
+	for _, want := range events {
+		select {
+		case got := <-f.events:
+			require.Equal(f.t, want, got)
+		case <-time.After(10 * time.Second):
+			require.Fail(f.t, "no event came", "%+v", want)
+		}
+	}
+}
+
+// silent checks that nothing but a last event comes: that of a snapshot which
+// is created now.
+func (f *follower) silent(s *storage) {
+	f.t.Helper()
+	s.create(taken("last", "last"))
+	f.expect(Event{Kind: Created, Claim: "last", Snapshot: "last"})
+}
+
+func TestCutAfterCreated(t *testing.T) {
+	s := newStorage(t)
+	f := s.follow()
+	vs := taken("vs-1", "data")
+	s.create(vs)
+	f.expect(Event{Kind: Created, Claim: "data", Snapshot: "vs-1"})
+	s.createContent(contentOf(vs))
+	cut := cutOf(vs)
+	half := cut.DeepCopy() // a handle without a point in time is no cut
+	half.Status.CreationTime, half.Status.Error = nil, nil
+	s.update(half)
+	s.update(cut)
+	f.expect(Event{Kind: Cut, Claim: "data", Snapshot: "vs-1"})
+	// The VolumeSnapshot's own status comes later, and so may its deletion:
+	// Velero deletes it when it has what it needs.
+	name := "snapcontent-uid-vs-1"
+	s.updateStatus(vs, snapshotv1.VolumeSnapshotStatus{BoundVolumeSnapshotContentName: &name, Error: failure("late")})
+	s.update(cut)
+	s.remove(vs)
+	f.silent(s)
+}
+
+func TestCutAfterFailed(t *testing.T) {
+	for name, test := range map[string]struct {
+		fail    func(*storage, *snapshotv1.VolumeSnapshot)
+		message string
+	}{
+		"content": {func(s *storage, vs *snapshotv1.VolumeSnapshot) {
+			s.update(failedOf(vs, failure("no space left")))
+			s.update(failedOf(vs, failure("no space left, still")))
+		}, "no space left"},
+		"content, without a message": {func(s *storage, vs *snapshotv1.VolumeSnapshot) {
+			s.update(failedOf(vs, &snapshotv1.VolumeSnapshotError{}))
+		}, "the driver gave no message"},
+		"VolumeSnapshot": {func(s *storage, vs *snapshotv1.VolumeSnapshot) {
+			s.updateStatus(vs, snapshotv1.VolumeSnapshotStatus{Error: failure("no class")})
+		}, "no class"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStorage(t)
+			f := s.follow()
+			vs := taken("vs-1", "data")
+			s.create(vs)
+			s.createContent(contentOf(vs))
+			f.expect(Event{Kind: Created, Claim: "data", Snapshot: "vs-1"})
+			test.fail(s, vs)
+			f.expect(Event{Kind: Failed, Claim: "data", Snapshot: "vs-1", Message: test.message})
+			s.update(cutOf(vs))
+			f.expect(Event{Kind: Cut, Claim: "data", Snapshot: "vs-1"})
+			f.silent(s)
+		})
+	}
+}
+
+func TestDeletedBeforeCut(t *testing.T) {
+	s := newStorage(t)
+	f := s.follow()
+	vs := taken("vs-1", "data")
+	s.create(vs)
+	f.expect(Event{Kind: Created, Claim: "data", Snapshot: "vs-1"})
+	s.remove(vs)
+	f.expect(Event{Kind: Failed, Claim: "data", Snapshot: "vs-1", Message: "the VolumeSnapshot was deleted before it was cut"})
+	// Velero's retry is another snapshot.
+	again := taken("vs-2", "data")
+	s.create(again)
+	s.createContent(cutOf(again))
+	f.expect(Event{Kind: Created, Claim: "data", Snapshot: "vs-2"}, Event{Kind: Cut, Claim: "data", Snapshot: "vs-2"})
+}
+
+func TestSnapshotsThatAreNotOurs(t *testing.T) {
+	before := taken("before", "data")
+	s := newStorage(t, before, contentOf(before))
+	f := s.follow()
+
+	s.update(cutOf(before))
+	s.updateStatus(before, snapshotv1.VolumeSnapshotStatus{Error: failure("x")})
+	s.remove(before)
+
+	other := taken("of-another-backup", "data")
+	other.Labels["velero.io/backup-name"] = "weekly"
+	s.create(other)
+	s.createContent(cutOf(other))
+
+	elsewhere := taken("of-another-namespace", "data")
+	elsewhere.Namespace = "office"
+	s.create(elsewhere)
+	s.createContent(cutOf(elsewhere))
+
+	imported := taken("of-no-claim", "data")
+	content := "snapcontent-imported"
+	imported.Spec.Source = snapshotv1.VolumeSnapshotSource{VolumeSnapshotContentName: &content}
+	s.create(imported)
+
+	f.silent(s)
+}
+
+// The content's watch may be ahead of the snapshot's.
+func TestContentThatWasCutBeforeItsSnapshotWasSeen(t *testing.T) {
+	s := newStorage(t)
+	f := s.follow()
+	vs := taken("vs-1", "data")
+	s.createContent(cutOf(vs))
+	s.create(vs)
+	f.expect(Event{Kind: Created, Claim: "data", Snapshot: "vs-1"}, Event{Kind: Cut, Claim: "data", Snapshot: "vs-1"})
+	f.silent(s)
+}
+
+func TestAWatchThatEndsIsOpenedAgain(t *testing.T) {
+	for _, resource := range []string{"volumesnapshots", "volumesnapshotcontents"} {
+		t.Run(resource, func(t *testing.T) {
+			before := taken("before", "data")
+			s := newStorage(t, before)
+			f := s.follow()
+			vs, created := taken("vs-1", "data"), taken("vs-2", "wal")
+			s.create(vs)
+			f.expect(Event{Kind: Created, Claim: "data", Snapshot: "vs-1"})
+
+			(<-s.watches[resource]).Stop()
+			s.createContent(cutOf(vs))
+			s.create(created)
+			got := []Event{<-f.events, <-f.events}
+			assert.ElementsMatch(t, []Event{{Kind: Cut, Claim: "data", Snapshot: "vs-1"}, {Kind: Created, Claim: "wal", Snapshot: "vs-2"}}, got)
+			s.createContent(cutOf(created))
+			f.expect(Event{Kind: Cut, Claim: "wal", Snapshot: "vs-2"})
+			f.silent(s)
+		})
+	}
+}
+
+// While the API server is away nothing is told; afterwards all that was missed.
+func TestTheServerIsAwayForAWhile(t *testing.T) {
+	s := newStorage(t)
+	f := s.follow()
+	vs := taken("vs-1", "data")
+	s.create(vs)
+	f.expect(Event{Kind: Created, Claim: "data", Snapshot: "vs-1"})
+	refused := make(chan struct{}, 2)
+	refused <- struct{}{}
+	refused <- struct{}{}
+	s.PrependReactor("list", "*", func(clienttesting.Action) (bool, runtime.Object, error) {
+		select {
+		case <-refused:
+			return true, nil, errors.New("connection refused")
+		default:
+			return false, nil, nil
+		}
+	})
+	(<-s.watches["volumesnapshots"]).Stop()
+	s.createContent(cutOf(vs))
+	f.expect(Event{Kind: Cut, Claim: "data", Snapshot: "vs-1"})
+	f.silent(s)
+}
+
+func TestWatchEndsWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	events, err := Watch(ctx, newStorage(t), "shop", OfBackup("nightly"))
+	require.NoError(t, err)
+	cancel()
+	select {
+	case _, open := <-events:
+		assert.False(t, open)
+	case <-time.After(10 * time.Second):
+		require.Fail(t, "the channel stays open")
+	}
+}
+
+func TestWatchSaysWhatCannotBeRead(t *testing.T) {
+	for name, test := range map[string]struct{ verb, resource, text string }{
+		"snapshots":       {"list", "volumesnapshots", `list the VolumeSnapshots of namespace shop: volumesnapshots.snapshot.storage.k8s.io is forbidden: no`},
+		"contents":        {"list", "volumesnapshotcontents", `list the VolumeSnapshotContents: volumesnapshotcontents.snapshot.storage.k8s.io is forbidden: no`},
+		"watch contents":  {"watch", "volumesnapshotcontents", `watch the VolumeSnapshotContents: volumesnapshotcontents.snapshot.storage.k8s.io is forbidden: no`},
+		"watch snapshots": {"watch", "volumesnapshots", `watch the VolumeSnapshots of namespace shop: volumesnapshots.snapshot.storage.k8s.io is forbidden: no`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStorage(t)
+			forbidden := apierrors.NewForbidden(schema.GroupResource{Group: "snapshot.storage.k8s.io", Resource: test.resource}, "", errors.New("no"))
+			if test.verb == "watch" {
+				s.PrependWatchReactor(test.resource, func(clienttesting.Action) (bool, watch.Interface, error) { return true, nil, forbidden })
+			} else {
+				s.PrependReactor(test.verb, test.resource, func(clienttesting.Action) (bool, runtime.Object, error) { return true, nil, forbidden })
+			}
+			_, err := Watch(t.Context(), s, "shop", OfBackup("nightly"))
+			require.EqualError(t, err, test.text)
+		})
+	}
+}
+
+func TestOfBackup(t *testing.T) {
+	assert.Equal(t, "velero.io/backup-name=nightly", OfBackup("nightly").String())
+	// Velero shortens what is too long for a label.
+	long := "a-very-long-name-of-a-schedule-that-somebody-has-thought-of-20261121030000"
+	assert.Equal(t, "velero.io/backup-name=a-very-long-name-of-a-schedule-that-somebody-has-thought-4651b0", OfBackup(long).String())
+}
+
+func TestDelete(t *testing.T) {
+	data, bound, wal, other := taken("data-1", "data"), taken("data-2", "data"), taken("wal-1", "wal"), taken("data-3", "data")
+	other.Labels["velero.io/backup-name"] = "weekly"
+	elsewhere := taken("data-4", "data")
+	elsewhere.Namespace = "office"
+	name := "given-name"
+	bound.Status = &snapshotv1.VolumeSnapshotStatus{BoundVolumeSnapshotContentName: &name}
+	renamed := contentOf(bound)
+	renamed.Name = name
+	unbound := taken("data-5", "data") // has no content
+
+	s := newStorage(t, data, bound, wal, other, elsewhere, unbound, contentOf(data), renamed, contentOf(wal), contentOf(other), contentOf(elsewhere))
+	require.NoError(t, Delete(t.Context(), s, "shop", "data", OfBackup("nightly")))
+
+	var left []string
+	snapshots, err := s.SnapshotV1().VolumeSnapshots("").List(t.Context(), metav1.ListOptions{})
+	require.NoError(t, err)
+	for _, vs := range snapshots.Items {
+		left = append(left, vs.Name)
+	}
+	assert.ElementsMatch(t, []string{"wal-1", "data-3", "data-4"}, left)
+	policies := map[string]snapshotv1.DeletionPolicy{}
+	contents, err := s.SnapshotV1().VolumeSnapshotContents().List(t.Context(), metav1.ListOptions{})
+	require.NoError(t, err)
+	for _, content := range contents.Items {
+		policies[content.Name] = content.Spec.DeletionPolicy
+	}
+	assert.Equal(t, map[string]snapshotv1.DeletionPolicy{
+		"snapcontent-uid-data-1": snapshotv1.VolumeSnapshotContentDelete,
+		"given-name":             snapshotv1.VolumeSnapshotContentDelete,
+		"snapcontent-uid-wal-1":  snapshotv1.VolumeSnapshotContentRetain,
+		"snapcontent-uid-data-3": snapshotv1.VolumeSnapshotContentRetain,
+		"snapcontent-uid-data-4": snapshotv1.VolumeSnapshotContentRetain,
+	}, policies)
+
+	require.NoError(t, Delete(t.Context(), s, "shop", "data", OfBackup("nightly")), "again")
+}
+
+// A snapshot whose content could not be changed stays, so that it is not
+// orphaned in the storage; the others go.
+func TestDeleteKeepsWhatItWouldOrphan(t *testing.T) {
+	first, second := taken("data-1", "data"), taken("data-2", "data")
+	s := newStorage(t, first, second, contentOf(first), contentOf(second))
+	s.PrependReactor("patch", "volumesnapshotcontents", func(action clienttesting.Action) (bool, runtime.Object, error) {
+		patch, ok := action.(clienttesting.PatchAction)
+		return ok && patch.GetName() == "snapcontent-uid-data-1", nil, errors.New("connection refused")
+	})
+	err := Delete(t.Context(), s, "shop", "data", OfBackup("nightly"))
+	require.EqualError(t, err, "set the deletion policy of VolumeSnapshotContent snapcontent-uid-data-1: connection refused")
+	left, err := s.SnapshotV1().VolumeSnapshots("shop").List(t.Context(), metav1.ListOptions{})
+	require.NoError(t, err)
+	require.Len(t, left.Items, 1)
+	assert.Equal(t, "data-1", left.Items[0].Name)
+}
