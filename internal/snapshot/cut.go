@@ -7,6 +7,7 @@ package snapshot
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
@@ -42,6 +43,9 @@ type Event struct {
 
 // rewatchPause lies between two tries to reach the API server.
 const rewatchPause = 250 * time.Millisecond
+
+// deletedEarly is the message of a snapshot that will never be cut.
+const deletedEarly = "the VolumeSnapshot was deleted before it was cut"
 
 // OfBackup selects the VolumeSnapshots that Velero takes for a backup.
 func OfBackup(backupName string) labels.Selector {
@@ -121,6 +125,7 @@ func (w *Watcher) open(ctx context.Context) (snapshots, contents watch.Interface
 		w.snapshot(ctx, &list.Items[i])
 		w.catchUp(ctx, &list.Items[i])
 	}
+	w.missed(ctx, list)
 	return snapshots, contents, nil
 }
 
@@ -192,7 +197,26 @@ func (w *Watcher) snapshot(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
 
 func (w *Watcher) deleted(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
 	if of, ok := w.known[contentName(vs)]; ok {
-		w.tell(ctx, Event{Kind: Failed, Claim: of.claim, Snapshot: vs.Name, Message: "the VolumeSnapshot was deleted before it was cut"})
+		w.tell(ctx, Event{Kind: Failed, Claim: of.claim, Snapshot: vs.Name, Message: deletedEarly})
+	}
+}
+
+// missed tells of the snapshots that were deleted while no watch was open; they
+// may have been cut before.
+func (w *Watcher) missed(ctx context.Context, list *snapshotv1.VolumeSnapshotList) {
+	for name, of := range w.known {
+		there := slices.ContainsFunc(list.Items, func(vs snapshotv1.VolumeSnapshot) bool { return vs.Name == of.snapshot })
+		if there || w.told[of.snapshot] == Cut {
+			continue
+		}
+		content, err := w.client.SnapshotV1().VolumeSnapshotContents().Get(ctx, name, metav1.GetOptions{})
+		switch {
+		case err == nil:
+			w.content(ctx, content)
+		case !apierrors.IsNotFound(err):
+			continue
+		}
+		w.tell(ctx, Event{Kind: Failed, Claim: of.claim, Snapshot: of.snapshot, Message: deletedEarly})
 	}
 }
 

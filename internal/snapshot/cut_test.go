@@ -182,7 +182,6 @@ func TestCutAfterFailed(t *testing.T) {
 	}{
 		"content": {func(s *storage, vs *snapshotv1.VolumeSnapshot) {
 			s.update(failedOf(vs, failure("no space left")))
-			s.update(failedOf(vs, failure("no space left, still")))
 		}, "no space left"},
 		"content, without a message": {func(s *storage, vs *snapshotv1.VolumeSnapshot) {
 			s.update(failedOf(vs, &snapshotv1.VolumeSnapshotError{}))
@@ -200,6 +199,7 @@ func TestCutAfterFailed(t *testing.T) {
 			f.expect(Event{Kind: Created, Claim: "data", Snapshot: "vs-1"})
 			test.fail(s, vs)
 			f.expect(Event{Kind: Failed, Claim: "data", Snapshot: "vs-1", Message: test.message})
+			s.update(failedOf(vs, failure("again"))) // told once
 			s.update(cutOf(vs))
 			f.expect(Event{Kind: Cut, Claim: "data", Snapshot: "vs-1"})
 			f.silent(s)
@@ -282,16 +282,35 @@ func TestAWatchThatEndsIsOpenedAgain(t *testing.T) {
 	}
 }
 
+func TestDeletedWhileNoWatchIsOpen(t *testing.T) {
+	for name, test := range map[string]struct {
+		content func(*snapshotv1.VolumeSnapshot) *snapshotv1.VolumeSnapshotContent
+		want    Event
+	}{
+		"not cut": {contentOf, Event{Kind: Failed, Claim: "data", Snapshot: "vs-1", Message: "the VolumeSnapshot was deleted before it was cut"}},
+		"cut":     {cutOf, Event{Kind: Cut, Claim: "data", Snapshot: "vs-1"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStorage(t)
+			f := s.follow()
+			vs := taken("vs-1", "data")
+			s.create(vs)
+			f.expect(Event{Kind: Created, Claim: "data", Snapshot: "vs-1"})
+			// Both watches end, so that neither passes on what comes now.
+			(<-s.watches["volumesnapshots"]).Stop()
+			(<-s.watches["volumesnapshotcontents"]).Stop()
+			s.createContent(test.content(vs))
+			s.remove(vs)
+			f.expect(test.want)
+			f.silent(s)
+		})
+	}
+}
+
 // While the API server is away nothing is told; afterwards all that was missed.
 func TestTheServerIsAwayForAWhile(t *testing.T) {
 	s := newStorage(t)
-	f := s.follow()
-	vs := taken("vs-1", "data")
-	s.create(vs)
-	f.expect(Event{Kind: Created, Claim: "data", Snapshot: "vs-1"})
 	refused := make(chan struct{}, 2)
-	refused <- struct{}{}
-	refused <- struct{}{}
 	s.PrependReactor("list", "*", func(clienttesting.Action) (bool, runtime.Object, error) {
 		select {
 		case <-refused:
@@ -300,6 +319,12 @@ func TestTheServerIsAwayForAWhile(t *testing.T) {
 			return false, nil, nil
 		}
 	})
+	f := s.follow()
+	vs := taken("vs-1", "data")
+	s.create(vs)
+	f.expect(Event{Kind: Created, Claim: "data", Snapshot: "vs-1"})
+	refused <- struct{}{}
+	refused <- struct{}{}
 	(<-s.watches["volumesnapshots"]).Stop()
 	s.createContent(cutOf(vs))
 	f.expect(Event{Kind: Cut, Claim: "data", Snapshot: "vs-1"})
