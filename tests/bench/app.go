@@ -15,8 +15,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/internal/quiesce"
-	"stillpoint.io/stillpoint/tests/stage"
 	"stillpoint.io/stillpoint/tests/cluster"
+	"stillpoint.io/stillpoint/tests/stage"
 )
 
 const (

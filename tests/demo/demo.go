@@ -12,8 +12,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
-	"stillpoint.io/stillpoint/tests/stage"
 	"stillpoint.io/stillpoint/tests/cluster"
+	"stillpoint.io/stillpoint/tests/stage"
 )
 
 // What the example, and this walk-through with it, is called.
