@@ -217,8 +217,7 @@ func (f *fileSystems) candidates(pods []corev1.Pod, container string, paths []st
 	return candidates, nil
 }
 
-// byPath lists what the option paths names. A path may be of any kind of
-// volume here: what must not be frozen is refused by what the kernel says.
+// byPath lists what the option paths names: mount paths of claims.
 func (f *fileSystems) byPath(pods []corev1.Pod, container string, paths []string) ([]candidate, error) {
 	var candidates []candidate
 	for _, wanted := range paths {
@@ -240,16 +239,15 @@ func (f *fileSystems) byPath(pods []corev1.Pod, container string, paths []string
 						continue
 					}
 					mount, isClaim := claimed[c.Name+"\x00"+vm.MountPath]
-					if isClaim {
-						claim, ok := f.claims[mount.Claim]
-						if !ok {
-							return nil, fmt.Errorf("option paths: %s is claim %s/%s, which this backup does not snapshot", wanted, pods[i].Namespace, mount.Claim)
-						}
-						if err := refused(claim); err != nil {
-							return nil, err
-						}
-					} else {
-						mount = workload.Mount{Pod: pods[i].Name, Container: c.Name, Path: vm.MountPath, SubPath: vm.SubPath}
+					if !isClaim {
+						return nil, noClaim(of.what, &pods[i], vm.Name)
+					}
+					claim, ok := f.claims[mount.Claim]
+					if !ok {
+						return nil, fmt.Errorf("option paths: %s is claim %s/%s, which this backup does not snapshot", wanted, pods[i].Namespace, mount.Claim)
+					}
+					if err := refused(claim); err != nil {
+						return nil, err
 					}
 					of.mounts = append(of.mounts, mount)
 				}
@@ -266,6 +264,16 @@ func (f *fileSystems) byPath(pods []corev1.Pod, container string, paths []string
 		}
 	}
 	return candidates, nil
+}
+
+// noClaim refuses a path of any other volume: nothing else is snapshotted.
+func noClaim(what string, pod *corev1.Pod, volume string) error {
+	for _, v := range pod.Spec.Volumes {
+		if v.Name == volume && v.HostPath != nil {
+			return fmt.Errorf("%s must not be frozen: it is the directory %s of the node, and freezing it would freeze the node", what, v.HostPath.Path)
+		}
+	}
+	return fmt.Errorf("%s must not be frozen: its volume %s is not a claim, so it is not snapshotted", what, volume)
 }
 
 // refused says why a claim must not be frozen, as far as its specification

@@ -293,7 +293,7 @@ func TestChoose(t *testing.T) {
 			pods:    []corev1.Pod{pod("db-0", "n1", volume{"pg", "data", "/data", ""}, volume{"pg", "", "/tmp", ""})},
 			answers: map[string]string{"db-0/pg": answer(privileged, true, "2120 2101 8:1 /var/lib/kubelet/pods/x/tmp /tmp rw - ext4 /dev/sda1 rw")},
 			paths:   []string{"/tmp"},
-			text:    "path /tmp of pod shop/db-0 must not be frozen: in container pg of pod shop/db-0, /tmp is a directory of the node's own file system (device 8:1, ext4): freezing it would freeze the node",
+			text:    "path /tmp of pod shop/db-0 must not be frozen: its volume v1 is not a claim, so it is not snapshotted",
 		},
 		"option paths: ReadWriteMany": {
 			claims: []corev1.PersistentVolumeClaim{claim("data", accessMode(corev1.ReadWriteMany))},

@@ -107,24 +107,25 @@ func (p *Planner) Group(ctx context.Context, claim *corev1.PersistentVolumeClaim
 	if err != nil {
 		return group, err
 	}
+	var invalid error // the first; the others still have a say in OnError
 	for _, w := range unit.Workloads {
 		if own && !mounts(w, claim.Name) {
 			continue
 		}
 		part, err := p.part(w, namespace, claim, own)
 		if asks := len(part.settings.Blueprints) > 0; asks || err != nil {
-			group.OnError = strictest(group.Asked(), part.settings.OnError, group.OnError)
+			group.OnError = strictest(invalid != nil || group.Asked(), part.settings.OnError, group.OnError)
 		}
 		group.parts = append(group.parts, part)
-		if err != nil {
-			return group, err
+		if invalid == nil {
+			invalid = err
 		}
 		if own { // one claim, one plan: the first workload stands for all that mount it
 			break
 		}
 	}
-	if own || !group.Asked() {
-		return group, nil
+	if invalid != nil || own || !group.Asked() {
+		return group, invalid
 	}
 
 	claims, err := p.Kube.CoreV1().PersistentVolumeClaims(claim.Namespace).List(ctx, metav1.ListOptions{})

@@ -33,14 +33,14 @@ func (c *controllers) ownerOf(ctx context.Context, pod *corev1.Pod) (Ref, error)
 		return Ref{APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}, nil
 	}
 	ref := Ref{APIVersion: owner.APIVersion, Kind: owner.Kind, Namespace: pod.Namespace, Name: owner.Name, UID: owner.UID}
-	switch owner.Kind {
-	case "ReplicaSet":
+	switch ref.groupKind() {
+	case "ReplicaSet.apps":
 		set, err := c.replicaSet(ctx, ref)
 		if err != nil {
 			return Ref{}, err
 		}
 		return set.owner, nil
-	case "Job":
+	case "Job.batch":
 		job, err := c.kube.BatchV1().Jobs(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
 			return ref, nil
@@ -83,20 +83,20 @@ func topmost(ref Ref, object metav1.Object) Ref {
 func (c *controllers) complete(ctx context.Context, w *Workload) error {
 	var err error
 	options := metav1.GetOptions{}
-	switch w.Kind {
+	switch w.groupKind() {
 	case "Pod":
 		w.Object = &w.Pods[0]
-	case "Deployment":
+	case "Deployment.apps":
 		w.Object, err = object(c.kube.AppsV1().Deployments(w.Namespace).Get(ctx, w.Name, options))
-	case "StatefulSet":
+	case "StatefulSet.apps":
 		w.Object, err = object(c.kube.AppsV1().StatefulSets(w.Namespace).Get(ctx, w.Name, options))
-	case "DaemonSet":
+	case "DaemonSet.apps":
 		w.Object, err = object(c.kube.AppsV1().DaemonSets(w.Namespace).Get(ctx, w.Name, options))
-	case "ReplicaSet":
+	case "ReplicaSet.apps":
 		w.Object, err = object(c.kube.AppsV1().ReplicaSets(w.Namespace).Get(ctx, w.Name, options))
-	case "Job":
+	case "Job.batch":
 		w.Object, err = object(c.kube.BatchV1().Jobs(w.Namespace).Get(ctx, w.Name, options))
-	case "CronJob":
+	case "CronJob.batch":
 		w.Object, err = object(c.kube.BatchV1().CronJobs(w.Namespace).Get(ctx, w.Name, options))
 	}
 	if err != nil {

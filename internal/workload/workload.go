@@ -12,6 +12,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 )
@@ -21,6 +22,12 @@ import (
 type Ref struct {
 	APIVersion, Kind, Namespace, Name string
 	UID                               types.UID
+}
+
+// groupKind is "Deployment.apps", or "Pod" for the core group: other groups have
+// kinds of the same names.
+func (r Ref) groupKind() string {
+	return schema.FromAPIVersionAndKind(r.APIVersion, r.Kind).GroupKind().String()
 }
 
 func (r Ref) String() string {
