@@ -169,10 +169,20 @@ func (s *shell) lost(ctx context.Context) error {
 	return fmt.Errorf("%s: %w", s.container, errLost)
 }
 
-// close hangs up: the script sees end of file, and does what it does then.
+// partingLimit is how long a script may take to end by itself when its standard
+// input has ended, before the connection is cut.
+const partingLimit = 2 * time.Second
+
+// close ends the script's standard input, and it does what it does then.
 func (s *shell) close() {
 	s.stdin.CloseWithError(io.EOF)
-	s.hangUp()
+	go func() {
+		select {
+		case <-s.ended:
+		case <-time.After(partingLimit):
+		}
+		s.hangUp()
+	}()
 }
 
 // ask sends a line and waits for one of the answers.
