@@ -120,9 +120,28 @@ func (b *Bracket) Volume(ctx context.Context, volume *corev1.PersistentVolume, b
 func (b *Bracket) freezeOf(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (*freeze, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if f, ok := b.freezes[keyOf(backup, claim)]; ok {
+	key := keyOf(backup, claim)
+	if f, decided := b.freezes[key]; decided {
 		return f, nil
 	}
+	f, err := b.decide(ctx, claim, backup)
+	if err != nil {
+		return nil, err
+	}
+	b.freezes[key] = f
+	if f == nil {
+		return nil, nil //nolint:nilnil // nothing to do is a valid answer
+	}
+	for i := range f.group.Claims {
+		key := keyOf(backup, &f.group.Claims[i])
+		if _, decided := b.freezes[key]; !decided {
+			b.freezes[key] = f
+		}
+	}
+	return f, nil
+}
+
+func (b *Bracket) decide(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (*freeze, error) {
 	selection := b.selection(backup)
 	planner, err := b.planner(ctx)
 	if err != nil {
@@ -146,15 +165,8 @@ func (b *Bracket) freezeOf(ctx context.Context, claim *corev1.PersistentVolumeCl
 		b.log.Infof("Claim %s/%s is not quiesced: %s", claim.Namespace, claim.Name, reason)
 		return nil, nil //nolint:nilnil // as above
 	}
-
 	f := newFreeze(b, planner, group, backup)
 	f.failed = groupErr
-	for i := range group.Claims {
-		key := keyOf(backup, &group.Claims[i])
-		if _, ok := b.freezes[key]; !ok {
-			b.freezes[key] = f
-		}
-	}
 	return f, nil
 }
 
@@ -167,12 +179,23 @@ func keyOf(backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim) claimKe
 // for; it is deleted then.
 func (b *Bracket) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) error {
 	b.mu.Lock()
-	f := b.freezes[keyOf(backup, claim)]
+	f, decided := b.freezes[keyOf(backup, claim)]
 	b.mu.Unlock()
-	if f == nil {
+	switch {
+	case f != nil:
+		return f.leave(ctx, claim)
+	case decided, claim.Annotations[velerov1.VolumeSnapshotLabel] == "":
 		return nil
 	}
-	return f.leave(ctx, claim)
+	// Velero's action has taken a snapshot, and this process was not called before.
+	live, err := b.clients.Kube.CoreV1().PersistentVolumeClaims(claim.Namespace).Get(ctx, claim.Name, metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("get claim %s/%s: %w", claim.Namespace, claim.Name, err)
+	}
+	if f, err = b.freezeOf(ctx, live, backup); err != nil || f == nil {
+		return err
+	}
+	return f.missed(ctx, claim)
 }
 
 // Related returns the other pods of a pod's workload when it is to be quiesced

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -76,15 +77,7 @@ func newFreeze(b *Bracket, planner *quiesce.Planner, group *quiesce.Group, backu
 
 // enter freezes on the first call and lets the others join.
 func (f *freeze) enter(ctx context.Context, claim string) error {
-	f.start.Do(func() {
-		if f.failed == nil {
-			f.failed = f.begin(ctx)
-		}
-		if f.failed != nil {
-			close(f.over)
-			f.complain()
-		}
-	})
+	f.once(func() error { return f.begin(ctx) })
 	if f.failed != nil {
 		if f.group.OnError == quiesce.Continue {
 			return nil
@@ -93,6 +86,31 @@ func (f *freeze) enter(ctx context.Context, claim string) error {
 	}
 	f.move(claim, entered)
 	return nil
+}
+
+func (f *freeze) once(begin func() error) {
+	f.start.Do(func() {
+		if f.failed == nil {
+			f.failed = begin()
+		}
+		if f.failed != nil {
+			close(f.over)
+			f.complain()
+		}
+	})
+}
+
+// missed is called for a claim that should have been frozen for, and has its
+// snapshot already.
+func (f *freeze) missed(ctx context.Context, claim *corev1.PersistentVolumeClaim) error {
+	f.once(func() error {
+		return fmt.Errorf("volume %s was snapshotted without a freeze: the plugin process ended while the workload was quiesced, or the backup leaves out persistentvolumes, for which Stillpoint is called", claim.Name)
+	})
+	if f.failed == nil || f.group.OnError == quiesce.Continue {
+		return nil
+	}
+	f.discard(ctx, claim)
+	return fmt.Errorf("the snapshot of claim %s/%s is not consistent and is deleted: %w", claim.Namespace, claim.Name, f.failed)
 }
 
 // complain reports a freeze that failed; once, however many claims it has.
@@ -165,12 +183,16 @@ func (f *freeze) interrupted(ctx context.Context, started time.Time) error {
 		if source == nil || vs.CreationTimestamp.Time.Before(started.Truncate(time.Second)) {
 			continue
 		}
-		if _, ours := f.stages[*source]; ours {
+		if f.covers(*source) {
 			return fmt.Errorf("the plugin process ended while the workload was quiesced: volume %s was snapshotted (VolumeSnapshot %s/%s), the others would be of another moment",
 				*source, vs.Namespace, vs.Name)
 		}
 	}
 	return nil
+}
+
+func (f *freeze) covers(claim string) bool {
+	return slices.ContainsFunc(f.group.Claims, func(c corev1.PersistentVolumeClaim) bool { return c.Name == claim })
 }
 
 func (f *freeze) move(claim string, to stage) {
@@ -226,7 +248,7 @@ func (f *freeze) hold(ctx context.Context, events <-chan snapshot.Event) {
 		idle := time.NewTimer(limit)
 		select {
 		case event := <-events:
-			if _, ours := f.stages[event.Claim]; !ours {
+			if !f.covers(event.Claim) {
 				break
 			}
 			switch event.Kind {
@@ -269,7 +291,11 @@ func (f *freeze) conclude() {
 		return
 	}
 	if report.Broken != nil {
-		log.Warnf("Thawed %s early: frozen for %d ms: %v", f.group.Name(), frozen, report.Broken)
+		level := logrus.ErrorLevel
+		if f.group.OnError == quiesce.Continue {
+			level = logrus.WarnLevel
+		}
+		log.Logf(level, "Thawed %s early: frozen for %d ms: %v", f.group.Name(), frozen, report.Broken)
 		f.bracket.events.write(on, corev1.EventTypeWarning, reasonFailed, "Thawed early after %d ms in backup %s: %v", frozen, f.backup.Name, report.Broken)
 		return
 	}

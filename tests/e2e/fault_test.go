@@ -60,7 +60,8 @@ func TestPluginKilledWhileFrozen(t *testing.T) {
 	a, b := held(t, c, nil)
 	kill(t, syscall.SIGKILL, c.PluginPIDs())
 	a.writesWithin(recovery, "app-data0")
-	b.finished(limit)
+	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit), "a snapshot without a freeze is none")
+	assert.Contains(t, said(b.log(), "error"), "the plugin process ended while the workload was quiesced")
 	assert.False(t, a.frozen("app-data0"))
 }
 
@@ -216,7 +217,7 @@ func TestSnapshotThatFailsThawsAtOnce(t *testing.T) {
 	b := startBackup(t, c, a.namespace, func(spec *velerov1.BackupSpec) { spec.CSISnapshotTimeout.Duration = 20 * time.Second })
 	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit))
 	assert.Less(t, a.stall("app"), 6*time.Second)
-	assert.Contains(t, said(b.log(), "warning"), "the pool is full")
+	assert.Contains(t, said(b.log(), "error"), "the pool is full")
 	assert.False(t, a.frozen("app-data0"))
 }
 

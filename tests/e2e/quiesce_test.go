@@ -110,6 +110,20 @@ func TestForeignVolumesAreNeverFrozen(t *testing.T) {
 	assert.Empty(t, foreign.events("app"))
 }
 
+// Velero calls for no PersistentVolume when it leaves them out, so there is no
+// moment to freeze at; it snapshots all the same.
+func TestSnapshotWithoutAFreezeIsAnError(t *testing.T) {
+	c := connect(t)
+	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}})
+	b := startBackup(t, c, a.namespace, func(spec *velerov1.BackupSpec) { spec.IncludeClusterResources = ptr.To(false) })
+	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit))
+	assert.Contains(t, said(b.log(), "error"), "leaves out persistentvolumes")
+	assert.NotContains(t, b.log(), "Quiesced")
+	assert.Eventually(t, func() bool {
+		return strings.TrimSpace(a.kubectl("get", "volumesnapshot", "-o", "name")) == ""
+	}, 20*time.Second, 200*time.Millisecond)
+}
+
 func TestVolumesThatVeleroSkipsAreNeverFrozen(t *testing.T) {
 	c := connect(t)
 	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}})
