@@ -88,8 +88,7 @@ func Freeze(ctx context.Context, executor Executor, plan *Plan, log logrus.Field
 		log:      log,
 		thawed:   make(chan struct{}),
 	}
-	// Once: nothing of a plan may be armed twice, and nothing begun before all is armed.
-	runners, err := s.open(ctx)
+	runners, err := s.open(ctx) // all of them, before anything begins
 	if err != nil {
 		s.release()
 		return nil, fmt.Errorf("nothing was frozen: %w", err)

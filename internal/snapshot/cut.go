@@ -52,8 +52,8 @@ func OfBackup(backupName string) labels.Selector {
 	return labels.SelectorFromSet(labels.Set{velerov1.BackupNameLabel: label.GetValidName(backupName)})
 }
 
-// Watcher follows the snapshots of one namespace and backup.
-type Watcher struct {
+// watcher follows the snapshots of one namespace and backup.
+type watcher struct {
 	client    versioned.Interface
 	namespace string
 	selector  string
@@ -74,7 +74,7 @@ type known struct{ claim, snapshot string }
 // contents are watched from now on and never listed: a cluster can have
 // thousands.
 func Watch(ctx context.Context, client versioned.Interface, namespace string, selector labels.Selector) (<-chan Event, error) {
-	w := &Watcher{
+	w := &watcher{
 		client: client, namespace: namespace, selector: selector.String(),
 		since: map[string]bool{}, known: map[string]known{}, told: map[string]EventKind{},
 		events: make(chan Event, 64),
@@ -94,7 +94,7 @@ func Watch(ctx context.Context, client versioned.Interface, namespace string, se
 	return w.events, nil
 }
 
-func (w *Watcher) list(ctx context.Context) (*snapshotv1.VolumeSnapshotList, error) {
+func (w *watcher) list(ctx context.Context) (*snapshotv1.VolumeSnapshotList, error) {
 	list, err := w.client.SnapshotV1().VolumeSnapshots(w.namespace).List(ctx, metav1.ListOptions{LabelSelector: w.selector})
 	if err != nil {
 		return nil, fmt.Errorf("list the VolumeSnapshots of namespace %s: %w", w.namespace, err)
@@ -103,7 +103,7 @@ func (w *Watcher) list(ctx context.Context) (*snapshotv1.VolumeSnapshotList, err
 }
 
 // open starts both watches at the present.
-func (w *Watcher) open(ctx context.Context) (snapshots, contents watch.Interface, err error) {
+func (w *watcher) open(ctx context.Context) (snapshots, contents watch.Interface, err error) {
 	now, err := w.client.SnapshotV1().VolumeSnapshotContents().List(ctx, metav1.ListOptions{Limit: 1})
 	if err != nil {
 		return nil, nil, fmt.Errorf("list the VolumeSnapshotContents: %w", err)
@@ -129,7 +129,7 @@ func (w *Watcher) open(ctx context.Context) (snapshots, contents watch.Interface
 	return snapshots, contents, nil
 }
 
-func (w *Watcher) run(ctx context.Context, snapshots, contents watch.Interface) {
+func (w *watcher) run(ctx context.Context, snapshots, contents watch.Interface) {
 	defer close(w.events)
 	for {
 		w.follow(ctx, snapshots, contents)
@@ -148,7 +148,7 @@ func (w *Watcher) run(ctx context.Context, snapshots, contents watch.Interface) 
 }
 
 // follow returns when a watch has ended.
-func (w *Watcher) follow(ctx context.Context, snapshots, contents watch.Interface) {
+func (w *watcher) follow(ctx context.Context, snapshots, contents watch.Interface) {
 	defer snapshots.Stop()
 	defer contents.Stop()
 	for {
@@ -178,7 +178,7 @@ func (w *Watcher) follow(ctx context.Context, snapshots, contents watch.Interfac
 }
 
 // snapshot takes note of a VolumeSnapshot and of an error in its status.
-func (w *Watcher) snapshot(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
+func (w *watcher) snapshot(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
 	if w.since[string(vs.UID)] || vs.Spec.Source.PersistentVolumeClaimName == nil {
 		return
 	}
@@ -195,7 +195,7 @@ func (w *Watcher) snapshot(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
 	}
 }
 
-func (w *Watcher) deleted(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
+func (w *watcher) deleted(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
 	if of, ok := w.known[contentName(vs)]; ok {
 		w.tell(ctx, Event{Kind: Failed, Claim: of.claim, Snapshot: vs.Name, Message: deletedEarly})
 	}
@@ -203,7 +203,7 @@ func (w *Watcher) deleted(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
 
 // missed tells of the snapshots that were deleted while no watch was open; they
 // may have been cut before.
-func (w *Watcher) missed(ctx context.Context, list *snapshotv1.VolumeSnapshotList) {
+func (w *watcher) missed(ctx context.Context, list *snapshotv1.VolumeSnapshotList) {
 	for name, of := range w.known {
 		there := slices.ContainsFunc(list.Items, func(vs snapshotv1.VolumeSnapshot) bool { return vs.Name == of.snapshot })
 		if there || w.told[of.snapshot] == Cut {
@@ -223,7 +223,7 @@ func (w *Watcher) missed(ctx context.Context, list *snapshotv1.VolumeSnapshotLis
 // content tells when a snapshot is cut: from then on it has a handle and a
 // creation time, which the CSI specification defines as the point in time of
 // the snapshot.
-func (w *Watcher) content(ctx context.Context, content *snapshotv1.VolumeSnapshotContent) {
+func (w *watcher) content(ctx context.Context, content *snapshotv1.VolumeSnapshotContent) {
 	of, ok := w.known[content.Name]
 	if !ok || content.Status == nil {
 		return
@@ -236,7 +236,7 @@ func (w *Watcher) content(ctx context.Context, content *snapshotv1.VolumeSnapsho
 	}
 }
 
-func (w *Watcher) catchUp(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
+func (w *watcher) catchUp(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
 	if w.since[string(vs.UID)] {
 		return
 	}
@@ -250,7 +250,7 @@ func (w *Watcher) catchUp(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
 }
 
 // tell passes an event on, unless it or a later one has been told.
-func (w *Watcher) tell(ctx context.Context, event Event) {
+func (w *watcher) tell(ctx context.Context, event Event) {
 	if last, ok := w.told[event.Snapshot]; ok && last >= event.Kind {
 		return
 	}
