@@ -66,7 +66,8 @@ func New(clients *cluster.Clients, csi bool, log logrus.FieldLogger) *Bracket {
 	}
 }
 
-// planner makes a planner with the configuration as it is now.
+// planner makes a planner with the configuration as it is now. Only a freeze
+// needs it: a volume that nobody wants quiesced is not to fail for it.
 func (b *Bracket) planner(ctx context.Context) (*quiesce.Planner, error) {
 	settings, err := config.Load(ctx, b.clients.Kube, b.clients.VeleroNamespace)
 	if err != nil {
@@ -143,10 +144,7 @@ func (b *Bracket) freezeOf(ctx context.Context, claim *corev1.PersistentVolumeCl
 
 func (b *Bracket) decide(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (*freeze, error) {
 	selection := b.selection(backup)
-	planner, err := b.planner(ctx)
-	if err != nil {
-		return nil, err
-	}
+	planner := &quiesce.Planner{Kube: b.clients.Kube} // all that a group takes
 	group, groupErr := planner.Group(ctx, claim, func(other corev1.PersistentVolumeClaim) (bool, error) {
 		reason, err := selection.snapshots(ctx, &other)
 		if reason != "" && other.Name != claim.Name {
@@ -165,7 +163,7 @@ func (b *Bracket) decide(ctx context.Context, claim *corev1.PersistentVolumeClai
 		b.log.Infof("Claim %s/%s is not quiesced: %s", claim.Namespace, claim.Name, reason)
 		return nil, nil //nolint:nilnil // as above
 	}
-	f := newFreeze(b, planner, group, backup)
+	f := newFreeze(b, group, backup)
 	f.failed = groupErr
 	return f, nil
 }

@@ -45,7 +45,6 @@ const (
 // the thaw.
 type freeze struct {
 	bracket *Bracket
-	planner *quiesce.Planner
 	group   *quiesce.Group
 	backup  *velerov1.Backup
 	log     logrus.FieldLogger
@@ -61,9 +60,9 @@ type freeze struct {
 	moved chan struct{}
 }
 
-func newFreeze(b *Bracket, planner *quiesce.Planner, group *quiesce.Group, backup *velerov1.Backup) *freeze {
+func newFreeze(b *Bracket, group *quiesce.Group, backup *velerov1.Backup) *freeze {
 	f := &freeze{
-		bracket: b, planner: planner, group: group, backup: backup,
+		bracket: b, group: group, backup: backup,
 		log:    b.log.WithFields(logrus.Fields{"workload": group.Name()}),
 		over:   make(chan struct{}),
 		stages: map[string]stage{},
@@ -130,7 +129,11 @@ func (f *freeze) begin(ctx context.Context) error {
 	if f.backup.Status.StartTimestamp != nil {
 		started = f.backup.Status.StartTimestamp.Time
 	}
-	plan, err := f.planner.Plan(ctx, f.group, started)
+	planner, err := f.bracket.planner(ctx)
+	if err != nil {
+		return err
+	}
+	plan, err := planner.Plan(ctx, f.group, started)
 	if err != nil {
 		return err
 	}

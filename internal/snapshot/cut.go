@@ -236,16 +236,14 @@ func (w *watcher) content(ctx context.Context, content *snapshotv1.VolumeSnapsho
 	}
 }
 
+// catchUp looks at a content whose events may have come too early for us. When
+// it cannot be read, the watches will end with the same trouble.
 func (w *watcher) catchUp(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
 	if w.since[string(vs.UID)] {
 		return
 	}
-	content, err := w.client.SnapshotV1().VolumeSnapshotContents().Get(ctx, contentName(vs), metav1.GetOptions{})
-	if err == nil {
+	if content, err := w.client.SnapshotV1().VolumeSnapshotContents().Get(ctx, contentName(vs), metav1.GetOptions{}); err == nil {
 		w.content(ctx, content)
-	} else if !apierrors.IsNotFound(err) && ctx.Err() == nil {
-		// The watches will end with the same trouble, and be opened again.
-		return
 	}
 }
 

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"maps"
 	"strings"
 	"testing"
@@ -183,4 +184,28 @@ func TestContinueSnapshotsAllTheSameAndWarns(t *testing.T) {
 	assert.Contains(t, said(log, "warning"), "CAP_SYS_ADMIN")
 	assert.Contains(t, said(log, "warning"), "crash-consistent")
 	assert.Contains(t, log, "Created VolumeSnapshot "+a.namespace)
+}
+
+// A mistake in the configuration is an error for those who asked for something,
+// and keeps nobody else from being backed up.
+func TestBrokenConfiguration(t *testing.T) {
+	c := connect(t)
+	a := newApp(t, c, shape{})
+	broken := &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: cluster.VeleroNamespace, Name: "e2e-broken",
+			Labels: map[string]string{"velero.io/plugin-config": "", "stillpoint.io/stillpoint": "Configuration"},
+		},
+		Data: map[string]string{"config.yaml": "version: v1\nblueprintNamespace: [velero]\n"},
+	}
+	require.NoError(t, c.Objects().Create(t.Context(), broken))
+	t.Cleanup(func() { _ = c.Objects().Delete(context.Background(), broken) })
+
+	require.Equal(t, velerov1.BackupPhaseCompleted, startBackup(t, c, a.namespace, nil).finished(limit))
+	a.kubectl("annotate", "deployment", "app", "stillpoint.io/quiesce=fsfreeze")
+	b := startBackup(t, c, a.namespace, nil)
+	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit))
+	for _, want := range []string{"e2e-broken", "blueprintNamespace", "blueprintNamespaces"} {
+		assert.Contains(t, said(b.log(), "error"), want)
+	}
 }
