@@ -17,29 +17,27 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/kuberesource"
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
-	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/quiesce"
-	"stillpoint.io/stillpoint/internal/workload"
+	"stillpoint.io/stillpoint/internal/selection"
 )
 
 // Bracket holds the freezes of this process, which Velero starts anew for each
 // backup. It is safe for concurrent use.
 type Bracket struct {
-	clients  *cluster.Clients
-	executor *cluster.Executor
-	csi      bool
-	log      logrus.FieldLogger
-	events   *events
+	clients    *cluster.Clients
+	namespaces *quiesce.Namespaces
+	executor   *cluster.Executor
+	csi        bool
+	log        logrus.FieldLogger
+	reporter   *quiesce.Reporter
 
-	mu      sync.Mutex
-	freezes map[claimKey]*freeze
-	units   map[claimKey]unitSeen
+	mu         sync.Mutex
+	freezes    map[claimKey]*freeze
+	selections map[types.UID]*selection.Selection
 }
 
 type claimKey struct {
@@ -47,44 +45,26 @@ type claimKey struct {
 	types.NamespacedName
 }
 
-// unitSeen is a unit that need not be looked up again for each of its pods.
-type unitSeen struct {
-	unit  workload.Unit
-	asked bool
-}
-
 // New returns a Bracket. csi tells whether the server runs with EnableCSI.
-func New(clients *cluster.Clients, csi bool, log logrus.FieldLogger) *Bracket {
+func New(clients *cluster.Clients, namespaces *quiesce.Namespaces, reporter *quiesce.Reporter, csi bool, log logrus.FieldLogger) *Bracket {
 	return &Bracket{
-		clients:  clients,
-		executor: cluster.NewExecutor(clients),
-		csi:      csi,
-		log:      log,
-		events:   newEvents(clients.Kube),
-		freezes:  map[claimKey]*freeze{},
-		units:    map[claimKey]unitSeen{},
+		clients:    clients,
+		namespaces: namespaces,
+		executor:   cluster.NewExecutor(clients),
+		csi:        csi,
+		log:        log,
+		reporter:   reporter,
+		freezes:    map[claimKey]*freeze{},
+		selections: map[types.UID]*selection.Selection{},
 	}
 }
 
-// planner makes a planner with the configuration as it is now. Only a freeze
-// needs it: a volume that nobody wants quiesced is not to fail for it.
-func (b *Bracket) planner(ctx context.Context) (*quiesce.Planner, error) {
-	settings, err := config.Load(ctx, b.clients.Kube, b.clients.VeleroNamespace)
-	if err != nil {
-		return nil, err
+// selection is that of a backup. The caller holds mu.
+func (b *Bracket) selection(backup *velerov1.Backup) *selection.Selection {
+	if _, ok := b.selections[backup.UID]; !ok {
+		b.selections[backup.UID] = selection.New(b.clients.Remembered, b.csi, backup)
 	}
-	return &quiesce.Planner{
-		Kube:     b.clients.Kube,
-		Executor: b.executor,
-		Finder:   blueprint.NewFinder(b.clients.Kube, b.clients.Dynamic, b.clients.VeleroNamespace, settings.BlueprintNamespaces),
-		Warn:     b.log.Warnf,
-	}, nil
-}
-
-func (b *Bracket) selection(backup *velerov1.Backup) *selection {
-	quiet := logrus.New()
-	quiet.SetLevel(logrus.PanicLevel)
-	return &selection{backup: backup, client: b.clients.Objects, csi: b.csi, log: quiet}
+	return b.selections[backup.UID]
 }
 
 // Volume is Velero's call for a PersistentVolume: the next thing that Velero
@@ -96,17 +76,15 @@ func (b *Bracket) Volume(ctx context.Context, volume *corev1.PersistentVolume, b
 		return nil
 	}
 	ref := volume.Spec.ClaimRef
-	if !b.selection(backup).namespace(ref.Namespace) {
+	if !b.included(ref.Namespace, backup) {
 		return nil
 	}
-	claim, err := b.clients.Kube.CoreV1().PersistentVolumeClaims(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil
-	}
+	facts, err := b.namespaces.Recent(ctx, ref.Namespace)
 	if err != nil {
-		return fmt.Errorf("get claim %s/%s: %w", ref.Namespace, ref.Name, err)
+		return err
 	}
-	if claim.Spec.VolumeName != volume.Name {
+	claim := facts.Claim(ref.Name)
+	if claim == nil || claim.Spec.VolumeName != volume.Name {
 		return nil
 	}
 	f, err := b.freezeOf(ctx, claim, backup)
@@ -114,6 +92,12 @@ func (b *Bracket) Volume(ctx context.Context, volume *corev1.PersistentVolume, b
 		return err
 	}
 	return f.enter(ctx, claim.Name)
+}
+
+func (b *Bracket) included(namespace string, backup *velerov1.Backup) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.selection(backup).Namespace(namespace)
 }
 
 // freezeOf returns the freeze that a claim is part of, nil when there is none
@@ -143,28 +127,51 @@ func (b *Bracket) freezeOf(ctx context.Context, claim *corev1.PersistentVolumeCl
 }
 
 func (b *Bracket) decide(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (*freeze, error) {
-	selection := b.selection(backup)
-	planner := &quiesce.Planner{Kube: b.clients.Kube} // all that a group takes
-	group, groupErr := planner.Group(ctx, claim, func(other corev1.PersistentVolumeClaim) (bool, error) {
-		reason, err := selection.snapshots(ctx, &other)
-		if reason != "" && other.Name != claim.Name {
-			b.log.Infof("Claim %s/%s is not quiesced with its workload: %s", other.Namespace, other.Name, reason)
-		}
-		return reason == "", err
-	})
-	if groupErr == nil && !group.Asked() {
-		return nil, nil //nolint:nilnil // nothing to do is a valid answer
-	}
-	reason, err := selection.snapshots(ctx, claim)
+	recent, err := b.namespaces.Recent(ctx, claim.Namespace)
 	if err != nil {
 		return nil, err
 	}
-	if reason != "" {
-		b.log.Infof("Claim %s/%s is not quiesced: %s", claim.Namespace, claim.Name, reason)
+	if group, err := recent.Group(claim); err == nil && !group.Asked() {
+		return nil, nil //nolint:nilnil // nothing to do is a valid answer
+	}
+	selected := b.selection(backup)
+	verdict, err := selected.Of(ctx, claim)
+	if err != nil {
+		return nil, err
+	}
+	switch verdict.Path {
+	case selection.Velero:
+	case selection.Group:
+		return nil, nil //nolint:nilnil // the group path quiesces for its own snapshot
+	case selection.None:
+		b.log.Infof("Claim %s/%s is not quiesced: %s", claim.Namespace, claim.Name, verdict.Reason)
+		return nil, nil //nolint:nilnil // as above
+	}
+
+	// What is frozen is decided by how things are now.
+	facts, err := b.namespaces.Now(ctx, claim.Namespace)
+	if err != nil {
+		return nil, err
+	}
+	group, err := facts.Group(claim)
+	if err == nil && !group.Asked() {
 		return nil, nil //nolint:nilnil // as above
 	}
 	f := newFreeze(b, group, backup)
-	f.failed = groupErr
+	f.failed = err
+	if err == nil {
+		f.failed = group.Keep(func(other corev1.PersistentVolumeClaim) (bool, error) {
+			verdict, err := selected.Of(ctx, &other)
+			if verdict.Path == selection.Group {
+				return false, fmt.Errorf("the volumes of %s cannot be of one moment: a volume policy hands claim %s to Stillpoint's group snapshots and leaves claim %s to Velero; "+
+					"treat them alike, or give one of the claims an annotation %s of its own", group.Name(), other.Name, claim.Name, quiesce.AnnotationQuiesce)
+			}
+			if verdict.Reason != "" {
+				b.log.Infof("Claim %s/%s is not quiesced with its workload: %s", other.Namespace, other.Name, verdict.Reason)
+			}
+			return verdict.Path == selection.Velero, err
+		})
+	}
 	return f, nil
 }
 
@@ -201,19 +208,22 @@ func (b *Bracket) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim
 // Velero takes the workload's volumes one right after the other. Trouble is a
 // warning: an error would drop the pod from the backup.
 func (b *Bracket) Related(ctx context.Context, pod *corev1.Pod, backup *velerov1.Backup) []velero.ResourceIdentifier {
-	seen, err := b.unitOf(ctx, pod, backup)
+	facts, err := b.namespaces.Recent(ctx, pod.Namespace)
 	if err != nil {
 		b.log.Warnf("Pod %s/%s is not kept together with the other pods of its workload: %v", pod.Namespace, pod.Name, err)
 		return nil
 	}
-	if !seen.asked {
+	unit, asked := facts.Asked(pod)
+	if !asked {
 		return nil
 	}
-	selection := b.selection(backup)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	selected := b.selection(backup)
 	var related []velero.ResourceIdentifier
-	for _, w := range seen.unit.Workloads {
+	for _, w := range unit.Workloads {
 		for _, other := range w.Pods {
-			if other.Name != pod.Name && selection.pod(&other) {
+			if other.Name != pod.Name && selected.Pod(&other) {
 				related = append(related, velero.ResourceIdentifier{
 					GroupResource: kuberesource.Pods, Namespace: other.Namespace, Name: other.Name,
 				})
@@ -221,33 +231,6 @@ func (b *Bracket) Related(ctx context.Context, pod *corev1.Pod, backup *velerov1
 		}
 	}
 	return related
-}
-
-func (b *Bracket) unitOf(ctx context.Context, pod *corev1.Pod, backup *velerov1.Backup) (unitSeen, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	key := claimKey{backup.UID, types.NamespacedName{Namespace: pod.Namespace, Name: pod.Name}}
-	if seen, ok := b.units[key]; ok {
-		return seen, nil
-	}
-	unit, err := workload.Of(ctx, b.clients.Kube, pod)
-	if err != nil {
-		return unitSeen{}, err
-	}
-	seen := unitSeen{unit: unit}
-	if len(unit.Workloads) > 0 {
-		planner := &quiesce.Planner{Kube: b.clients.Kube}
-		if seen.asked, err = planner.Asked(ctx, unit); err != nil {
-			return unitSeen{}, err
-		}
-	}
-	b.units[key] = seen
-	for _, w := range unit.Workloads {
-		for _, other := range w.Pods {
-			b.units[claimKey{backup.UID, types.NamespacedName{Namespace: other.Namespace, Name: other.Name}}] = seen
-		}
-	}
-	return seen, nil
 }
 
 // pollInterval is how often Velero looks whether a snapshot has been cut, which

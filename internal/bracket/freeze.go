@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -94,7 +93,7 @@ func (f *freeze) once(begin func() error) {
 		}
 		if f.failed != nil {
 			close(f.over)
-			f.complain()
+			f.bracket.reporter.Failed(f.log, f.group, f.failed, f.backup.Name)
 		}
 	})
 }
@@ -112,14 +111,6 @@ func (f *freeze) missed(ctx context.Context, claim *corev1.PersistentVolumeClaim
 	return fmt.Errorf("the snapshot of claim %s/%s is not consistent and is deleted: %w", claim.Namespace, claim.Name, f.failed)
 }
 
-// complain reports a freeze that failed; once, however many claims it has.
-func (f *freeze) complain() {
-	f.bracket.events.write(f.group.Objects(), corev1.EventTypeWarning, reasonFailed, "Backup %s: %v", f.backup.Name, f.failed)
-	if f.group.OnError == quiesce.Continue {
-		f.log.Warnf("Quiesce failed; the snapshots will be crash-consistent only, since %s is continue: %v", quiesce.AnnotationOnQuiesceError, f.failed)
-	}
-}
-
 // begin does everything that can be done before the freeze, and freezes.
 func (f *freeze) begin(ctx context.Context) error {
 	if err := volumeGroup(f.group.Claims, f.backup); err != nil {
@@ -129,7 +120,7 @@ func (f *freeze) begin(ctx context.Context) error {
 	if f.backup.Status.StartTimestamp != nil {
 		started = f.backup.Status.StartTimestamp.Time
 	}
-	planner, err := f.bracket.planner(ctx)
+	planner, err := quiesce.NewPlanner(ctx, f.bracket.clients, f.bracket.executor, f.log.Warnf)
 	if err != nil {
 		return err
 	}
@@ -154,23 +145,12 @@ func (f *freeze) begin(ctx context.Context) error {
 		stop()
 		return err
 	}
-	prepared := f.session.Report().Prepared
-	f.log.WithField("prepareMillis", prepared.Milliseconds()).
-		Infof("Quiesced %s in %d ms: blueprints %s; volumes %s", plan.Name, prepared.Milliseconds(), strings.Join(plan.Blueprints(), ", "), f.claims())
-	f.bracket.events.write(f.group.Objects(), corev1.EventTypeNormal, reasonQuiesced, "Quiesced for backup %s", f.backup.Name)
+	f.bracket.reporter.Quiesced(f.log, f.group, plan, f.session, f.backup.Name)
 	go func() {
 		defer stop()
 		f.hold(watching, events)
 	}()
 	return nil
-}
-
-func (f *freeze) claims() string {
-	names := make([]string, len(f.group.Claims))
-	for i, claim := range f.group.Claims {
-		names[i] = claim.Name
-	}
-	return strings.Join(names, ", ")
 }
 
 // interrupted recognizes that an earlier process of this backup has begun with
@@ -279,38 +259,7 @@ func (f *freeze) hold(ctx context.Context, events <-chan snapshot.Event) {
 		}
 		break
 	}
-	f.conclude()
-}
-
-// conclude tells how the freeze went.
-func (f *freeze) conclude() {
-	report := f.session.Report()
-	frozen := report.Frozen.Milliseconds()
-	log := f.log.WithField("frozenMillis", frozen)
-	on := f.group.Objects()
-	if report.Stuck != nil {
-		log.Errorf("%v", report.Stuck)
-		f.bracket.events.write(on, corev1.EventTypeWarning, reasonStillFrozen, "%v", report.Stuck)
-		return
-	}
-	if report.Broken != nil {
-		level := logrus.ErrorLevel
-		if f.group.OnError == quiesce.Continue {
-			level = logrus.WarnLevel
-		}
-		log.Logf(level, "Thawed %s early: frozen for %d ms: %v", f.group.Name(), frozen, report.Broken)
-		f.bracket.events.write(on, corev1.EventTypeWarning, reasonFailed, "Thawed early after %d ms in backup %s: %v", frozen, f.backup.Name, report.Broken)
-		return
-	}
-	log.Infof("Thawed %s: frozen for %d ms, %s cut", f.group.Name(), frozen, volumes(len(f.group.Claims)))
-	f.bracket.events.write(on, corev1.EventTypeNormal, reasonThawed, "Frozen for %d ms for backup %s", frozen, f.backup.Name)
-}
-
-func volumes(n int) string {
-	if n == 1 {
-		return "1 volume"
-	}
-	return fmt.Sprintf("%d volumes", n)
+	f.bracket.reporter.Thawed(f.log, f.group, f.session.Report(), f.backup.Name)
 }
 
 // leave is called when Velero has seen the claim's snapshot cut.

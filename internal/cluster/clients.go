@@ -11,6 +11,7 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/utils/clock"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 )
 
@@ -28,8 +29,10 @@ type Clients struct {
 	Kube   kubernetes.Interface
 	// Objects is Velero's own client: it knows Velero's kinds, and its volume
 	// helpers take no other.
-	Objects   crclient.Client
-	Snapshots versioned.Interface
+	Objects crclient.WithWatch
+	// Remembered is Objects for what does not change while a backup runs.
+	Remembered crclient.Client
+	Snapshots  versioned.Interface
 	// Dynamic reads kinds that are known by name only, such as Blueprints.
 	Dynamic dynamic.Interface
 	// VeleroNamespace is where this plugin's Velero lives.
@@ -58,9 +61,10 @@ func NewClients() (*Clients, error) {
 	if clients.Dynamic, err = factory.DynamicClient(); err != nil {
 		return nil, fmt.Errorf("make the dynamic client: %w", err)
 	}
-	if clients.Objects, err = factory.KubebuilderClient(); err != nil {
+	if clients.Objects, err = factory.KubebuilderWatchClient(); err != nil {
 		return nil, fmt.Errorf("make Velero's client: %w", err)
 	}
+	clients.Remembered = Remember(clients.Objects, clock.RealClock{})
 	if clients.Snapshots, err = versioned.NewForConfig(clients.Config); err != nil {
 		return nil, fmt.Errorf("make the snapshot client: %w", err)
 	}

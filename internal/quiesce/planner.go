@@ -10,22 +10,38 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
-// Planner gathers what a plan needs from the cluster. It reads, and runs
-// probes in containers; it changes nothing.
+// Planner makes plans. It reads, and runs probes in containers; it changes
+// nothing.
 type Planner struct {
 	Kube     kubernetes.Interface
 	Executor Executor
 	Finder   *blueprint.Finder
 	// Warn is told what is no error but should not go unnoticed.
 	Warn func(format string, args ...any)
+}
+
+// NewPlanner makes a planner with the configuration as it is now. Only a freeze
+// needs it: a volume that nobody wants quiesced is not to fail for it.
+func NewPlanner(ctx context.Context, clients *cluster.Clients, executor Executor, warn func(format string, args ...any)) (*Planner, error) {
+	settings, err := config.Load(ctx, clients.Kube, clients.VeleroNamespace)
+	if err != nil {
+		return nil, err
+	}
+	return &Planner{
+		Kube:     clients.Kube,
+		Executor: executor,
+		Finder:   blueprint.NewFinder(clients.Kube, clients.Dynamic, clients.VeleroNamespace, settings.BlueprintNamespaces),
+		Warn:     warn,
+	}, nil
 }
 
 // Group is the volumes that one freeze covers, and what their annotations ask
@@ -39,6 +55,7 @@ type Group struct {
 	OnError OnError
 
 	parts []part
+	of    string // the claim that the group was found by
 }
 
 // part is one workload's share of a group.
@@ -65,17 +82,26 @@ func (g *Group) quiesced() []part {
 	return asked
 }
 
-// Name is what messages call the group: the workloads that are quiesced, or
-// the claim that has an annotation of its own.
+// Name is what messages call the group: its workloads, or the claims where no
+// workload stands for them.
 func (g *Group) Name() string {
 	var names []string
 	for _, part := range g.quiesced() {
 		if part.claim != nil {
-			return fmt.Sprintf("PersistentVolumeClaim %s/%s", part.claim.Namespace, part.claim.Name)
+			return claimName(part.claim)
 		}
 		names = append(names, part.workload.String())
 	}
+	if len(names) == 0 {
+		for i := range g.Claims {
+			names = append(names, claimName(&g.Claims[i]))
+		}
+	}
 	return strings.Join(names, " and ")
+}
+
+func claimName(claim *corev1.PersistentVolumeClaim) string {
+	return fmt.Sprintf("PersistentVolumeClaim %s/%s", claim.Namespace, claim.Name)
 }
 
 // Objects are the workloads that are quiesced, for events.
@@ -88,31 +114,23 @@ func (g *Group) Objects() []workload.Ref {
 }
 
 // Group finds out what is frozen together with a claim: the volumes of its
-// unit for which included says yes, except those whose claims have quiesce
-// annotations of their own; each of these is a group by itself. A group is
-// returned even with an error, as far as it is known.
-func (p *Planner) Group(ctx context.Context, claim *corev1.PersistentVolumeClaim, included func(corev1.PersistentVolumeClaim) (bool, error)) (*Group, error) {
-	group := &Group{OnError: Fail, Claims: []corev1.PersistentVolumeClaim{*claim}}
-	unit, err := workload.Find(ctx, p.Kube, claim.Namespace, claim.Name)
-	if err != nil {
-		return group, err
-	}
-	namespace, err := p.Kube.CoreV1().Namespaces().Get(ctx, claim.Namespace, metav1.GetOptions{})
-	if err != nil {
-		return group, fmt.Errorf("get namespace %s: %w", claim.Namespace, err)
-	}
-	group.Unit = unit
-
+// unit, except those whose claims have quiesce annotations of their own; each
+// of these is a group by itself. Where nothing is to be quiesced, a group is
+// what is snapshotted together. It is returned even with an error, as far as it
+// is known.
+func (f *Facts) Group(claim *corev1.PersistentVolumeClaim) (*Group, error) {
+	group := &Group{OnError: Fail, Claims: []corev1.PersistentVolumeClaim{*claim}, of: claim.Name}
 	own, err := hasOwn(claim)
 	if err != nil {
 		return group, err
 	}
+	group.Unit = f.inventory.Unit(claim.Name)
 	var invalid error // the first; the others still have a say in OnError
-	for _, w := range unit.Workloads {
+	for _, w := range group.Unit.Workloads {
 		if own && !mounts(w, claim.Name) {
 			continue
 		}
-		part, err := p.part(w, namespace, claim, own)
+		part, err := newPart(w, f.namespace, claim, own)
 		if asks := len(part.settings.Blueprints) > 0; asks || err != nil {
 			group.OnError = strictest(invalid != nil || group.Asked(), part.settings.OnError, group.OnError)
 		}
@@ -124,57 +142,64 @@ func (p *Planner) Group(ctx context.Context, claim *corev1.PersistentVolumeClaim
 			break
 		}
 	}
-	if invalid != nil || own || !group.Asked() {
+	if invalid != nil || own {
 		return group, invalid
 	}
 
-	claims, err := p.Kube.CoreV1().PersistentVolumeClaims(claim.Namespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return group, fmt.Errorf("list the claims of namespace %s: %w", claim.Namespace, err)
-	}
 	quiesced := func(name string) bool {
 		return slices.ContainsFunc(group.parts, func(p part) bool {
 			return len(p.settings.Blueprints) > 0 && mounts(p.workload, name)
 		})
 	}
-	if !quiesced(claim.Name) {
-		group.parts = nil
-		return group, nil
-	}
-	group.Claims = nil
-	for _, other := range claims.Items {
-		if !slices.Contains(unit.Claims, other.Name) || !quiesced(other.Name) {
+	asked := quiesced(claim.Name)
+	for _, other := range f.claims {
+		if other.Name == claim.Name || !slices.Contains(group.Unit.Claims, other.Name) || quiesced(other.Name) != asked {
 			continue
 		}
 		if own, err := hasOwn(&other); err != nil || own {
 			continue // its own group, or its own error
 		}
-		in, err := included(other)
-		if err != nil {
-			return group, err
-		}
-		if in || other.Name == claim.Name {
-			group.Claims = append(group.Claims, other)
-		}
+		group.Claims = append(group.Claims, other)
+	}
+	if !asked && group.Asked() { // others of the unit are quiesced, without it
+		group.parts = nil
 	}
 	slices.SortFunc(group.Claims, func(a, b corev1.PersistentVolumeClaim) int { return cmp.Compare(a.Name, b.Name) })
 	return group, nil
 }
 
-// Asked tells whether any workload of a unit is to be quiesced. Annotations
-// that are not valid count as yes: they come to light where the plan is made.
-func (p *Planner) Asked(ctx context.Context, unit workload.Unit) (bool, error) {
-	namespace, err := p.Kube.CoreV1().Namespaces().Get(ctx, unit.Workloads[0].Namespace, metav1.GetOptions{})
-	if err != nil {
-		return false, fmt.Errorf("get namespace %s: %w", unit.Workloads[0].Namespace, err)
-	}
-	for _, w := range unit.Workloads {
-		part, err := p.part(w, namespace, nil, false)
-		if err != nil || len(part.settings.Blueprints) > 0 {
-			return true, nil //nolint:nilerr // see above
+// Keep leaves in the group the claim that it was found by, and those others for
+// which included says yes.
+func (g *Group) Keep(included func(corev1.PersistentVolumeClaim) (bool, error)) error {
+	var kept []corev1.PersistentVolumeClaim
+	for _, claim := range g.Claims {
+		in := claim.Name == g.of
+		if !in {
+			var err error
+			if in, err = included(claim); err != nil {
+				return err
+			}
+		}
+		if in {
+			kept = append(kept, claim)
 		}
 	}
-	return false, nil
+	g.Claims = kept
+	return nil
+}
+
+// Asked tells whether any workload of pod's unit is to be quiesced, and returns
+// the unit. Annotations that are not valid count as yes: they come to light
+// where the plan is made.
+func (f *Facts) Asked(pod *corev1.Pod) (workload.Unit, bool) {
+	unit := f.inventory.Of(pod)
+	for _, w := range unit.Workloads {
+		part, err := newPart(w, f.namespace, nil, false)
+		if err != nil || len(part.settings.Blueprints) > 0 {
+			return unit, true
+		}
+	}
+	return unit, false
 }
 
 // strictest joins the setting of one more workload to that of those before. One
@@ -201,7 +226,7 @@ func hasOwn(claim *corev1.PersistentVolumeClaim) (bool, error) {
 	if quiesce || kanister {
 		return true, nil
 	}
-	layer := Layer{Object: fmt.Sprintf("PersistentVolumeClaim %s/%s", claim.Namespace, claim.Name), Annotations: claim.Annotations}
+	layer := Layer{Object: claimName(claim), Annotations: claim.Annotations}
 	if err := unknown(layer); err != nil {
 		return false, err
 	}
@@ -214,9 +239,9 @@ func hasOwn(claim *corev1.PersistentVolumeClaim) (bool, error) {
 	return false, nil
 }
 
-// part resolves the annotations of one workload: the claim's own where it has
+// newPart resolves the annotations of one workload: the claim's own where it has
 // some, those of the pod template, the controller and the namespace.
-func (p *Planner) part(w workload.Workload, namespace *corev1.Namespace, claim *corev1.PersistentVolumeClaim, own bool) (part, error) {
+func newPart(w workload.Workload, namespace *corev1.Namespace, claim *corev1.PersistentVolumeClaim, own bool) (part, error) {
 	result := part{workload: w, settings: Settings{OnError: Fail}}
 	var (
 		layers  []Layer
@@ -227,7 +252,7 @@ func (p *Planner) part(w workload.Workload, namespace *corev1.Namespace, claim *
 		sources = append(sources, source)
 	}
 	if own {
-		add(fmt.Sprintf("PersistentVolumeClaim %s/%s", claim.Namespace, claim.Name), claim.Annotations, func() (map[string]any, error) {
+		add(claimName(claim), claim.Annotations, func() (map[string]any, error) {
 			return asMap("v1", "PersistentVolumeClaim", claim)
 		})
 	}

@@ -118,14 +118,13 @@ func planner(answers map[string]string, objects ...[]runtime.Object) *Planner {
 	}
 }
 
-func (p *Planner) claim(t *testing.T, name string) *corev1.PersistentVolumeClaim {
+// group is that of a claim of namespace shop.
+func (p *Planner) group(t *testing.T, claim string) (*Group, error) {
 	t.Helper()
-	c, err := p.Kube.CoreV1().PersistentVolumeClaims("shop").Get(t.Context(), name, metav1.GetOptions{})
+	facts, err := Gather(t.Context(), p.Kube, "shop")
 	require.NoError(t, err)
-	return c
+	return facts.Group(facts.Claim(claim))
 }
-
-func all(corev1.PersistentVolumeClaim) (bool, error) { return true, nil }
 
 func names(of []corev1.PersistentVolumeClaim) []string {
 	var names []string
@@ -152,11 +151,11 @@ func TestGroup(t *testing.T) {
 		},
 		"no pod runs": {
 			objects: [][]runtime.Object{namespace(AnnotationQuiesce, "fsfreeze"), claims("data")},
-			of:      "data", claims: []string{"data"}, onError: Fail,
+			of:      "data", name: "PersistentVolumeClaim shop/data", claims: []string{"data"}, onError: Fail,
 		},
 		"no pod runs, though the claim asks": {
 			objects: [][]runtime.Object{namespace(), annotated("data", AnnotationQuiesce, "fsfreeze")},
-			of:      "data", claims: []string{"data"}, onError: Fail,
+			of:      "data", name: "PersistentVolumeClaim shop/data", claims: []string{"data"}, onError: Fail,
 		},
 		"all volumes of the workload": {
 			objects: [][]runtime.Object{
@@ -258,19 +257,19 @@ func TestGroup(t *testing.T) {
 				deployment("a", nil, pod("a-1", "n1", volume{"c", "shared", "/s", ""}, volume{"c", "a", "/a", ""})),
 				deployment("b", annotations{AnnotationQuiesce, "redis"}, pod("b-1", "n1", volume{"c", "shared", "/s", ""}, volume{"c", "b", "/b", ""})),
 			},
-			of: "a", claims: []string{"a"}, onError: Fail,
+			of: "a", name: "PersistentVolumeClaim shop/a", claims: []string{"a"}, onError: Fail,
 		},
 		"settings on a claim without quiesce": {
 			objects: [][]runtime.Object{
 				namespace(), annotated("data", AnnotationQuiesceTimeout, "1m", AnnotationOnQuiesceError, "continue", AnnotationOptionPrefix+"user", "x"),
 				deployment("db", annotations{AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "data", "/data", ""})),
 			},
-			of: "data", claims: []string{"data"}, onError: Fail,
+			of: "data", name: "PersistentVolumeClaim shop/data", claims: []string{"data"}, onError: Fail,
 			text: "PersistentVolumeClaim shop/data: annotation option.stillpoint.io/user has no effect without stillpoint.io/quiesce beside it; to set it for all volumes of the workload, annotate the workload",
 		},
 		"a typing error on a claim": {
 			objects: [][]runtime.Object{namespace(), annotated("data", "stillpoint.io/quiesced", "fsfreeze"), deployment("db", nil, pod("db-a", "n1", volume{"pg", "data", "/data", ""}))},
-			of:      "data", claims: []string{"data"}, onError: Fail,
+			of:      "data", name: "PersistentVolumeClaim shop/data", claims: []string{"data"}, onError: Fail,
 			text: "PersistentVolumeClaim shop/data: unknown annotation stillpoint.io/quiesced; known: stillpoint.io/quiesce, stillpoint.io/prepare-timeout, stillpoint.io/quiesce-timeout, stillpoint.io/on-quiesce-error and option.stillpoint.io/<key>",
 		},
 		"one claim's error is not the other's": {
@@ -306,15 +305,11 @@ func TestGroup(t *testing.T) {
 			of: "data", name: "Deployment shop/db", claims: []string{"data"}, onError: Continue,
 			text: `Deployment shop/db: annotation stillpoint.io/quiesce: "fs freeze" is not valid; valid: none, or names of blueprints with commas between them, such as postgresql,fsfreeze`,
 		},
-		"the namespace is gone": {
-			objects: [][]runtime.Object{claims("data")},
-			of:      "data", claims: []string{"data"}, onError: Fail,
-			text: `get namespace shop: namespaces "shop" not found`,
-		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := planner(nil, test.objects...)
-			group, err := p.Group(t.Context(), p.claim(t, test.of), func(c corev1.PersistentVolumeClaim) (bool, error) { return c.Name != test.without, nil })
+			group, err := p.group(t, test.of)
+			require.NoError(t, group.Keep(func(c corev1.PersistentVolumeClaim) (bool, error) { return c.Name != test.without, nil }))
 			if test.text == "" {
 				require.NoError(t, err)
 			} else {
@@ -327,10 +322,24 @@ func TestGroup(t *testing.T) {
 		})
 	}
 
+	t.Run("the namespace is gone", func(t *testing.T) {
+		_, err := Gather(t.Context(), planner(nil, claims("data")).Kube, "shop")
+		require.EqualError(t, err, `get namespace shop: namespaces "shop" not found`)
+	})
+
+	t.Run("without quiesce all volumes of the workload are taken together", func(t *testing.T) {
+		group, err := planner(nil, namespace(), claims("wal", "data", "other"), annotated("own", AnnotationQuiesce, "fsfreeze"),
+			deployment("db", nil, pod("db-a", "n1", volume{"pg", "wal", "/wal", ""}, volume{"pg", "data", "/data", ""}, volume{"pg", "own", "/own", ""}))).group(t, "wal")
+		require.NoError(t, err)
+		assert.False(t, group.Asked())
+		assert.Equal(t, []string{"data", "wal"}, names(group.Claims))
+	})
+
 	t.Run("the backup cannot be asked", func(t *testing.T) {
-		p := planner(nil, namespace(AnnotationQuiesce, "fsfreeze"), claims("data"), deployment("db", nil, pod("db-a", "n1", volume{"pg", "data", "/data", ""})))
-		_, err := p.Group(t.Context(), p.claim(t, "data"), func(corev1.PersistentVolumeClaim) (bool, error) { return false, errors.New("no answer") })
-		require.EqualError(t, err, "no answer")
+		p := planner(nil, namespace(AnnotationQuiesce, "fsfreeze"), claims("data", "wal"), deployment("db", nil, pod("db-a", "n1", volume{"pg", "data", "/data", ""}, volume{"pg", "wal", "/wal", ""})))
+		group, err := p.group(t, "data")
+		require.NoError(t, err)
+		require.EqualError(t, group.Keep(func(corev1.PersistentVolumeClaim) (bool, error) { return false, errors.New("no answer") }), "no answer")
 	})
 }
 
@@ -355,9 +364,10 @@ func TestAsked(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := planner(nil, namespace(test.namespace...), claims("data"), deployment("db", test.deployment, pod("db-a", "n1", volume{"pg", "data", "/data", ""})))
-			group, _ := p.Group(t.Context(), p.claim(t, "data"), all)
-			asked, err := p.Asked(t.Context(), group.Unit)
+			facts, err := Gather(t.Context(), p.Kube, "shop")
 			require.NoError(t, err)
+			unit, asked := facts.Asked(ptr(pod("db-a", "n1", volume{"pg", "data", "/data", ""})))
+			assert.Equal(t, "Deployment shop/db", unit.String())
 			assert.Equal(t, test.asked, asked)
 		})
 	}
@@ -492,7 +502,7 @@ func TestPlan(t *testing.T) {
 				answers[c] = can
 			}
 			p := planner(answers, test.objects...)
-			group, err := p.Group(t.Context(), p.claim(t, test.of), all)
+			group, err := p.group(t, test.of)
 			require.NoError(t, err)
 			plan, err := p.Plan(t.Context(), group, started)
 			if test.text != "" {
@@ -516,7 +526,7 @@ func TestWarningsOfABlueprintAreTold(t *testing.T) {
 		blueprintsOf(map[string]string{"pg": in("db-1", "x") + "color: red\n"}))
 	var warned []string
 	p.Warn = func(format string, args ...any) { warned = append(warned, fmt.Sprintf(format, args...)) }
-	group, err := p.Group(t.Context(), p.claim(t, "data"), all)
+	group, err := p.group(t, "data")
 	require.NoError(t, err)
 	_, err = p.Plan(t.Context(), group, time.Now())
 	require.NoError(t, err)

@@ -3,71 +3,81 @@ package workload
 import (
 	"context"
 	"fmt"
-	"slices"
 
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/pager"
 )
 
 // revisionAnnotation is set by the deployment controller, on a Deployment and
 // on its ReplicaSets, and tells which of these is the current one.
 const revisionAnnotation = "deployment.kubernetes.io/revision"
 
-// controllers finds the controllers of pods, each ReplicaSet once.
-type controllers struct {
-	kube        kubernetes.Interface
-	replicaSets map[string]replicaSet
-}
+// listFrom is the number of controllers of one kind from which on a list of the
+// whole namespace is cheaper than a request for each.
+const listFrom = 4
 
-type replicaSet struct {
-	owner    Ref
-	revision string
-}
-
-// ownerOf follows a pod's controllers to the topmost one that is known here.
-func (c *controllers) ownerOf(ctx context.Context, pod *corev1.Pod) (Ref, error) {
+// directOwner is a pod's controller, or the pod itself where it has none.
+func directOwner(pod *corev1.Pod) Ref {
 	owner := metav1.GetControllerOf(pod)
 	if owner == nil {
-		return Ref{APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}, nil
+		return Ref{APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID}
 	}
-	ref := Ref{APIVersion: owner.APIVersion, Kind: owner.Kind, Namespace: pod.Namespace, Name: owner.Name, UID: owner.UID}
-	switch ref.groupKind() {
-	case "ReplicaSet.apps":
-		set, err := c.replicaSet(ctx, ref)
-		if err != nil {
-			return Ref{}, err
-		}
-		return set.owner, nil
-	case "Job.batch":
-		job, err := c.kube.BatchV1().Jobs(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			return ref, nil
-		}
-		if err != nil {
-			return Ref{}, fmt.Errorf("get %s: %w", ref, err)
-		}
-		return topmost(ref, job), nil
-	}
-	return ref, nil
+	return Ref{APIVersion: owner.APIVersion, Kind: owner.Kind, Namespace: pod.Namespace, Name: owner.Name, UID: owner.UID}
 }
 
-func (c *controllers) replicaSet(ctx context.Context, ref Ref) (replicaSet, error) {
-	if known, ok := c.replicaSets[ref.Name]; ok {
-		return known, nil
+// controllers reads the controllers of one namespace.
+type controllers struct {
+	kube      kubernetes.Interface
+	namespace string
+}
+
+// complete replaces the owners of an inventory's pods by the topmost ones that
+// are known here, and adds these.
+func (c *controllers) complete(ctx context.Context, i *Inventory) error {
+	direct, err := c.read(ctx, i.owners())
+	if err != nil {
+		return err
 	}
-	set := replicaSet{owner: ref}
-	object, err := c.kube.AppsV1().ReplicaSets(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
-	switch {
-	case apierrors.IsNotFound(err): // its pods are on their way out
-	case err != nil:
-		return replicaSet{}, fmt.Errorf("get %s: %w", ref, err)
-	default:
-		set = replicaSet{owner: topmost(ref, object), revision: object.Annotations[revisionAnnotation]}
+	i.revisions = map[string]string{}
+	for m := range i.members {
+		owner := i.members[m].owner
+		object, found := direct[owner]
+		if !found { // gone, with its pods on their way out; or of an unknown kind
+			continue
+		}
+		switch owner.groupKind() {
+		case "ReplicaSet.apps":
+			i.revisions[owner.Name] = object.GetAnnotations()[revisionAnnotation]
+			i.members[m].owner = topmost(owner, object)
+		case "Job.batch":
+			i.members[m].owner = topmost(owner, object)
+		}
 	}
-	c.replicaSets[ref.Name] = set
-	return set, nil
+	topmost := i.owners()
+	for ref := range direct {
+		delete(topmost, ref)
+	}
+	if i.objects, err = c.read(ctx, topmost); err != nil {
+		return err
+	}
+	for ref, object := range direct {
+		i.objects[ref] = object
+	}
+	return nil
+}
+
+func (i *Inventory) owners() map[Ref]bool {
+	refs := map[Ref]bool{}
+	for _, m := range i.members {
+		refs[m.owner] = true
+	}
+	return refs
 }
 
 func topmost(ref Ref, object metav1.Object) Ref {
@@ -77,48 +87,76 @@ func topmost(ref Ref, object metav1.Object) Ref {
 	return ref
 }
 
-// complete reads the controller of a workload, and tells the pods of its
-// current revision. A controller that is gone, or of a kind that is not known
-// here, leaves Object nil.
-func (c *controllers) complete(ctx context.Context, w *Workload) error {
-	var err error
-	options := metav1.GetOptions{}
-	switch w.groupKind() {
-	case "Pod":
-		w.Object = &w.Pods[0]
-	case "Deployment.apps":
-		w.Object, err = object(c.kube.AppsV1().Deployments(w.Namespace).Get(ctx, w.Name, options))
-	case "StatefulSet.apps":
-		w.Object, err = object(c.kube.AppsV1().StatefulSets(w.Namespace).Get(ctx, w.Name, options))
-	case "DaemonSet.apps":
-		w.Object, err = object(c.kube.AppsV1().DaemonSets(w.Namespace).Get(ctx, w.Name, options))
-	case "ReplicaSet.apps":
-		w.Object, err = object(c.kube.AppsV1().ReplicaSets(w.Namespace).Get(ctx, w.Name, options))
-	case "Job.batch":
-		w.Object, err = object(c.kube.BatchV1().Jobs(w.Namespace).Get(ctx, w.Name, options))
-	case "CronJob.batch":
-		w.Object, err = object(c.kube.BatchV1().CronJobs(w.Namespace).Get(ctx, w.Name, options))
+// read gets the objects behind refs, as far as they exist and are of a kind
+// that is known here.
+func (c *controllers) read(ctx context.Context, refs map[Ref]bool) (map[Ref]metav1.Object, error) {
+	ofKind := map[string][]Ref{}
+	for ref := range refs {
+		ofKind[ref.groupKind()] = append(ofKind[ref.groupKind()], ref)
 	}
-	if err != nil {
-		return fmt.Errorf("get %s: %w", w.Ref, err)
-	}
-	if w.Kind == "Deployment" && w.Object != nil {
-		revision := w.Object.GetAnnotations()[revisionAnnotation]
-		w.CurrentPods = slices.DeleteFunc(slices.Clone(w.Pods), func(pod corev1.Pod) bool {
-			owner := metav1.GetControllerOf(&pod)
-			return owner != nil && c.replicaSets[owner.Name].revision != revision
-		})
-	}
-	return nil
-}
-
-// object turns "not found" into nil, and a typed nil into a real one.
-func object[T metav1.Object](found T, err error) (metav1.Object, error) {
-	if apierrors.IsNotFound(err) {
-		return nil, nil //nolint:nilnil // no object is a valid answer here
-	}
-	if err != nil {
-		return nil, err
+	found := map[Ref]metav1.Object{}
+	apps, batch := c.kube.AppsV1(), c.kube.BatchV1()
+	for kind, wanted := range ofKind {
+		var err error
+		switch kind {
+		case "Deployment.apps":
+			err = read[*appsv1.Deployment, *appsv1.DeploymentList](ctx, apps.Deployments(c.namespace), wanted, found)
+		case "StatefulSet.apps":
+			err = read[*appsv1.StatefulSet, *appsv1.StatefulSetList](ctx, apps.StatefulSets(c.namespace), wanted, found)
+		case "DaemonSet.apps":
+			err = read[*appsv1.DaemonSet, *appsv1.DaemonSetList](ctx, apps.DaemonSets(c.namespace), wanted, found)
+		case "ReplicaSet.apps":
+			err = read[*appsv1.ReplicaSet, *appsv1.ReplicaSetList](ctx, apps.ReplicaSets(c.namespace), wanted, found)
+		case "Job.batch":
+			err = read[*batchv1.Job, *batchv1.JobList](ctx, batch.Jobs(c.namespace), wanted, found)
+		case "CronJob.batch":
+			err = read[*batchv1.CronJob, *batchv1.CronJobList](ctx, batch.CronJobs(c.namespace), wanted, found)
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
 	return found, nil
+}
+
+// reader is the typed client of one kind and namespace.
+type reader[T, L any] interface {
+	Get(ctx context.Context, name string, options metav1.GetOptions) (T, error)
+	List(ctx context.Context, options metav1.ListOptions) (L, error)
+}
+
+// read gets a few objects one by one, and many by a list.
+func read[T metav1.Object, L runtime.Object](ctx context.Context, client reader[T, L], wanted []Ref, found map[Ref]metav1.Object) error {
+	if len(wanted) < listFrom {
+		for _, ref := range wanted {
+			object, err := client.Get(ctx, ref.Name, metav1.GetOptions{})
+			if apierrors.IsNotFound(err) {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("get %s: %w", ref, err)
+			}
+			found[ref] = object
+		}
+		return nil
+	}
+	named := map[string]Ref{}
+	for _, ref := range wanted {
+		named[ref.Name] = ref
+	}
+	pages := pager.New(func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+		return client.List(ctx, options)
+	})
+	err := pages.EachListItem(ctx, metav1.ListOptions{}, func(item runtime.Object) error {
+		if object, ok := item.(T); ok {
+			if ref, ok := named[object.GetName()]; ok {
+				found[ref] = object
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("list the %ss of namespace %s: %w", wanted[0].Kind, wanted[0].Namespace, err)
+	}
+	return nil
 }

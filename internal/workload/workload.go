@@ -66,42 +66,68 @@ func (u Unit) String() string {
 	return strings.Join(names, " and ")
 }
 
-// Find returns the unit that claim belongs to; a unit without workloads when
-// no running pod mounts it.
-func Find(ctx context.Context, kube kubernetes.Interface, namespace, claim string) (Unit, error) {
-	pods, err := kube.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return Unit{}, fmt.Errorf("list the pods of namespace %s: %w", namespace, err)
-	}
-	controllers := &controllers{kube: kube, replicaSets: map[string]replicaSet{}}
-	members := make([]member, 0, len(pods.Items))
-	for _, pod := range pods.Items {
-		if !running(&pod) || len(claimsOf(&pod)) == 0 {
-			continue
-		}
-		owner, err := controllers.ownerOf(ctx, &pod)
-		if err != nil {
-			return Unit{}, err
-		}
-		members = append(members, member{pod: pod, owner: owner})
-	}
-
-	unit := connected(members, claim)
-	for i := range unit.Workloads {
-		if err := controllers.complete(ctx, &unit.Workloads[i]); err != nil {
-			return Unit{}, err
-		}
-	}
-	return unit, nil
+// Inventory is what runs in one namespace and mounts claims, as it was when it
+// was taken. It is safe for concurrent use.
+type Inventory struct {
+	members []member
+	// objects are the controllers that are known here, by their refs.
+	objects map[Ref]metav1.Object
+	// revisions are those of ReplicaSets, by name.
+	revisions map[string]string
 }
 
-// Of returns the unit that pod belongs to, as Find does for its claims.
-func Of(ctx context.Context, kube kubernetes.Interface, pod *corev1.Pod) (Unit, error) {
+// Take makes the inventory of a namespace. The number of its requests depends
+// on the kinds of controllers there, and not on how many pods or claims.
+func Take(ctx context.Context, kube kubernetes.Interface, namespace string) (*Inventory, error) {
+	pods, err := kube.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("list the pods of namespace %s: %w", namespace, err)
+	}
+	inventory := &Inventory{}
+	for _, pod := range pods.Items {
+		if running(&pod) && len(claimsOf(&pod)) > 0 {
+			inventory.members = append(inventory.members, member{pod: pod, owner: directOwner(&pod)})
+		}
+	}
+	controllers := &controllers{kube: kube, namespace: namespace}
+	return inventory, controllers.complete(ctx, inventory)
+}
+
+// Unit returns the unit that claim belongs to; one without workloads when no
+// running pod mounts it.
+func (i *Inventory) Unit(claim string) Unit {
+	unit := connected(i.members, claim)
+	for w := range unit.Workloads {
+		i.describe(&unit.Workloads[w])
+	}
+	return unit
+}
+
+// describe adds what the controller tells of a workload. A controller that is
+// gone, or of a kind that is not known here, leaves Object nil.
+func (i *Inventory) describe(w *Workload) {
+	if w.groupKind() == "Pod" {
+		w.Object = &w.Pods[0]
+		return
+	}
+	w.Object = i.objects[w.Ref]
+	if w.groupKind() != "Deployment.apps" || w.Object == nil {
+		return
+	}
+	revision := w.Object.GetAnnotations()[revisionAnnotation]
+	w.CurrentPods = slices.DeleteFunc(slices.Clone(w.Pods), func(pod corev1.Pod) bool {
+		owner := metav1.GetControllerOf(&pod)
+		return owner != nil && i.revisions[owner.Name] != revision
+	})
+}
+
+// Of returns the unit that pod belongs to, as Unit does for its claims.
+func (i *Inventory) Of(pod *corev1.Pod) Unit {
 	claims := claimsOf(pod)
 	if len(claims) == 0 || !running(pod) {
-		return Unit{}, nil
+		return Unit{}
 	}
-	return Find(ctx, kube, pod.Namespace, claims[0])
+	return i.Unit(claims[0])
 }
 
 type member struct {

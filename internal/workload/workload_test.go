@@ -2,6 +2,7 @@ package workload
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -13,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 )
@@ -159,6 +161,16 @@ func objects(all ...runtime.Object) []runtime.Object { return all }
 
 func ptr[T any](value T) *T { return &value }
 
+// find is the unit of a claim of namespace shop.
+func find(t *testing.T, kube kubernetes.Interface, claim string) (Unit, error) {
+	t.Helper()
+	inventory, err := Take(t.Context(), kube, "shop")
+	if err != nil {
+		return Unit{}, err
+	}
+	return inventory.Unit(claim), nil
+}
+
 func TestFind(t *testing.T) {
 	revised := func(m metav1.ObjectMeta, revision string) metav1.ObjectMeta {
 		m.Annotations = map[string]string{revisionAnnotation: revision}
@@ -271,7 +283,7 @@ func TestFind(t *testing.T) {
 		"another namespace's claim of that name": {objects: objects(&elsewhere)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			unit, err := Find(t.Context(), fake.NewClientset(test.objects...), "shop", "data")
+			unit, err := find(t, fake.NewClientset(test.objects...), "data")
 			require.NoError(t, err)
 			require.Equal(t, test.unit, unit.String())
 			assert.Equal(t, test.pods, unit.pods())
@@ -311,9 +323,40 @@ func TestOf(t *testing.T) {
 		"not running":    {finished, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			unit, err := Of(t.Context(), kube, &test.pod)
+			inventory, err := Take(t.Context(), kube, "shop")
 			require.NoError(t, err)
-			assert.Equal(t, test.unit, unit.String())
+			assert.Equal(t, test.unit, inventory.Of(&test.pod).String())
+		})
+	}
+}
+
+// However many workloads a namespace has, they are read with as many requests.
+func TestRequestsDoNotGrow(t *testing.T) {
+	for name, test := range map[string]struct {
+		workloads int
+		requests  []string
+	}{
+		"few":  {1, []string{"list pods", "get replicasets", "get deployments"}},
+		"many": {300, []string{"list pods", "list replicasets", "list deployments"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var all []runtime.Object
+			for i := range test.workloads {
+				web := fmt.Sprintf("web%d", i)
+				all = append(all, &appsv1.Deployment{ObjectMeta: meta(web)}, &appsv1.ReplicaSet{ObjectMeta: meta(web+"-1", "apps/v1", "Deployment", web)},
+					ptr(pod(meta(web+"-1-a", "apps/v1", "ReplicaSet", web+"-1"), web)))
+			}
+			kube := fake.NewClientset(all...)
+			inventory, err := Take(t.Context(), kube, "shop")
+			require.NoError(t, err)
+			unit := inventory.Unit("web0")
+			assert.Equal(t, "Deployment shop/web0", unit.String())
+			assert.NotNil(t, unit.Workloads[0].Object)
+			var requests []string
+			for _, action := range kube.Actions() {
+				requests = append(requests, action.GetVerb()+" "+action.GetResource().Resource)
+			}
+			assert.Equal(t, test.requests, requests)
 		})
 	}
 }
@@ -338,7 +381,7 @@ func TestFindSaysWhatCannotBeRead(t *testing.T) {
 				}
 				return true, nil, apierrors.NewForbidden(action.GetResource().GroupResource(), name, errors.New("no"))
 			})
-			_, err := Find(t.Context(), kube, "shop", "data")
+			_, err := find(t, kube, "data")
 			require.EqualError(t, err, text)
 		})
 	}

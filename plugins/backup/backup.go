@@ -13,9 +13,11 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/utils/clock"
 
 	"stillpoint.io/stillpoint/internal/bracket"
 	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/quiesce"
 )
 
 // callLimit bounds one call of Velero's, which brings no context along. It
@@ -42,7 +44,8 @@ func (s *Shared) connect(log logrus.FieldLogger) (*bracket.Bracket, error) {
 			s.err = fmt.Errorf("stillpoint: %w", err)
 			return
 		}
-		s.bracket = bracket.New(clients, s.csi(), log)
+		namespaces := quiesce.NewNamespaces(clients.Kube, clock.RealClock{})
+		s.bracket = bracket.New(clients, namespaces, quiesce.NewReporter(clients.Kube), s.csi(), log)
 	})
 	return s.bracket, s.err
 }

@@ -1,4 +1,4 @@
-package bracket
+package selection
 
 import (
 	"os"
@@ -7,7 +7,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
@@ -99,7 +98,7 @@ func (s *scene) global(lines ...string) {
 	s.backup.Annotations[velerov1.GlobalBackupVolumePolicyConfigMapAnnotation] = "global"
 }
 
-func (s *scene) selection(t *testing.T) *selection {
+func (s *scene) selection(t *testing.T) *Selection {
 	t.Helper()
 	objects := s.others
 	for _, o := range []crclient.Object{s.claim, s.volume, s.pod, s.class} {
@@ -110,9 +109,7 @@ func (s *scene) selection(t *testing.T) *selection {
 	for _, class := range s.classes {
 		objects = append(objects, class)
 	}
-	quiet := logrus.New()
-	quiet.SetLevel(logrus.PanicLevel)
-	return &selection{backup: s.backup, client: fake.NewClientBuilder().WithScheme(veleroScheme(t)).WithRuntimeObjects(objects...).Build(), csi: s.csi, log: quiet}
+	return New(fake.NewClientBuilder().WithScheme(veleroScheme(t)).WithRuntimeObjects(objects...).Build(), s.csi, s.backup)
 }
 
 // veleroScheme is that of Velero's own client, which is the one that selection gets.
@@ -236,7 +233,11 @@ func TestSnapshots(t *testing.T) {
 
 		"policy skip":                          {func(s *scene) { s.own(fast + " → skip") }, leftOut},
 		"policy fs-backup":                     {func(s *scene) { s.own(fast + " → fs-backup") }, leftOut},
-		"policy custom":                        {func(s *scene) { s.own(fast + " → custom") }, leftOut},
+		"policy custom":                        {func(s *scene) { s.own(fast + " → custom") }, "a volume policy hands it to another snapshotter (action custom, parameters {})"},
+		"policy custom of somebody else": {
+			func(s *scene) { s.own(fast + " → custom, parameters: {snapshotter: acme, x: 1}") },
+			"a volume policy hands it to another snapshotter (action custom, parameters {snapshotter: acme, x: 1})",
+		},
 		"policy snapshot":                      {func(s *scene) { s.own(fast + " → snapshot") }, ""},
 		"policy snapshot over snapshotVolumes": {func(s *scene) { s.own(fast + " → snapshot"); s.backup.Spec.SnapshotVolumes = no() }, ""},
 		"policy of another class":              {func(s *scene) { s.own(slow + " → skip") }, ""},
@@ -272,9 +273,13 @@ func TestSnapshots(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newScene()
 			test.change(s)
-			reason, err := s.selection(t).snapshots(t.Context(), s.claim)
+			verdict, err := s.selection(t).Of(t.Context(), s.claim)
 			require.NoError(t, err)
-			assert.Equal(t, test.reason, reason)
+			want := Verdict{Path: None, Reason: test.reason}
+			if test.reason == "" {
+				want.Path = Velero
+			}
+			assert.Equal(t, want, verdict)
 		})
 	}
 }
@@ -303,10 +308,95 @@ func TestSnapshotsSaysWhatCannotBeRead(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newScene()
 			test.change(s)
-			_, err := s.selection(t).snapshots(t.Context(), s.claim)
+			_, err := s.selection(t).Of(t.Context(), s.claim)
 			require.EqualError(t, err, test.text)
 		})
 	}
+}
+
+const ours = " → custom, parameters: {snapshotter: stillpoint.io}"
+
+func TestHandedToStillpoint(t *testing.T) {
+	for name, test := range map[string]struct {
+		change func(s *scene)
+		path   Path
+		text   string // the obstacle's
+	}{
+		"own policy":               {func(s *scene) { s.own(fast + ours) }, Group, ""},
+		"global policy":            {func(s *scene) { s.global(fast + ours) }, Group, ""},
+		"own does not match":       {func(s *scene) { s.own(slow + " → skip"); s.global(fast + ours) }, Group, ""},
+		"own snapshot before":      {func(s *scene) { s.own(fast + " → snapshot"); s.global(fast + ours) }, Velero, ""},
+		"own skip before":          {func(s *scene) { s.own(fast + " → skip"); s.global(fast + ours) }, None, ""},
+		"own before global":        {func(s *scene) { s.own(fast + ours); s.global(fast + " → snapshot") }, Group, ""},
+		"another class":            {func(s *scene) { s.own(slow + ours) }, Velero, ""},
+		"snapshotVolumes=false":    {func(s *scene) { s.own(fast + ours); s.backup.Spec.SnapshotVolumes = no() }, Group, ""},
+		"not in the backup":        {func(s *scene) { s.own(fast + ours); s.backup.Spec.LabelSelector = app("web") }, None, ""},
+		"finalizing":               {func(s *scene) { s.own(fast + ours); s.backup.Status.Phase = velerov1.BackupPhaseFinalizing }, None, ""},
+		"storage class gone":       {func(s *scene) { s.own(fast + ours); s.class.Name = "" }, Group, ""},
+		"pending, left out before": {func(s *scene) { s.own("pvcLabels: {app: db} → skip", "csi: {}"+ours); s.pending() }, None, ""},
+		"pending": {
+			func(s *scene) { s.own("pvcLabels: {app: db}" + ours); s.pending() }, Group,
+			"claim shop/data is Pending: there is no volume to snapshot; bind or delete it, or leave it out by a volume policy with action skip before the entry with action custom",
+		},
+		"lost": {
+			func(s *scene) { s.own("pvcLabels: {app: db}" + ours); s.claim.Status.Phase = corev1.ClaimLost }, Group,
+			"claim shop/data is Lost: there is no volume to snapshot; bind or delete it, or leave it out by a volume policy with action skip before the entry with action custom",
+		},
+		"not a CSI volume": {
+			func(s *scene) { s.own(fast + ours); s.volume.Spec.CSI, s.volume.Spec.NFS = nil, &corev1.NFSVolumeSource{} }, Group,
+			"claim shop/data: PersistentVolume pv-data is not a CSI volume, which is all that Stillpoint can snapshot; " +
+				"add the condition csi: {} to the entry with action custom, or an entry with action fs-backup or skip before it",
+		},
+		"no CSI": {
+			func(s *scene) { s.own(fast + ours); s.csi = false }, Group,
+			"claim shop/data: the Velero server runs without --features=EnableCSI, which restoring a VolumeSnapshot needs",
+		},
+		"a group of Velero's": {
+			func(s *scene) { s.own(fast + ours); s.backup.Spec.VolumeGroupSnapshotLabelKey = "app" }, Group,
+			"claim shop/data has the label app=db, by which Velero takes a VolumeGroupSnapshot, and a volume policy hands it to Stillpoint; " +
+				"take the label away, or leave the claim to Velero by an entry before the one with action custom:\n" +
+				"- conditions:\n    pvcLabels: {app: db}\n  action:\n    type: snapshot",
+		},
+		"a group of Velero's, left to it": {
+			func(s *scene) {
+				s.own("pvcLabels: {app: db} → snapshot", fast+ours)
+				s.backup.Spec.VolumeGroupSnapshotLabelKey = "app"
+			}, Velero, "",
+		},
+		"data mover": {func(s *scene) {
+			s.own(fast + ours)
+			s.backup.Spec.SnapshotMoveData = yes()
+			s.others = append(s.others, nodeAgent(1))
+		}, Group, ""},
+		"data mover, no node-agent": {
+			func(s *scene) { s.own(fast + ours); s.backup.Spec.SnapshotMoveData = yes() }, Group,
+			"claim shop/data: the data mover is not ready: node-agent is not ready: no ready pods found",
+		},
+		"data mover, no storage class": {
+			func(s *scene) {
+				s.own("csi: {}" + ours)
+				s.backup.Spec.SnapshotMoveData, s.claim.Spec.StorageClassName = yes(), nil
+			}, Group,
+			"claim shop/data has no storage class, which Velero's data movement needs",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScene()
+			test.change(s)
+			verdict, err := s.selection(t).Of(t.Context(), s.claim)
+			require.NoError(t, err)
+			assert.Equal(t, test.path, verdict.Path)
+			if test.text == "" {
+				require.NoError(t, verdict.Obstacle)
+			} else {
+				require.EqualError(t, verdict.Obstacle, test.text)
+			}
+		})
+	}
+}
+
+func (s *scene) pending() {
+	s.claim.Status.Phase, s.claim.Spec.VolumeName = corev1.ClaimPending, ""
 }
 
 func TestPodIsInTheBackup(t *testing.T) {
@@ -330,7 +420,7 @@ func TestPodIsInTheBackup(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newScene()
 			test.change(s)
-			assert.Equal(t, test.in, s.selection(t).pod(s.pod))
+			assert.Equal(t, test.in, s.selection(t).Pod(s.pod))
 		})
 	}
 }

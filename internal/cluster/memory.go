@@ -1,0 +1,130 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/utils/clock"
+	crclient "sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+)
+
+const (
+	// memoryLife is how long an answer may be used again.
+	memoryLife = time.Minute
+	// listVolumesFrom is the number of PersistentVolumes from which on a list of
+	// all is cheaper than a request for each.
+	listVolumesFrom = 8
+	// volumesPage is how many PersistentVolumes one answer holds.
+	volumesPage = 500
+)
+
+// Remember returns a client that asks the API server for the same object, or
+// the same list, at most once a minute: one backup asks for a policy, a
+// StorageClass or the snapshot classes again for each of its volumes. What is
+// written goes through, and is not remembered. An object that is not there is
+// asked for again.
+func Remember(client crclient.WithWatch, clock clock.PassiveClock) crclient.Client {
+	m := &memory{client: client, clock: clock, answers: map[string]answer{}}
+	return interceptor.NewClient(client, interceptor.Funcs{Get: m.get, List: m.list})
+}
+
+type memory struct {
+	client crclient.WithWatch
+	clock  clock.PassiveClock
+
+	mu      sync.Mutex
+	answers map[string]answer
+	// volumes is how many PersistentVolumes were asked for one by one.
+	volumes int
+}
+
+type answer struct {
+	object any
+	until  time.Time
+}
+
+func (m *memory) get(ctx context.Context, client crclient.WithWatch, name crclient.ObjectKey, into crclient.Object, options ...crclient.GetOption) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	key := fmt.Sprintf("%T %s", into, name)
+	if m.recall(key, into) {
+		return nil
+	}
+	if _, ok := into.(*corev1.PersistentVolume); ok {
+		if m.volumes++; m.volumes == listVolumesFrom {
+			m.volumes = 0
+			if err := m.listVolumes(ctx); err != nil {
+				return err
+			}
+			if m.recall(key, into) {
+				return nil
+			}
+		}
+	}
+	if err := client.Get(ctx, name, into, options...); err != nil {
+		return err
+	}
+	m.remember(key, into.DeepCopyObject())
+	return nil
+}
+
+func (m *memory) list(ctx context.Context, client crclient.WithWatch, into crclient.ObjectList, options ...crclient.ListOption) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	applied := (&crclient.ListOptions{}).ApplyOptions(options)
+	key := fmt.Sprintf("%T %s %v %v", into, applied.Namespace, applied.LabelSelector, applied.FieldSelector)
+	if m.recall(key, into) {
+		return nil
+	}
+	if err := client.List(ctx, into, options...); err != nil {
+		return err
+	}
+	m.remember(key, into.DeepCopyObject())
+	return nil
+}
+
+// listVolumes remembers all PersistentVolumes, page by page, without what
+// takes the most room of them and interests nobody.
+func (m *memory) listVolumes(ctx context.Context) error {
+	volumes := &corev1.PersistentVolumeList{}
+	for {
+		err := m.client.List(ctx, volumes, crclient.Limit(volumesPage), crclient.Continue(volumes.Continue))
+		if err != nil {
+			return fmt.Errorf("list the PersistentVolumes: %w", err)
+		}
+		for i := range volumes.Items {
+			volume := volumes.Items[i].DeepCopy()
+			volume.ManagedFields = nil
+			m.remember(fmt.Sprintf("%T %s", volume, crclient.ObjectKeyFromObject(volume)), volume)
+		}
+		if volumes.Continue == "" {
+			return nil
+		}
+	}
+}
+
+func (m *memory) remember(key string, object any) {
+	m.answers[key] = answer{object, m.clock.Now().Add(memoryLife)}
+}
+
+// recall copies what is remembered, as deep as a client's answer is.
+func (m *memory) recall(key string, into any) bool {
+	known, ok := m.answers[key]
+	if !ok || !m.clock.Now().Before(known.until) {
+		return false
+	}
+	var copied any
+	switch object := known.object.(type) {
+	case crclient.Object:
+		copied = object.DeepCopyObject()
+	case crclient.ObjectList:
+		copied = object.DeepCopyObject()
+	}
+	reflect.ValueOf(into).Elem().Set(reflect.ValueOf(copied).Elem())
+	return true
+}

@@ -1,0 +1,90 @@
+package quiesce
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/tools/record"
+)
+
+// Reasons of the events on workloads.
+const (
+	reasonQuiesced    = "Quiesced"
+	reasonThawed      = "Thawed"
+	reasonFailed      = "QuiesceFailed"
+	reasonStillFrozen = "StillFrozen"
+)
+
+// Reporter tells how freezes go: in the backup's log, where errors and warnings
+// count as the backup's, and by events on the workloads.
+type Reporter struct{ recorder record.EventRecorder }
+
+// NewReporter returns a Reporter.
+func NewReporter(kube kubernetes.Interface) *Reporter {
+	broadcaster := record.NewBroadcaster()
+	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: kube.CoreV1().Events("")})
+	return &Reporter{broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "stillpoint"})}
+}
+
+func (r *Reporter) event(group *Group, eventType, reason, format string, args ...any) {
+	for _, ref := range group.Objects() {
+		r.recorder.Eventf(&corev1.ObjectReference{
+			APIVersion: ref.APIVersion, Kind: ref.Kind, Namespace: ref.Namespace, Name: ref.Name, UID: ref.UID,
+		}, eventType, reason, format, args...)
+	}
+}
+
+// Quiesced tells that a group is frozen.
+func (r *Reporter) Quiesced(log logrus.FieldLogger, group *Group, plan *Plan, session *Session, backup string) {
+	prepared := session.Report().Prepared.Milliseconds()
+	names := make([]string, len(group.Claims))
+	for i, claim := range group.Claims {
+		names[i] = claim.Name
+	}
+	log.WithField("prepareMillis", prepared).
+		Infof("Quiesced %s in %d ms: blueprints %s; volumes %s", plan.Name, prepared, strings.Join(plan.Blueprints(), ", "), strings.Join(names, ", "))
+	r.event(group, corev1.EventTypeNormal, reasonQuiesced, "Quiesced for backup %s", backup)
+}
+
+// Thawed tells how a freeze went that is over.
+func (r *Reporter) Thawed(log logrus.FieldLogger, group *Group, report Report, backup string) {
+	frozen := report.Frozen.Milliseconds()
+	log = log.WithField("frozenMillis", frozen)
+	if report.Stuck != nil {
+		log.Errorf("%v", report.Stuck)
+		r.event(group, corev1.EventTypeWarning, reasonStillFrozen, "%v", report.Stuck)
+		return
+	}
+	if report.Broken != nil {
+		write := log.Errorf
+		if group.OnError == Continue {
+			write = log.Warnf
+		}
+		write("Thawed %s early: frozen for %d ms: %v", group.Name(), frozen, report.Broken)
+		r.event(group, corev1.EventTypeWarning, reasonFailed, "Thawed early after %d ms in backup %s: %v", frozen, backup, report.Broken)
+		return
+	}
+	log.Infof("Thawed %s: frozen for %d ms, %s cut", group.Name(), frozen, volumes(len(group.Claims)))
+	r.event(group, corev1.EventTypeNormal, reasonThawed, "Frozen for %d ms for backup %s", frozen, backup)
+}
+
+// Failed tells that a group could not be quiesced. The error itself is in the
+// log by the caller where it keeps volumes out of the backup.
+func (r *Reporter) Failed(log logrus.FieldLogger, group *Group, failed error, backup string) {
+	r.event(group, corev1.EventTypeWarning, reasonFailed, "Backup %s: %v", backup, failed)
+	if group.OnError == Continue {
+		log.Warnf("Quiesce failed; the snapshots will be crash-consistent only, since %s is continue: %v", AnnotationOnQuiesceError, failed)
+	}
+}
+
+func volumes(n int) string {
+	if n == 1 {
+		return "1 volume"
+	}
+	return fmt.Sprintf("%d volumes", n)
+}

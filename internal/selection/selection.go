@@ -1,0 +1,296 @@
+// Package selection tells who takes the snapshot of a volume in a backup:
+// Velero, Stillpoint or nobody. It decides by the backup's filters and Velero's
+// volume policies, and says why.
+package selection
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/sirupsen/logrus"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	"github.com/vmware-tanzu/velero/pkg/nodeagent"
+	"github.com/vmware-tanzu/velero/pkg/util/boolptr"
+	"github.com/vmware-tanzu/velero/pkg/util/collections"
+	"github.com/vmware-tanzu/velero/pkg/util/csi"
+	vhutil "github.com/vmware-tanzu/velero/pkg/util/volumehelper"
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	crclient "sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// excludeLabel keeps an object out of every backup (Velero's documentation of
+// resource filtering).
+const excludeLabel = "velero.io/exclude-from-backup"
+
+// Snapshotter is the value that hands volumes to Stillpoint in a volume policy:
+//
+//	action:
+//	  type: custom
+//	  parameters: {snapshotter: stillpoint.io}
+const (
+	Snapshotter          = "stillpoint.io"
+	SnapshotterParameter = "snapshotter"
+)
+
+// Path is who takes the snapshot of a volume.
+type Path string
+
+// The paths.
+const (
+	None   Path = "none"
+	Velero Path = "velero" // Velero's own CSI action; Stillpoint quiesces around it
+	Group  Path = "group"  // Stillpoint, all volumes of a workload at once
+)
+
+// Verdict is what becomes of a volume in a backup.
+type Verdict struct {
+	Path Path
+	// Reason says why nobody takes a snapshot.
+	Reason string
+	// Obstacle says why a volume that was handed to Stillpoint cannot be
+	// snapshotted; nil when it can.
+	Obstacle error
+}
+
+// Selection belongs to one backup. It answers with Velero's own code wherever
+// that can be called, and is safe for concurrent use.
+type Selection struct {
+	backup *velerov1.Backup
+	client crclient.Client
+	csi    bool
+	log    logrus.FieldLogger
+
+	mu sync.Mutex
+	// policies are the volume helpers of the backup's own volume policies and of
+	// the server's global ones, nil until they are asked.
+	own, global vhutil.VolumeHelper
+}
+
+// New returns the selection of a backup. csi tells whether the Velero server
+// runs with the EnableCSI feature. The client should remember its answers: the
+// same few objects are asked for with each volume.
+func New(client crclient.Client, csi bool, backup *velerov1.Backup) *Selection {
+	quiet := logrus.New() // Velero's helpers tell of each volume at info
+	quiet.SetLevel(logrus.PanicLevel)
+	return &Selection{backup: backup, client: client, csi: csi, log: quiet}
+}
+
+// Of answers who will take a snapshot of claim. Freezing for a volume that
+// nobody snapshots would stop an application for nothing.
+func (s *Selection) Of(ctx context.Context, claim *corev1.PersistentVolumeClaim) (Verdict, error) {
+	switch s.backup.Status.Phase {
+	case velerov1.BackupPhaseFinalizing, velerov1.BackupPhaseFinalizingPartiallyFailed:
+		return none("the backup is finalizing"), nil
+	default:
+	}
+	if reason, err := s.selects(ctx, claim); reason != "" || err != nil {
+		return none(reason), err
+	}
+	action, err := s.action(claim)
+	if err != nil {
+		return Verdict{}, err
+	}
+	switch {
+	case action.ours():
+		return Verdict{Path: Group, Obstacle: s.obstacle(ctx, claim)}, nil
+	case action.custom():
+		return none(fmt.Sprintf("a volume policy hands it to another snapshotter (%s)", action)), nil
+	}
+	reason, err := s.snapshots(ctx, claim, action)
+	if reason != "" || err != nil {
+		return none(reason), err
+	}
+	return Verdict{Path: Velero}, nil
+}
+
+func none(reason string) Verdict { return Verdict{Path: None, Reason: reason} }
+
+// obstacle is what keeps Stillpoint from taking a snapshot that a volume policy
+// asks for.
+func (s *Selection) obstacle(ctx context.Context, claim *corev1.PersistentVolumeClaim) error {
+	name := claim.Namespace + "/" + claim.Name
+	if !s.csi {
+		return fmt.Errorf("claim %s: the Velero server runs without --features=EnableCSI, which restoring a VolumeSnapshot needs", name)
+	}
+	if claim.Status.Phase != corev1.ClaimBound || claim.Spec.VolumeName == "" {
+		return fmt.Errorf("claim %s is %s: there is no volume to snapshot; bind or delete it, or leave it out by a volume policy with action skip before the entry with action custom", name, claim.Status.Phase)
+	}
+	if key := s.backup.Spec.VolumeGroupSnapshotLabelKey; key != "" && claim.Labels[key] != "" {
+		return fmt.Errorf("claim %s has the label %s=%s, by which Velero takes a VolumeGroupSnapshot, and a volume policy hands it to Stillpoint; "+
+			"take the label away, or leave the claim to Velero by an entry before the one with action custom:\n"+
+			"- conditions:\n    pvcLabels: {%s: %s}\n  action:\n    type: snapshot", name, key, claim.Labels[key], key, claim.Labels[key])
+	}
+	volume, err := s.Volume(ctx, claim)
+	if err != nil {
+		return err
+	}
+	if volume.Spec.CSI == nil {
+		return fmt.Errorf("claim %s: PersistentVolume %s is not a CSI volume, which is all that Stillpoint can snapshot; "+
+			"add the condition csi: {} to the entry with action custom, or an entry with action fs-backup or skip before it", name, volume.Name)
+	}
+	if !s.moves() {
+		return nil
+	}
+	if claim.Spec.StorageClassName == nil || *claim.Spec.StorageClassName == "" {
+		return fmt.Errorf("claim %s has no storage class, which Velero's data movement needs", name)
+	}
+	if err := s.mover(ctx); err != nil {
+		return fmt.Errorf("claim %s: %w", name, err)
+	}
+	return nil
+}
+
+// Volume is the PersistentVolume that a claim is bound to.
+func (s *Selection) Volume(ctx context.Context, claim *corev1.PersistentVolumeClaim) (*corev1.PersistentVolume, error) {
+	volume := &corev1.PersistentVolume{}
+	if err := s.client.Get(ctx, crclient.ObjectKey{Name: claim.Spec.VolumeName}, volume); err != nil {
+		return nil, fmt.Errorf("get PersistentVolume %s: %w", claim.Spec.VolumeName, err)
+	}
+	return volume, nil
+}
+
+// moves tells whether the backup moves the snapshots' data.
+func (s *Selection) moves() bool { return boolptr.IsSetToTrue(s.backup.Spec.SnapshotMoveData) }
+
+// mover is an error when Velero's data mover cannot work.
+func (s *Selection) mover(ctx context.Context) error {
+	if !builtInMover(s.backup.Spec.DataMover) {
+		return nil
+	}
+	if err := nodeagent.IsReady(ctx, s.backup.Namespace, s.client); err != nil {
+		return fmt.Errorf("the data mover is not ready: %w", err)
+	}
+	return nil
+}
+
+// snapshots returns "" when Velero will take a CSI snapshot of a claim that is
+// in the backup, otherwise why it will not.
+func (s *Selection) snapshots(ctx context.Context, claim *corev1.PersistentVolumeClaim, action action) (reason string, err error) {
+	if !s.csi {
+		return "the Velero server runs without --features=EnableCSI", nil
+	}
+	if claim.Status.Phase != corev1.ClaimBound || claim.Spec.VolumeName == "" {
+		return fmt.Sprintf("the claim is %s", claim.Status.Phase), nil
+	}
+	if claim.Spec.StorageClassName == nil {
+		return "the claim has no storage class, which Velero needs to find a VolumeSnapshotClass", nil
+	}
+	volume, err := s.Volume(ctx, claim)
+	if err != nil {
+		return "", err
+	}
+	if volume.Spec.CSI == nil {
+		return fmt.Sprintf("PersistentVolume %s is not a CSI volume", volume.Name), nil
+	}
+	if chosen, err := s.chosen(claim, action); err != nil || !chosen {
+		return "a volume policy, fs-backup or snapshotVolumes=false leaves it out", err
+	}
+	return s.stumbles(ctx, claim)
+}
+
+// stumbles names what Velero's own action would stumble over before it creates
+// a VolumeSnapshot. The error itself is Velero's to report.
+func (s *Selection) stumbles(ctx context.Context, claim *corev1.PersistentVolumeClaim) (string, error) {
+	class := &storagev1.StorageClass{}
+	err := s.client.Get(ctx, crclient.ObjectKey{Name: *claim.Spec.StorageClassName}, class)
+	if apierrors.IsNotFound(err) {
+		return fmt.Sprintf("StorageClass %s is gone", *claim.Spec.StorageClassName), nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("get StorageClass %s: %w", *claim.Spec.StorageClassName, err)
+	}
+	if _, err := csi.GetVolumeSnapshotClass(class.Provisioner, s.backup, claim, s.log, s.client); err != nil {
+		return fmt.Sprintf("Velero finds no VolumeSnapshotClass: %v", err), nil
+	}
+	if s.moves() {
+		if err := s.mover(ctx); err != nil {
+			return err.Error(), nil
+		}
+	}
+	return "", nil
+}
+
+// builtInMover is datamover.IsBuiltInUploader of Velero 1.18, whose package
+// would bring the client libraries of every cloud into the plugin.
+func builtInMover(name string) bool { return name == "" || name == "velero" }
+
+// selects answers whether the claim itself is in the backup. With
+// --include-cluster-resources=true Velero calls for every PersistentVolume of
+// the cluster, whoever claims it.
+func (s *Selection) selects(ctx context.Context, claim *corev1.PersistentVolumeClaim) (reason string, err error) {
+	if !s.Namespace(claim.Namespace) {
+		return fmt.Sprintf("namespace %s is not in the backup", claim.Namespace), nil
+	}
+	if !s.resource("persistentvolumeclaims", "persistentvolumeclaim", "pvc") {
+		return "the backup leaves out persistentvolumeclaims", nil
+	}
+	if claim.Labels[excludeLabel] == "true" {
+		return "the claim has the label " + excludeLabel, nil
+	}
+	if s.labels(claim.Labels) {
+		return "", nil
+	}
+	// Velero takes a pod's claims along without looking at their labels.
+	if s.resource("pods", "pod", "po") {
+		pods := &corev1.PodList{}
+		if err := s.client.List(ctx, pods, crclient.InNamespace(claim.Namespace)); err != nil {
+			return "", fmt.Errorf("list the pods of namespace %s: %w", claim.Namespace, err)
+		}
+		for _, pod := range pods.Items {
+			if s.Pod(&pod) && slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool {
+				return v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ClaimName == claim.Name
+			}) {
+				return "", nil
+			}
+		}
+	}
+	return "the backup's label selector does not match it", nil
+}
+
+// Pod answers whether a pod is in the backup.
+func (s *Selection) Pod(pod *corev1.Pod) bool {
+	return s.Namespace(pod.Namespace) && s.resource("pods", "pod", "po") &&
+		pod.Labels[excludeLabel] != "true" && s.labels(pod.Labels)
+}
+
+// Namespace answers whether a namespace is in the backup.
+func (s *Selection) Namespace(name string) bool {
+	return collections.NewNamespaceIncludesExcludes().
+		Includes(s.backup.Spec.IncludedNamespaces...).
+		Excludes(s.backup.Spec.ExcludedNamespaces...).
+		ShouldInclude(name)
+}
+
+// resource matches a namespaced resource, by any of its names, with the old
+// resource filters and with the scoped ones.
+func (s *Selection) resource(names ...string) bool {
+	spec := s.backup.Spec
+	listed := func(list []string) bool {
+		return slices.ContainsFunc(list, func(item string) bool { return item == "*" || slices.Contains(names, item) })
+	}
+	if listed(spec.ExcludedResources) || listed(spec.ExcludedNamespaceScopedResources) {
+		return false
+	}
+	included := slices.Concat(spec.IncludedResources, spec.IncludedNamespaceScopedResources)
+	return len(included) == 0 || listed(included)
+}
+
+func (s *Selection) labels(of map[string]string) bool {
+	selectors := s.backup.Spec.OrLabelSelectors
+	if s.backup.Spec.LabelSelector != nil {
+		selectors = append(slices.Clone(selectors), s.backup.Spec.LabelSelector)
+	}
+	if len(selectors) == 0 {
+		return true
+	}
+	return slices.ContainsFunc(selectors, func(selector *metav1.LabelSelector) bool {
+		parsed, err := metav1.LabelSelectorAsSelector(selector)
+		return err == nil && parsed.Matches(labels.Set(of))
+	})
+}
