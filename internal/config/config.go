@@ -42,20 +42,6 @@ const Key = "config.yaml"
 // Version is the only version of the document so far.
 const Version = "v1"
 
-// Config is the document, with its defaults filled in.
-type Config struct {
-	Version string `json:"version"`
-	// BlueprintNamespaces are the namespaces whose Blueprint objects serve all
-	// workloads and may reach into all namespaces. Default: Velero's own; an
-	// empty list is none.
-	BlueprintNamespaces []string `json:"blueprintNamespaces"`
-}
-
-// Default is the configuration where there is no ConfigMap.
-func Default(veleroNamespace string) *Config {
-	return &Config{Version: Version, BlueprintNamespaces: []string{veleroNamespace}}
-}
-
 // Load reads the configuration, or gives the defaults where there is none.
 func Load(ctx context.Context, client kubernetes.Interface, veleroNamespace string) (*Config, error) {
 	// By one label only: a ConfigMap that lacks the other one, or has the

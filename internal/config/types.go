@@ -1,0 +1,134 @@
+package config
+
+import (
+	"path"
+	"slices"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+)
+
+// Config is the document, with its defaults filled in.
+type Config struct {
+	// Version is the version of the document: v1. Required.
+	Version string `json:"version"`
+	// BlueprintNamespaces are the namespaces whose Blueprint objects serve all
+	// workloads and may reach into all namespaces. Default: Velero's own; an
+	// empty list is none.
+	BlueprintNamespaces []string `json:"blueprintNamespaces"`
+	// SnapshotClasses are rules that choose the VolumeSnapshotClass of a
+	// volume; the first that matches wins. They come after the annotations of
+	// the claim and of the Backup, and before all marks on StorageClasses and
+	// VolumeSnapshotClasses. Default: none.
+	SnapshotClasses []SnapshotClassRule `json:"snapshotClasses"`
+	// Restore says what becomes of the snapshots in a backup when they are
+	// restored. Default: as Velero does it.
+	Restore Restore `json:"restore"`
+}
+
+// SnapshotClassRule gives the volumes that it matches a VolumeSnapshotClass.
+type SnapshotClassRule struct {
+	// Match says which volumes. Default: all of them.
+	Match Match `json:"match"`
+	// Class is the name of a VolumeSnapshotClass of the volumes' driver; one of
+	// another driver is an error when such a volume is snapshotted. Required.
+	Class string `json:"class"`
+}
+
+// Match selects volumes. All keys that are given must hold; an empty match
+// selects every volume.
+type Match struct {
+	// Drivers are names of CSI drivers, in full; one of them must be that of
+	// the PersistentVolume. Default: any.
+	Drivers []string `json:"drivers"`
+	// StorageClasses are globs (`*`, `?`, `[a-z]`); one of them must match the
+	// name of the claim's StorageClass, which is empty for a claim without one.
+	// Default: any.
+	StorageClasses []string `json:"storageClasses"`
+	// Namespaces are globs (`*`, `?`, `[a-z]`); one of them must match the
+	// claim's namespace. Default: any.
+	Namespaces []string `json:"namespaces"`
+	// Claims is a selector over the labels of the PersistentVolumeClaim.
+	// Default: any.
+	Claims *metav1.LabelSelector `json:"claims"`
+	// Backups is a selector over the labels of the Backup; those that a
+	// schedule makes have the label `velero.io/schedule-name` and the labels of
+	// the schedule. Default: any.
+	Backups *metav1.LabelSelector `json:"backups"`
+}
+
+// Restore says what becomes of the snapshots in a backup when they are
+// restored.
+type Restore struct {
+	// Drivers are the drivers that have another name in this cluster. Only the
+	// administrator can know that both understand the same snapshot handles.
+	// Default: none, every driver keeps its name.
+	Drivers []DriverMapping `json:"drivers"`
+	// SnapshotClasses are the VolumeSnapshotClasses in a backup that have
+	// another name in this cluster, or are left out. Default: none.
+	SnapshotClasses []SnapshotClassMapping `json:"snapshotClasses"`
+	// DeletionPolicy is that of the VolumeSnapshotContents that a restore
+	// makes: Retain, or Delete, with which the storage's snapshot goes when the
+	// restored VolumeSnapshot is deleted, although the backup still names it.
+	// Default: Velero's, which is Retain.
+	DeletionPolicy snapshotv1.DeletionPolicy `json:"deletionPolicy"`
+}
+
+// DriverMapping renames a CSI driver. It is applied once: what it makes is not
+// looked up again.
+type DriverMapping struct {
+	// From is the name of the CSI driver in the backup. Required.
+	From string `json:"from"`
+	// To is the name of the CSI driver in this cluster. Required.
+	To string `json:"to"`
+}
+
+// SnapshotClassMapping renames a VolumeSnapshotClass, or leaves it out; it has
+// either to or skip. It is applied once: what it makes is not looked up again.
+type SnapshotClassMapping struct {
+	// From is the name of the VolumeSnapshotClass in the backup. Required.
+	From string `json:"from"`
+	// To is the name of the VolumeSnapshotClass in this cluster.
+	To string `json:"to"`
+	// Skip is true where the VolumeSnapshotClass is not to be restored.
+	// Default: false.
+	Skip bool `json:"skip"`
+}
+
+// Default is the configuration where there is no ConfigMap.
+func Default(veleroNamespace string) *Config {
+	return &Config{Version: Version, BlueprintNamespaces: []string{veleroNamespace}}
+}
+
+// Matches answers whether the volume of a claim in this backup is selected.
+// storageClass is empty for a claim without one.
+func (m Match) Matches(driver, storageClass, namespace string, claim, backup map[string]string) bool {
+	return (m.Drivers == nil || slices.Contains(m.Drivers, driver)) &&
+		anyGlob(m.StorageClasses, storageClass) &&
+		anyGlob(m.Namespaces, namespace) &&
+		selects(m.Claims, claim) &&
+		selects(m.Backups, backup)
+}
+
+// ByDriver answers whether the match asks for nothing but drivers, so that it
+// says something of a volume whose claim is not there.
+func (m Match) ByDriver() bool {
+	return m.StorageClasses == nil && m.Namespaces == nil && m.Claims == nil && m.Backups == nil
+}
+
+func anyGlob(globs []string, name string) bool {
+	return globs == nil || slices.ContainsFunc(globs, func(glob string) bool {
+		// A bad glob has no match; decoding has refused it.
+		matches, err := path.Match(glob, name)
+		return err == nil && matches
+	})
+}
+
+func selects(selector *metav1.LabelSelector, of map[string]string) bool {
+	if selector == nil {
+		return true
+	}
+	parsed, err := metav1.LabelSelectorAsSelector(selector)
+	return err == nil && parsed.Matches(labels.Set(of))
+}
