@@ -16,7 +16,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/kubernetes"
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
@@ -115,38 +114,36 @@ func document(doc []byte, veleroNamespace string) (*Config, error) {
 	if count > 1 {
 		return nil, fmt.Errorf("%d documents, must be one", count)
 	}
-	// The version first: what else is unknown follows from it.
-	var versioned map[string]any
-	if err := json.Unmarshal(asJSON, &versioned); err != nil {
-		return nil, fmt.Errorf("the document is not a map; its keys are: %s", keys())
+	var raw any
+	if err := json.Unmarshal(asJSON, &raw); err != nil {
+		return nil, err
 	}
+	versioned, ok := raw.(map[string]any)
+	if !ok && raw != nil {
+		return nil, fmt.Errorf("the document is not a map; its keys are: %s", keys(reflect.TypeFor[Config]()))
+	}
+	// The version first: what else is unknown follows from it.
 	switch version, there := versioned["version"]; {
 	case !there:
 		return nil, fmt.Errorf("version is missing; it is %q", Version)
 	case version != Version:
 		return nil, fmt.Errorf("version is %v, must be %q", show(version), Version)
 	}
+	faults := shape("", raw, reflect.TypeFor[Config]())
 	config := Default(veleroNamespace)
-	unknown, err := kjson.UnmarshalStrict(asJSON, config)
-	if wrong := new(json.UnmarshalTypeError); errors.As(err, &wrong) {
-		return nil, fmt.Errorf("%s is a %s, must be a %s", wrong.Field, wrong.Value, wrong.Type)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if len(unknown) > 0 {
-		return nil, fmt.Errorf("%w; the keys are: %s", unknown[0], keys())
+	// Where a value is of another kind the rest is not known well enough to
+	// judge it. What is unknown to the decoder is in faults.
+	if err := kjson.UnmarshalCaseSensitivePreserveInts(asJSON, config); err != nil {
+		if len(faults) == 0 {
+			faults = []error{err}
+		}
+		return nil, errors.Join(faults...)
 	}
 	if versioned["blueprintNamespaces"] == nil {
 		config.BlueprintNamespaces = []string{veleroNamespace}
 	}
-	for i, namespace := range config.BlueprintNamespaces {
-		if reasons := validation.IsDNS1123Label(namespace); len(reasons) > 0 {
-			return nil, fmt.Errorf("blueprintNamespaces[%d] is %q, must be the name of a namespace: %s", i, namespace, strings.Join(reasons, "; "))
-		}
-		if first := slices.Index(config.BlueprintNamespaces, namespace); first < i {
-			return nil, fmt.Errorf("blueprintNamespaces[%d] is %q, as is blueprintNamespaces[%d]", i, namespace, first)
-		}
+	if err := errors.Join(append(faults, config.faults()...)...); err != nil {
+		return nil, err
 	}
 	return config, nil
 }
@@ -158,15 +155,4 @@ func show(value any) string {
 		return fmt.Sprint(value)
 	}
 	return string(text)
-}
-
-// keys lists the keys of the document.
-func keys() string {
-	var names []string
-	for _, field := range reflect.VisibleFields(reflect.TypeFor[Config]()) {
-		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return strings.Join(names, ", ")
 }

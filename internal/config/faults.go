@@ -1,0 +1,283 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"path"
+	"reflect"
+	"slices"
+	"strings"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+)
+
+// shape compares what the document has at a key path with the type that is to
+// hold it: keys that the type lacks, and values of another kind. A null is as
+// good as an absent key.
+func shape(at string, value any, want reflect.Type) []error {
+	for want.Kind() == reflect.Pointer {
+		want = want.Elem()
+	}
+	if value == nil {
+		return nil
+	}
+	kind := ""
+	switch want.Kind() {
+	case reflect.Struct:
+		if value, ok := value.(map[string]any); ok {
+			var faults []error
+			for _, key := range slices.Sorted(maps.Keys(value)) {
+				if field, ok := fieldOf(want, key); ok {
+					faults = append(faults, shape(join(at, key), value[key], field.Type)...)
+				} else {
+					faults = append(faults, fmt.Errorf("%s is an unknown key; valid keys: %s", join(at, key), keys(want)))
+				}
+			}
+			return faults
+		}
+		kind = "a map with the keys: " + keys(want)
+	case reflect.Map:
+		if value, ok := value.(map[string]any); ok {
+			var faults []error
+			for _, key := range slices.Sorted(maps.Keys(value)) {
+				faults = append(faults, shape(join(at, key), value[key], want.Elem())...)
+			}
+			return faults
+		}
+		kind = "a map"
+	case reflect.Slice:
+		if value, ok := value.([]any); ok {
+			var faults []error
+			for i, item := range value {
+				faults = append(faults, shape(fmt.Sprintf("%s[%d]", at, i), item, want.Elem())...)
+			}
+			return faults
+		}
+		kind = "a list"
+	case reflect.String:
+		if _, ok := value.(string); ok {
+			return nil
+		}
+		kind = "a string"
+	case reflect.Bool:
+		if _, ok := value.(bool); ok {
+			return nil
+		}
+		kind = "true or false"
+	default:
+		panic("no document has a " + want.String())
+	}
+	return []error{fmt.Errorf("%s is %s, must be %s", at, show(value), kind)}
+}
+
+// join makes a key path; a key with dots in it is put in brackets, or it could
+// be read as several.
+func join(at, key string) string {
+	switch {
+	case strings.Contains(key, "."):
+		return fmt.Sprintf("%s[%q]", at, key)
+	case at == "":
+		return key
+	default:
+		return at + "." + key
+	}
+}
+
+func fieldOf(t reflect.Type, key string) (reflect.StructField, bool) {
+	for _, field := range reflect.VisibleFields(t) {
+		if keyOf(field) == key {
+			return field, true
+		}
+	}
+	return reflect.StructField{}, false
+}
+
+func keyOf(field reflect.StructField) string {
+	key, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+	return key
+}
+
+// keys lists the keys of a map of the document.
+func keys(t reflect.Type) string {
+	var names []string
+	for _, field := range reflect.VisibleFields(t) {
+		names = append(names, keyOf(field))
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}
+
+// faults are all that is wrong with a document that has been read, each with
+// its key path, the value and what is valid.
+func (c *Config) faults() []error {
+	var faults []error
+	for i, namespace := range c.BlueprintNamespaces {
+		at := fmt.Sprintf("blueprintNamespaces[%d]", i)
+		if reasons := validation.IsDNS1123Label(namespace); len(reasons) > 0 {
+			faults = append(faults, fmt.Errorf("%s is %q, must be the name of a namespace: %s", at, namespace, strings.Join(reasons, "; ")))
+		}
+		if first := slices.Index(c.BlueprintNamespaces, namespace); first < i {
+			faults = append(faults, fmt.Errorf("%s is %q, as is blueprintNamespaces[%d]", at, namespace, first))
+		}
+	}
+	catchAll := -1
+	for i, rule := range c.SnapshotClasses {
+		at := fmt.Sprintf("snapshotClasses[%d]", i)
+		if catchAll >= 0 {
+			faults = append(faults, fmt.Errorf("%s is never reached: snapshotClasses[%d] matches every volume, and the first match wins; put it last", at, catchAll))
+		} else if rule.Match.everything() {
+			catchAll = i
+		}
+		faults = append(faults, rule.Match.faults(at+".match")...)
+		faults = append(faults, className(at+".class", rule.Class)...)
+	}
+	return append(faults, c.Restore.faults("restore")...)
+}
+
+// everything answers whether no volume is left out. A match that is made of
+// more than wildcards may do so too, which is not looked into.
+func (m Match) everything() bool {
+	return m.Drivers == nil && m.Claims == nil && m.Backups == nil &&
+		(m.StorageClasses == nil || slices.Contains(m.StorageClasses, "*")) &&
+		(m.Namespaces == nil || slices.Contains(m.Namespaces, "*"))
+}
+
+func (m Match) faults(at string) []error {
+	var faults []error
+	list := func(key string, values []string, check func(at, value string) []error) {
+		// What fills a template may have come out empty; nobody means no volume.
+		if values != nil && len(values) == 0 {
+			faults = append(faults, fmt.Errorf("%s.%s is [], which matches no volume; leave the key out to match any", at, key))
+		}
+		for i, value := range values {
+			faults = append(faults, check(fmt.Sprintf("%s.%s[%d]", at, key, i), value)...)
+		}
+	}
+	list("drivers", m.Drivers, driverName)
+	list("storageClasses", m.StorageClasses, glob)
+	list("namespaces", m.Namespaces, glob)
+	faults = append(faults, selector(at+".claims", m.Claims)...)
+	return append(faults, selector(at+".backups", m.Backups)...)
+}
+
+func (r Restore) faults(at string) []error {
+	var faults []error
+	var drivers, classes []rename
+	for i, mapping := range r.Drivers {
+		at := fmt.Sprintf("%s.drivers[%d]", at, i)
+		faults = append(faults, driverName(at+".from", mapping.From)...)
+		faults = append(faults, driverName(at+".to", mapping.To)...)
+		drivers = append(drivers, rename{at, mapping.From, mapping.To})
+	}
+	for i, mapping := range r.SnapshotClasses {
+		at := fmt.Sprintf("%s.snapshotClasses[%d]", at, i)
+		faults = append(faults, className(at+".from", mapping.From)...)
+		switch {
+		case mapping.Skip && mapping.To != "":
+			faults = append(faults, fmt.Errorf("%s has both to: %s and skip: true; a VolumeSnapshotClass is renamed or left out, so remove one of them", at, mapping.To))
+		case !mapping.Skip && mapping.To == "":
+			faults = append(faults, fmt.Errorf("%s has neither to, a name in this cluster, nor skip: true, to leave it out; add one of them", at))
+		case !mapping.Skip:
+			faults = append(faults, className(at+".to", mapping.To)...)
+		}
+		classes = append(classes, rename{at, mapping.From, mapping.To})
+	}
+	faults = append(faults, renames(drivers)...)
+	faults = append(faults, renames(classes)...)
+	switch r.DeletionPolicy {
+	case "", snapshotv1.VolumeSnapshotContentRetain, snapshotv1.VolumeSnapshotContentDelete:
+	default:
+		faults = append(faults, fmt.Errorf("%s.deletionPolicy is %q, must be Retain or Delete; leave the key out for Velero's", at, r.DeletionPolicy))
+	}
+	return faults
+}
+
+// rename is an entry of a map; to is empty where it only takes away.
+type rename struct{ at, from, to string }
+
+// renames finds entries that contradict each other. Empty names have faults of
+// their own.
+func renames(all []rename) []error {
+	var faults []error
+	for i, r := range all {
+		if r.from == "" {
+			continue
+		}
+		if first := slices.IndexFunc(all, func(other rename) bool { return other.from == r.from }); first < i {
+			faults = append(faults, fmt.Errorf("%s.from is %q, as is %s.from; remove one of them", r.at, r.from, all[first].at))
+		}
+		if r.from == r.to {
+			faults = append(faults, fmt.Errorf("%s has %q both as from and as to, which changes nothing; remove it", r.at, r.from))
+			continue
+		}
+		if r.to == "" {
+			continue
+		}
+		for _, next := range all {
+			if next.from == r.to && next.to != "" && next.from != next.to {
+				faults = append(faults, fmt.Errorf("%s makes %s of %s, and %s makes %s of %s; a name is mapped once, so say what is meant: %s",
+					r.at, r.to, r.from, next.at, next.to, next.from, meant(r, next)))
+			}
+		}
+	}
+	return faults
+}
+
+// meant is what the first of two entries that follow each other could say.
+func meant(r, next rename) string {
+	if next.to == r.from {
+		return "keep the one for the direction of this restore"
+	}
+	return fmt.Sprintf("to: %s for %s, or remove one of them", next.to, r.from)
+}
+
+func glob(at, value string) []error {
+	if value == "" {
+		return []error{fmt.Errorf("%s is empty, must be a name or a glob such as %q", at, "fast-*")}
+	}
+	if _, err := path.Match(value, ""); err != nil {
+		return []error{fmt.Errorf("%s is %q, must be a glob: * for any characters, ? for one, [a-z] for one of these, \\ before a character that stands for itself", at, value)}
+	}
+	return nil
+}
+
+func selector(at string, value *metav1.LabelSelector) []error {
+	if value == nil {
+		return nil
+	}
+	if len(value.MatchLabels) == 0 && len(value.MatchExpressions) == 0 {
+		return []error{fmt.Errorf("%s is {}, which selects by nothing; leave the key out to match any, or give it matchLabels or matchExpressions", at)}
+	}
+	if _, err := metav1.LabelSelectorAsSelector(value); err != nil {
+		return []error{fmt.Errorf("%s is %s, must be a label selector: %w", at, show(value), err)}
+	}
+	return nil
+}
+
+func className(at, value string) []error {
+	return name(at, value, "the name of a VolumeSnapshotClass", validation.IsDNS1123Subdomain(value))
+}
+
+// driverName checks a name as Kubernetes does for a CSIDriver: CSI allows
+// capitals, and 63 characters.
+func driverName(at, value string) []error {
+	reasons := validation.IsDNS1123Subdomain(strings.ToLower(value))
+	if len(value) > 63 {
+		reasons = append(reasons, validation.MaxLenError(63))
+	}
+	return name(at, value, "the name of a CSI driver", reasons)
+}
+
+func name(at, value, what string, reasons []string) []error {
+	switch {
+	case value == "":
+		return []error{errors.New(at + " is missing; it is " + what)}
+	case len(reasons) > 0:
+		return []error{fmt.Errorf("%s is %q, must be %s: %s", at, value, what, strings.Join(reasons, "; "))}
+	default:
+		return nil
+	}
+}
