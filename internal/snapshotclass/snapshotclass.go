@@ -5,20 +5,45 @@ package snapshotclass
 
 import (
 	"errors"
+	"fmt"
+	"slices"
+	"strings"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"stillpoint.io/stillpoint/internal/config"
 )
 
+// Annotations that name a class. An administrator sets them.
+const (
+	// On a PersistentVolumeClaim; Velero's own.
+	claimAnnotation = velerov1.VolumeSnapshotClassDriverPVCAnnotation
+	// On a Backup, or on the template of a Schedule; the driver's name in small
+	// letters follows. Velero's own.
+	backupAnnotation = velerov1.VolumeSnapshotClassDriverBackupAnnotationPrefix + "_"
+	// On a StorageClass.
+	storageClassAnnotation    = "stillpoint.io/volume-snapshot-class"
+	storageClassAnnotationK10 = "k10.kasten.io/volume-snapshot-class"
+)
+
+// Marks on a VolumeSnapshotClass, whose value is "true". An administrator sets
+// them, the last one often the driver's installation.
+const (
+	markVelero    = velerov1.VolumeSnapshotClassSelectorLabel // a label
+	markK10       = "k10.kasten.io/is-snapshot-class"         // an annotation
+	markCloudCasa = "cloudcasa.io/csi-volumesnapshot-class"   // a label
+	markDefault   = velerov1.VolumeSnapshotClassKubernetesAnnotation
+)
+
 // Input is what the choice is made from.
 type Input struct {
-	Claim        *corev1.PersistentVolumeClaim
-	StorageClass *storagev1.StorageClass // nil when the claim has none or it is gone
-	Driver       string                  // of the PersistentVolume
+	Claim        *corev1.PersistentVolumeClaim // as it is in the cluster
+	StorageClass *storagev1.StorageClass       // nil when the claim has none or it is gone
+	Driver       string                        // of the PersistentVolume
 	Backup       *velerov1.Backup
 	Rules        []config.SnapshotClassRule
 	Classes      []snapshotv1.VolumeSnapshotClass // all of the cluster
@@ -32,22 +57,239 @@ type Choice struct {
 	Reason string
 }
 
+// rule is one step of the chain. It answers false where it has nothing to say,
+// and with an error where what it found is wrong or not clear.
+type rule func(Input) (Choice, bool, error)
+
+// ofClaim are the rules that know the claim, the nearest to the volume first.
+var ofClaim = []rule{
+	// The claim's annotation.
+	func(in Input) (Choice, bool, error) {
+		return in.named(object("PersistentVolumeClaim", in.Claim), in.Claim.Annotations, claimAnnotation)
+	},
+	// The Backup's annotation for the driver. Velero looks for the driver in
+	// small letters only; as it is written it is no less clear.
+	func(in Input) (Choice, bool, error) {
+		return in.named(object("Backup", in.Backup), in.Backup.Annotations, backupAnnotation+strings.ToLower(in.Driver), backupAnnotation+in.Driver)
+	},
+	// The configuration: what the administrator says of many volumes at once.
+	func(in Input) (Choice, bool, error) {
+		storageClass := ""
+		if in.Claim.Spec.StorageClassName != nil {
+			storageClass = *in.Claim.Spec.StorageClassName
+		}
+		return in.configured(func(match config.Match) bool {
+			return match.Matches(in.Driver, storageClass, in.Claim.Namespace, in.Claim.Labels, in.Backup.Labels)
+		})
+	},
+	// The StorageClass's annotation, ours or the one that users of K10 have.
+	func(in Input) (Choice, bool, error) {
+		if in.StorageClass == nil {
+			return Choice{}, false, nil
+		}
+		return in.named(object("StorageClass", in.StorageClass), in.StorageClass.Annotations, storageClassAnnotation, storageClassAnnotationK10)
+	},
+}
+
+// ofContent stands in for ofClaim where there is no claim: the configuration,
+// as far as it asks for nothing but drivers.
+var ofContent = []rule{
+	func(in Input) (Choice, bool, error) {
+		return in.configured(func(match config.Match) bool {
+			return match.ByDriver() && match.Matches(in.Driver, "", "", nil, nil)
+		})
+	},
+}
+
+// ofDriver are the rules that know nothing but the driver.
+var ofDriver = []rule{
+	// Velero's mark. Velero itself looks at labels only.
+	marked(markVelero, label, annotation),
+	// K10's.
+	marked(markK10, annotation),
+	// CloudCasa's, which its documentation has as a label.
+	marked(markCloudCasa, label, annotation),
+	// Kubernetes' own default for a driver.
+	marked(markDefault, annotation),
+	// There is nothing to choose between.
+	func(in Input) (Choice, bool, error) {
+		switch classes := in.classes(); len(classes) {
+		case 0:
+			return Choice{}, false, nil
+		case 1:
+			return Choice{Class: classes[0], Reason: "the only VolumeSnapshotClass of driver " + in.Driver}, true, nil
+		default:
+			return Choice{}, false, fmt.Errorf("driver %s has several VolumeSnapshotClasses, and nothing says which of them to take: %s; set label %s to \"true\" on one, or %s",
+				in.Driver, in.valid(), markVelero, in.advice())
+		}
+	},
+}
+
 // Choose gives the class that a claim's volume is snapshotted with. The error
 // names object, key, value and what is valid.
-func Choose(in Input) (Choice, error) { return Choice{}, errors.New("not there yet") }
+func Choose(in Input) (Choice, error) {
+	choice, err := in.first(slices.Concat(ofClaim, ofDriver))
+	if err != nil {
+		return Choice{}, fmt.Errorf("choose the VolumeSnapshotClass for %s: %w", object("PersistentVolumeClaim", in.Claim), err)
+	}
+	return choice, nil
+}
 
 // ForContent is the class of a restored content of driver, from what is known
 // without a claim: rules of the configuration that ask for nothing but drivers,
 // marks on the classes, the only class. Errors are those of Choose.
 func ForContent(driver string, rules []config.SnapshotClassRule, classes []snapshotv1.VolumeSnapshotClass) (Choice, error) {
-	return Choice{}, errors.New("not there yet")
+	in := Input{Driver: driver, Rules: rules, Classes: classes}
+	choice, err := in.first(slices.Concat(ofContent, ofDriver))
+	if err != nil {
+		return Choice{}, fmt.Errorf("choose the VolumeSnapshotClass for a restored snapshot: %w", err)
+	}
+	return choice, nil
 }
 
-// Velero is the name of the class that Velero's own chain takes, "" for none.
-func Velero(in Input) string { return "" }
+func (in Input) first(chain []rule) (Choice, error) {
+	if in.Driver == "" {
+		return Choice{}, errors.New("the volume has no CSI driver; only CSI volumes have VolumeSnapshots")
+	}
+	for _, rule := range chain {
+		if choice, decided, err := rule(in); err != nil || decided {
+			return choice, err
+		}
+	}
+	return Choice{}, fmt.Errorf("there is no VolumeSnapshotClass of driver %s; create one with driver: %s", in.Driver, in.Driver)
+}
 
-// Mend names the annotation on the claim, as key=value, with which Velero
-// itself would take the chosen class. It is "" where Velero takes it anyway,
-// and where no annotation helps: Velero looks among the classes of the
-// StorageClass's provisioner, which may be gone or not be the volume's driver.
-func Mend(in Input, choice Choice) string { return "" }
+// named is a rule for annotations whose value is the name of a class. Several
+// keys must say the same.
+func (in Input) named(object string, annotations map[string]string, keys ...string) (Choice, bool, error) {
+	var found []string
+	for _, key := range slices.Compact(keys) {
+		value, ok := annotations[key]
+		switch {
+		case !ok:
+			continue
+		case value == "":
+			return Choice{}, false, fmt.Errorf("annotation %s of %s is empty; remove it, or name a VolumeSnapshotClass of driver %s: %s", key, object, in.Driver, in.valid())
+		case len(found) > 0 && annotations[found[0]] != value:
+			return Choice{}, false, fmt.Errorf("annotation %s of %s is %q, and annotation %s is %q; remove one of them", found[0], object, annotations[found[0]], key, value)
+		}
+		found = append(found, key)
+	}
+	if len(found) == 0 {
+		return Choice{}, false, nil
+	}
+	where, value := fmt.Sprintf("annotation %s of %s", found[0], object), annotations[found[0]]
+	class, fault := in.class(value)
+	if fault != "" {
+		return Choice{}, false, fmt.Errorf("%s names VolumeSnapshotClass %s, which %s; VolumeSnapshotClasses of driver %s: %s", where, value, fault, in.Driver, in.valid())
+	}
+	return Choice{Class: class, Reason: where}, true, nil
+}
+
+// configured is the rule for the configuration; the first match wins.
+func (in Input) configured(matches func(config.Match) bool) (Choice, bool, error) {
+	for i, rule := range in.Rules {
+		if !matches(rule.Match) {
+			continue
+		}
+		where := fmt.Sprintf("snapshotClasses[%d] of the configuration", i)
+		class, fault := in.class(rule.Class)
+		switch {
+		case fault == "":
+			return Choice{Class: class, Reason: where}, true, nil
+		case class.Name != "" && rule.Match.Drivers == nil:
+			// The rule is for another driver's volumes, and does not say so.
+			return Choice{}, false, fmt.Errorf("%s gives VolumeSnapshotClass %s, which %s, to a volume of driver %s; add match.drivers: [%s] to it", where, rule.Class, fault, in.Driver, class.Driver)
+		default:
+			return Choice{}, false, fmt.Errorf("%s gives VolumeSnapshotClass %s, which %s; VolumeSnapshotClasses of driver %s: %s", where, rule.Class, fault, in.Driver, in.valid())
+		}
+	}
+	return Choice{}, false, nil
+}
+
+// mark is where a VolumeSnapshotClass carries a key.
+type mark struct {
+	name string
+	of   func(snapshotv1.VolumeSnapshotClass) map[string]string
+}
+
+var (
+	label      = mark{"label", func(class snapshotv1.VolumeSnapshotClass) map[string]string { return class.Labels }}
+	annotation = mark{"annotation", func(class snapshotv1.VolumeSnapshotClass) map[string]string { return class.Annotations }}
+)
+
+// marked is a rule for a key on classes of the driver. Only the value "true"
+// counts: who writes "false" means no.
+func marked(key string, marks ...mark) rule {
+	return func(in Input) (Choice, bool, error) {
+		var choices []Choice
+		for _, class := range in.classes() {
+			at := slices.IndexFunc(marks, func(m mark) bool { return m.of(class)[key] == "true" })
+			if at >= 0 {
+				choices = append(choices, Choice{Class: class, Reason: fmt.Sprintf("%s %s of VolumeSnapshotClass %s", marks[at].name, key, class.Name)})
+			}
+		}
+		switch len(choices) {
+		case 0:
+			return Choice{}, false, nil
+		case 1:
+			return choices[0], true, nil
+		}
+		var where []string
+		for _, choice := range choices {
+			where = append(where, choice.Reason)
+		}
+		return Choice{}, false, fmt.Errorf("several VolumeSnapshotClasses of driver %s are marked: %s; leave the mark on one, or %s", in.Driver, strings.Join(where, ", "), in.advice())
+	}
+}
+
+// class finds a class by its name; fault says why it does not serve this
+// volume. Like Velero it does not mind capitals, which no object's name has.
+func (in Input) class(name string) (class snapshotv1.VolumeSnapshotClass, fault string) {
+	for _, class := range in.Classes {
+		if !strings.EqualFold(class.Name, name) {
+			continue
+		}
+		if class.Driver != in.Driver {
+			return class, "is of driver " + class.Driver
+		}
+		return class, ""
+	}
+	return class, "does not exist"
+}
+
+// classes are those of the driver, by name.
+func (in Input) classes() []snapshotv1.VolumeSnapshotClass {
+	classes := slices.DeleteFunc(slices.Clone(in.Classes), func(class snapshotv1.VolumeSnapshotClass) bool { return class.Driver != in.Driver })
+	slices.SortFunc(classes, byName)
+	return classes
+}
+
+// valid lists the names that would do.
+func (in Input) valid() string {
+	var names []string
+	for _, class := range in.classes() {
+		names = append(names, class.Name)
+	}
+	if len(names) == 0 {
+		return "there are none"
+	}
+	return strings.Join(names, ", ")
+}
+
+// advice is how to name a class where marks do not decide.
+func (in Input) advice() string {
+	if in.Claim == nil {
+		return fmt.Sprintf("add a rule with match.drivers: [%s] and nothing else to match under snapshotClasses of the configuration", in.Driver)
+	}
+	return fmt.Sprintf("name one in annotation %s of the claim or in a rule under snapshotClasses of the configuration", claimAnnotation)
+}
+
+func byName(a, b snapshotv1.VolumeSnapshotClass) int { return strings.Compare(a.Name, b.Name) }
+
+func object(kind string, of metav1.Object) string {
+	if of.GetNamespace() == "" {
+		return kind + " " + of.GetName()
+	}
+	return kind + " " + of.GetNamespace() + "/" + of.GetName()
+}
