@@ -33,7 +33,7 @@ func main() {
 	framework.NewServer().
 		BindFlags(pflag.CommandLine).
 		RegisterBackupItemAction("stillpoint.io/quiesce-volume", shared.Volume).
-		RegisterBackupItemAction("stillpoint.io/quiesce-claim", shared.Claim).
+		RegisterBackupItemActionV2("stillpoint.io/claim", shared.Claim).
 		RegisterItemBlockAction("stillpoint.io/quiesce-pods", shared.Pods).
 		Serve()
 }

@@ -23,6 +23,7 @@ import (
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/selection"
+	"stillpoint.io/stillpoint/internal/snapshotclass"
 )
 
 // Bracket holds the freezes of this process, which Velero starts anew for each
@@ -30,6 +31,7 @@ import (
 type Bracket struct {
 	clients    *cluster.Clients
 	namespaces *quiesce.Namespaces
+	classes    *snapshotclass.Catalogue
 	executor   *cluster.Executor
 	csi        bool
 	log        logrus.FieldLogger
@@ -46,10 +48,11 @@ type claimKey struct {
 }
 
 // New returns a Bracket. csi tells whether the server runs with EnableCSI.
-func New(clients *cluster.Clients, namespaces *quiesce.Namespaces, reporter *quiesce.Reporter, csi bool, log logrus.FieldLogger) *Bracket {
+func New(clients *cluster.Clients, namespaces *quiesce.Namespaces, classes *snapshotclass.Catalogue, reporter *quiesce.Reporter, csi bool, log logrus.FieldLogger) *Bracket {
 	return &Bracket{
 		clients:    clients,
 		namespaces: namespaces,
+		classes:    classes,
 		executor:   cluster.NewExecutor(clients),
 		csi:        csi,
 		log:        log,
@@ -92,6 +95,11 @@ func (b *Bracket) Volume(ctx context.Context, volume *corev1.PersistentVolume, b
 		return err
 	}
 	return f.enter(ctx, claim.Name)
+}
+
+func finalizing(backup *velerov1.Backup) bool {
+	phase := backup.Status.Phase
+	return phase == velerov1.BackupPhaseFinalizing || phase == velerov1.BackupPhaseFinalizingPartiallyFailed
 }
 
 func (b *Bracket) included(namespace string, backup *velerov1.Backup) bool {
@@ -183,6 +191,9 @@ func keyOf(backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim) claimKe
 // taken the snapshot. An error says that the snapshot is not what was asked
 // for; it is deleted then.
 func (b *Bracket) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) error {
+	if claim.Annotations[velerov1.VolumeSnapshotLabel] != "" && !finalizing(backup) {
+		b.adviseClass(ctx, claim, backup)
+	}
 	b.mu.Lock()
 	f, decided := b.freezes[keyOf(backup, claim)]
 	b.mu.Unlock()

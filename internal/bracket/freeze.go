@@ -329,7 +329,7 @@ func (f *freeze) discard(ctx context.Context, claim *corev1.PersistentVolumeClai
 	if len(uploads.Items) > 0 {
 		return // its controller cleans up the snapshot that it was given
 	}
-	if err := snapshot.Delete(ctx, f.bracket.clients.Snapshots, claim.Namespace, claim.Name, snapshot.OfBackup(f.backup.Name)); err != nil {
+	if err := snapshot.Delete(ctx, f.bracket.clients.Snapshots, claim.Namespace, snapshot.OfBackup(f.backup.Name), claim.Name); err != nil {
 		f.log.Errorf("%v", err)
 	}
 }

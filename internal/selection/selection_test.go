@@ -231,9 +231,9 @@ func TestSnapshots(t *testing.T) {
 		}, ""},
 		"fs-backup of the volume": {func(s *scene) { s.pod.Annotations["backup.velero.io/backup-volumes"] = "v" }, leftOut},
 
-		"policy skip":                          {func(s *scene) { s.own(fast + " → skip") }, leftOut},
-		"policy fs-backup":                     {func(s *scene) { s.own(fast + " → fs-backup") }, leftOut},
-		"policy custom":                        {func(s *scene) { s.own(fast + " → custom") }, "a volume policy hands it to another snapshotter (action custom, parameters {})"},
+		"policy skip":      {func(s *scene) { s.own(fast + " → skip") }, leftOut},
+		"policy fs-backup": {func(s *scene) { s.own(fast + " → fs-backup") }, leftOut},
+		"policy custom":    {func(s *scene) { s.own(fast + " → custom") }, "a volume policy hands it to another snapshotter (action custom, parameters {})"},
 		"policy custom of somebody else": {
 			func(s *scene) { s.own(fast + " → custom, parameters: {snapshotter: acme, x: 1}") },
 			"a volume policy hands it to another snapshotter (action custom, parameters {snapshotter: acme, x: 1})",
@@ -343,7 +343,10 @@ func TestHandedToStillpoint(t *testing.T) {
 			"claim shop/data is Lost: there is no volume to snapshot; bind or delete it, or leave it out by a volume policy with action skip before the entry with action custom",
 		},
 		"not a CSI volume": {
-			func(s *scene) { s.own(fast + ours); s.volume.Spec.CSI, s.volume.Spec.NFS = nil, &corev1.NFSVolumeSource{} }, Group,
+			func(s *scene) {
+				s.own(fast + ours)
+				s.volume.Spec.CSI, s.volume.Spec.NFS = nil, &corev1.NFSVolumeSource{}
+			}, Group,
 			"claim shop/data: PersistentVolume pv-data is not a CSI volume, which is all that Stillpoint can snapshot; " +
 				"add the condition csi: {} to the entry with action custom, or an entry with action fs-backup or skip before it",
 		},

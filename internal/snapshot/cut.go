@@ -24,21 +24,25 @@ import (
 type EventKind int
 
 // What can happen. After Failed, Cut may still come: the CSI sidecar tries
-// again, and so does the snapshot controller.
+// again, and so does the snapshot controller. Bound follows Cut: by then the
+// VolumeSnapshot itself tells of its content, which is what others read.
 const (
 	Created EventKind = iota
 	Failed
 	Cut
+	Bound
 )
 
 // Event tells of one claim's snapshot.
 type Event struct {
-	Kind  EventKind
-	Claim string
+	Kind             EventKind
+	Namespace, Claim string
 	// Snapshot is the name of the VolumeSnapshot.
 	Snapshot string
 	// Message is the driver's, when Kind is Failed.
 	Message string
+	// Object is the VolumeSnapshot as it is when Kind is Bound.
+	Object *snapshotv1.VolumeSnapshot
 }
 
 // rewatchPause lies between two tries to reach the API server.
@@ -60,25 +64,26 @@ type watcher struct {
 
 	since  map[string]bool  // UIDs of snapshots from before
 	known  map[string]known // by name of the content
-	told   map[string]EventKind
+	told   map[known]EventKind
 	events chan Event
 }
 
-type known struct{ claim, snapshot string }
+type known struct{ namespace, claim, snapshot string }
 
-// Watch follows the VolumeSnapshots that come into being from now on. It has
-// its watches open when it returns. The channel is closed when ctx ends.
+func (k known) event(kind EventKind) Event {
+	return Event{Kind: kind, Namespace: k.namespace, Claim: k.claim, Snapshot: k.snapshot}
+}
+
+// Watch follows the VolumeSnapshots of a namespace that come into being from
+// now on. It has its watches open when it returns. The channel is closed when
+// ctx ends.
 //
 // It looks at the VolumeSnapshotContents, which the CSI sidecar writes as soon
 // as the driver has answered; a VolumeSnapshot's own status comes later. The
 // contents are watched from now on and never listed: a cluster can have
 // thousands.
 func Watch(ctx context.Context, client versioned.Interface, namespace string, selector labels.Selector) (<-chan Event, error) {
-	w := &watcher{
-		client: client, namespace: namespace, selector: selector.String(),
-		since: map[string]bool{}, known: map[string]known{}, told: map[string]EventKind{},
-		events: make(chan Event, 64),
-	}
+	w := newWatcher(client, namespace, selector)
 	before, err := w.list(ctx)
 	if err != nil {
 		return nil, err
@@ -86,52 +91,77 @@ func Watch(ctx context.Context, client versioned.Interface, namespace string, se
 	for _, vs := range before.Items {
 		w.since[string(vs.UID)] = true
 	}
-	snapshots, contents, err := w.open(ctx)
+	return w.start(ctx)
+}
+
+// WatchAll follows the VolumeSnapshots of all namespaces, those that are there
+// already included; otherwise it is as Watch.
+func WatchAll(ctx context.Context, client versioned.Interface, selector labels.Selector) (<-chan Event, error) {
+	return newWatcher(client, metav1.NamespaceAll, selector).start(ctx)
+}
+
+func newWatcher(client versioned.Interface, namespace string, selector labels.Selector) *watcher {
+	return &watcher{
+		client: client, namespace: namespace, selector: selector.String(),
+		since: map[string]bool{}, known: map[string]known{}, told: map[known]EventKind{},
+		events: make(chan Event, 64),
+	}
+}
+
+func (w *watcher) start(ctx context.Context) (<-chan Event, error) {
+	snapshots, contents, listed, err := w.open(ctx)
 	if err != nil {
 		return nil, err
 	}
-	go w.run(ctx, snapshots, contents)
+	go w.run(ctx, snapshots, contents, listed)
 	return w.events, nil
 }
 
 func (w *watcher) list(ctx context.Context) (*snapshotv1.VolumeSnapshotList, error) {
 	list, err := w.client.SnapshotV1().VolumeSnapshots(w.namespace).List(ctx, metav1.ListOptions{LabelSelector: w.selector})
 	if err != nil {
-		return nil, fmt.Errorf("list the VolumeSnapshots of namespace %s: %w", w.namespace, err)
+		return nil, fmt.Errorf("list the VolumeSnapshots of %s: %w", w.where(), err)
 	}
 	return list, nil
 }
 
-// open starts both watches at the present.
-func (w *watcher) open(ctx context.Context) (snapshots, contents watch.Interface, err error) {
+func (w *watcher) where() string {
+	if w.namespace == metav1.NamespaceAll {
+		return "all namespaces"
+	}
+	return "namespace " + w.namespace
+}
+
+// open starts both watches at the present, and returns what is there.
+func (w *watcher) open(ctx context.Context) (snapshots, contents watch.Interface, listed *snapshotv1.VolumeSnapshotList, err error) {
 	now, err := w.client.SnapshotV1().VolumeSnapshotContents().List(ctx, metav1.ListOptions{Limit: 1})
 	if err != nil {
-		return nil, nil, fmt.Errorf("list the VolumeSnapshotContents: %w", err)
+		return nil, nil, nil, fmt.Errorf("list the VolumeSnapshotContents: %w", err)
 	}
 	contents, err = w.client.SnapshotV1().VolumeSnapshotContents().Watch(ctx, metav1.ListOptions{ResourceVersion: now.ResourceVersion})
 	if err != nil {
-		return nil, nil, fmt.Errorf("watch the VolumeSnapshotContents: %w", err)
+		return nil, nil, nil, fmt.Errorf("watch the VolumeSnapshotContents: %w", err)
 	}
-	list, err := w.list(ctx)
+	listed, err = w.list(ctx)
 	if err == nil {
 		snapshots, err = w.client.SnapshotV1().VolumeSnapshots(w.namespace).Watch(ctx,
-			metav1.ListOptions{LabelSelector: w.selector, ResourceVersion: list.ResourceVersion})
+			metav1.ListOptions{LabelSelector: w.selector, ResourceVersion: listed.ResourceVersion})
 	}
 	if err != nil {
 		contents.Stop()
-		return nil, nil, fmt.Errorf("watch the VolumeSnapshots of namespace %s: %w", w.namespace, err)
+		return nil, nil, nil, fmt.Errorf("watch the VolumeSnapshots of %s: %w", w.where(), err)
 	}
-	for i := range list.Items {
-		w.snapshot(ctx, &list.Items[i])
-		w.catchUp(ctx, &list.Items[i])
-	}
-	w.missed(ctx, list)
-	return snapshots, contents, nil
+	return snapshots, contents, listed, nil
 }
 
-func (w *watcher) run(ctx context.Context, snapshots, contents watch.Interface) {
+func (w *watcher) run(ctx context.Context, snapshots, contents watch.Interface, listed *snapshotv1.VolumeSnapshotList) {
 	defer close(w.events)
 	for {
+		for i := range listed.Items {
+			w.snapshot(ctx, &listed.Items[i])
+			w.catchUp(ctx, &listed.Items[i])
+		}
+		w.missed(ctx, listed)
 		w.follow(ctx, snapshots, contents)
 		for {
 			select {
@@ -140,7 +170,7 @@ func (w *watcher) run(ctx context.Context, snapshots, contents watch.Interface) 
 			case <-time.After(rewatchPause):
 			}
 			var err error
-			if snapshots, contents, err = w.open(ctx); err == nil {
+			if snapshots, contents, listed, err = w.open(ctx); err == nil {
 				break
 			}
 		}
@@ -177,27 +207,40 @@ func (w *watcher) follow(ctx context.Context, snapshots, contents watch.Interfac
 	}
 }
 
-// snapshot takes note of a VolumeSnapshot and of an error in its status.
+// snapshot takes note of a VolumeSnapshot and of what its status says.
 func (w *watcher) snapshot(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
 	if w.since[string(vs.UID)] || vs.Spec.Source.PersistentVolumeClaimName == nil {
 		return
 	}
-	claim := *vs.Spec.Source.PersistentVolumeClaimName
+	of := known{vs.Namespace, *vs.Spec.Source.PersistentVolumeClaimName, vs.Name}
 	content := contentName(vs)
 	if _, ok := w.known[content]; !ok {
-		w.known[content] = known{claim: claim, snapshot: vs.Name}
-		w.tell(ctx, Event{Kind: Created, Claim: claim, Snapshot: vs.Name})
+		w.known[content] = of
+		w.tell(ctx, of.event(Created))
 		// Its content may have been cut before we knew whose it is.
 		w.catchUp(ctx, vs)
 	}
-	if vs.Status != nil && vs.Status.Error != nil {
-		w.tell(ctx, Event{Kind: Failed, Claim: claim, Snapshot: vs.Name, Message: message(vs.Status.Error)})
+	switch {
+	case vs.Status == nil:
+	case vs.Status.BoundVolumeSnapshotContentName != nil && vs.Status.CreationTime != nil:
+		w.tell(ctx, of.event(Cut)) // the content's own event may be on its way
+		event := of.event(Bound)
+		event.Object = vs
+		w.tell(ctx, event)
+	case vs.Status.Error != nil:
+		w.failed(ctx, of, message(vs.Status.Error))
 	}
+}
+
+func (w *watcher) failed(ctx context.Context, of known, message string) {
+	event := of.event(Failed)
+	event.Message = message
+	w.tell(ctx, event)
 }
 
 func (w *watcher) deleted(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
 	if of, ok := w.known[contentName(vs)]; ok {
-		w.tell(ctx, Event{Kind: Failed, Claim: of.claim, Snapshot: vs.Name, Message: deletedEarly})
+		w.failed(ctx, of, deletedEarly)
 	}
 }
 
@@ -205,8 +248,10 @@ func (w *watcher) deleted(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
 // may have been cut before.
 func (w *watcher) missed(ctx context.Context, list *snapshotv1.VolumeSnapshotList) {
 	for name, of := range w.known {
-		there := slices.ContainsFunc(list.Items, func(vs snapshotv1.VolumeSnapshot) bool { return vs.Name == of.snapshot })
-		if there || w.told[of.snapshot] == Cut {
+		there := slices.ContainsFunc(list.Items, func(vs snapshotv1.VolumeSnapshot) bool {
+			return vs.Name == of.snapshot && vs.Namespace == of.namespace
+		})
+		if there || w.told[of] >= Cut {
 			continue
 		}
 		content, err := w.client.SnapshotV1().VolumeSnapshotContents().Get(ctx, name, metav1.GetOptions{})
@@ -216,7 +261,7 @@ func (w *watcher) missed(ctx context.Context, list *snapshotv1.VolumeSnapshotLis
 		case !apierrors.IsNotFound(err):
 			continue
 		}
-		w.tell(ctx, Event{Kind: Failed, Claim: of.claim, Snapshot: of.snapshot, Message: deletedEarly})
+		w.failed(ctx, of, deletedEarly)
 	}
 }
 
@@ -230,9 +275,9 @@ func (w *watcher) content(ctx context.Context, content *snapshotv1.VolumeSnapsho
 	}
 	switch {
 	case content.Status.SnapshotHandle != nil && content.Status.CreationTime != nil:
-		w.tell(ctx, Event{Kind: Cut, Claim: of.claim, Snapshot: of.snapshot})
+		w.tell(ctx, of.event(Cut))
 	case content.Status.Error != nil:
-		w.tell(ctx, Event{Kind: Failed, Claim: of.claim, Snapshot: of.snapshot, Message: message(content.Status.Error)})
+		w.failed(ctx, of, message(content.Status.Error))
 	}
 }
 
@@ -249,10 +294,11 @@ func (w *watcher) catchUp(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
 
 // tell passes an event on, unless it or a later one has been told.
 func (w *watcher) tell(ctx context.Context, event Event) {
-	if last, ok := w.told[event.Snapshot]; ok && last >= event.Kind {
+	of := known{event.Namespace, event.Claim, event.Snapshot}
+	if last, ok := w.told[of]; ok && last >= event.Kind {
 		return
 	}
-	w.told[event.Snapshot] = event.Kind
+	w.told[of] = event.Kind
 	select {
 	case w.events <- event:
 	case <-ctx.Done():

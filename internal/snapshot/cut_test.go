@@ -150,7 +150,7 @@ func (f *follower) expect(events ...Event) {
 func (f *follower) silent(s *storage) {
 	f.t.Helper()
 	s.create(taken("last", "last"))
-	f.expect(Event{Kind: Created, Claim: "last", Snapshot: "last"})
+	f.expect(Event{Kind: Created, Namespace: "shop", Claim: "last", Snapshot: "last"})
 }
 
 func TestCutAfterCreated(t *testing.T) {
@@ -158,14 +158,14 @@ func TestCutAfterCreated(t *testing.T) {
 	f := s.follow()
 	vs := taken("vs-1", "data")
 	s.create(vs)
-	f.expect(Event{Kind: Created, Claim: "data", Snapshot: "vs-1"})
+	f.expect(Event{Kind: Created, Namespace: "shop", Claim: "data", Snapshot: "vs-1"})
 	s.createContent(contentOf(vs))
 	cut := cutOf(vs)
 	half := cut.DeepCopy() // a handle without a point in time is no cut
 	half.Status.CreationTime, half.Status.Error = nil, nil
 	s.update(half)
 	s.update(cut)
-	f.expect(Event{Kind: Cut, Claim: "data", Snapshot: "vs-1"})
+	f.expect(Event{Kind: Cut, Namespace: "shop", Claim: "data", Snapshot: "vs-1"})
 	// The VolumeSnapshot's own status comes later, and so may its deletion:
 	// Velero deletes it when it has what it needs.
 	name := "snapcontent-uid-vs-1"
@@ -196,12 +196,12 @@ func TestCutAfterFailed(t *testing.T) {
 			vs := taken("vs-1", "data")
 			s.create(vs)
 			s.createContent(contentOf(vs))
-			f.expect(Event{Kind: Created, Claim: "data", Snapshot: "vs-1"})
+			f.expect(Event{Kind: Created, Namespace: "shop", Claim: "data", Snapshot: "vs-1"})
 			test.fail(s, vs)
-			f.expect(Event{Kind: Failed, Claim: "data", Snapshot: "vs-1", Message: test.message})
+			f.expect(Event{Kind: Failed, Namespace: "shop", Claim: "data", Snapshot: "vs-1", Message: test.message})
 			s.update(failedOf(vs, failure("again"))) // told once
 			s.update(cutOf(vs))
-			f.expect(Event{Kind: Cut, Claim: "data", Snapshot: "vs-1"})
+			f.expect(Event{Kind: Cut, Namespace: "shop", Claim: "data", Snapshot: "vs-1"})
 			f.silent(s)
 		})
 	}
@@ -212,14 +212,14 @@ func TestDeletedBeforeCut(t *testing.T) {
 	f := s.follow()
 	vs := taken("vs-1", "data")
 	s.create(vs)
-	f.expect(Event{Kind: Created, Claim: "data", Snapshot: "vs-1"})
+	f.expect(Event{Kind: Created, Namespace: "shop", Claim: "data", Snapshot: "vs-1"})
 	s.remove(vs)
-	f.expect(Event{Kind: Failed, Claim: "data", Snapshot: "vs-1", Message: "the VolumeSnapshot was deleted before it was cut"})
+	f.expect(Event{Kind: Failed, Namespace: "shop", Claim: "data", Snapshot: "vs-1", Message: "the VolumeSnapshot was deleted before it was cut"})
 	// Velero's retry is another snapshot.
 	again := taken("vs-2", "data")
 	s.create(again)
 	s.createContent(cutOf(again))
-	f.expect(Event{Kind: Created, Claim: "data", Snapshot: "vs-2"}, Event{Kind: Cut, Claim: "data", Snapshot: "vs-2"})
+	f.expect(Event{Kind: Created, Namespace: "shop", Claim: "data", Snapshot: "vs-2"}, Event{Kind: Cut, Namespace: "shop", Claim: "data", Snapshot: "vs-2"})
 }
 
 func TestSnapshotsThatAreNotOurs(t *testing.T) {
@@ -256,7 +256,7 @@ func TestContentThatWasCutBeforeItsSnapshotWasSeen(t *testing.T) {
 	vs := taken("vs-1", "data")
 	s.createContent(cutOf(vs))
 	s.create(vs)
-	f.expect(Event{Kind: Created, Claim: "data", Snapshot: "vs-1"}, Event{Kind: Cut, Claim: "data", Snapshot: "vs-1"})
+	f.expect(Event{Kind: Created, Namespace: "shop", Claim: "data", Snapshot: "vs-1"}, Event{Kind: Cut, Namespace: "shop", Claim: "data", Snapshot: "vs-1"})
 	f.silent(s)
 }
 
@@ -268,15 +268,15 @@ func TestAWatchThatEndsIsOpenedAgain(t *testing.T) {
 			f := s.follow()
 			vs, created := taken("vs-1", "data"), taken("vs-2", "wal")
 			s.create(vs)
-			f.expect(Event{Kind: Created, Claim: "data", Snapshot: "vs-1"})
+			f.expect(Event{Kind: Created, Namespace: "shop", Claim: "data", Snapshot: "vs-1"})
 
 			(<-s.watches[resource]).Stop()
 			s.createContent(cutOf(vs))
 			s.create(created)
 			got := []Event{<-f.events, <-f.events}
-			assert.ElementsMatch(t, []Event{{Kind: Cut, Claim: "data", Snapshot: "vs-1"}, {Kind: Created, Claim: "wal", Snapshot: "vs-2"}}, got)
+			assert.ElementsMatch(t, []Event{{Kind: Cut, Namespace: "shop", Claim: "data", Snapshot: "vs-1"}, {Kind: Created, Namespace: "shop", Claim: "wal", Snapshot: "vs-2"}}, got)
 			s.createContent(cutOf(created))
-			f.expect(Event{Kind: Cut, Claim: "wal", Snapshot: "vs-2"})
+			f.expect(Event{Kind: Cut, Namespace: "shop", Claim: "wal", Snapshot: "vs-2"})
 			f.silent(s)
 		})
 	}
@@ -287,15 +287,15 @@ func TestDeletedWhileNoWatchIsOpen(t *testing.T) {
 		content func(*snapshotv1.VolumeSnapshot) *snapshotv1.VolumeSnapshotContent
 		want    Event
 	}{
-		"not cut": {contentOf, Event{Kind: Failed, Claim: "data", Snapshot: "vs-1", Message: "the VolumeSnapshot was deleted before it was cut"}},
-		"cut":     {cutOf, Event{Kind: Cut, Claim: "data", Snapshot: "vs-1"}},
+		"not cut": {contentOf, Event{Kind: Failed, Namespace: "shop", Claim: "data", Snapshot: "vs-1", Message: "the VolumeSnapshot was deleted before it was cut"}},
+		"cut":     {cutOf, Event{Kind: Cut, Namespace: "shop", Claim: "data", Snapshot: "vs-1"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newStorage(t)
 			f := s.follow()
 			vs := taken("vs-1", "data")
 			s.create(vs)
-			f.expect(Event{Kind: Created, Claim: "data", Snapshot: "vs-1"})
+			f.expect(Event{Kind: Created, Namespace: "shop", Claim: "data", Snapshot: "vs-1"})
 			// Both watches end, so that neither passes on what comes now.
 			(<-s.watches["volumesnapshots"]).Stop()
 			(<-s.watches["volumesnapshotcontents"]).Stop()
@@ -322,12 +322,12 @@ func TestTheServerIsAwayForAWhile(t *testing.T) {
 	f := s.follow()
 	vs := taken("vs-1", "data")
 	s.create(vs)
-	f.expect(Event{Kind: Created, Claim: "data", Snapshot: "vs-1"})
+	f.expect(Event{Kind: Created, Namespace: "shop", Claim: "data", Snapshot: "vs-1"})
 	refused <- struct{}{}
 	refused <- struct{}{}
 	(<-s.watches["volumesnapshots"]).Stop()
 	s.createContent(cutOf(vs))
-	f.expect(Event{Kind: Cut, Claim: "data", Snapshot: "vs-1"})
+	f.expect(Event{Kind: Cut, Namespace: "shop", Claim: "data", Snapshot: "vs-1"})
 	f.silent(s)
 }
 
@@ -384,7 +384,7 @@ func TestDelete(t *testing.T) {
 	unbound := taken("data-5", "data") // has no content
 
 	s := newStorage(t, data, bound, wal, other, elsewhere, unbound, contentOf(data), renamed, contentOf(wal), contentOf(other), contentOf(elsewhere))
-	require.NoError(t, Delete(t.Context(), s, "shop", "data", OfBackup("nightly")))
+	require.NoError(t, Delete(t.Context(), s, "shop", OfBackup("nightly"), "data"))
 
 	var left []string
 	snapshots, err := s.SnapshotV1().VolumeSnapshots("").List(t.Context(), metav1.ListOptions{})
@@ -407,7 +407,7 @@ func TestDelete(t *testing.T) {
 		"snapcontent-uid-data-4": snapshotv1.VolumeSnapshotContentRetain,
 	}, policies)
 
-	require.NoError(t, Delete(t.Context(), s, "shop", "data", OfBackup("nightly")), "again")
+	require.NoError(t, Delete(t.Context(), s, "shop", OfBackup("nightly"), "data"), "again")
 }
 
 // A snapshot whose content could not be changed stays, so that it is not
@@ -419,7 +419,7 @@ func TestDeleteKeepsWhatItWouldOrphan(t *testing.T) {
 		patch, ok := action.(clienttesting.PatchAction)
 		return ok && patch.GetName() == "snapcontent-uid-data-1", nil, errors.New("connection refused")
 	})
-	err := Delete(t.Context(), s, "shop", "data", OfBackup("nightly"))
+	err := Delete(t.Context(), s, "shop", OfBackup("nightly"), "data")
 	require.EqualError(t, err, "set the deletion policy of VolumeSnapshotContent snapcontent-uid-data-1: connection refused")
 	left, err := s.SnapshotV1().VolumeSnapshots("shop").List(t.Context(), metav1.ListOptions{})
 	require.NoError(t, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	"github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned"
@@ -13,10 +14,10 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Delete removes the VolumeSnapshots of a claim that selector matches, with
+// Delete removes the VolumeSnapshots of claims that selector matches, with
 // what they stand for in the storage whatever the deletion policy of their
 // class says. It does not wait until they are gone.
-func Delete(ctx context.Context, client versioned.Interface, namespace, claim string, selector labels.Selector) error {
+func Delete(ctx context.Context, client versioned.Interface, namespace string, selector labels.Selector, claims ...string) error {
 	list, err := client.SnapshotV1().VolumeSnapshots(namespace).List(ctx, metav1.ListOptions{LabelSelector: selector.String()})
 	if err != nil {
 		return fmt.Errorf("list the VolumeSnapshots of namespace %s: %w", namespace, err)
@@ -24,18 +25,22 @@ func Delete(ctx context.Context, client versioned.Interface, namespace, claim st
 	var errs []error
 	for i := range list.Items {
 		vs := &list.Items[i]
-		if source := vs.Spec.Source.PersistentVolumeClaimName; source == nil || *source != claim {
-			continue
-		}
-		policy := fmt.Sprintf(`{"spec":{"deletionPolicy":%q}}`, snapshotv1.VolumeSnapshotContentDelete)
-		_, err := client.SnapshotV1().VolumeSnapshotContents().Patch(ctx, contentName(vs), types.MergePatchType, []byte(policy), metav1.PatchOptions{})
-		if err != nil && !apierrors.IsNotFound(err) {
-			errs = append(errs, fmt.Errorf("set the deletion policy of VolumeSnapshotContent %s: %w", contentName(vs), err))
-			continue
-		}
-		if err := client.SnapshotV1().VolumeSnapshots(namespace).Delete(ctx, vs.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
-			errs = append(errs, fmt.Errorf("delete VolumeSnapshot %s/%s: %w", namespace, vs.Name, err))
+		if source := vs.Spec.Source.PersistentVolumeClaimName; source != nil && slices.Contains(claims, *source) {
+			errs = append(errs, Remove(ctx, client, vs))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Remove is Delete for one VolumeSnapshot. One that is gone is no error.
+func Remove(ctx context.Context, client versioned.Interface, vs *snapshotv1.VolumeSnapshot) error {
+	policy := fmt.Sprintf(`{"spec":{"deletionPolicy":%q}}`, snapshotv1.VolumeSnapshotContentDelete)
+	_, err := client.SnapshotV1().VolumeSnapshotContents().Patch(ctx, contentName(vs), types.MergePatchType, []byte(policy), metav1.PatchOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("set the deletion policy of VolumeSnapshotContent %s: %w", contentName(vs), err)
+	}
+	if err := client.SnapshotV1().VolumeSnapshots(vs.Namespace).Delete(ctx, vs.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("delete VolumeSnapshot %s/%s: %w", vs.Namespace, vs.Name, err)
+	}
+	return nil
 }

@@ -1,5 +1,6 @@
 // Package backup holds the actions that Velero calls while it backs up. They
-// convert and pass on; what is done stands in package bracket.
+// convert and pass on; what is done stands in package group, for volumes that a
+// volume policy hands to Stillpoint, and in package bracket for all others.
 package backup
 
 import (
@@ -12,63 +13,71 @@ import (
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/utils/clock"
 
 	"stillpoint.io/stillpoint/internal/bracket"
 	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/group"
 	"stillpoint.io/stillpoint/internal/quiesce"
+	"stillpoint.io/stillpoint/internal/snapshotclass"
 )
 
 // callLimit bounds one call of Velero's, which brings no context along. It
 // leaves room for the longest prepare-timeout of 24 h.
 const callLimit = 25 * time.Hour
 
+// askLimit bounds a call about an operation: Velero asks for one after another.
+const askLimit = time.Minute
+
 // Shared is what the actions of one process have in common: a freeze begins in
 // one action's call and ends in another's.
 type Shared struct {
 	csi     func() bool
 	once    sync.Once
-	bracket *bracket.Bracket
 	err     error
+	bracket *bracket.Bracket
+	groups  *group.Groups
 }
 
 // NewShared returns a Shared. csi is asked when the first action is made; only
 // then Velero's flags are known.
 func NewShared(csi func() bool) *Shared { return &Shared{csi: csi} }
 
-func (s *Shared) connect(log logrus.FieldLogger) (*bracket.Bracket, error) {
+func (s *Shared) connect(log logrus.FieldLogger) error {
 	s.once.Do(func() {
 		clients, err := cluster.NewClients()
 		if err != nil {
 			s.err = fmt.Errorf("stillpoint: %w", err)
 			return
 		}
-		namespaces := quiesce.NewNamespaces(clients.Kube, clock.RealClock{})
-		s.bracket = bracket.New(clients, namespaces, quiesce.NewReporter(clients.Kube), s.csi(), log)
+		clock := clock.RealClock{}
+		namespaces := quiesce.NewNamespaces(clients.Kube, clock)
+		classes := snapshotclass.NewCatalogue(clients, clock)
+		reporter := quiesce.NewReporter(clients.Kube)
+		s.bracket = bracket.New(clients, namespaces, classes, reporter, s.csi(), log)
+		s.groups = group.New(clients, namespaces, classes, reporter, s.csi(), log)
 	})
-	return s.bracket, s.err
+	return s.err
 }
 
 // Volume makes the action on PersistentVolumes.
 func (s *Shared) Volume(log logrus.FieldLogger) (any, error) {
-	b, err := s.connect(log)
-	return &volumeAction{b}, err
+	return &volumeAction{s}, s.connect(log)
 }
 
 // Claim makes the action on PersistentVolumeClaims.
 func (s *Shared) Claim(log logrus.FieldLogger) (any, error) {
-	b, err := s.connect(log)
-	return &claimAction{b}, err
+	return &claimAction{s}, s.connect(log)
 }
 
 // Pods makes the action that keeps a workload's pods together.
 func (s *Shared) Pods(log logrus.FieldLogger) (any, error) {
-	b, err := s.connect(log)
-	return &podsAction{b}, err
+	return &podsAction{s}, s.connect(log)
 }
 
-type volumeAction struct{ bracket *bracket.Bracket }
+type volumeAction struct{ *Shared }
 
 func (*volumeAction) AppliesTo() (velero.ResourceSelector, error) {
 	return velero.ResourceSelector{IncludedResources: []string{"persistentvolumes"}}, nil
@@ -88,27 +97,56 @@ func (a *volumeAction) Execute(item runtime.Unstructured, backup *velerov1.Backu
 	return item, nil, nil
 }
 
-type claimAction struct{ bracket *bracket.Bracket }
+type claimAction struct{ *Shared }
+
+// Name is not called through the plugin protocol; Velero uses the registered one.
+func (*claimAction) Name() string { return "stillpoint.io/claim" }
 
 func (*claimAction) AppliesTo() (velero.ResourceSelector, error) {
 	return velero.ResourceSelector{IncludedResources: []string{"persistentvolumeclaims"}}, nil
 }
 
-// Execute hears that a volume has its snapshot.
-func (a *claimAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) (runtime.Unstructured, []velero.ResourceIdentifier, error) {
+// Execute takes the snapshot of a volume that is handed to Stillpoint, with all
+// others of its workload. Of any other volume it hears that Velero has taken it.
+func (a *claimAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) (runtime.Unstructured, []velero.ResourceIdentifier, string, []velero.ResourceIdentifier, error) {
 	claim := &corev1.PersistentVolumeClaim{}
 	if err := convert(item, claim); err != nil {
-		return nil, nil, err
+		return nil, nil, "", nil, err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
 	defer cancel()
-	if err := a.bracket.Claim(ctx, claim, backup); err != nil {
-		return nil, nil, err
+	answer, err := a.groups.Claim(ctx, claim, backup)
+	if err != nil {
+		return nil, nil, "", nil, err
 	}
-	return item, nil, nil
+	if answer == nil {
+		if err := a.bracket.Claim(ctx, claim, backup); err != nil {
+			return nil, nil, "", nil, err
+		}
+		return item, nil, "", nil, nil
+	}
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(answer.Claim)
+	if err != nil {
+		return nil, nil, "", nil, fmt.Errorf("stillpoint: convert claim %s/%s: %w", claim.Namespace, claim.Name, err)
+	}
+	return &unstructured.Unstructured{Object: content}, answer.Additional, answer.Operation, answer.Update, nil
 }
 
-type podsAction struct{ bracket *bracket.Bracket }
+// Progress tells how an operation that Execute has begun stands.
+func (a *claimAction) Progress(operation string, backup *velerov1.Backup) (velero.OperationProgress, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
+	defer cancel()
+	return a.groups.Progress(ctx, operation, backup)
+}
+
+// Cancel ends an operation.
+func (a *claimAction) Cancel(operation string, backup *velerov1.Backup) error {
+	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
+	defer cancel()
+	return a.groups.Cancel(ctx, operation, backup)
+}
+
+type podsAction struct{ *Shared }
 
 // Name is not called through the plugin protocol; Velero uses the registered one.
 func (*podsAction) Name() string { return "stillpoint.io/quiesce-pods" }

@@ -21,10 +21,13 @@ import (
 	"k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
+	"k8s.io/utils/clock"
 	"k8s.io/utils/ptr"
 
 	"stillpoint.io/stillpoint/internal/bracket"
 	stillpoint "stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/quiesce"
+	"stillpoint.io/stillpoint/internal/snapshotclass"
 	"stillpoint.io/stillpoint/tests/cluster"
 )
 
@@ -52,7 +55,8 @@ func TestRightsOfDeploySuffice(t *testing.T) {
 	var said bytes.Buffer
 	log := logrus.New()
 	log.SetOutput(&said)
-	b := bracket.New(clients, true, log)
+	namespaces := quiesce.NewNamespaces(clients.Kube, clock.RealClock{})
+	b := bracket.New(clients, namespaces, snapshotclass.NewCatalogue(clients, clock.RealClock{}), quiesce.NewReporter(clients.Kube), true, log)
 
 	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze", "stillpoint.io/quiesce-timeout": "5s"}})
 	claim, err := c.Client().CoreV1().PersistentVolumeClaims(a.namespace).Get(t.Context(), "app-data0", metav1.GetOptions{})

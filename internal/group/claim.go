@@ -1,0 +1,119 @@
+package group
+
+import (
+	"context"
+	"fmt"
+	"maps"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	"github.com/vmware-tanzu/velero/pkg/kuberesource"
+	"github.com/vmware-tanzu/velero/pkg/label"
+	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
+	"github.com/vmware-tanzu/velero/pkg/util/boolptr"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"stillpoint.io/stillpoint/internal/snapshot"
+)
+
+// reasonLimit bounds NoSnapshotAnnotation, in bytes: all annotations of an
+// object share 256 KiB.
+const reasonLimit = 4096
+
+// Answer is what Velero's own action for claims would have answered.
+type Answer struct {
+	// Claim is the claim as it is to be backed up.
+	Claim *corev1.PersistentVolumeClaim
+	// Additional items are backed up at once.
+	Additional []velero.ResourceIdentifier
+	// Operation is asked for its progress later; "" is none. Update are the
+	// items that are backed up again when it has ended.
+	Operation string
+	Update    []velero.ResourceIdentifier
+}
+
+// answer takes the group's snapshots, on the first call, and tells of claim's.
+func (g *group) answer(ctx context.Context, claim *corev1.PersistentVolumeClaim) *Answer {
+	g.once(ctx)
+	m := g.members[claim.Name]
+	switch {
+	case g.failed != nil:
+		return g.without(claim, g.failed)
+	case m.failed != nil:
+		return g.without(claim, m.failed)
+	}
+	waiting, cancel := context.WithDeadlineCause(ctx, m.deadline, fmt.Errorf("it was not cut within csiSnapshotTimeout %s", g.timeout()))
+	defer cancel()
+	vs, err := g.snapshots.bound(waiting, m.key())
+	if err != nil {
+		g.drop(ctx, m)
+		return g.without(claim, fmt.Errorf("VolumeSnapshot %s: %w", m.key(), err))
+	}
+	answer := &Answer{Claim: withSnapshot(claim, vs, g.backup)}
+	if boolptr.IsSetToTrue(g.backup.Spec.SnapshotMoveData) {
+		upload, err := g.upload(ctx, claim, vs)
+		if err != nil {
+			g.drop(ctx, m)
+			return g.without(claim, err)
+		}
+		metav1.SetMetaDataAnnotation(&answer.Claim.ObjectMeta, velerov1.DataUploadNameAnnotation, upload.Namespace+"/"+upload.Name)
+		answer.Operation = upload.Labels[velerov1.AsyncOperationIDLabel]
+		answer.Update = []velero.ResourceIdentifier{{GroupResource: uploads, Namespace: upload.Namespace, Name: upload.Name}}
+		return answer
+	}
+	answer.Additional = []velero.ResourceIdentifier{{GroupResource: kuberesource.VolumeSnapshots, Namespace: vs.Namespace, Name: vs.Name}}
+	raiseRequest(answer.Claim, vs)
+	answer.Operation = g.operationFor(claim)
+	return answer
+}
+
+// drop deletes the snapshot of a member that cannot be used.
+func (g *group) drop(ctx context.Context, m *member) {
+	if err := snapshot.Delete(ctx, g.clients.Snapshots, m.claim.Namespace, snapshot.OwnedBy(g.backup), m.claim.Name); err != nil {
+		g.log.Errorf("%v", err)
+	}
+}
+
+// without keeps a claim in the backup that has no snapshot, and says so. A
+// claim that was never bound has nothing to lose, and is not marked.
+func (r *run) without(claim *corev1.PersistentVolumeClaim, reason error) *Answer {
+	r.log.WithField("claim", claim.Namespace+"/"+claim.Name).
+		Errorf("Claim %s/%s is backed up without a snapshot of its volume: %v", claim.Namespace, claim.Name, reason)
+	marked := claim.DeepCopy()
+	if claim.Status.Phase != corev1.ClaimPending {
+		text := reason.Error()
+		metav1.SetMetaDataAnnotation(&marked.ObjectMeta, NoSnapshotAnnotation, text[:min(len(text), reasonLimit)])
+	}
+	return &Answer{Claim: marked}
+}
+
+// withSnapshot is a claim as Velero's own action leaves it (Execute in
+// pkg/backup/actions/csi/pvc_action.go of Velero 1.18).
+func withSnapshot(claim *corev1.PersistentVolumeClaim, vs *snapshotv1.VolumeSnapshot, backup *velerov1.Backup) *corev1.PersistentVolumeClaim {
+	claim = claim.DeepCopy()
+	delete(claim.Annotations, NoSnapshotAnnotation) // of a backup that it was restored from
+	metav1.SetMetaDataLabel(&claim.ObjectMeta, velerov1.VolumeSnapshotLabel, vs.Name)
+	metav1.SetMetaDataLabel(&claim.ObjectMeta, velerov1.BackupNameLabel, label.GetValidName(backup.Name))
+	metav1.SetMetaDataAnnotation(&claim.ObjectMeta, velerov1.VolumeSnapshotLabel, vs.Name)
+	metav1.SetMetaDataAnnotation(&claim.ObjectMeta, velerov1.MustIncludeAdditionalItemAnnotation, "true")
+	return claim
+}
+
+// raiseRequest makes room for the snapshot: a volume may be larger than it was
+// asked for, and cannot be restored into a smaller one.
+func raiseRequest(claim *corev1.PersistentVolumeClaim, vs *snapshotv1.VolumeSnapshot) {
+	if vs.Status == nil || vs.Status.RestoreSize == nil {
+		return
+	}
+	requests := maps.Clone(claim.Spec.Resources.Requests)
+	if requests == nil {
+		requests = corev1.ResourceList{}
+	}
+	size := *resource.NewQuantity(vs.Status.RestoreSize.Value(), resource.BinarySI)
+	if request, ok := requests[corev1.ResourceStorage]; !ok || request.Cmp(size) < 0 {
+		requests[corev1.ResourceStorage] = size
+	}
+	claim.Spec.Resources.Requests = requests
+}

@@ -1,0 +1,179 @@
+// Package group takes the snapshots of the volumes that a volume policy hands
+// to Stillpoint: all volumes of a workload at one moment, which is frozen from
+// before the first until the storage has cut the last. Velero finds what its
+// own action would have left.
+package group
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/sirupsen/logrus"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/quiesce"
+	"stillpoint.io/stillpoint/internal/selection"
+	"stillpoint.io/stillpoint/internal/snapshotclass"
+)
+
+// NoSnapshotAnnotation stands on a claim in a backup that has no snapshot of
+// its volume, and says why. Stillpoint's restore action refuses to bring such a
+// claim back empty.
+const NoSnapshotAnnotation = "stillpoint.io/no-snapshot"
+
+// Groups holds the groups of this process, which Velero starts anew for each
+// backup. It is safe for concurrent use.
+type Groups struct {
+	clients    *cluster.Clients
+	namespaces *quiesce.Namespaces
+	classes    *snapshotclass.Catalogue
+	executor   *cluster.Executor
+	reporter   *quiesce.Reporter
+	csi        bool
+	log        logrus.FieldLogger
+
+	mu   sync.Mutex
+	runs map[types.UID]*run
+}
+
+// New returns Groups. csi tells whether the server runs with EnableCSI.
+func New(clients *cluster.Clients, namespaces *quiesce.Namespaces, classes *snapshotclass.Catalogue, reporter *quiesce.Reporter, csi bool, log logrus.FieldLogger) *Groups {
+	return &Groups{
+		clients:    clients,
+		namespaces: namespaces,
+		classes:    classes,
+		executor:   cluster.NewExecutor(clients),
+		reporter:   reporter,
+		csi:        csi,
+		log:        log,
+		runs:       map[types.UID]*run{},
+	}
+}
+
+// run is one backup.
+type run struct {
+	*Groups
+	backup    *velerov1.Backup
+	selection *selection.Selection
+	snapshots *snapshots
+
+	// deciding is held while a claim's group is made, so that claims which are
+	// asked for at the same time end up in the same one.
+	deciding sync.Mutex
+	groups   map[types.NamespacedName]*group
+
+	records  recordsOnce
+	warned   sync.Once
+	settling sync.Mutex
+	settled  bool
+	// operation is given out once: the first claim of this process has it.
+	operation sync.Once
+}
+
+func (g *Groups) run(backup *velerov1.Backup) *run {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	r, ok := g.runs[backup.UID]
+	if !ok {
+		r = &run{
+			Groups:    g,
+			backup:    backup,
+			selection: selection.New(g.clients.Remembered, g.csi, backup),
+			snapshots: newSnapshots(g.clients.Snapshots, backup),
+			groups:    map[types.NamespacedName]*group{},
+		}
+		g.runs[backup.UID] = r
+	}
+	return r
+}
+
+// Claim is Velero's call for a PersistentVolumeClaim. The answer says what is
+// backed up; it is nil when the claim is not handed to Stillpoint. A claim whose
+// volume cannot be snapshotted is an error in the log, and stays in the backup
+// with NoSnapshotAnnotation; an error of this function drops it.
+func (g *Groups) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (*Answer, error) {
+	r := g.run(backup)
+	verdict, err := r.selection.Of(ctx, claim)
+	if err != nil {
+		return nil, err
+	}
+	if verdict.Path != selection.Group {
+		return nil, nil //nolint:nilnil // not ours is a valid answer
+	}
+	r.warned.Do(func() { r.warnOfWorkers(ctx) })
+	if verdict.Obstacle != nil {
+		return r.without(claim, verdict.Obstacle), nil
+	}
+	group, err := r.groupOf(ctx, claim)
+	if err != nil {
+		return r.without(claim, err), nil
+	}
+	return group.answer(ctx, claim), nil
+}
+
+// groupOf returns the group of a claim. The first call for any claim of a group
+// decides for all of them.
+func (r *run) groupOf(ctx context.Context, claim *corev1.PersistentVolumeClaim) (*group, error) {
+	r.deciding.Lock()
+	defer r.deciding.Unlock()
+	key := keyOf(claim)
+	if group, decided := r.groups[key]; decided {
+		return group, nil
+	}
+	quiesced, err := r.decide(ctx, claim)
+	if quiesced == nil {
+		return nil, err
+	}
+	group := newGroup(r, quiesced)
+	group.failed = err
+	for i := range quiesced.Claims {
+		key := keyOf(&quiesced.Claims[i])
+		if _, decided := r.groups[key]; !decided {
+			r.groups[key] = group
+			group.add(&quiesced.Claims[i])
+		}
+	}
+	return group, nil
+}
+
+// decide finds the claims that are snapshotted together with one. The group is
+// returned with an error when that concerns all of them.
+func (r *run) decide(ctx context.Context, claim *corev1.PersistentVolumeClaim) (*quiesce.Group, error) {
+	facts, err := r.namespaces.Recent(ctx, claim.Namespace)
+	if err != nil {
+		return nil, err
+	}
+	group, err := facts.Group(claim)
+	if err != nil || group.Asked() {
+		// What is frozen is decided by how things are now.
+		if facts, err = r.namespaces.Now(ctx, claim.Namespace); err != nil {
+			return nil, err
+		}
+		group, err = facts.Group(claim)
+	}
+	if err != nil {
+		return group, err
+	}
+	return group, group.Keep(func(other corev1.PersistentVolumeClaim) (bool, error) {
+		verdict, err := r.selection.Of(ctx, &other)
+		if err != nil {
+			return false, err
+		}
+		if verdict.Path == selection.Velero && group.Asked() {
+			return false, fmt.Errorf("the volumes of %s cannot be of one moment: a volume policy hands claim %s to Stillpoint's group snapshots and leaves claim %s to Velero; "+
+				"treat them alike, or give one of the claims an annotation %s of its own", group.Name(), claim.Name, other.Name, quiesce.AnnotationQuiesce)
+		}
+		if verdict.Reason != "" && group.Asked() {
+			r.log.Infof("Claim %s/%s is not quiesced with its workload: %s", other.Namespace, other.Name, verdict.Reason)
+		}
+		return verdict.Path == selection.Group && verdict.Obstacle == nil, nil
+	})
+}
+
+func keyOf(claim *corev1.PersistentVolumeClaim) types.NamespacedName {
+	return types.NamespacedName{Namespace: claim.Namespace, Name: claim.Name}
+}

@@ -1,0 +1,155 @@
+package group
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// A record is a ConfigMap beside Velero that outlives this process: a freeze
+// that was begun and is not known to have lasted must not be taken for one that
+// did. The Backup owns it, and settle deletes it.
+const (
+	recordLabel     = "stillpoint.io/backup-uid"
+	recordNamespace = "namespace"
+	recordClaims    = "claims" // with blanks between them
+	recordPhase     = "phase"
+	recordReason    = "reason"
+)
+
+// Phases of a record.
+const (
+	phaseBegun  = "begun"  // the freeze, and perhaps snapshots
+	phaseTaken  = "taken"  // all snapshots were cut while frozen
+	phaseFailed = "failed" // they were not
+)
+
+// errDied is what became of a group whose process ended while it was frozen.
+var errDied = errors.New("the plugin process ended while the workload was quiesced, so its snapshots may be from after the thaw")
+
+type record struct {
+	*corev1.ConfigMap
+	g *group
+}
+
+// recordsOnce reads the records that earlier processes of this backup left.
+type recordsOnce struct {
+	sync.Mutex
+	read bool
+	left []corev1.ConfigMap
+}
+
+// failed says why the snapshots of the record's group cannot be used.
+func (r *record) failed() error {
+	switch {
+	case r == nil, r.Data[recordPhase] == phaseTaken:
+		return nil
+	case r.Data[recordPhase] == phaseFailed:
+		return errors.New(r.Data[recordReason])
+	}
+	return errDied
+}
+
+// earlier returns the record that an earlier process left of this group, nil
+// when there is none.
+func (g *group) earlier(ctx context.Context) (*record, error) {
+	g.records.Lock()
+	defer g.records.Unlock()
+	if !g.records.read {
+		list, err := g.listRecords(ctx)
+		if err != nil {
+			return nil, err
+		}
+		g.records.left, g.records.read = list.Items, true
+	}
+	for i := range g.records.left {
+		left := &g.records.left[i]
+		if left.Data[recordNamespace] != g.quiesce.Claims[0].Namespace {
+			continue
+		}
+		claims := strings.Fields(left.Data[recordClaims])
+		if !slices.ContainsFunc(g.claims(), func(claim string) bool { return slices.Contains(claims, claim) }) {
+			continue
+		}
+		for _, claim := range g.claims() {
+			if !slices.Contains(claims, claim) {
+				return nil, fmt.Errorf("claim %s was not there when an earlier plugin process of this backup froze %s", claim, left.Data[recordClaims])
+			}
+		}
+		return &record{left, g}, nil
+	}
+	return nil, nil //nolint:nilnil // none is a valid answer
+}
+
+func (r *run) listRecords(ctx context.Context) (*corev1.ConfigMapList, error) {
+	list, err := r.clients.Kube.CoreV1().ConfigMaps(r.backup.Namespace).List(ctx, metav1.ListOptions{LabelSelector: recordLabel + "=" + string(r.backup.UID)})
+	if err != nil {
+		return nil, fmt.Errorf("list the ConfigMaps of backup %s: %w", r.backup.Name, err)
+	}
+	return list, nil
+}
+
+// begin records that a freeze is about to begin.
+func (g *group) begin(ctx context.Context) (*record, error) {
+	namespace, claims := g.quiesce.Claims[0].Namespace, strings.Join(g.claims(), " ")
+	sum := sha256.Sum256([]byte(string(g.backup.UID) + "/" + namespace + "/" + claims))
+	configMap, err := g.clients.Kube.CoreV1().ConfigMaps(g.backup.Namespace).Create(ctx, &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: g.backup.Namespace,
+			Name:      "stillpoint-group-" + hex.EncodeToString(sum[:8]),
+			Labels:    map[string]string{recordLabel: string(g.backup.UID)},
+			OwnerReferences: []metav1.OwnerReference{{
+				APIVersion: velerov1.SchemeGroupVersion.String(), Kind: "Backup", Name: g.backup.Name, UID: g.backup.UID,
+			}},
+		},
+		Data: map[string]string{recordNamespace: namespace, recordClaims: claims, recordPhase: phaseBegun},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("record the freeze of %s: %w", g.quiesce.Name(), err)
+	}
+	return &record{configMap, g}, nil
+}
+
+// end records how a freeze went.
+func (r *record) end(ctx context.Context, failed error) error {
+	data := map[string]string{recordPhase: phaseTaken}
+	if failed != nil {
+		data = map[string]string{recordPhase: phaseFailed, recordReason: failed.Error()}
+	}
+	patch, err := json.Marshal(map[string]any{"data": data})
+	if err == nil {
+		_, err = r.g.clients.Kube.CoreV1().ConfigMaps(r.Namespace).Patch(ctx, r.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+	}
+	if err != nil {
+		return fmt.Errorf("record how the freeze of %s went: %w", r.g.quiesce.Name(), err)
+	}
+	return nil
+}
+
+// forget deletes the records of a backup whose items are done.
+func (r *run) forget(ctx context.Context) error {
+	list, err := r.listRecords(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, configMap := range list.Items {
+		err := r.clients.Kube.CoreV1().ConfigMaps(configMap.Namespace).Delete(ctx, configMap.Name, metav1.DeleteOptions{})
+		if err != nil && !apierrors.IsNotFound(err) {
+			errs = append(errs, fmt.Errorf("delete ConfigMap %s/%s: %w", configMap.Namespace, configMap.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,306 @@
+package group
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	"github.com/sirupsen/logrus"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"stillpoint.io/stillpoint/internal/quiesce"
+	"stillpoint.io/stillpoint/internal/snapshot"
+	"stillpoint.io/stillpoint/internal/snapshotclass"
+)
+
+const (
+	// retryGrace is how long a freeze outlasts an error of the driver, in case
+	// the CSI sidecar's next try succeeds.
+	retryGrace = 2 * time.Second
+	// defaultTimeout is Velero's default of --csi-snapshot-timeout.
+	defaultTimeout = 10 * time.Minute
+	// atOnce is how many requests create a group's snapshots at the same time.
+	atOnce = 32
+)
+
+// group is the volumes that are snapshotted together.
+type group struct {
+	*run
+	quiesce *quiesce.Group
+	log     logrus.FieldLogger
+
+	start  sync.Once
+	failed error // why none of the volumes has a snapshot
+	// ownOperation is given out once, to the first claim.
+	ownOperation sync.Once
+	members      map[string]*member
+}
+
+// member is one volume of a group.
+type member struct {
+	claim    *corev1.PersistentVolumeClaim
+	snapshot *snapshotv1.VolumeSnapshot // as it is to be created
+	failed   error                      // why this one has none
+	// deadline is when csiSnapshotTimeout has passed.
+	deadline time.Time
+}
+
+func (m *member) key() types.NamespacedName {
+	return types.NamespacedName{Namespace: m.snapshot.Namespace, Name: m.snapshot.Name}
+}
+
+func newGroup(r *run, of *quiesce.Group) *group {
+	return &group{
+		run: r, quiesce: of,
+		log:     r.log.WithField("workload", of.Name()),
+		members: map[string]*member{},
+	}
+}
+
+func (g *group) add(claim *corev1.PersistentVolumeClaim) {
+	g.members[claim.Name] = &member{claim: claim}
+}
+
+// claims are the names of the members, in the order of the alphabet.
+func (g *group) claims() []string {
+	var names []string
+	for name := range g.members {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// once takes the snapshots on the first call; later ones wait for it.
+func (g *group) once(ctx context.Context) {
+	g.start.Do(func() {
+		if g.failed == nil {
+			g.failed = g.take(ctx)
+		} else if g.quiesce.OnError == quiesce.Continue {
+			g.reporter.Failed(g.log, g.quiesce, g.failed, g.backup.Name)
+			g.failed = g.takeUnfrozen(ctx)
+		}
+	})
+}
+
+// take takes all snapshots of the group. An error means that none is left; one
+// that concerns a single volume is kept there.
+func (g *group) take(ctx context.Context) error {
+	if !g.quiesce.Asked() {
+		return g.takeUnfrozen(ctx)
+	}
+	err := g.takeFrozen(ctx)
+	if err == nil {
+		return nil
+	}
+	if g.quiesce.OnError == quiesce.Continue {
+		return g.takeUnfrozen(ctx)
+	}
+	return errors.Join(err, g.discard(ctx))
+}
+
+// takeUnfrozen creates the snapshots and does not wait. A volume that fails
+// does not take the others along: nobody asked for one moment.
+func (g *group) takeUnfrozen(ctx context.Context) error {
+	if err := g.prepare(ctx); err != nil {
+		return err
+	}
+	g.create(ctx)
+	return nil
+}
+
+// prepare does what the snapshots need and can be done before a freeze.
+func (g *group) prepare(ctx context.Context) error {
+	if err := g.snapshots.watch(ctx); err != nil {
+		return err
+	}
+	for _, name := range g.claims() {
+		m := g.members[name]
+		if m.snapshot != nil || m.failed != nil {
+			continue
+		}
+		volume, err := g.selection.Volume(ctx, m.claim)
+		if err != nil {
+			return err
+		}
+		input, err := g.classes.Input(ctx, m.claim, volume.Spec.CSI.Driver, g.backup)
+		if err != nil {
+			return err
+		}
+		choice, err := snapshotclass.Choose(input)
+		if err != nil {
+			m.failed = err
+			continue
+		}
+		g.log.Infof("Claim %s/%s: VolumeSnapshotClass %s: %s", m.claim.Namespace, name, choice.Class.Name, choice.Reason)
+		m.snapshot = snapshot.New(g.backup, m.claim, choice.Class.Name, choice.Reason)
+	}
+	return nil
+}
+
+// create creates all VolumeSnapshots side by side.
+func (g *group) create(ctx context.Context) {
+	var wait sync.WaitGroup
+	slots := make(chan struct{}, atOnce)
+	for _, m := range g.members {
+		if m.snapshot == nil {
+			continue
+		}
+		slots <- struct{}{}
+		wait.Go(func() {
+			defer func() { <-slots }()
+			m.deadline = time.Now().Add(g.timeout())
+			m.failed = snapshot.Create(ctx, g.clients.Snapshots, m.snapshot)
+		})
+	}
+	wait.Wait()
+}
+
+// adopt goes on from the snapshots that an earlier process created. One that is
+// missing is not created: it would be of another moment.
+func (g *group) adopt(ctx context.Context) {
+	for _, m := range g.members {
+		m.deadline = time.Now().Add(g.timeout())
+		_, err := g.clients.Snapshots.SnapshotV1().VolumeSnapshots(m.snapshot.Namespace).Get(ctx, m.snapshot.Name, metav1.GetOptions{})
+		if err != nil {
+			m.failed = fmt.Errorf("find the snapshot that an earlier plugin process took: %w", err)
+		}
+	}
+}
+
+// takeFrozen takes the snapshots of one moment.
+func (g *group) takeFrozen(ctx context.Context) error {
+	earlier, err := g.earlier(ctx)
+	if err != nil {
+		return g.refuse(err)
+	}
+	if earlier.failed() != nil {
+		return g.refuse(earlier.failed())
+	}
+	if err := g.prepare(ctx); err != nil {
+		return g.refuse(err)
+	}
+	for _, name := range g.claims() {
+		if err := g.members[name].failed; err != nil {
+			return g.refuse(err)
+		}
+	}
+	if earlier != nil {
+		g.log.Infof("Going on from the snapshots that an earlier plugin process took of %s", g.quiesce.Name())
+		g.adopt(ctx)
+		return nil
+	}
+	planner, err := quiesce.NewPlanner(ctx, g.clients, g.executor, g.log.Warnf)
+	if err != nil {
+		return g.refuse(err)
+	}
+	started := time.Now()
+	if g.backup.Status.StartTimestamp != nil {
+		started = g.backup.Status.StartTimestamp.Time
+	}
+	plan, err := planner.Plan(ctx, g.quiesce, started)
+	if err != nil {
+		return g.refuse(err)
+	}
+	record, err := g.begin(ctx)
+	if err != nil {
+		return g.refuse(err)
+	}
+	session, err := quiesce.Freeze(ctx, g.executor, plan, g.log)
+	if err != nil {
+		return g.refuse(errors.Join(err, record.end(ctx, err)))
+	}
+	g.create(ctx)
+	g.hold(ctx, session)
+	report := session.Report()
+	g.reporter.Quiesced(g.log, g.quiesce, plan, session, g.backup.Name)
+	g.reporter.Thawed(g.log, g.quiesce, report, g.backup.Name)
+	if report.Broken == nil {
+		return record.end(ctx, nil)
+	}
+	if g.quiesce.OnError == quiesce.Continue {
+		return nil
+	}
+	return errors.Join(fmt.Errorf("%s: %w", g.quiesce.Name(), report.Broken), record.end(ctx, report.Broken))
+}
+
+// refuse reports that there was no freeze.
+func (g *group) refuse(err error) error {
+	g.reporter.Failed(g.log, g.quiesce, err, g.backup.Name)
+	return fmt.Errorf("quiesce failed: %w", err)
+}
+
+// hold keeps the freeze until the storage has cut the last volume, or until one
+// has failed.
+func (g *group) hold(ctx context.Context, session *quiesce.Session) {
+	timeout := time.NewTimer(g.timeout())
+	defer timeout.Stop()
+	var grace <-chan time.Time
+	for {
+		pending, failed, changed := g.pending()
+		switch {
+		case failed == nil && len(pending) == 0:
+			session.Thaw(ctx)
+			return
+		case failed == nil:
+			grace = nil
+		case grace == nil:
+			grace = time.After(retryGrace)
+		}
+		for _, m := range g.members {
+			if m.failed != nil { // it was not even created
+				session.Abandon(ctx, m.failed)
+				return
+			}
+		}
+		select {
+		case <-changed:
+		case <-grace:
+			session.Abandon(ctx, failed)
+			return
+		case <-timeout.C:
+			session.Abandon(ctx, fmt.Errorf("the snapshots of %s were not cut within csiSnapshotTimeout %s", strings.Join(pending, ", "), g.timeout()))
+			return
+		case <-session.Thawed():
+			return
+		}
+	}
+}
+
+// pending are the claims whose snapshots are not cut yet, the first trouble
+// among all, and when to ask again.
+func (g *group) pending() (claims []string, failed error, changed <-chan struct{}) { //nolint:revive // the error is not of this call
+	// The channel comes before the states, so that no change is missed.
+	_, changed = g.snapshots.state(types.NamespacedName{})
+	for _, name := range g.claims() {
+		m := g.members[name]
+		state, _ := g.snapshots.state(m.key())
+		switch {
+		case state.failure != nil && failed == nil:
+			failed = fmt.Errorf("the snapshot of claim %s/%s failed: %w", m.claim.Namespace, name, state.failure)
+		case state.failure == nil && !state.cut:
+			claims = append(claims, name)
+		}
+	}
+	return claims, failed, changed
+}
+
+// timeout is Velero's csiSnapshotTimeout.
+func (g *group) timeout() time.Duration {
+	if timeout := g.backup.Spec.CSISnapshotTimeout.Duration; timeout > 0 {
+		return timeout
+	}
+	return defaultTimeout
+}
+
+// discard deletes what there is of a group that must not be restored from.
+func (g *group) discard(ctx context.Context) error {
+	return snapshot.Delete(ctx, g.clients.Snapshots, g.quiesce.Claims[0].Namespace, snapshot.OwnedBy(g.backup), g.claims()...)
+}

@@ -1,0 +1,47 @@
+package group
+
+import (
+	"context"
+	"strconv"
+	"strings"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// WorkersWarning is what users should know of a server with several workers.
+const WorkersWarning = "Velero 1.18 collects the operations of a backup without a lock: with --item-block-worker-count above 1 it can lose one, " +
+	"and with it the end of a DataUpload; set it to 1 in backups that move data"
+
+// warnOfWorkers looks how many workers the server has.
+func (r *run) warnOfWorkers(ctx context.Context) {
+	server, err := r.clients.Kube.AppsV1().Deployments(r.backup.Namespace).Get(ctx, "velero", metav1.GetOptions{})
+	if err != nil {
+		return // another name, or no right to look: nothing to tell
+	}
+	if n := Workers(server); n > 1 {
+		r.log.Warnf("The server has %d workers. %s", n, WorkersWarning)
+	}
+}
+
+// Workers is the number of workers that a Velero server's Deployment sets.
+func Workers(server *appsv1.Deployment) int {
+	flags := func(c corev1.Container) []string { return append(append([]string{}, c.Command...), c.Args...) }
+	for _, container := range server.Spec.Template.Spec.Containers {
+		all := flags(container)
+		for i, flag := range all {
+			value, ok := strings.CutPrefix(flag, "--item-block-worker-count")
+			if !ok {
+				continue
+			}
+			if value == "" && i+1 < len(all) {
+				value = all[i+1]
+			}
+			if n, err := strconv.Atoi(strings.TrimPrefix(value, "=")); err == nil {
+				return n
+			}
+		}
+	}
+	return 1
+}

@@ -1,0 +1,85 @@
+package snapshot
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"strings"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	"github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	"github.com/vmware-tanzu/velero/pkg/label"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/validation"
+)
+
+// ClassReasonAnnotation stands on the VolumeSnapshots that Stillpoint creates
+// and says why they have their class.
+const ClassReasonAnnotation = "stillpoint.io/volume-snapshot-class-reason"
+
+// OwnedBy selects the VolumeSnapshots that Stillpoint creates for a backup.
+// Velero's own have the backup's name only, which another Velero may use too.
+func OwnedBy(backup *velerov1.Backup) labels.Selector {
+	return labels.SelectorFromSet(labels.Set{velerov1.BackupUIDLabel: string(backup.UID)})
+}
+
+// New is the VolumeSnapshot of a claim as Velero's own action would make it
+// (createVolumeSnapshot in pkg/backup/actions/csi of Velero 1.18), with the
+// backup's UID and the reason for the class besides.
+func New(backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim, class, reason string) *snapshotv1.VolumeSnapshot {
+	vs := &snapshotv1.VolumeSnapshot{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace:   claim.Namespace,
+			Name:        name(backup, claim),
+			Labels:      map[string]string{},
+			Annotations: map[string]string{ClassReasonAnnotation: reason},
+		},
+		Spec: snapshotv1.VolumeSnapshotSpec{
+			Source:                  snapshotv1.VolumeSnapshotSource{PersistentVolumeClaimName: &claim.Name},
+			VolumeSnapshotClassName: &class,
+		},
+	}
+	maps.Copy(vs.Labels, claim.Labels)
+	vs.Labels[velerov1.BackupNameLabel] = label.GetValidName(backup.Name)
+	vs.Labels[velerov1.BackupUIDLabel] = string(backup.UID)
+	return vs
+}
+
+// name is the same whenever it is asked for, so that a snapshot which an
+// earlier process has created is found, and none is taken twice. It begins as
+// Velero's do, and fits into the label that Velero writes on the claim.
+func name(backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim) string {
+	sum := sha256.Sum256([]byte(string(backup.UID) + "/" + string(claim.UID)))
+	suffix := "-" + hex.EncodeToString(sum[:5])
+	prefix := "velero-" + claim.Name
+	prefix = strings.TrimRight(prefix[:min(len(prefix), validation.LabelValueMaxLength-len(suffix))], ".-")
+	return prefix + suffix
+}
+
+// Create creates a VolumeSnapshot, or finds the one of that name which an
+// earlier process of the same backup has created for the same claim.
+func Create(ctx context.Context, client versioned.Interface, vs *snapshotv1.VolumeSnapshot) error {
+	snapshots := client.SnapshotV1().VolumeSnapshots(vs.Namespace)
+	_, err := snapshots.Create(ctx, vs, metav1.CreateOptions{})
+	if !apierrors.IsAlreadyExists(err) {
+		if err != nil {
+			return fmt.Errorf("create VolumeSnapshot %s/%s: %w", vs.Namespace, vs.Name, err)
+		}
+		return nil
+	}
+	found, err := snapshots.Get(ctx, vs.Name, metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("get VolumeSnapshot %s/%s: %w", vs.Namespace, vs.Name, err)
+	}
+	source := found.Spec.Source.PersistentVolumeClaimName
+	if source == nil || *source != *vs.Spec.Source.PersistentVolumeClaimName || found.Labels[velerov1.BackupUIDLabel] != vs.Labels[velerov1.BackupUIDLabel] {
+		return fmt.Errorf("VolumeSnapshot %s/%s is there already and does not belong to this backup; delete it", vs.Namespace, vs.Name)
+	}
+	return nil
+}

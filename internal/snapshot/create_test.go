@@ -1,0 +1,79 @@
+package snapshot
+
+import (
+	"strings"
+	"testing"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	"github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned/fake"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
+)
+
+func nightly(uid string) *velerov1.Backup {
+	return &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Name: "nightly-" + strings.Repeat("x", 80), UID: types.UID(uid)}}
+}
+
+func claimOf(name string) *corev1.PersistentVolumeClaim {
+	return &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{
+		Namespace: "shop", Name: name, UID: types.UID("uid-" + name), Labels: map[string]string{"app": "db"},
+	}}
+}
+
+func TestNew(t *testing.T) {
+	backup, claim := nightly("b1"), claimOf("data")
+	vs := New(backup, claim, "fast", "because")
+	assert.Equal(t, "shop", vs.Namespace)
+	assert.Equal(t, "data", *vs.Spec.Source.PersistentVolumeClaimName)
+	assert.Equal(t, "fast", *vs.Spec.VolumeSnapshotClassName)
+	assert.Equal(t, "because", vs.Annotations[ClassReasonAnnotation])
+	assert.Equal(t, "db", vs.Labels["app"])
+	assert.True(t, OwnedBy(backup).Matches(labels.Set(vs.Labels)))
+	assert.True(t, OfBackup(backup.Name).Matches(labels.Set(vs.Labels)))
+	for key, value := range vs.Labels {
+		assert.Empty(t, validation.IsValidLabelValue(value), key)
+	}
+	assert.Equal(t, map[string]string{"app": "db"}, claim.Labels)
+
+	again := New(backup, claim, "fast", "because")
+	assert.Equal(t, vs.Name, again.Name)
+	assert.NotEqual(t, vs.Name, New(nightly("b2"), claim, "fast", "because").Name)
+}
+
+func TestName(t *testing.T) {
+	for _, claim := range []string{"a", strings.Repeat("a", 45), strings.Repeat("a.b-", 63), strings.Repeat("a", 44) + ".-" + strings.Repeat("b", 100)} {
+		name := name(nightly("b1"), claimOf(claim))
+		assert.Empty(t, validation.IsDNS1123Subdomain(name), name)
+		assert.Empty(t, validation.IsValidLabelValue(name), name)
+		assert.True(t, strings.HasPrefix(name, "velero-a"), name)
+	}
+}
+
+func TestCreate(t *testing.T) {
+	vs := New(nightly("b1"), claimOf("data"), "fast", "because")
+	client := fake.NewSimpleClientset()
+	require.NoError(t, Create(t.Context(), client, vs))
+	require.NoError(t, Create(t.Context(), client, vs), "an earlier process has created it")
+	list, err := client.SnapshotV1().VolumeSnapshots("shop").List(t.Context(), metav1.ListOptions{})
+	require.NoError(t, err)
+	assert.Len(t, list.Items, 1)
+
+	for name, change := range map[string]func(*snapshotv1.VolumeSnapshot){
+		"another backup": func(vs *snapshotv1.VolumeSnapshot) { vs.Labels[velerov1.BackupUIDLabel] = "b2" },
+		"another claim":  func(vs *snapshotv1.VolumeSnapshot) { other := "wal"; vs.Spec.Source.PersistentVolumeClaimName = &other },
+		"a content":      func(vs *snapshotv1.VolumeSnapshot) { vs.Spec.Source.PersistentVolumeClaimName = nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			foreign := vs.DeepCopy()
+			change(foreign)
+			require.EqualError(t, Create(t.Context(), fake.NewSimpleClientset(foreign), vs),
+				"VolumeSnapshot shop/"+vs.Name+" is there already and does not belong to this backup; delete it")
+		})
+	}
+}
