@@ -85,7 +85,7 @@ func TestFaults(t *testing.T) {
 		"a number for a class":        {doc: "snapshotClasses: [{class: 5}]", err: `snapshotClasses[0].class is 5, must be a string`},
 		"a string for a truth":        {doc: `restore: {snapshotClasses: [{from: a, skip: "true"}]}`, err: `restore.snapshotClasses[0].skip is "true", must be true or false`},
 		"all values of another kind":  {doc: "snapshotClasses: [{class: 5, name: a}]\nrestore: 7", err: "restore is 7, must be a map with the keys: deletionPolicy, drivers, snapshotClasses\nsnapshotClasses[0].class is 5, must be a string\nsnapshotClasses[0].name is an unknown key; valid keys: class, match"},
-		"keys and values at one time": {doc: "snapshotClasses: [{clas: a}]", err: "snapshotClasses[0].clas is an unknown key; valid keys: class, match\nsnapshotClasses[0].class is missing; it is the name of a VolumeSnapshotClass"},
+		"keys and values at one time": {doc: "snapshotClasses: [{klass: a}]", err: "snapshotClasses[0].klass is an unknown key; valid keys: class, match\nsnapshotClasses[0].class is missing; it is the name of a VolumeSnapshotClass"},
 
 		"null rule":        {doc: "snapshotClasses: [null]", err: "snapshotClasses[0].class is missing; it is the name of a VolumeSnapshotClass"},
 		"bad class":        {doc: "snapshotClasses: [{class: Gold}]", err: `snapshotClasses[0].class is "Gold", must be the name of a VolumeSnapshotClass: ` + subdomain},

@@ -11,25 +11,23 @@ import (
 
 // Config is the document, with its defaults filled in.
 type Config struct {
-	// Version is the version of the document: v1. Required.
+	// Version is the version of the document, `v1`. Required.
 	Version string `json:"version"`
 	// BlueprintNamespaces are the namespaces whose Blueprint objects serve all
 	// workloads and may reach into all namespaces. Default: Velero's own; an
 	// empty list is none.
 	BlueprintNamespaces []string `json:"blueprintNamespaces"`
 	// SnapshotClasses are rules that choose the VolumeSnapshotClass of a
-	// volume; the first that matches wins. They come after the annotations of
-	// the claim and of the Backup, and before all marks on StorageClasses and
-	// VolumeSnapshotClasses. Default: none.
+	// volume; the first that matches wins. Default: none.
 	SnapshotClasses []SnapshotClassRule `json:"snapshotClasses"`
-	// Restore says what becomes of the snapshots in a backup when they are
+	// Restore is what becomes of the snapshots in a backup when they are
 	// restored. Default: as Velero does it.
 	Restore Restore `json:"restore"`
 }
 
-// SnapshotClassRule gives the volumes that it matches a VolumeSnapshotClass.
+// SnapshotClassRule gives a VolumeSnapshotClass to the volumes that it matches.
 type SnapshotClassRule struct {
-	// Match says which volumes. Default: all of them.
+	// Match is which volumes the rule is for. Default: all of them.
 	Match Match `json:"match"`
 	// Class is the name of a VolumeSnapshotClass of the volumes' driver; one of
 	// another driver is an error when such a volume is snapshotted. Required.
@@ -52,26 +50,26 @@ type Match struct {
 	// Claims is a selector over the labels of the PersistentVolumeClaim.
 	// Default: any.
 	Claims *metav1.LabelSelector `json:"claims"`
-	// Backups is a selector over the labels of the Backup; those that a
-	// schedule makes have the label `velero.io/schedule-name` and the labels of
-	// the schedule. Default: any.
+	// Backups is a selector over the labels of the Backup; one that a schedule
+	// made has the label `velero.io/schedule-name` and those of the Schedule.
+	// Default: any.
 	Backups *metav1.LabelSelector `json:"backups"`
 }
 
 // Restore says what becomes of the snapshots in a backup when they are
 // restored.
 type Restore struct {
-	// Drivers are the drivers that have another name in this cluster. Only the
-	// administrator can know that both understand the same snapshot handles.
-	// Default: none, every driver keeps its name.
+	// Drivers are the CSI drivers that have another name in this cluster. Only
+	// the administrator can know that both understand the same snapshot
+	// handles. Default: none, every driver keeps its name.
 	Drivers []DriverMapping `json:"drivers"`
 	// SnapshotClasses are the VolumeSnapshotClasses in a backup that have
 	// another name in this cluster, or are left out. Default: none.
 	SnapshotClasses []SnapshotClassMapping `json:"snapshotClasses"`
-	// DeletionPolicy is that of the VolumeSnapshotContents that a restore
-	// makes: Retain, or Delete, with which the storage's snapshot goes when the
-	// restored VolumeSnapshot is deleted, although the backup still names it.
-	// Default: Velero's, which is Retain.
+	// DeletionPolicy is the policy of the VolumeSnapshotContents that a restore
+	// makes. With `Delete` the storage's snapshot goes when the restored
+	// VolumeSnapshot is deleted, although the backup still names it. Default:
+	// Velero's, which is Retain.
 	DeletionPolicy snapshotv1.DeletionPolicy `json:"deletionPolicy"`
 }
 
@@ -84,12 +82,14 @@ type DriverMapping struct {
 	To string `json:"to"`
 }
 
-// SnapshotClassMapping renames a VolumeSnapshotClass, or leaves it out; it has
-// either to or skip. It is applied once: what it makes is not looked up again.
+// SnapshotClassMapping renames a VolumeSnapshotClass, or leaves it out: it has
+// either `to` or `skip`. It is applied once: what it makes is not looked up
+// again.
 type SnapshotClassMapping struct {
 	// From is the name of the VolumeSnapshotClass in the backup. Required.
 	From string `json:"from"`
-	// To is the name of the VolumeSnapshotClass in this cluster.
+	// To is the name of the VolumeSnapshotClass in this cluster. Required
+	// without skip.
 	To string `json:"to"`
 	// Skip is true where the VolumeSnapshotClass is not to be restored.
 	// Default: false.

@@ -366,18 +366,21 @@ func TestForContent(t *testing.T) {
 		},
 		"rule before mark": {
 			[]config.SnapshotClassRule{{Class: "b"}},
-			[]snapshotv1.VolumeSnapshotClass{class("b", driver), class("a", driver, "label "+isVelero+"=true")}, "b", "snapshotClasses[0] of the configuration",
+			[]snapshotv1.VolumeSnapshotClass{class("b", driver), class("a", driver, "label "+isVelero+"=true")},
+			"b", "snapshotClasses[0] of the configuration",
 		},
 		"mark":    {nil, []snapshotv1.VolumeSnapshotClass{class("b", driver), class("a", driver, "annotation "+isK10+"=true")}, "a", "annotation k10.kasten.io/is-snapshot-class of VolumeSnapshotClass a"},
 		"default": {nil, []snapshotv1.VolumeSnapshotClass{class("b", driver), class("a", driver, "annotation "+isDefault+"=true")}, "a", "annotation snapshot.storage.kubernetes.io/is-default-class of VolumeSnapshotClass a"},
 		"only":    {nil, two[1:], "a", "the only VolumeSnapshotClass of driver csi.example.com"},
 
 		"rule for all, of another driver": {
-			[]config.SnapshotClassRule{{Class: "foreign"}}, two,
+			[]config.SnapshotClassRule{{Class: "foreign"}},
+			two,
 			"", "snapshotClasses[0] of the configuration gives VolumeSnapshotClass foreign, which is of driver csi.example.org, to a volume of driver csi.example.com; add match.drivers: [csi.example.org] to it",
 		},
 		"rule, no such class": {
-			[]config.SnapshotClassRule{{Class: "c"}}, two,
+			[]config.SnapshotClassRule{{Class: "c"}},
+			two,
 			"", "snapshotClasses[0] of the configuration gives VolumeSnapshotClass c, which does not exist; VolumeSnapshotClasses of driver csi.example.com: a, b",
 		},
 		"undecided": {
