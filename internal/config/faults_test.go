@@ -111,15 +111,16 @@ func TestFaults(t *testing.T) {
 		"driver chain, upward": {doc: "restore: {drivers: [{from: b, to: c}, {from: a, to: b}]}", err: "restore.drivers[1] makes b of a, and restore.drivers[0] makes c of b; " + twoRenames + ": to: c for a, or remove one of them"},
 		"drivers swapped": {doc: "restore: {drivers: [{from: a, to: b}, {from: b, to: a}]}", err: "restore.drivers[0] makes b of a, and restore.drivers[1] makes a of b; " + twoRenames + ": keep the one for the direction of this restore\n" +
 			"restore.drivers[1] makes a of b, and restore.drivers[0] makes b of a; " + twoRenames + ": keep the one for the direction of this restore"},
-		"class from twice":      {doc: "restore: {snapshotClasses: [{from: a, to: b}, {from: a, skip: true}]}", err: `restore.snapshotClasses[1].from is "a", as is restore.snapshotClasses[0].from; remove one of them`},
-		"class chain":           {doc: "restore: {snapshotClasses: [{from: a, to: b}, {from: b, to: c}]}", err: "restore.snapshotClasses[0] makes b of a, and restore.snapshotClasses[1] makes c of b; " + twoRenames + ": to: c for a, or remove one of them"},
-		"class to itself":       {doc: "restore: {snapshotClasses: [{from: a, to: a}]}", err: `restore.snapshotClasses[0] has "a" both as from and as to, which changes nothing; remove it`},
-		"class to and skip":     {doc: "restore: {snapshotClasses: [{from: a, to: b, skip: true}]}", err: "restore.snapshotClasses[0] has both to: b and skip: true; a VolumeSnapshotClass is renamed or left out, so remove one of them"},
-		"class neither":         {doc: "restore: {snapshotClasses: [{from: a, skip: false}]}", err: "restore.snapshotClasses[0] has neither to, a name in this cluster, nor skip: true, to leave it out; add one of them"},
-		"class without from":    {doc: "restore: {snapshotClasses: [{to: b}]}", err: "restore.snapshotClasses[0].from is missing; it is the name of a VolumeSnapshotClass"},
-		"bad class of the map":  {doc: "restore: {snapshotClasses: [{from: a, to: B}]}", err: `restore.snapshotClasses[0].to is "B", must be the name of a VolumeSnapshotClass: ` + subdomain},
-		"bad deletion policy":   {doc: "restore: {deletionPolicy: delete}", err: `restore.deletionPolicy is "delete", must be Retain or Delete; leave the key out for Velero's`},
-		"faults of all corners": {doc: "blueprintNamespaces: [a, a]\nsnapshotClasses: [{}]\nrestore: {deletionPolicy: x}", err: "blueprintNamespaces[1] is \"a\", as is blueprintNamespaces[0]\nsnapshotClasses[0].class is missing; it is the name of a VolumeSnapshotClass\nrestore.deletionPolicy is \"x\", must be Retain or Delete; leave the key out for Velero's"},
+		"class from twice":        {doc: "restore: {snapshotClasses: [{from: a, to: b}, {from: a, skip: true}]}", err: `restore.snapshotClasses[1].from is "a", as is restore.snapshotClasses[0].from; remove one of them`},
+		"class chain":             {doc: "restore: {snapshotClasses: [{from: a, to: b}, {from: b, to: c}]}", err: "restore.snapshotClasses[0] makes b of a, and restore.snapshotClasses[1] makes c of b; " + twoRenames + ": to: c for a, or remove one of them"},
+		"class to itself":         {doc: "restore: {snapshotClasses: [{from: a, to: a}]}", err: `restore.snapshotClasses[0] has "a" both as from and as to, which changes nothing; remove it`},
+		"class to one that stays": {doc: "restore: {snapshotClasses: [{from: a, to: b}, {from: b, to: b}]}", err: `restore.snapshotClasses[1] has "b" both as from and as to, which changes nothing; remove it`},
+		"class to and skip":       {doc: "restore: {snapshotClasses: [{from: a, to: b, skip: true}]}", err: "restore.snapshotClasses[0] has both to: b and skip: true; a VolumeSnapshotClass is renamed or left out, so remove one of them"},
+		"class neither":           {doc: "restore: {snapshotClasses: [{from: a, skip: false}]}", err: "restore.snapshotClasses[0] has neither to, a name in this cluster, nor skip: true, to leave it out; add one of them"},
+		"class without from":      {doc: "restore: {snapshotClasses: [{to: b}]}", err: "restore.snapshotClasses[0].from is missing; it is the name of a VolumeSnapshotClass"},
+		"bad class of the map":    {doc: "restore: {snapshotClasses: [{from: a, to: B}]}", err: `restore.snapshotClasses[0].to is "B", must be the name of a VolumeSnapshotClass: ` + subdomain},
+		"bad deletion policy":     {doc: "restore: {deletionPolicy: delete}", err: `restore.deletionPolicy is "delete", must be Retain or Delete; leave the key out for Velero's`},
+		"faults of all corners":   {doc: "blueprintNamespaces: [a, a]\nsnapshotClasses: [{}]\nrestore: {deletionPolicy: x}", err: "blueprintNamespaces[1] is \"a\", as is blueprintNamespaces[0]\nsnapshotClasses[0].class is missing; it is the name of a VolumeSnapshotClass\nrestore.deletionPolicy is \"x\", must be Retain or Delete; leave the key out for Velero's"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := Decode(configMap("stillpoint", "version: v1\n"+test.doc))

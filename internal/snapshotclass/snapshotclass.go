@@ -39,7 +39,7 @@ const (
 	markDefault   = velerov1.VolumeSnapshotClassKubernetesAnnotation
 )
 
-// Input is what the choice is made from.
+// Input is what the choice is made from. Claim and Backup are there.
 type Input struct {
 	Claim        *corev1.PersistentVolumeClaim // as it is in the cluster
 	StorageClass *storagev1.StorageClass       // nil when the claim has none or it is gone
@@ -163,7 +163,7 @@ func (in Input) first(chain []rule) (Choice, error) {
 // keys must say the same.
 func (in Input) named(object string, annotations map[string]string, keys ...string) (Choice, bool, error) {
 	var found []string
-	for _, key := range slices.Compact(keys) {
+	for _, key := range keys {
 		value, ok := annotations[key]
 		switch {
 		case !ok:
