@@ -109,6 +109,23 @@ func (f *fileSystems) functions(pods []corev1.Pod) map[string]blueprint.Function
 	}
 }
 
+// flushes write out every file system that hooks freeze.
+func flushes(hooks []Hook) []blueprint.Call {
+	var calls []blueprint.Call
+	for _, hook := range hooks {
+		for _, step := range hook.Pre {
+			if step.Func != freezeFunction {
+				continue
+			}
+			for _, call := range step.Calls {
+				call.Command = []string{"sync", "-f", placeOf(call).path}
+				calls = append(calls, call)
+			}
+		}
+	}
+	return calls
+}
+
 // unthawed is an error when a hook freezes a file system that it does not
 // thaw: functions with other args than the first ones find their file systems
 // taken, and would leave them frozen without a word.

@@ -23,6 +23,11 @@ type Plan struct {
 	PrepareTimeout, QuiesceTimeout time.Duration
 	OnError                        OnError
 
+	// Flush are commands that write out what file systems still hold in memory,
+	// while the application runs on, so that the freeze has little left to do.
+	// They may fail: the freeze writes out the rest.
+	Flush []blueprint.Call
+
 	// Mask knows the secret values that the commands contain.
 	Mask blueprint.Masker
 

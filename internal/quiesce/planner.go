@@ -342,6 +342,7 @@ func (p *Planner) Plan(ctx context.Context, group *Group, started time.Time) (*P
 	}
 	// The file systems of all workloads go last.
 	slices.SortStableFunc(plan.Hooks, func(a, b Hook) int { return rank(a) - rank(b) })
+	plan.Flush = flushes(plan.Hooks)
 	rescue := &rescue{kube: p.Kube, group: group}
 	plan.Alternatives, plan.ByHand = rescue.alternatives, rescue.byHand
 	return plan, nil

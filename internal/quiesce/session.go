@@ -88,7 +88,9 @@ func Freeze(ctx context.Context, executor Executor, plan *Plan, log logrus.Field
 		log:      log,
 		thawed:   make(chan struct{}),
 	}
+	flushed := s.flush(ctx)
 	runners, err := s.open(ctx) // all of them, before anything begins
+	<-flushed
 	if err != nil {
 		s.release()
 		return nil, fmt.Errorf("nothing was frozen: %w", err)
@@ -100,6 +102,26 @@ func Freeze(ctx context.Context, executor Executor, plan *Plan, log logrus.Field
 		return nil, errors.Join(err, s.Report().Stuck)
 	}
 	return s, nil
+}
+
+// flush writes out the file systems meanwhile, and closes the channel at the end.
+func (s *Session) flush(ctx context.Context) <-chan struct{} {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		ctx, cancel := context.WithTimeout(ctx, s.plan.PrepareTimeout)
+		defer cancel()
+		err := each(s.plan.Flush, func(call blueprint.Call) error {
+			if err := s.executor.Exec(ctx, containerOf(call), call.Command, cluster.Streams{}); err != nil {
+				return fmt.Errorf("%s in %s: %w", quote(call.Command), containerOf(call), err)
+			}
+			return nil
+		})
+		if err != nil {
+			s.log.Debugf("The freeze has more to write out: %v", err)
+		}
+	}()
+	return done
 }
 
 // open starts the shells of all pre and post commands side by side.
