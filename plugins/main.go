@@ -13,6 +13,7 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/plugin/framework"
 
 	"stillpoint.io/stillpoint/plugins/backup"
+	"stillpoint.io/stillpoint/plugins/restore"
 )
 
 func main() {
@@ -30,11 +31,14 @@ func main() {
 
 	features := pflag.CommandLine.String("features", "", "features of the Velero server, separated by commas")
 	shared := backup.NewShared(func() bool { return enabled(*features, "EnableCSI") })
+	restores := &restore.Shared{}
 	framework.NewServer().
 		BindFlags(pflag.CommandLine).
 		RegisterBackupItemAction("stillpoint.io/quiesce-volume", shared.Volume).
 		RegisterBackupItemActionV2("stillpoint.io/claim", shared.Claim).
 		RegisterItemBlockAction("stillpoint.io/quiesce-pods", shared.Pods).
+		RegisterRestoreItemAction("stillpoint.io/restore-snapshot", restores.Snapshots).
+		RegisterRestoreItemAction("stillpoint.io/restore-claim", restores.Claims).
 		Serve()
 }
 

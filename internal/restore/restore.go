@@ -1,0 +1,375 @@
+// Package restore decides how the snapshots in a backup come back in the
+// cluster that is restored to: with which driver, class and deletion policy,
+// and which claims are refused. It changes what Velero's own actions have made
+// of an item only where the configuration or a mark in the backup asks for it.
+package restore
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	"github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned"
+	"github.com/sirupsen/logrus"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	"github.com/vmware-tanzu/velero/pkg/util"
+	"github.com/vmware-tanzu/velero/pkg/util/boolptr"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+
+	"stillpoint.io/stillpoint/internal/config"
+)
+
+// Restorer works on the items of restores. Velero starts a process for each
+// restore, so what it remembers is of one; it is safe for concurrent use.
+type Restorer struct {
+	kube            kubernetes.Interface
+	snapshots       versioned.Interface
+	veleroNamespace string
+	log             logrus.FieldLogger
+
+	mu       sync.Mutex
+	restores map[types.UID]*memory
+}
+
+// memory is what is known of one restore. When the process dies in between it
+// is gone, and what it knew is looked up in the cluster.
+type memory struct {
+	settings *config.Config
+	err      error // that there are no settings
+	// decided is by the VolumeSnapshot as backed up. Its content comes first,
+	// and the claim that wants it last.
+	decided map[types.NamespacedName]decision
+}
+
+type decision struct {
+	mapped *Mapped // nil where the maps do not name it
+	err    error
+}
+
+// Item is one object of a restore.
+type Item struct {
+	// Object is the item as Velero's own actions left it. It is changed in
+	// place, and only in the fields that are mapped.
+	Object *unstructured.Unstructured
+	// BackedUp is the item as the backup has it.
+	BackedUp *unstructured.Unstructured
+	Restore  *velerov1.Restore
+}
+
+// NewRestorer returns a Restorer for the Velero of a namespace.
+func NewRestorer(kube kubernetes.Interface, snapshots versioned.Interface, veleroNamespace string, log logrus.FieldLogger) *Restorer {
+	return &Restorer{kube: kube, snapshots: snapshots, veleroNamespace: veleroNamespace, log: log, restores: map[types.UID]*memory{}}
+}
+
+// of reads the configuration at the restore's first item. What could not be
+// read stays an error to the end: half a restore with the maps and half
+// without would be worse.
+func (r *Restorer) of(ctx context.Context, restore *velerov1.Restore) *memory {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	known, ok := r.restores[restore.UID]
+	if !ok {
+		known = &memory{decided: map[types.NamespacedName]decision{}}
+		if known.settings, known.err = config.Load(ctx, r.kube, r.veleroNamespace); known.err != nil {
+			known.err = fmt.Errorf("read the restore maps: %w", known.err)
+		}
+		r.restores[restore.UID] = known
+	}
+	return known
+}
+
+func (m *memory) maps() bool {
+	return len(m.settings.Restore.Drivers)+len(m.settings.Restore.SnapshotClasses) > 0
+}
+
+// Class works on a VolumeSnapshotClass. skip says that it is not to be restored.
+func (r *Restorer) Class(ctx context.Context, item Item) (skip bool, err error) {
+	known := r.of(ctx, item.Restore)
+	name := item.BackedUp.GetName()
+	if known.err != nil {
+		return false, fmt.Errorf("VolumeSnapshotClass %s is not restored: %w", name, known.err)
+	}
+	if !known.maps() {
+		return false, nil
+	}
+	class := &snapshotv1.VolumeSnapshotClass{}
+	if err := convert(item.BackedUp, class); err != nil {
+		return false, err
+	}
+	target, err := r.target(ctx)
+	if err != nil {
+		return false, fmt.Errorf("VolumeSnapshotClass %s is not restored: %w", name, err)
+	}
+	plan, err := MapClass(Source{Driver: class.Driver, Class: name}, known.settings, target)
+	if err != nil {
+		return false, fmt.Errorf("VolumeSnapshotClass %s is not restored: %w", name, err)
+	}
+	switch {
+	case plan.Reason == "":
+		return false, nil
+	case plan.Skip:
+		r.log.Infof("VolumeSnapshotClass %s of the backup is left out: %s", name, plan.Reason)
+		return true, nil
+	}
+	r.log.Infof("VolumeSnapshotClass %s of the backup comes back as %s of driver %s: %s", name, plan.Name, plan.Driver, plan.Reason)
+	item.Object.SetName(plan.Name)
+	return false, set(item.Object, plan.Driver, "driver")
+}
+
+// Content works on a VolumeSnapshotContent: driver, class, deletion policy.
+func (r *Restorer) Content(ctx context.Context, item Item) error {
+	content := &snapshotv1.VolumeSnapshotContent{}
+	if err := convert(item.BackedUp, content); err != nil {
+		return err
+	}
+	snapshot := types.NamespacedName{Namespace: content.Spec.VolumeSnapshotRef.Namespace, Name: content.Spec.VolumeSnapshotRef.Name}
+	known := r.of(ctx, item.Restore)
+	decided := r.decide(ctx, known, snapshot, Source{Driver: content.Spec.Driver, Class: value(content.Spec.VolumeSnapshotClassName)})
+	if decided.err != nil {
+		return fmt.Errorf("VolumeSnapshotContent %s of VolumeSnapshot %s is not restored: %w", content.Name, snapshot, decided.err)
+	}
+	if mapped := decided.mapped; mapped != nil {
+		r.log.Infof("VolumeSnapshotContent %s of VolumeSnapshot %s comes back with driver %s and class %s: %s",
+			content.Name, snapshot, mapped.Driver, orNone(mapped.Class), mapped.Reason)
+		if err := set(item.Object, mapped.Driver, "spec", "driver"); err != nil {
+			return err
+		}
+		if mapped.Class == "" {
+			unstructured.RemoveNestedField(item.Object.Object, "spec", "volumeSnapshotClassName")
+		} else if err := set(item.Object, mapped.Class, "spec", "volumeSnapshotClassName"); err != nil {
+			return err
+		}
+	}
+	if policy := known.settings.Restore.DeletionPolicy; policy != "" {
+		r.log.Infof("VolumeSnapshotContent %s of VolumeSnapshot %s comes back with deletion policy %s: restore.deletionPolicy", content.Name, snapshot, policy)
+		return set(item.Object, string(policy), "spec", "deletionPolicy")
+	}
+	return nil
+}
+
+// Snapshot works on a VolumeSnapshot. Its class is Velero's to clear; driver
+// and policy are annotations here, which say what its content has.
+func (r *Restorer) Snapshot(ctx context.Context, item Item) error {
+	snapshot := &snapshotv1.VolumeSnapshot{}
+	if err := convert(item.BackedUp, snapshot); err != nil {
+		return err
+	}
+	name := types.NamespacedName{Namespace: snapshot.Namespace, Name: snapshot.Name}
+	known := r.of(ctx, item.Restore)
+	decided := r.decide(ctx, known, name, Source{Driver: snapshot.Annotations[velerov1.DriverNameAnnotation], Class: value(snapshot.Spec.VolumeSnapshotClassName)})
+	if decided.err == nil && known.maps() {
+		if decided.err = r.hasContent(ctx, item.Object); decided.err != nil {
+			r.remember(known, name, decided)
+		}
+	}
+	if decided.err != nil {
+		return fmt.Errorf("VolumeSnapshot %s is not restored: %w", name, decided.err)
+	}
+	if decided.mapped != nil {
+		if group := snapshot.Annotations[velerov1.VolumeGroupSnapshotHandleAnnotation]; group != "" {
+			r.log.Warnf("VolumeSnapshot %s is of a group snapshot, for which Velero makes a VolumeGroupSnapshotContent of the backup's driver; the map does not reach that", name)
+		}
+		annotate(item.Object, velerov1.DriverNameAnnotation, decided.mapped.Driver)
+	}
+	if policy := known.settings.Restore.DeletionPolicy; policy != "" {
+		annotate(item.Object, velerov1.VSCDeletionPolicyAnnotation, string(policy))
+	}
+	return nil
+}
+
+// hasContent is an error when the content that the VolumeSnapshot names is not
+// there. It was restored just before, or refused, perhaps by a process that
+// has died since.
+func (r *Restorer) hasContent(ctx context.Context, snapshot *unstructured.Unstructured) error {
+	name, _, err := unstructured.NestedString(snapshot.Object, "spec", "source", "volumeSnapshotContentName")
+	if err != nil || name == "" {
+		return err
+	}
+	_, err = r.snapshots.SnapshotV1().VolumeSnapshotContents().Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return fmt.Errorf("its VolumeSnapshotContent %s was not restored, for a reason among the errors of this restore", name)
+	}
+	if err != nil {
+		return fmt.Errorf("get VolumeSnapshotContent %s: %w", name, err)
+	}
+	return nil
+}
+
+// Claim works on a PersistentVolumeClaim. It refuses one that would come back
+// empty, and one whose VolumeSnapshot was refused.
+func (r *Restorer) Claim(ctx context.Context, item Item) error {
+	claim := types.NamespacedName{Namespace: item.BackedUp.GetNamespace(), Name: item.BackedUp.GetName()}
+	target := claim
+	if mapped, ok := item.Restore.Spec.NamespaceMapping[claim.Namespace]; ok {
+		target.Namespace = mapped
+	}
+	if reason, marked := item.BackedUp.GetAnnotations()[AnnotationNoSnapshot]; marked {
+		exists, err := r.exists(ctx, target)
+		if err != nil {
+			return err
+		}
+		if err := guard(unsaved{
+			claim: claim, backup: item.Restore.Spec.BackupName, reason: reason,
+			volumes: !boolptr.IsSetToFalse(item.Restore.Spec.RestorePVs), exists: exists,
+		}); err != nil {
+			return err
+		}
+		if !exists {
+			r.log.Infof("Claim %s comes back empty, as asked: RestorePVs is false", claim)
+		}
+		unannotate(item.Object, AnnotationNoSnapshot)
+	}
+
+	snapshot := types.NamespacedName{Namespace: claim.Namespace, Name: item.BackedUp.GetAnnotations()[velerov1.VolumeSnapshotLabel]}
+	// Velero has pointed the claim at the VolumeSnapshot unless it leaves the
+	// claim alone, has it filled otherwise, or was asked to make it empty.
+	source := util.GenerateSha256FromRestoreUIDAndVsName(string(item.Restore.UID), snapshot.Name)
+	restored := &corev1.PersistentVolumeClaim{}
+	if err := convert(item.Object, restored); err != nil {
+		return err
+	}
+	if from := restored.Spec.DataSource; snapshot.Name == "" || from == nil || from.Name != source {
+		return nil
+	}
+	if err := r.hasSnapshot(ctx, r.of(ctx, item.Restore), snapshot, types.NamespacedName{Namespace: target.Namespace, Name: source}); err != nil {
+		return fmt.Errorf("claim %s is not restored: %w", claim, err)
+	}
+	return nil
+}
+
+// exists tells whether the cluster has a claim that is not about to go.
+func (r *Restorer) exists(ctx context.Context, claim types.NamespacedName) (bool, error) {
+	live, err := r.kube.CoreV1().PersistentVolumeClaims(claim.Namespace).Get(ctx, claim.Name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("get claim %s: %w", claim, err)
+	}
+	return live.DeletionTimestamp == nil, nil
+}
+
+// hasSnapshot is an error when the VolumeSnapshot that a claim is to come from
+// was refused. Without maps nothing is refused, and nothing is looked up.
+func (r *Restorer) hasSnapshot(ctx context.Context, known *memory, snapshot, restored types.NamespacedName) error {
+	if known.err != nil {
+		return known.err
+	}
+	if !known.maps() {
+		return nil
+	}
+	r.mu.Lock()
+	decided := known.decided[snapshot]
+	r.mu.Unlock()
+	if decided.err != nil {
+		return fmt.Errorf("VolumeSnapshot %s is not: %w", snapshot, decided.err)
+	}
+	_, err := r.snapshots.SnapshotV1().VolumeSnapshots(restored.Namespace).Get(ctx, restored.Name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return fmt.Errorf("VolumeSnapshot %s of the backup, %s here, was not restored, for a reason among the errors of this restore", snapshot, restored)
+	}
+	if err != nil {
+		return fmt.Errorf("get VolumeSnapshot %s: %w", restored, err)
+	}
+	return nil
+}
+
+// decide gives the decision on a snapshot, which is made once: content and
+// VolumeSnapshot must not differ.
+func (r *Restorer) decide(ctx context.Context, known *memory, snapshot types.NamespacedName, source Source) decision {
+	if known.err != nil {
+		return decision{err: known.err}
+	}
+	r.mu.Lock()
+	decided, ok := known.decided[snapshot]
+	r.mu.Unlock()
+	// Without a driver it is a VolumeSnapshot that no Velero has backed up with
+	// its content, and all depends on that.
+	if ok || !known.maps() || source.Driver == "" {
+		return decided
+	}
+	target, err := r.target(ctx)
+	if err != nil {
+		decided.err = err
+	} else {
+		decided.mapped, decided.err = Map(source, known.settings, target)
+	}
+	r.remember(known, snapshot, decided)
+	return decided
+}
+
+func (r *Restorer) remember(known *memory, snapshot types.NamespacedName, decided decision) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	known.decided[snapshot] = decided
+}
+
+// target is read for each decision: a restore brings classes along.
+func (r *Restorer) target(ctx context.Context) (Target, error) {
+	classes, err := r.snapshots.SnapshotV1().VolumeSnapshotClasses().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return Target{}, fmt.Errorf("list VolumeSnapshotClasses: %w", err)
+	}
+	drivers, err := r.kube.StorageV1().CSIDrivers().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return Target{}, fmt.Errorf("list CSIDrivers: %w", err)
+	}
+	target := Target{Classes: classes.Items}
+	for _, driver := range drivers.Items {
+		target.Drivers = append(target.Drivers, driver.Name)
+	}
+	return target, nil
+}
+
+func convert(item *unstructured.Unstructured, into any) error {
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(item.Object, into); err != nil {
+		return fmt.Errorf("read %s %s/%s: %w", item.GetKind(), item.GetNamespace(), item.GetName(), err)
+	}
+	return nil
+}
+
+func set(item *unstructured.Unstructured, value string, fields ...string) error {
+	if err := unstructured.SetNestedField(item.Object, value, fields...); err != nil {
+		return fmt.Errorf("change %s %s/%s: %w", item.GetKind(), item.GetNamespace(), item.GetName(), err)
+	}
+	return nil
+}
+
+func annotate(item *unstructured.Unstructured, key, value string) {
+	annotations := item.GetAnnotations()
+	if annotations == nil {
+		annotations = map[string]string{}
+	}
+	annotations[key] = value
+	item.SetAnnotations(annotations)
+}
+
+func unannotate(item *unstructured.Unstructured, key string) {
+	annotations := item.GetAnnotations()
+	delete(annotations, key)
+	if len(annotations) == 0 {
+		annotations = nil
+	}
+	item.SetAnnotations(annotations)
+}
+
+func value(name *string) string {
+	if name == nil {
+		return ""
+	}
+	return *name
+}
+
+func orNone(class string) string {
+	if class == "" {
+		return "none"
+	}
+	return class
+}

@@ -1,0 +1,273 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/rand"
+	"k8s.io/utils/ptr"
+	crclient "sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
+
+	"stillpoint.io/stillpoint/tests/cluster"
+)
+
+// One backup of a workload, and of a claim that is marked as having no
+// snapshot, is restored in every way.
+func TestRestore(t *testing.T) {
+	c := connect(t)
+	// Velero gives a content the first class of its driver, so the class that
+	// the map asks for must not be the first.
+	classes := []string{className(slowClass(t, c, nil)), className(slowClass(t, c, nil))}
+	slices.Sort(classes)
+	from, to := classes[0], classes[1]
+
+	a := newApp(t, c, shape{claim: func(claim *corev1.PersistentVolumeClaim) {
+		claim.Annotations = map[string]string{"velero.io/csi-volumesnapshot-class": from}
+		claim.Labels = map[string]string{"restored": "app"}
+	}})
+	unsaved := &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: a.namespace, Name: "unsaved-data0",
+			Labels: map[string]string{"restored": "unsaved"}, Annotations: map[string]string{"stillpoint.io/no-snapshot": "not frozen in time"},
+		},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			Resources:   corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("64Mi")}},
+		},
+	}
+	require.NoError(t, c.Objects().Create(t.Context(), unsaved))
+	a.kubectl("wait", "--for=jsonpath={.status.phase}=Bound", "persistentvolumeclaim/unsaved-data0", "--timeout=60s")
+	a.kubectl("exec", "deployment/app", "-c", "sidecar", "--", "sh", "-c", "echo kept > /mnt/data0/marker; sync")
+	b := startBackup(t, c, a.namespace, leaveOut(t, c, unsaved.Labels))
+	require.Equal(t, velerov1.BackupPhaseCompleted, b.finished(limit), b.log())
+	if dir := os.Getenv("CAPTURE"); dir != "" {
+		out, err := c.Velero(t.Context(), "backup", "download", b.name, "-o", dir+"/backup.tgz", "--force")
+		t.Log(out, err)
+	}
+
+	t.Run("a class that is mapped, and a claim without a snapshot", func(t *testing.T) {
+		configure(t, c, fmt.Sprintf("deletionPolicy: Delete\nsnapshotClasses:\n- {from: %s, to: %s}", from, to))
+		r := b.restore(t, nil)
+		require.Equal(t, velerov1.RestorePhasePartiallyFailed, r.finished(limit))
+		errors := said(r.log(), "error")
+		assert.Equal(t, 1, strings.Count(errors, "stillpoint:"), errors)
+		for _, want := range []string{a.namespace + "/unsaved-data0", b.name, "not frozen in time", "--restore-volumes=false"} {
+			assert.Contains(t, errors, want)
+		}
+		assert.Equal(t, []string{"app-data0"}, r.claims())
+
+		content := r.contentOf("app-data0")
+		assert.Equal(t, to, *content.Spec.VolumeSnapshotClassName)
+		assert.Equal(t, snapshotv1.VolumeSnapshotContentDelete, content.Spec.DeletionPolicy)
+		assert.Contains(t, r.log(), fmt.Sprintf("class %s: class by restore.snapshotClasses maps %s to %s", to, from, to))
+		r.kubectl("rollout", "status", "deployment/app", "--timeout=60s")
+		assert.Equal(t, "kept\n", r.kubectl("exec", "deployment/app", "-c", "sidecar", "--", "cat", "/mnt/data0/marker"))
+	})
+
+	t.Run("a class that is mapped to none", func(t *testing.T) {
+		configure(t, c, fmt.Sprintf("snapshotClasses:\n- {from: %s, to: nowhere}", from))
+		r := b.restore(t, only("app"))
+		require.Equal(t, velerov1.RestorePhasePartiallyFailed, r.finished(limit))
+		r.refused(fmt.Sprintf(`maps VolumeSnapshotClass "%s" of the backup to "nowhere", which this cluster does not have`, from),
+			strings.Join([]string{from, to, cluster.SnapshotClass}, ", "))
+	})
+
+	t.Run("a driver that is mapped to none", func(t *testing.T) {
+		configure(t, c, "drivers:\n- {from: loop.csi.stillpoint.io, to: other.csi}")
+		r := b.restore(t, only("app"))
+		require.Equal(t, velerov1.RestorePhasePartiallyFailed, r.finished(limit))
+		r.refused(`maps driver "loop.csi.stillpoint.io" of the backup to "other.csi"`, "its drivers: loop.csi.stillpoint.io")
+	})
+
+	t.Run("a configuration that cannot be read", func(t *testing.T) {
+		configure(t, c, "driver: []")
+		r := b.restore(t, only("app"))
+		require.Equal(t, velerov1.RestorePhasePartiallyFailed, r.finished(limit))
+		r.refused("e2e-restore", "restore.driver")
+	})
+
+	t.Run("a claim without a snapshot that is to be empty", func(t *testing.T) {
+		r := b.restore(t, func(spec *velerov1.RestoreSpec) { spec.RestorePVs = ptr.To(false) })
+		require.Equal(t, velerov1.RestorePhaseCompleted, r.finished(limit), said(r.log(), "error"))
+		assert.Equal(t, []string{"app-data0", "unsaved-data0"}, r.claims())
+		claim, err := c.Client().CoreV1().PersistentVolumeClaims(r.namespace).Get(t.Context(), "unsaved-data0", metav1.GetOptions{})
+		require.NoError(t, err)
+		assert.NotContains(t, claim.Annotations, "stillpoint.io/no-snapshot")
+		assert.Nil(t, claim.Spec.DataSource)
+	})
+
+	t.Run("a class of the backup that gets another name", func(t *testing.T) {
+		name := "e2e-" + rand.String(5)
+		configure(t, c, fmt.Sprintf("snapshotClasses:\n- {from: %s, to: %s}", from, name))
+		class := &snapshotv1.VolumeSnapshotClass{ObjectMeta: metav1.ObjectMeta{Name: name}}
+		t.Cleanup(func() { _ = c.Objects().Delete(context.Background(), class) })
+		r := b.restore(t, func(spec *velerov1.RestoreSpec) {
+			spec.IncludedResources = []string{"volumesnapshotclasses.snapshot.storage.k8s.io"}
+			spec.IncludeClusterResources = ptr.To(true)
+		})
+		require.Equal(t, velerov1.RestorePhaseCompleted, r.finished(limit), said(r.log(), "error"))
+		require.NoError(t, c.Objects().Get(t.Context(), crclient.ObjectKeyFromObject(class), class))
+		assert.Equal(t, "loop.csi.stillpoint.io", class.Driver)
+	})
+}
+
+// leaveOut has a backup take no snapshots of claims with these labels.
+func leaveOut(t *testing.T, c *cluster.Cluster, labels map[string]string) func(*velerov1.BackupSpec) {
+	t.Helper()
+	policy, err := yaml.Marshal(map[string]any{"version": "v1", "volumePolicies": []any{map[string]any{
+		"conditions": map[string]any{"pvcLabels": labels}, "action": map[string]any{"type": "skip"},
+	}}})
+	require.NoError(t, err)
+	configMap := &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: "e2e-" + rand.String(5)},
+		Data:       map[string]string{"policy.yaml": string(policy)},
+	}
+	require.NoError(t, c.Objects().Create(t.Context(), configMap))
+	t.Cleanup(func() { _ = c.Objects().Delete(context.Background(), configMap) })
+	return func(spec *velerov1.BackupSpec) {
+		spec.ResourcePolicy = &corev1.TypedLocalObjectReference{Kind: "configmap", Name: configMap.Name}
+	}
+}
+
+// only restores the claims of one workload.
+func only(name string) func(*velerov1.RestoreSpec) {
+	return func(spec *velerov1.RestoreSpec) {
+		// Snapshots have the labels of no workload: they come with their claims.
+		spec.IncludedResources = []string{"persistentvolumeclaims"}
+		spec.LabelSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"restored": name}}
+	}
+}
+
+func className(annotate func(*corev1.PersistentVolumeClaim)) string {
+	claim := &corev1.PersistentVolumeClaim{}
+	annotate(claim)
+	return claim.Annotations["velero.io/csi-volumesnapshot-class"]
+}
+
+// configure gives Velero's namespace a configuration for one test; its restore
+// section is given.
+func configure(t *testing.T, c *cluster.Cluster, section string) {
+	t.Helper()
+	configMap := &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: cluster.VeleroNamespace, Name: "e2e-restore",
+			Labels: map[string]string{"velero.io/plugin-config": "", "stillpoint.io/stillpoint": "Configuration"},
+		},
+		Data: map[string]string{"config.yaml": "version: v1\nrestore:\n  " + strings.ReplaceAll(section, "\n", "\n  ") + "\n"},
+	}
+	require.NoError(t, c.Objects().Create(t.Context(), configMap))
+	t.Cleanup(func() { assert.NoError(t, c.Objects().Delete(context.Background(), configMap)) })
+}
+
+// restored is a restore that has been asked for, into a namespace of its own.
+type restored struct {
+	t               *testing.T
+	c               *cluster.Cluster
+	name, namespace string
+}
+
+// restore asks for a restore, as `velero restore create` does.
+func (b *backup) restore(t *testing.T, change func(*velerov1.RestoreSpec)) *restored {
+	t.Helper()
+	source := &velerov1.Backup{}
+	require.NoError(t, b.c.Objects().Get(t.Context(), crclient.ObjectKey{Namespace: cluster.VeleroNamespace, Name: b.name}, source))
+	r := &restored{t: t, c: b.c, name: "e2e-" + rand.String(6), namespace: b.c.Namespace(t, "e2e-restored")}
+	object := &velerov1.Restore{ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: r.name}}
+	object.Spec.BackupName = b.name
+	object.Spec.NamespaceMapping = map[string]string{source.Spec.IncludedNamespaces[0]: r.namespace}
+	if change != nil {
+		change(&object.Spec)
+	}
+	require.NoError(t, b.c.Objects().Create(t.Context(), object))
+	t.Cleanup(func() { _ = b.c.Objects().Delete(context.Background(), object) })
+	return r
+}
+
+// finished waits until a restore has ended and returns its phase.
+func (r *restored) finished(limit time.Duration) velerov1.RestorePhase {
+	r.t.Helper()
+	found := &velerov1.Restore{}
+	for deadline := time.Now().Add(limit); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+		require.NoError(r.t, r.c.Objects().Get(r.t.Context(), crclient.ObjectKey{Namespace: cluster.VeleroNamespace, Name: r.name}, found))
+		switch found.Status.Phase {
+		case velerov1.RestorePhaseCompleted, velerov1.RestorePhasePartiallyFailed, velerov1.RestorePhaseFailed, velerov1.RestorePhaseFailedValidation:
+			return found.Status.Phase
+		default:
+		}
+	}
+	r.t.Fatalf("restore %s is %s after %s", r.name, found.Status.Phase, limit)
+	return ""
+}
+
+// log returns what matters of the restore's log: our lines, warnings and errors.
+func (r *restored) log() string {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), 30*time.Second)
+	defer cancel()
+	text, err := r.c.Velero(ctx, "restore", "logs", r.name)
+	require.NoError(r.t, err)
+	var lines strings.Builder
+	for line := range strings.Lines(text) {
+		if strings.Contains(line, "pluginName=stillpoint") || said(line, "error", "warning") != "" {
+			lines.WriteString(line)
+		}
+	}
+	return lines.String()
+}
+
+// refused checks that each object of the volume was refused for the same
+// reason, and that nothing of it was made.
+func (r *restored) refused(wants ...string) {
+	r.t.Helper()
+	errors := said(r.log(), "error")
+	for _, object := range []string{"VolumeSnapshotContent ", "VolumeSnapshot ", "claim "} {
+		i := slices.IndexFunc(strings.Split(errors, "\n"), func(line string) bool { return strings.Contains(line, "stillpoint: "+object) })
+		if !assert.GreaterOrEqual(r.t, i, 0, "%sis not refused: %s", object, errors) {
+			continue
+		}
+		for _, want := range wants {
+			assert.Contains(r.t, strings.ReplaceAll(strings.Split(errors, "\n")[i], `\"`, `"`), want)
+		}
+	}
+	assert.Empty(r.t, r.claims())
+	assert.Empty(r.t, r.kubectl("get", "volumesnapshots", "-o", "name"))
+	assert.NotContains(r.t, r.kubectl("get", "volumesnapshotcontents", "-o", "jsonpath={.items[*].spec.volumeSnapshotRef.namespace}"), r.namespace)
+}
+
+func (r *restored) claims() []string {
+	r.t.Helper()
+	return strings.Fields(r.kubectl("get", "persistentvolumeclaims", "-o", "jsonpath={.items[*].metadata.name}"))
+}
+
+// contentOf is the content that a claim was filled from.
+func (r *restored) contentOf(claim string) snapshotv1.VolumeSnapshotContent {
+	r.t.Helper()
+	found, err := r.c.Client().CoreV1().PersistentVolumeClaims(r.namespace).Get(r.t.Context(), claim, metav1.GetOptions{})
+	require.NoError(r.t, err)
+	content := snapshotv1.VolumeSnapshotContent{}
+	// Velero gives both the same name.
+	require.NoError(r.t, r.c.Objects().Get(r.t.Context(), crclient.ObjectKey{Name: found.Spec.DataSource.Name}, &content))
+	return content
+}
+
+func (r *restored) kubectl(args ...string) string {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), 100*time.Second)
+	defer cancel()
+	output, err := r.c.Kubectl(ctx, nil, append([]string{"-n", r.namespace}, args...)...)
+	require.NoError(r.t, err)
+	return output
+}
