@@ -49,7 +49,7 @@ func Map(source Source, settings *config.Config, target Target) (*Mapped, error)
 	mapped := &Mapped{Driver: driver}
 	var reasons []string
 	if driverMapped {
-		reasons = append(reasons, fmt.Sprintf("restore.drivers maps driver %s to %s", source.Driver, driver))
+		reasons = append(reasons, since(source, driver, class, true))
 	}
 	switch {
 	case classMapped && !class.Skip:
@@ -63,7 +63,7 @@ func Map(source Source, settings *config.Config, target Target) (*Mapped, error)
 	default:
 		choice, err := snapshotclass.ForContent(driver, settings.SnapshotClasses, target.Classes)
 		if err != nil {
-			return nil, fmt.Errorf("choose a VolumeSnapshotClass of driver %s, since %s: %w", driver, since(source, class, driverMapped), err)
+			return nil, fmt.Errorf("%s: %w", since(source, driver, class, driverMapped), err)
 		}
 		mapped.Class = choice.Class.Name
 		reasons = append(reasons, "class by "+choice.Reason)
@@ -73,9 +73,9 @@ func Map(source Source, settings *config.Config, target Target) (*Mapped, error)
 }
 
 // since says which entry sent a snapshot through the chain.
-func since(source Source, class config.SnapshotClassMapping, driverMapped bool) string {
+func since(source Source, driver string, class config.SnapshotClassMapping, driverMapped bool) string {
 	if driverMapped {
-		return fmt.Sprintf("restore.drivers maps %s to it", source.Driver)
+		return fmt.Sprintf("restore.drivers maps driver %s to %s", source.Driver, driver)
 	}
 	return show(class)
 }
@@ -90,8 +90,10 @@ type Class struct {
 
 // MapClass decides what becomes of a VolumeSnapshotClass: by the maps it is
 // left out, has another name or another driver. One that already exists under
-// its new name is left as it is.
-func MapClass(class Source, settings *config.Config, target Target) (Class, error) {
+// its new name is left as it is; one that does not is made by a restore that
+// was told to bring cluster resources along, and an error in others: Velero
+// restores classes unasked, and a typing mistake would become a class.
+func MapClass(class Source, settings *config.Config, target Target, bring bool) (Class, error) {
 	entry, entryThere := classEntry(settings.Restore, class.Class)
 	if entry.Skip {
 		return Class{Skip: true, Reason: show(entry)}, nil
@@ -104,11 +106,14 @@ func MapClass(class Source, settings *config.Config, target Target) (Class, erro
 	var reasons []string
 	if entryThere {
 		plan.Name = entry.To
-		if named(entry.To, target) != nil {
-			if err := fits(entry, driver, target); err != nil {
-				return Class{}, err
-			}
+		misfit := fits(entry, driver, target)
+		switch exists := named(entry.To, target) != nil; {
+		case misfit == nil:
 			return Class{Skip: true, Reason: show(entry) + ", which this cluster has"}, nil
+		case exists:
+			return Class{}, misfit
+		case !bring:
+			return Class{}, fmt.Errorf("%w; --include-cluster-resources makes it from the one in the backup", misfit)
 		}
 		reasons = append(reasons, show(entry))
 	}

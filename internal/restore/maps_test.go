@@ -110,7 +110,7 @@ func TestMap(t *testing.T) {
 		},
 		"the chain cannot decide": {
 			source: Source{"old.csi", "gold"}, maps: driverTo("old.csi", "new.csi"),
-			err: []string{"restore.drivers maps old.csi to it", "fast", "slow"},
+			err: []string{"restore.drivers maps driver old.csi to new.csi: ", "fast", "slow"},
 		},
 		"the chain cannot decide for a skipped class": {
 			source: Source{"new.csi", "gold"}, maps: skip("gold"),
@@ -141,6 +141,7 @@ func TestMapClass(t *testing.T) {
 	for name, test := range map[string]struct {
 		source Source
 		maps   config.Restore
+		asked  bool  // for cluster resources
 		want   Class // without its reason
 		reason string
 		err    string
@@ -154,8 +155,12 @@ func TestMapClass(t *testing.T) {
 			source: Source{"old.csi", "gold"}, maps: both(driverTo("old.csi", "nowhere.csi"), skip("gold")),
 			want: Class{Skip: true}, reason: "restore.snapshotClasses skips gold",
 		},
-		"another name": {
+		"another name that is not there": {
 			source: Source{"new.csi", "gold"}, maps: classTo("gold", "platinum"),
+			err: `maps VolumeSnapshotClass "gold" of the backup to "platinum", which this cluster does not have; classes of driver new.csi here: fast, slow; --include-cluster-resources`,
+		},
+		"another name": {
+			source: Source{"new.csi", "gold"}, maps: classTo("gold", "platinum"), asked: true,
 			want: Class{Name: "platinum", Driver: "new.csi"}, reason: "restore.snapshotClasses maps gold to platinum",
 		},
 		"another name that is there": {
@@ -163,14 +168,14 @@ func TestMapClass(t *testing.T) {
 			want: Class{Skip: true}, reason: "restore.snapshotClasses maps gold to fast, which this cluster has",
 		},
 		"another name that is there, of another driver": {
-			source: Source{"new.csi", "gold"}, maps: classTo("gold", "alone"), err: `of driver "single.csi" in this cluster, not of "new.csi"`,
+			source: Source{"new.csi", "gold"}, maps: classTo("gold", "alone"), asked: true, err: `of driver "single.csi" in this cluster, not of "new.csi"`,
 		},
 		"another driver": {
 			source: Source{"old.csi", "gold"}, maps: driverTo("old.csi", "new.csi"),
 			want: Class{Name: "gold", Driver: "new.csi"}, reason: "restore.drivers maps driver old.csi to new.csi",
 		},
 		"another driver and name": {
-			source: Source{"old.csi", "gold"}, maps: both(driverTo("old.csi", "new.csi"), classTo("gold", "platinum")),
+			source: Source{"old.csi", "gold"}, asked: true, maps: both(driverTo("old.csi", "new.csi"), classTo("gold", "platinum")),
 			want: Class{Name: "platinum", Driver: "new.csi"}, reason: "restore.snapshotClasses maps gold to platinum; restore.drivers maps driver old.csi to new.csi",
 		},
 		"another driver that is not there": {
@@ -178,7 +183,7 @@ func TestMapClass(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := MapClass(test.source, &config.Config{Restore: test.maps}, here)
+			got, err := MapClass(test.source, &config.Config{Restore: test.maps}, here, test.asked)
 			if test.err != "" {
 				assert.ErrorContains(t, err, test.err)
 				return

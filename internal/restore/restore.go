@@ -107,7 +107,7 @@ func (r *Restorer) Class(ctx context.Context, item Item) (skip bool, err error) 
 	if err != nil {
 		return false, fmt.Errorf("VolumeSnapshotClass %s is not restored: %w", name, err)
 	}
-	plan, err := MapClass(Source{Driver: class.Driver, Class: name}, known.settings, target)
+	plan, err := MapClass(Source{Driver: class.Driver, Class: name}, known.settings, target, boolptr.IsSetToTrue(item.Restore.Spec.IncludeClusterResources))
 	if err != nil {
 		return false, fmt.Errorf("VolumeSnapshotClass %s is not restored: %w", name, err)
 	}
@@ -269,11 +269,11 @@ func (r *Restorer) hasSnapshot(ctx context.Context, known *memory, snapshot, res
 	decided := known.decided[snapshot]
 	r.mu.Unlock()
 	if decided.err != nil {
-		return fmt.Errorf("VolumeSnapshot %s is not: %w", snapshot, decided.err)
+		return fmt.Errorf("its VolumeSnapshot %s was refused: %w", snapshot, decided.err)
 	}
 	_, err := r.snapshots.SnapshotV1().VolumeSnapshots(restored.Namespace).Get(ctx, restored.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return fmt.Errorf("VolumeSnapshot %s of the backup, %s here, was not restored, for a reason among the errors of this restore", snapshot, restored)
+		return fmt.Errorf("its VolumeSnapshot %s, %s here, was not restored, for a reason among the errors of this restore", snapshot, restored)
 	}
 	if err != nil {
 		return fmt.Errorf("get VolumeSnapshot %s: %w", restored, err)
