@@ -61,7 +61,7 @@ func newTarget(t *testing.T, settings string, classes ...snapshotv1.VolumeSnapsh
 		Spec:       velerov1.RestoreSpec{BackupName: "monday", NamespaceMapping: map[string]string{sourceNamespace: "shop"}},
 	}}
 	var cluster []runtime.Object
-	for _, name := range []string{sourceDriver, "new.csi"} {
+	for _, name := range []string{sourceDriver, "new.csi", "bare.csi"} {
 		cluster = append(cluster, &storagev1.CSIDriver{ObjectMeta: metav1.ObjectMeta{Name: name}})
 	}
 	if settings != "" {
@@ -213,7 +213,7 @@ func inShop(snapshot *snapshotv1.VolumeSnapshot) *snapshotv1.VolumeSnapshot {
 var volume = []string{"content", "snapshot", "claim"}
 
 func TestVolumeComesBack(t *testing.T) {
-	type want struct{ driver, class, policy string }
+	type want struct{ driver, class, policy string } // class "" for none
 	for name, test := range map[string]struct {
 		settings string
 		want     want
@@ -233,6 +233,10 @@ func TestVolumeComesBack(t *testing.T) {
 		"driver": {
 			settings: "{drivers: [{from: " + sourceDriver + ", to: new.csi}]}",
 			want:     want{"new.csi", "new", "Retain"}, log: "restore.drivers maps driver loop.csi.stillpoint.io to new.csi",
+		},
+		"driver without a class": {
+			settings: "{drivers: [{from: " + sourceDriver + ", to: bare.csi}]}",
+			want:     want{"bare.csi", "", "Retain"}, log: "class none",
 		},
 		"policy": {
 			settings: "{deletionPolicy: Delete}",
@@ -261,7 +265,7 @@ func TestVolumeComesBack(t *testing.T) {
 					}
 				}
 				content := typed(t, made["content"], &snapshotv1.VolumeSnapshotContent{})
-				assert.Equal(t, test.want, want{content.Spec.Driver, *content.Spec.VolumeSnapshotClassName, string(content.Spec.DeletionPolicy)})
+				assert.Equal(t, test.want, want{content.Spec.Driver, value(content.Spec.VolumeSnapshotClassName), string(content.Spec.DeletionPolicy)})
 				assert.Equal(t, "snapshot-fbc5f1ed-6bef-49fa-aaf6-10cf861cb0f0", *content.Spec.Source.SnapshotHandle)
 				annotations := made["snapshot"].GetAnnotations()
 				assert.Equal(t, test.want.driver, annotations[velerov1.DriverNameAnnotation])
@@ -310,7 +314,7 @@ func TestVolumeIsRefused(t *testing.T) {
 		},
 		"no such driver": {
 			"{drivers: [{from: " + sourceDriver + ", to: nowhere.csi}]}",
-			[]string{sourceDriver, `"nowhere.csi"`, "its drivers: loop.csi.stillpoint.io, new.csi"},
+			[]string{sourceDriver, `"nowhere.csi"`, "its drivers: bare.csi, loop.csi.stillpoint.io, new.csi"},
 		},
 		"ambiguous": {
 			"{snapshotClasses: [{from: " + sourceClass + ", skip: true}]}",
@@ -465,6 +469,16 @@ func TestUnsavedClaim(t *testing.T) {
 			assert.Contains(t, made.GetAnnotations(), "volume.kubernetes.io/storage-provisioner", "the others stay")
 		})
 	}
+}
+
+// A claim that Velero does not fill from a snapshot is none of the maps'.
+func TestClaimWithAnotherSource(t *testing.T) {
+	w := newTarget(t, "{driver: []}")
+	item := w.item("claim")
+	require.NoError(t, set(item.Object, "of-its-own", "spec", "dataSource", "name"))
+	require.NoError(t, w.restorer.Claim(t.Context(), *item))
+	unstructured.RemoveNestedField(item.Object.Object, "spec", "dataSource")
+	require.NoError(t, w.restorer.Claim(t.Context(), *item))
 }
 
 // A claim with a snapshot that is to be empty needs no map either.
