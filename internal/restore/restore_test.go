@@ -368,13 +368,14 @@ func TestSnapshotWithoutADriver(t *testing.T) {
 	require.NoError(t, w.restorer.Snapshot(t.Context(), *item))
 }
 
-// The configuration is that of the restore's first item, whoever changes it
-// meanwhile.
-func TestConfigurationIsReadOnce(t *testing.T) {
+// The configuration is that of the restore's first item, and a decision that of
+// the volume's first, whoever changes something meanwhile.
+func TestDecisionsStand(t *testing.T) {
 	w := newTarget(t, "{snapshotClasses: [{from: "+sourceClass+", to: b}]}", class("a", sourceDriver), class("b", sourceDriver))
 	_, err := w.bring("content")
 	require.NoError(t, err)
 	require.NoError(t, w.kube.CoreV1().ConfigMaps("velero").Delete(t.Context(), "settings", metav1.DeleteOptions{}))
+	require.NoError(t, w.snapshots.SnapshotV1().VolumeSnapshotClasses().Delete(t.Context(), "b", metav1.DeleteOptions{}))
 	snapshot, err := w.bring("snapshot")
 	require.NoError(t, err)
 	assert.NotNil(t, snapshot)
