@@ -6,13 +6,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// AnnotationNoSnapshot is on a claim in a backup whose volume has no snapshot
-// there, or none that was allowed to stand. The backup puts it into its copy of
-// the claim, with the reason as its value; a live claim never has it, and a
-// restore takes it off.
-const AnnotationNoSnapshot = "stillpoint.io/no-snapshot"
-
-// unsaved is a claim in a backup that has AnnotationNoSnapshot.
+// unsaved is a claim in a backup that has group.NoSnapshotAnnotation.
 type unsaved struct {
 	claim  types.NamespacedName // as backed up
 	backup string

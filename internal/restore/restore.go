@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/group"
 )
 
 // Restorer works on the items of restores. Velero starts a process for each
@@ -173,7 +174,7 @@ func (r *Restorer) Snapshot(ctx context.Context, item Item) error {
 		return fmt.Errorf("VolumeSnapshot %s is not restored: %w", name, decided.err)
 	}
 	if decided.mapped != nil {
-		if group := snapshot.Annotations[velerov1.VolumeGroupSnapshotHandleAnnotation]; group != "" {
+		if snapshot.Annotations[velerov1.VolumeGroupSnapshotHandleAnnotation] != "" {
 			r.log.Warnf("VolumeSnapshot %s is of a group snapshot, for which Velero makes a VolumeGroupSnapshotContent of the backup's driver; the map does not reach that", name)
 		}
 		annotate(item.Object, velerov1.DriverNameAnnotation, decided.mapped.Driver)
@@ -210,7 +211,7 @@ func (r *Restorer) Claim(ctx context.Context, item Item) error {
 	if mapped, ok := item.Restore.Spec.NamespaceMapping[claim.Namespace]; ok {
 		target.Namespace = mapped
 	}
-	if reason, marked := item.BackedUp.GetAnnotations()[AnnotationNoSnapshot]; marked {
+	if reason, marked := item.BackedUp.GetAnnotations()[group.NoSnapshotAnnotation]; marked {
 		exists, err := r.exists(ctx, target)
 		if err != nil {
 			return err
@@ -224,7 +225,7 @@ func (r *Restorer) Claim(ctx context.Context, item Item) error {
 		if !exists {
 			r.log.Infof("Claim %s comes back empty, as asked: RestorePVs is false", claim)
 		}
-		unannotate(item.Object, AnnotationNoSnapshot)
+		unannotate(item.Object, group.NoSnapshotAnnotation)
 	}
 
 	snapshot := types.NamespacedName{Namespace: claim.Namespace, Name: item.BackedUp.GetAnnotations()[velerov1.VolumeSnapshotLabel]}

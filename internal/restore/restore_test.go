@@ -27,6 +27,8 @@ import (
 	"k8s.io/utils/ptr"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 	crfake "sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	"stillpoint.io/stillpoint/internal/group"
 )
 
 // The files in testdata are the items of one volume in a backup that Velero
@@ -466,7 +468,7 @@ func TestUnsavedClaim(t *testing.T) {
 				return
 			}
 			require.NoError(t, err)
-			assert.NotContains(t, made.GetAnnotations(), AnnotationNoSnapshot)
+			assert.NotContains(t, made.GetAnnotations(), group.NoSnapshotAnnotation)
 			assert.Contains(t, made.GetAnnotations(), "volume.kubernetes.io/storage-provisioner", "the others stay")
 		})
 	}
