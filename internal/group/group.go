@@ -23,7 +23,7 @@ import (
 // NoSnapshotAnnotation stands on a claim in a backup that has no snapshot of
 // its volume, and says why. Stillpoint's restore action refuses to bring such a
 // claim back empty.
-const NoSnapshotAnnotation = "stillpoint.io/no-snapshot"
+const NoSnapshotAnnotation = quiesce.AnnotationNoSnapshot
 
 // Groups holds the groups of this process, which Velero starts anew for each
 // backup. It is safe for concurrent use.

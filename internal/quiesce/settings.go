@@ -20,6 +20,10 @@ const (
 	AnnotationQuiesceTimeout = AnnotationDomain + "quiesce-timeout"
 	AnnotationOnQuiesceError = AnnotationDomain + "on-quiesce-error"
 	AnnotationOptionPrefix   = "option.stillpoint.io/"
+	// AnnotationNoSnapshot is not the users' to write: it stands on a claim in a
+	// backup that has no snapshot of its volume, and says why. A claim that was
+	// restored without Stillpoint may still carry it.
+	AnnotationNoSnapshot = AnnotationDomain + "no-snapshot"
 	// AnnotationKanister is Kasten K10's; its users have it already.
 	AnnotationKanister = "kanister.kasten.io/blueprint"
 )
@@ -156,7 +160,7 @@ func duration(layers []Layer, key string, into *time.Duration) error {
 func unknown(layer Layer) error {
 	var keys []string
 	for key := range layer.Annotations {
-		if strings.HasPrefix(key, AnnotationDomain) && !slices.Contains(known, key) {
+		if strings.HasPrefix(key, AnnotationDomain) && !slices.Contains(known, key) && key != AnnotationNoSnapshot {
 			keys = append(keys, key)
 		}
 	}

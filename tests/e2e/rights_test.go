@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -23,18 +25,40 @@ import (
 	"k8s.io/client-go/tools/clientcmd/api"
 	"k8s.io/utils/clock"
 	"k8s.io/utils/ptr"
+	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/internal/bracket"
 	stillpoint "stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/group"
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
 	"stillpoint.io/stillpoint/tests/cluster"
 )
 
-// deploy/rbac.yaml is enough: the bracket runs here as a service account that
-// has these rights and no others, with the test in the place of Velero.
+// deploy/rbac.yaml is enough: bracket and groups run here as a service account
+// that has these rights and no others, with the test in the place of Velero.
 func TestRightsOfDeploySuffice(t *testing.T) {
 	c := connect(t)
+	clients, log, said := restricted(t, c)
+	namespaces := quiesce.NewNamespaces(clients.Kube, clock.RealClock{})
+	classes := snapshotclass.NewCatalogue(clients, clock.RealClock{})
+	reporter := quiesce.NewReporter(clients.Kube)
+	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze", "stillpoint.io/quiesce-timeout": "5s"}})
+	t.Run("bracket", func(t *testing.T) {
+		bracketRights(t, c, a, bracket.New(clients, namespaces, classes, reporter, true, log), said)
+	})
+	a.deploy("grouped", shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}, volumes: 3})
+	t.Run("groups", func(t *testing.T) {
+		groupRights(t, c, a, func() *group.Groups {
+			return group.New(clients, quiesce.NewNamespaces(clients.Kube, clock.RealClock{}), classes, reporter, true, log)
+		}, said)
+	})
+}
+
+// restricted makes an account with the rights of deploy/rbac.yaml, and clients
+// for it.
+func restricted(t *testing.T, c *cluster.Cluster) (*stillpoint.Clients, logrus.FieldLogger, *bytes.Buffer) {
+	t.Helper()
 	name := "e2e-" + rand.String(5)
 	rights, err := os.ReadFile(filepath.Join("..", "..", "deploy", "rbac.yaml"))
 	require.NoError(t, err)
@@ -52,13 +76,15 @@ func TestRightsOfDeploySuffice(t *testing.T) {
 	useAccount(t, c, name)
 	clients, err := stillpoint.NewClients()
 	require.NoError(t, err)
-	var said bytes.Buffer
+	said := &bytes.Buffer{}
 	log := logrus.New()
-	log.SetOutput(&said)
-	namespaces := quiesce.NewNamespaces(clients.Kube, clock.RealClock{})
-	b := bracket.New(clients, namespaces, snapshotclass.NewCatalogue(clients, clock.RealClock{}), quiesce.NewReporter(clients.Kube), true, log)
+	log.SetOutput(said)
+	return clients, log, said
+}
 
-	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze", "stillpoint.io/quiesce-timeout": "5s"}})
+func bracketRights(t *testing.T, c *cluster.Cluster, a *app, b *bracket.Bracket, said *bytes.Buffer) {
+	t.Helper()
+	name := "e2e-" + rand.String(5)
 	claim, err := c.Client().CoreV1().PersistentVolumeClaims(a.namespace).Get(t.Context(), "app-data0", metav1.GetOptions{})
 	require.NoError(t, err)
 	volume, err := c.Client().CoreV1().PersistentVolumes().Get(t.Context(), claim.Spec.VolumeName, metav1.GetOptions{})
@@ -103,6 +129,83 @@ func TestRightsOfDeploySuffice(t *testing.T) {
 		return err == nil && !strings.Contains(left, late.Name)
 	}, 20*time.Second, 200*time.Millisecond)
 	assert.Eventually(t, func() bool { return a.events("app")["Thawed"] != "" }, 5*time.Second, 50*time.Millisecond)
+}
+
+// groupRights takes a group in one process, goes on in a second one and clears
+// up in a third, as after two deaths of the plugin.
+func groupRights(t *testing.T, c *cluster.Cluster, a *app, process func() *group.Groups, said *bytes.Buffer) {
+	t.Helper()
+	claim := func(i int) *corev1.PersistentVolumeClaim {
+		found, err := c.Client().CoreV1().PersistentVolumeClaims(a.namespace).Get(t.Context(), fmt.Sprintf("grouped-data%d", i), metav1.GetOptions{})
+		require.NoError(t, err)
+		return found
+	}
+	// Velero passes over a backup that has failed, and does not tidy it away.
+	backupOf := func(move bool) *velerov1.Backup {
+		backup := &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: "e2e-" + rand.String(6)}}
+		handOver(t, c, "")(&backup.Spec)
+		backup.Spec.IncludedNamespaces = []string{a.namespace}
+		backup.Spec.SnapshotMoveData, backup.Spec.DataMover = &move, "e2e-nobody"
+		backup.Status.Phase = velerov1.BackupPhaseFailedValidation
+		require.NoError(t, c.Objects().Create(t.Context(), backup))
+		t.Cleanup(func() { _ = c.Objects().Delete(context.Background(), backup) })
+		return backup
+	}
+	left := func() []string {
+		list := &snapshotv1.VolumeSnapshotList{}
+		require.NoError(t, c.Objects().List(t.Context(), list, crclient.InNamespace(a.namespace)))
+		var of []string
+		for _, vs := range list.Items {
+			if source := vs.Spec.Source.PersistentVolumeClaimName; vs.DeletionTimestamp == nil && strings.HasPrefix(*source, "grouped-") {
+				of = append(of, *source)
+			}
+		}
+		return of
+	}
+
+	backup := backupOf(false)
+	first, err := process().Claim(t.Context(), claim(0), backup)
+	require.NoError(t, err)
+	require.Len(t, first.Additional, 1, said)
+	require.NotEmpty(t, first.Operation)
+	assert.ElementsMatch(t, []string{"grouped-data0", "grouped-data1", "grouped-data2"}, left())
+	a.writesWithin(recovery, "grouped-data0", "grouped-data1", "grouped-data2")
+
+	said.Reset()
+	second, err := process().Claim(t.Context(), claim(1), backup)
+	require.NoError(t, err)
+	require.Len(t, second.Additional, 1, said)
+	assert.Contains(t, said.String(), "Going on from the snapshots that an earlier plugin process took")
+	assert.NotContains(t, said.String(), "Quiesced")
+
+	for _, answer := range []*group.Answer{first, second} { // as Velero's action for VolumeSnapshots does
+		_, err := c.Kubectl(t.Context(), nil, "-n", a.namespace, "annotate", "volumesnapshot", answer.Additional[0].Name, velerov1.VolumeSnapshotHandleAnnotation+"=x")
+		require.NoError(t, err)
+	}
+	progress, err := process().Progress(t.Context(), first.Operation, backup)
+	require.NoError(t, err)
+	assert.True(t, progress.Completed, progress.Description)
+	assert.ElementsMatch(t, []string{"grouped-data0", "grouped-data1"}, left())
+	records, err := c.Client().CoreV1().ConfigMaps(cluster.VeleroNamespace).List(t.Context(), metav1.ListOptions{LabelSelector: "stillpoint.io/backup-uid=" + string(backup.UID)})
+	require.NoError(t, err)
+	assert.Empty(t, records.Items)
+
+	moved := backupOf(true)
+	groups := process()
+	answer, err := groups.Claim(t.Context(), claim(0), moved)
+	require.NoError(t, err)
+	require.Len(t, answer.Update, 1, said)
+	upload := &velerov2alpha1.DataUpload{}
+	key := crclient.ObjectKey{Namespace: cluster.VeleroNamespace, Name: answer.Update[0].Name}
+	for range 2 { // it can be repeated
+		require.NoError(t, groups.Cancel(t.Context(), answer.Operation, moved))
+	}
+	require.NoError(t, c.Objects().Get(t.Context(), key, upload))
+	assert.True(t, upload.Spec.Cancel)
+	progress, err = groups.Progress(t.Context(), answer.Operation, moved)
+	require.NoError(t, err)
+	assert.False(t, progress.Completed)
+	assert.NotContains(t, said.String(), "forbidden")
 }
 
 // useAccount has Velero's client configuration, and with it ours, be that of a
