@@ -39,6 +39,7 @@ func main() {
 		RegisterItemBlockAction("stillpoint.io/quiesce-pods", shared.Pods).
 		RegisterRestoreItemAction("stillpoint.io/restore-snapshot", restores.Snapshots).
 		RegisterRestoreItemAction("stillpoint.io/restore-claim", restores.Claims).
+		RegisterRestoreItemAction("stillpoint.io/restore-statefulset", restores.StatefulSets).
 		Serve()
 }
 

@@ -7,6 +7,8 @@ package restore
 import (
 	"context"
 	"fmt"
+	"strconv"
+	"strings"
 	"sync"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
@@ -15,6 +17,7 @@ import (
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	"github.com/vmware-tanzu/velero/pkg/util"
 	"github.com/vmware-tanzu/velero/pkg/util/boolptr"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -37,6 +40,8 @@ type Restorer struct {
 
 	mu       sync.Mutex
 	restores map[types.UID]*memory
+	// refused are the claims that were not restored, as backed up, by restore.
+	refused map[types.UID][]types.NamespacedName
 }
 
 // memory is what is known of one restore. When the process dies in between it
@@ -66,7 +71,7 @@ type Item struct {
 
 // NewRestorer returns a Restorer for the Velero of a namespace.
 func NewRestorer(kube kubernetes.Interface, snapshots versioned.Interface, veleroNamespace string, log logrus.FieldLogger) *Restorer {
-	return &Restorer{kube: kube, snapshots: snapshots, veleroNamespace: veleroNamespace, log: log, restores: map[types.UID]*memory{}}
+	return &Restorer{kube: kube, snapshots: snapshots, veleroNamespace: veleroNamespace, log: log, restores: map[types.UID]*memory{}, refused: map[types.UID][]types.NamespacedName{}}
 }
 
 // of reads the configuration at the restore's first item. What could not be
@@ -206,6 +211,38 @@ func (r *Restorer) hasContent(ctx context.Context, snapshot *unstructured.Unstru
 // Claim works on a PersistentVolumeClaim. It refuses one that would come back
 // empty, and one whose VolumeSnapshot was refused.
 func (r *Restorer) Claim(ctx context.Context, item Item) error {
+	err := r.claim(ctx, item)
+	if err != nil {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.refused[item.Restore.UID] = append(r.refused[item.Restore.UID], types.NamespacedName{Namespace: item.BackedUp.GetNamespace(), Name: item.BackedUp.GetName()})
+	}
+	return err
+}
+
+// StatefulSet refuses a StatefulSet that is missing a claim because that was
+// refused: its controller would make the claim itself, empty. Velero restores
+// claims first.
+func (r *Restorer) StatefulSet(item Item) error {
+	set := &appsv1.StatefulSet{}
+	if err := convert(item.BackedUp, set); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, claim := range r.refused[item.Restore.UID] {
+		for _, template := range set.Spec.VolumeClaimTemplates {
+			ordinal, ok := strings.CutPrefix(claim.Name, template.Name+"-"+set.Name+"-")
+			if _, err := strconv.Atoi(ordinal); claim.Namespace != set.Namespace || !ok || err != nil {
+				continue
+			}
+			return fmt.Errorf("StatefulSet %s/%s is not restored: its claim %s was refused, and its controller would make an empty one", set.Namespace, set.Name, claim.Name)
+		}
+	}
+	return nil
+}
+
+func (r *Restorer) claim(ctx context.Context, item Item) error {
 	claim := types.NamespacedName{Namespace: item.BackedUp.GetNamespace(), Name: item.BackedUp.GetName()}
 	target := claim
 	if mapped, ok := item.Restore.Spec.NamespaceMapping[claim.Namespace]; ok {

@@ -474,6 +474,37 @@ func TestUnsavedClaim(t *testing.T) {
 	}
 }
 
+// A StatefulSet's controller would make the claim that was refused.
+func TestStatefulSetOfAnUnsavedClaim(t *testing.T) {
+	for name, test := range map[string]struct {
+		namespace, set, template string
+		refused                  bool
+	}{
+		"its own claim":     {"e2e-gs7xq", "db", "data", true},
+		"another set's":     {"e2e-gs7xq", "db-1", "data", false},
+		"another template":  {"e2e-gs7xq", "db", "wal", false},
+		"another namespace": {"shop", "db", "data", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newTarget(t, "{driver: []}")
+			item := w.item("claim-unsaved")
+			item.BackedUp.SetName("data-db-0")
+			require.Error(t, w.restorer.Claim(t.Context(), *item))
+			set := &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{"volumeClaimTemplates": []any{
+				map[string]any{"metadata": map[string]any{"name": test.template}},
+			}}}}
+			set.SetNamespace(test.namespace)
+			set.SetName(test.set)
+			err := w.restorer.StatefulSet(Item{Object: set, BackedUp: set, Restore: item.Restore})
+			if test.refused {
+				require.EqualError(t, err, "StatefulSet e2e-gs7xq/db is not restored: its claim data-db-0 was refused, and its controller would make an empty one")
+			} else {
+				require.NoError(t, err)
+			}
+		})
+	}
+}
+
 // A claim that Velero does not fill from a snapshot is none of the maps'.
 func TestClaimWithAnotherSource(t *testing.T) {
 	w := newTarget(t, "{driver: []}")

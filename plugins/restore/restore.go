@@ -54,6 +54,12 @@ func (s *Shared) Claims(log logrus.FieldLogger) (any, error) {
 	return &claimAction{r}, err
 }
 
+// StatefulSets makes the action on StatefulSets.
+func (s *Shared) StatefulSets(log logrus.FieldLogger) (any, error) {
+	r, err := s.connect(log)
+	return &statefulSetAction{r}, err
+}
+
 type snapshotAction struct{ restorer *restore.Restorer }
 
 func (*snapshotAction) AppliesTo() (velero.ResourceSelector, error) {
@@ -88,6 +94,18 @@ func (*claimAction) AppliesTo() (velero.ResourceSelector, error) {
 func (a *claimAction) Execute(input *velero.RestoreItemActionExecuteInput) (*velero.RestoreItemActionExecuteOutput, error) {
 	return execute(input, func(ctx context.Context, item restore.Item) (skip bool, err error) {
 		return false, a.restorer.Claim(ctx, item)
+	})
+}
+
+type statefulSetAction struct{ restorer *restore.Restorer }
+
+func (*statefulSetAction) AppliesTo() (velero.ResourceSelector, error) {
+	return velero.ResourceSelector{IncludedResources: []string{"statefulsets.apps"}}, nil
+}
+
+func (a *statefulSetAction) Execute(input *velero.RestoreItemActionExecuteInput) (*velero.RestoreItemActionExecuteOutput, error) {
+	return execute(input, func(_ context.Context, item restore.Item) (skip bool, err error) {
+		return false, a.restorer.StatefulSet(item)
 	})
 }
 
