@@ -4,8 +4,11 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,6 +23,16 @@ var errNoVolume = errors.New("no volume of the test bed")
 // VolumeMount is where the host has the volume of a claim mounted, while a pod
 // uses it. A block volume is mounted nowhere.
 func (c *Cluster) VolumeMount(ctx context.Context, namespace, claim string) (string, error) {
+	volume, err := c.volume(ctx, namespace, claim)
+	if err != nil {
+		return "", err
+	}
+	handle := sha256.Sum256([]byte(volume)) // the kubelet names the directory so
+	return filepath.Join(c.bed.KubeletDir(), "plugins", "kubernetes.io", "csi", loopcsi.Name, hex.EncodeToString(handle[:]), "globalmount"), nil
+}
+
+// volume is the storage's name of a claim's volume.
+func (c *Cluster) volume(ctx context.Context, namespace, claim string) (string, error) {
 	pvc, err := c.typed.CoreV1().PersistentVolumeClaims(namespace).Get(ctx, claim, metav1.GetOptions{})
 	if err != nil {
 		return "", fmt.Errorf("find the volume of claim %s/%s: %w", namespace, claim, err)
@@ -34,8 +47,39 @@ func (c *Cluster) VolumeMount(ctx context.Context, namespace, claim string) (str
 	if pv.Spec.CSI == nil || pv.Spec.CSI.Driver != loopcsi.Name {
 		return "", fmt.Errorf("find the volume of claim %s/%s: %w: %s is not one of %s", namespace, claim, errNoVolume, pv.Name, loopcsi.Name)
 	}
-	handle := sha256.Sum256([]byte(pv.Spec.CSI.VolumeHandle)) // the kubelet names the directory so
-	return filepath.Join(c.bed.KubeletDir(), "plugins", "kubernetes.io", "csi", loopcsi.Name, hex.EncodeToString(handle[:]), "globalmount"), nil
+	return pv.Spec.CSI.VolumeHandle, nil
+}
+
+// StoredSnapshots looks for a claim's snapshots in the storage, behind the CSI
+// driver's back: that an object is gone does not mean that its snapshot is.
+func (c *Cluster) StoredSnapshots(ctx context.Context, namespace, claim string) ([]string, error) {
+	volume, err := c.volume(ctx, namespace, claim)
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(c.bed.Dir, "data", "store", "snapshots")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("list the storage's snapshots: %w", err)
+	}
+	var found []string
+	for _, entry := range entries {
+		about, err := os.ReadFile(filepath.Join(dir, entry.Name(), "about.json"))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it has just gone, or is being made
+		}
+		var s loopcsi.Snapshot
+		if err == nil {
+			err = json.Unmarshal(about, &s)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("look at the storage's snapshot %s: %w", entry.Name(), err)
+		}
+		if s.Volume == volume {
+			found = append(found, s.ID)
+		}
+	}
+	return found, nil
 }
 
 // Frozen reports whether the volume of a claim is frozen. It finds out by

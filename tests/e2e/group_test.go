@@ -122,6 +122,14 @@ func (a *app) noSnapshots() {
 	assert.Eventually(a.t, func() bool { return len(a.snapshots()) == 0 }, 30*time.Second, 200*time.Millisecond)
 }
 
+// stored are the snapshots of a claim that the storage holds.
+func (a *app) stored(claim string) []string {
+	a.t.Helper()
+	found, err := a.c.StoredSnapshots(a.t.Context(), a.namespace, claim)
+	require.NoError(a.t, err)
+	return found
+}
+
 // lastWrite is when the last line was written that a restored log holds from
 // before: the writer, started again, counts from the beginning.
 func lastWrite(t *testing.T, log string) time.Time {
@@ -185,6 +193,7 @@ func TestGroup(t *testing.T) {
 	require.NotNil(t, claim)
 	assert.Equal(t, claim.Annotations["velero.io/volume-snapshot-name"], claim.Labels["velero.io/volume-snapshot-name"])
 	a.noSnapshots() // Velero keeps the storage's own, and the objects in the backup
+	assert.Len(t, a.stored("app-data0"), 1)
 }
 
 // With data movement each volume has its DataUpload, and what is restored comes
@@ -366,19 +375,20 @@ func serverFlags(t *testing.T, c *cluster.Cluster, flags ...string) {
 	})
 }
 
-// Eight workers ask at once, the policy is the server's own, and some claims
-// are never asked for.
+// Eight workers ask at once, the policy is the server's own, and one claim is
+// never asked for. Then the backup expires.
 func TestGroupWithEightWorkers(t *testing.T) {
 	c := connect(t)
 	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}, volumes: 2})
 	a.deploy("other", shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}, volumes: 2})
 	a.deploy("third", shape{volumes: 2})
-	serverFlags(t, c, "--item-block-worker-count=8", "--global-backup-volume-policies-configmap="+policyFile(t, c, "volumePolicies:\n"+byStillpoint))
+	serverFlags(t, c, "--item-block-worker-count=8", "--garbage-collection-frequency=5s", "--global-backup-volume-policies-configmap="+policyFile(t, c, "volumePolicies:\n"+byStillpoint))
 
 	filters := policyFile(t, c, fmt.Sprintf("namespacedFilterPolicies:\n- namespaces: [%s]\n  resourceFilters:\n"+
 		"  - kinds: [persistentvolumeclaims]\n    excludedNames: [other-data1]\n  - kinds: ['*']\n", a.namespace))
 	b := startBackup(t, c, a.namespace, func(spec *velerov1.BackupSpec) {
 		spec.ResourcePolicy = &corev1.TypedLocalObjectReference{Kind: "configmap", Name: filters}
+		spec.TTL.Duration = 30 * time.Second
 	})
 	require.Equal(t, velerov1.BackupPhaseCompleted, b.finished(limit), b.log())
 	log := b.log()
@@ -391,5 +401,13 @@ func TestGroupWithEightWorkers(t *testing.T) {
 	}
 	assert.Nil(t, b.claim(a.namespace, "other-data1"))
 	assert.Contains(t, log, "Velero left the claim out")
+	a.noSnapshots()
+	assert.Empty(t, a.stored("other-data1"))
+	assert.Len(t, a.stored("other-data0"), 1)
+
+	// The backup expires, and takes along what it stands for in the storage.
+	assert.Eventually(t, func() bool {
+		return len(a.stored("app-data0"))+len(a.stored("app-data1"))+len(a.stored("other-data0"))+len(a.stored("third-data0")) == 0
+	}, time.Minute, 500*time.Millisecond)
 	a.noSnapshots()
 }

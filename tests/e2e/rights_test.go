@@ -19,6 +19,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/client-go/tools/clientcmd"
@@ -31,6 +32,7 @@ import (
 	stillpoint "stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/group"
 	"stillpoint.io/stillpoint/internal/quiesce"
+	"stillpoint.io/stillpoint/internal/restore"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
 	"stillpoint.io/stillpoint/tests/cluster"
 )
@@ -52,6 +54,10 @@ func TestRightsOfDeploySuffice(t *testing.T) {
 		groupRights(t, c, a, func() *group.Groups {
 			return group.New(clients, quiesce.NewNamespaces(clients.Kube, clock.RealClock{}), classes, reporter, true, log)
 		}, said)
+	})
+	t.Run("restore", func(t *testing.T) {
+		configure(t, c, "drivers:\n- {from: old.csi, to: loop.csi.stillpoint.io}\n- {from: lost.csi, to: nowhere.csi}")
+		restoreRights(t, restore.NewRestorer(clients.Kube, clients.Snapshots, clients.VeleroNamespace, log))
 	})
 }
 
@@ -206,6 +212,25 @@ func groupRights(t *testing.T, c *cluster.Cluster, a *app, process func() *group
 	require.NoError(t, err)
 	assert.False(t, progress.Completed)
 	assert.NotContains(t, said.String(), "forbidden")
+}
+
+// restoreRights maps contents of other drivers.
+func restoreRights(t *testing.T, r *restore.Restorer) {
+	t.Helper()
+	content := func(driver string) restore.Item {
+		object := &unstructured.Unstructured{}
+		object.SetUnstructuredContent(map[string]any{
+			"apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshotContent", "metadata": map[string]any{"name": driver},
+			"spec": map[string]any{"driver": driver, "volumeSnapshotRef": map[string]any{"namespace": "shop", "name": driver}},
+		})
+		return restore.Item{Object: object, BackedUp: object.DeepCopy(), Restore: &velerov1.Restore{}}
+	}
+	mapped := content("old.csi")
+	require.NoError(t, r.Content(t.Context(), mapped))
+	driver, _, err := unstructured.NestedString(mapped.Object.Object, "spec", "driver")
+	require.NoError(t, err)
+	assert.Equal(t, "loop.csi.stillpoint.io", driver)
+	require.ErrorContains(t, r.Content(t.Context(), content("lost.csi")), "nowhere.csi")
 }
 
 // useAccount has Velero's client configuration, and with it ours, be that of a
