@@ -240,6 +240,7 @@ func (f *freeze) hold(ctx context.Context, events <-chan snapshot.Event) {
 			case snapshot.Cut:
 				f.move(event.Claim, cut)
 				grace, trouble = nil, nil
+			case snapshot.Bound: // the thaw does not wait for it
 			case snapshot.Failed:
 				trouble = fmt.Errorf("the snapshot of volume %s failed: %s", event.Claim, event.Message)
 				grace = time.After(retryGrace)

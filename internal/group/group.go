@@ -106,11 +106,11 @@ func (g *Groups) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim,
 	}
 	r.warned.Do(func() { r.warnOfWorkers(ctx) })
 	if verdict.Obstacle != nil {
-		return r.without(claim, verdict.Obstacle), nil
+		return r.without(claim, verdict.Obstacle), nil //nolint:nilerr // an error would drop the claim
 	}
 	group, err := r.groupOf(ctx, claim)
 	if err != nil {
-		return r.without(claim, err), nil
+		return r.without(claim, err), nil //nolint:nilerr // as above
 	}
 	return group.answer(ctx, claim), nil
 }

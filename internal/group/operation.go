@@ -38,7 +38,7 @@ func (g *group) operationFor(claim *corev1.PersistentVolumeClaim) (id string) {
 func (g *Groups) Progress(ctx context.Context, operation string, backup *velerov1.Backup) (velero.OperationProgress, error) {
 	r := g.run(backup)
 	if err := r.settle(ctx); err != nil {
-		return velero.OperationProgress{Description: "Delete the snapshots that no claim took: " + err.Error()}, nil
+		return velero.OperationProgress{Description: "Delete the snapshots that no claim took: " + err.Error()}, nil //nolint:nilerr // it may pass
 	}
 	switch {
 	case strings.HasPrefix(operation, groupOperation):
@@ -47,7 +47,7 @@ func (g *Groups) Progress(ctx context.Context, operation string, backup *velerov
 		upload, err := r.find(ctx, operation)
 		switch {
 		case err != nil:
-			return velero.OperationProgress{Description: err.Error()}, nil
+			return velero.OperationProgress{Description: err.Error()}, nil //nolint:nilerr // it may pass
 		case upload == nil:
 			return velero.OperationProgress{Completed: true, Err: "the DataUpload is gone"}, nil
 		}

@@ -244,7 +244,7 @@ func (g *group) hold(ctx context.Context, session *quiesce.Session) {
 	defer timeout.Stop()
 	var grace <-chan time.Time
 	for {
-		pending, failed, changed := g.pending()
+		pending, changed, failed := g.pending()
 		switch {
 		case failed == nil && len(pending) == 0:
 			session.Thaw(ctx)
@@ -274,9 +274,9 @@ func (g *group) hold(ctx context.Context, session *quiesce.Session) {
 	}
 }
 
-// pending are the claims whose snapshots are not cut yet, the first trouble
-// among all, and when to ask again.
-func (g *group) pending() (claims []string, failed error, changed <-chan struct{}) { //nolint:revive // the error is not of this call
+// pending are the claims whose snapshots are not cut yet, when to ask again, and
+// the first trouble among all.
+func (g *group) pending() (claims []string, changed <-chan struct{}, failed error) {
 	// The channel comes before the states, so that no change is missed.
 	_, changed = g.snapshots.state(types.NamespacedName{})
 	for _, name := range g.claims() {
@@ -289,7 +289,7 @@ func (g *group) pending() (claims []string, failed error, changed <-chan struct{
 			claims = append(claims, name)
 		}
 	}
-	return claims, failed, changed
+	return claims, changed, failed
 }
 
 // timeout is Velero's csiSnapshotTimeout.

@@ -210,7 +210,7 @@ func (s *Selection) stumbles(ctx context.Context, claim *corev1.PersistentVolume
 	}
 	if s.moves() {
 		if err := s.mover(ctx); err != nil {
-			return err.Error(), nil
+			return err.Error(), nil //nolint:nilerr // it is Velero's to report
 		}
 	}
 	return "", nil

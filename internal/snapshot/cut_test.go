@@ -175,6 +175,47 @@ func TestCutAfterCreated(t *testing.T) {
 	f.silent(s)
 }
 
+// By then the VolumeSnapshot tells of its content. The content's own event may
+// come later, or never be seen.
+func TestBoundAfterCut(t *testing.T) {
+	s := newStorage(t)
+	f := s.follow()
+	vs := taken("vs-1", "data")
+	s.create(vs)
+	f.expect(Event{Kind: Created, Namespace: "shop", Claim: "data", Snapshot: "vs-1"})
+	name, now := "snapcontent-uid-vs-1", metav1.Now()
+	s.updateStatus(vs, snapshotv1.VolumeSnapshotStatus{BoundVolumeSnapshotContentName: &name})
+	s.updateStatus(vs, snapshotv1.VolumeSnapshotStatus{BoundVolumeSnapshotContentName: &name, CreationTime: &now})
+	f.expect(Event{Kind: Cut, Namespace: "shop", Claim: "data", Snapshot: "vs-1"})
+	bound := <-f.events
+	assert.Equal(t, Bound, bound.Kind)
+	require.NotNil(t, bound.Object)
+	assert.Equal(t, &now, bound.Object.Status.CreationTime)
+	s.createContent(cutOf(vs))
+	f.silent(s)
+}
+
+// A new process of the same backup learns of what is there already, in every
+// namespace.
+func TestWatchAll(t *testing.T) {
+	before, elsewhere := taken("vs-1", "data"), taken("vs-2", "data")
+	elsewhere.Namespace = "office"
+	s := newStorage(t, before, elsewhere, cutOf(before))
+	events, err := WatchAll(t.Context(), s, OfBackup("nightly"))
+	require.NoError(t, err)
+	f := &follower{t, events}
+	// The fake lists namespaces in the order of the alphabet.
+	f.expect(
+		Event{Kind: Created, Namespace: "office", Claim: "data", Snapshot: "vs-2"},
+		Event{Kind: Created, Namespace: "shop", Claim: "data", Snapshot: "vs-1"},
+		Event{Kind: Cut, Namespace: "shop", Claim: "data", Snapshot: "vs-1"},
+	)
+	s.createContent(cutOf(elsewhere))
+	f.expect(Event{Kind: Cut, Namespace: "office", Claim: "data", Snapshot: "vs-2"})
+	s.remove(before)
+	f.silent(s)
+}
+
 func TestCutAfterFailed(t *testing.T) {
 	for name, test := range map[string]struct {
 		fail    func(*storage, *snapshotv1.VolumeSnapshot)

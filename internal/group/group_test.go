@@ -1,0 +1,226 @@
+package group
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	"github.com/sirupsen/logrus"
+	logrustest "github.com/sirupsen/logrus/hooks/test"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"github.com/vmware-tanzu/velero/pkg/apis/velero/shared"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/utils/ptr"
+)
+
+func backup() *velerov1.Backup {
+	return &velerov1.Backup{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "nightly", UID: types.UID("0f3a9b1e-7d52-4a55-8f0e-2f6f0a1f7c11")},
+		Spec: velerov1.BackupSpec{
+			StorageLocation: "default", DataMover: "acme", CSISnapshotTimeout: metav1.Duration{Duration: time.Minute},
+			UploaderConfig: &velerov1.UploaderConfigForBackup{ParallelFilesUpload: 7},
+		},
+	}
+}
+
+func claim(request string) *corev1.PersistentVolumeClaim {
+	c := &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: "shop", Name: "data", UID: types.UID("7d0c6b52-91c4-4d0e-8c35-b7b4ef1dfb02"),
+			Labels: map[string]string{"app": "db"}, Annotations: map[string]string{NoSnapshotAnnotation: "of another backup"},
+		},
+		Spec:   corev1.PersistentVolumeClaimSpec{StorageClassName: ptr.To("fast")},
+		Status: corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimBound},
+	}
+	if request != "" {
+		c.Spec.Resources.Requests = corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(request)}
+	}
+	return c
+}
+
+func taken(size string) *snapshotv1.VolumeSnapshot {
+	vs := &snapshotv1.VolumeSnapshot{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "velero-data-1"},
+		Spec:       snapshotv1.VolumeSnapshotSpec{VolumeSnapshotClassName: ptr.To("snap")},
+		Status:     &snapshotv1.VolumeSnapshotStatus{},
+	}
+	if size != "" {
+		vs.Status.RestoreSize = ptr.To(resource.MustParse(size))
+	}
+	return vs
+}
+
+func TestClaimWithItsSnapshot(t *testing.T) {
+	before := claim("1Gi")
+	got := withSnapshot(before, taken(""), backup())
+	assert.Equal(t, map[string]string{"app": "db", "velero.io/volume-snapshot-name": "velero-data-1", "velero.io/backup-name": "nightly"}, got.Labels)
+	assert.Equal(t, map[string]string{
+		"velero.io/volume-snapshot-name":                 "velero-data-1",
+		"backup.velero.io/must-include-additional-items": "true",
+	}, got.Annotations)
+	assert.Equal(t, claim("1Gi"), before, "the caller's stays as it is")
+}
+
+func TestRequestHasRoomForTheSnapshot(t *testing.T) {
+	for name, test := range map[string]struct{ request, size, want string }{
+		"larger":           {"1Gi", "2Gi", "2Gi"},
+		"smaller":          {"3Gi", "2Gi", "3Gi"},
+		"no request":       {"", "2Gi", "2Gi"},
+		"size not told of": {"1Gi", "", "1Gi"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := claim(test.request)
+			raiseRequest(c, taken(test.size))
+			request := c.Spec.Resources.Requests[corev1.ResourceStorage]
+			assert.Equal(t, test.want, request.String())
+		})
+	}
+}
+
+func TestClaimWithoutASnapshot(t *testing.T) {
+	for name, test := range map[string]struct {
+		phase  corev1.PersistentVolumeClaimPhase
+		reason string
+		want   string
+	}{
+		"bound":       {corev1.ClaimBound, "disk on fire", "disk on fire"},
+		"lost":        {corev1.ClaimLost, "disk on fire", "disk on fire"},
+		"never bound": {corev1.ClaimPending, "disk on fire", "of another backup"},
+		"long reason": {corev1.ClaimBound, strings.Repeat("x", 10_000), strings.Repeat("x", reasonLimit)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			log, said := quiet()
+			c := claim("1Gi")
+			c.Status.Phase = test.phase
+			answer := (&run{Groups: &Groups{log: log}}).without(c, errors.New(test.reason))
+			assert.Equal(t, test.want, answer.Claim.Annotations[NoSnapshotAnnotation])
+			assert.Empty(t, answer.Additional)
+			assert.Empty(t, answer.Operation)
+			require.Len(t, said.Entries, 1)
+			assert.Equal(t, logrus.ErrorLevel, said.LastEntry().Level)
+			assert.Contains(t, said.LastEntry().Message, "Claim shop/data is backed up without a snapshot of its volume: "+test.reason[:10])
+		})
+	}
+}
+
+// quiet is a log that is kept for the test.
+func quiet() (logrus.FieldLogger, *logrustest.Hook) { return logrustest.NewNullLogger() }
+
+func TestUpload(t *testing.T) {
+	b, c := backup(), claim("1Gi")
+	upload := newUpload(b, c, taken(""), "csi.example.com")
+	assert.Equal(t, velerov2alpha1.DataUploadSpec{
+		SnapshotType:          velerov2alpha1.SnapshotTypeCSI,
+		CSISnapshot:           &velerov2alpha1.CSISnapshotSpec{VolumeSnapshot: "velero-data-1", StorageClass: "fast", SnapshotClass: "snap", Driver: "csi.example.com"},
+		SourcePVC:             "data",
+		SourceNamespace:       "shop",
+		DataMover:             "acme",
+		BackupStorageLocation: "default",
+		DataMoverConfig:       map[string]string{"ParallelFilesUpload": "7"},
+		OperationTimeout:      metav1.Duration{Duration: time.Minute},
+	}, upload.Spec)
+	assert.Equal(t, "velero", upload.Namespace)
+	assert.Equal(t, "nightly-", upload.GenerateName)
+	require.Len(t, upload.OwnerReferences, 1)
+	assert.Equal(t, b.UID, upload.OwnerReferences[0].UID)
+	for key, value := range upload.Labels {
+		assert.Empty(t, validation.IsValidLabelValue(value), key)
+	}
+	assert.Equal(t, string(c.UID), upload.Labels[velerov1.PVCUIDLabel])
+	assert.True(t, strings.HasPrefix(upload.Labels[velerov1.AsyncOperationIDLabel], "du-"))
+}
+
+func TestProgressOfAnUpload(t *testing.T) {
+	begun, ended := metav1.Unix(1, 0), metav1.Unix(2, 0)
+	for name, test := range map[string]struct {
+		status velerov2alpha1.DataUploadStatus
+		want   velero.OperationProgress
+	}{
+		"new": {velerov2alpha1.DataUploadStatus{}, velero.OperationProgress{OperationUnits: "Bytes"}},
+		"at work": {
+			velerov2alpha1.DataUploadStatus{
+				Phase: velerov2alpha1.DataUploadPhaseInProgress, StartTimestamp: &begun, Progress: shared.DataMoveOperationProgress{BytesDone: 3, TotalBytes: 9},
+			},
+			velero.OperationProgress{Description: "InProgress", OperationUnits: "Bytes", NCompleted: 3, NTotal: 9, Started: begun.Time},
+		},
+		"done": {
+			velerov2alpha1.DataUploadStatus{Phase: velerov2alpha1.DataUploadPhaseCompleted, CompletionTimestamp: &ended},
+			velero.OperationProgress{Description: "Completed", OperationUnits: "Bytes", Completed: true, Updated: ended.Time},
+		},
+		"failed": {
+			velerov2alpha1.DataUploadStatus{Phase: velerov2alpha1.DataUploadPhaseFailed, Message: "no space"},
+			velero.OperationProgress{Description: "Failed", OperationUnits: "Bytes", Completed: true, Err: "no space"},
+		},
+		"failed without a word": {
+			velerov2alpha1.DataUploadStatus{Phase: velerov2alpha1.DataUploadPhaseFailed},
+			velero.OperationProgress{Description: "Failed", OperationUnits: "Bytes", Completed: true, Err: "the DataUpload failed without a message"},
+		},
+		"cancelled": {
+			velerov2alpha1.DataUploadStatus{Phase: velerov2alpha1.DataUploadPhaseCanceled},
+			velero.OperationProgress{Description: "Canceled", OperationUnits: "Bytes", Completed: true, Err: "the DataUpload is canceled"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			assert.Equal(t, test.want, progress(&velerov2alpha1.DataUpload{Status: test.status}))
+		})
+	}
+}
+
+// The first claim of a process has an operation, and the first of each group
+// with others to look after.
+func TestOperations(t *testing.T) {
+	r := &run{Groups: &Groups{}, backup: backup()}
+	group := func(members ...string) *group {
+		g := &group{run: r, members: map[string]*member{}}
+		for _, name := range members {
+			g.members[name] = &member{}
+		}
+		return g
+	}
+	alone, several := group("a"), group("b", "c")
+	assert.True(t, strings.HasPrefix(alone.operationFor(claim("")), "group-"))
+	assert.Empty(t, group("d").operationFor(claim("")))
+	assert.True(t, strings.HasPrefix(several.operationFor(claim("")), "group-"))
+	assert.Empty(t, several.operationFor(claim("")))
+}
+
+func TestRecordOfAnEarlierProcess(t *testing.T) {
+	left := func(phase string) *record {
+		return &record{ConfigMap: &corev1.ConfigMap{Data: map[string]string{recordPhase: phase, recordReason: "disk on fire"}}}
+	}
+	require.NoError(t, (*record)(nil).failed())
+	require.NoError(t, left(phaseTaken).failed())
+	require.EqualError(t, left(phaseFailed).failed(), "disk on fire")
+	require.ErrorIs(t, left(phaseBegun).failed(), errDied)
+	require.ErrorIs(t, left("").failed(), errDied)
+}
+
+func TestWorkers(t *testing.T) {
+	for name, test := range map[string]struct {
+		args []string
+		want int
+	}{
+		"not set":      {[]string{"server", "--features=EnableCSI"}, 1},
+		"with equals":  {[]string{"server", "--item-block-worker-count=8"}, 8},
+		"with a blank": {[]string{"server", "--item-block-worker-count", "4", "--x"}, 4},
+		"no number":    {[]string{"server", "--item-block-worker-count=many"}, 1},
+		"at the end":   {[]string{"server", "--item-block-worker-count"}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := &appsv1.Deployment{}
+			server.Spec.Template.Spec.Containers = []corev1.Container{{Command: []string{"/velero"}, Args: test.args}}
+			assert.Equal(t, test.want, Workers(server))
+		})
+	}
+}
