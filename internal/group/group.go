@@ -110,7 +110,7 @@ func (g *Groups) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim,
 	}
 	group, err := r.groupOf(ctx, claim)
 	if err != nil {
-		return r.without(claim, err), nil //nolint:nilerr // as above
+		return r.without(claim, err), nil
 	}
 	return group.answer(ctx, claim), nil
 }
