@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +20,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // markVariable is set in the environment of each process started here, and is
@@ -86,6 +89,11 @@ func (t Table) Start(ctx context.Context, spec Spec) (bool, error) {
 		return false, fmt.Errorf("start %s: %w", spec.Name, err)
 	}
 	defer log.Close()
+	// What we were given open, such as the lock of flock(1), is not for what
+	// outlives us.
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return false, fmt.Errorf("start %s: keep our open files from it: %w", spec.Name, err)
+	}
 	cmd := exec.Command(spec.Args[0], spec.Args[1:]...) //nolint:noctx // it is to outlive us
 	cmd.Env = append(append(os.Environ(), spec.Env...), markVariable+"="+t.mark(spec.Name))
 	cmd.Stdout, cmd.Stderr = log, log

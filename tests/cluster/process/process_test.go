@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 func newTable(t *testing.T) Table {
@@ -49,6 +50,24 @@ func TestStartLeavesAloneWhatRuns(t *testing.T) {
 	again, started := start(t, table, sleeper(t))
 	require.False(t, started)
 	require.Equal(t, first, again)
+}
+
+// A component that kept the lock of whoever started it would hold it for ever.
+func TestStartPassesNoOpenFileOn(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "lock")
+	fd, err := unix.Open(file, unix.O_CREAT|unix.O_RDWR, 0o600) // not O_CLOEXEC, as it is inherited
+	require.NoError(t, err)
+	defer func() { require.NoError(t, unix.Close(fd)) }()
+	pid, _ := start(t, newTable(t), sleeper(t))
+	open, err := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/fd/*")
+	require.NoError(t, err)
+	require.NotEmpty(t, open)
+	for _, link := range open {
+		to, err := os.Readlink(link)
+		if err == nil { // else it is closed again
+			require.NotEqual(t, file, to)
+		}
+	}
 }
 
 func TestStartReplacesWhatRunsOtherwise(t *testing.T) {
