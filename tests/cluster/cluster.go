@@ -122,6 +122,25 @@ func (c *Cluster) InstallPlugin(ctx context.Context, binary string) error {
 	return c.bed.InstallPlugin(ctx, binary)
 }
 
+// SetVeleroVariable gives the Velero server an environment variable, or takes
+// it away where value is empty, and waits until the server runs so. Whoever sets
+// one takes it away again, also on failure: others share the cluster.
+func (c *Cluster) SetVeleroVariable(ctx context.Context, name, value string) error {
+	return c.bed.SetVeleroVariable(ctx, name, value)
+}
+
+// Request is one request to the API server.
+type Request = bed.Request
+
+// VeleroRequests are the requests of Velero's pods, and the plugins in them,
+// that the API server received in this time. A watch is one request.
+func (c *Cluster) VeleroRequests(from, to time.Time) ([]Request, error) {
+	return c.bed.VeleroRequests(from, to)
+}
+
+// BackupDir is the directory in which the object store keeps a backup.
+func (c *Cluster) BackupDir(name string) string { return c.bed.BackupDir(name) }
+
 // cleanupLimit is how long the clean-up after a test may take. It does not
 // depend on the test's context, which has ended by then.
 const cleanupLimit = 90 * time.Second

@@ -56,6 +56,8 @@ func (b *Bed) spec(name string) process.Spec {
 // that have flags only.
 func (b *Bed) configFile(name string) string {
 	switch name {
+	case APIServer:
+		return b.run("audit-policy.yaml")
 	case Containerd:
 		return b.run("containerd", "config.toml")
 	case Kubelet:
@@ -97,6 +99,8 @@ func (b *Bed) flags(name string) []string {
 			"--requestheader-username-headers=X-Remote-User", "--requestheader-group-headers=X-Remote-Group",
 			"--requestheader-extra-headers-prefix=X-Remote-Extra-",
 			"--proxy-client-cert-file=" + pki("front-proxy.crt"), "--proxy-client-key-file=" + pki("front-proxy.key"),
+			// What is older than the last one or two files is of no use: megabytes.
+			"--audit-policy-file=" + b.configFile(name), "--audit-log-path=" + b.auditLog(), "--audit-log-maxsize=64", "--audit-log-maxbackup=1",
 		}
 	case ControllerManager:
 		return []string{

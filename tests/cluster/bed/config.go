@@ -19,6 +19,7 @@ var configFiles embed.FS
 type settings struct {
 	Run, Data, ContainerdSocket, CNIPlugins, CNINetwork string
 	Bridge, PodCIDR, Node, Cgroup, PauseImage, Driver   string
+	VeleroUser                                          string
 }
 
 func (b *Bed) settings() settings {
@@ -26,7 +27,7 @@ func (b *Bed) settings() settings {
 		Run: b.run(), Data: b.data(), ContainerdSocket: b.containerdSocket(),
 		CNIPlugins: cniDir(), CNINetwork: b.id(),
 		Bridge: bridge, PodCIDR: podCIDR, Node: nodeName, Cgroup: "/" + b.id(),
-		PauseImage: pauseImage, Driver: loopcsi.Name,
+		PauseImage: pauseImage, Driver: loopcsi.Name, VeleroUser: veleroUser,
 	}
 }
 
@@ -54,10 +55,11 @@ func (b *Bed) config(name string) ([]byte, error) {
 // writeConfig writes the configuration of all components.
 func (b *Bed) writeConfig() error {
 	for name, file := range map[string]string{
-		"containerd.toml": b.configFile(Containerd),
-		"cni.conflist":    b.run("cni", "10-bridge.conflist"),
-		"kubelet.yaml":    b.configFile(Kubelet),
-		"kube-proxy.yaml": b.configFile(Proxy),
+		"audit-policy.yaml": b.configFile(APIServer),
+		"containerd.toml":   b.configFile(Containerd),
+		"cni.conflist":      b.run("cni", "10-bridge.conflist"),
+		"kubelet.yaml":      b.configFile(Kubelet),
+		"kube-proxy.yaml":   b.configFile(Proxy),
 	} {
 		content, err := b.config(name)
 		if err != nil {

@@ -16,6 +16,9 @@ import (
 // VeleroNamespace is where Velero is installed.
 const VeleroNamespace = "velero"
 
+// veleroUser is who Velero, its plugins and its node-agent are to the API server.
+const veleroUser = "system:serviceaccount:" + VeleroNamespace + ":velero"
+
 // veleroLimit is the time Velero's pods may take to become ready.
 const veleroLimit = 3 * time.Minute
 
@@ -150,14 +153,44 @@ func (b *Bed) InstallPlugin(ctx context.Context, binary string) error {
 	if now, err := b.InstalledPlugins(ctx); err != nil || !slices.Equal(now, []string{ref}) {
 		return errors.Join(err, fmt.Errorf("install %s: Velero has the plugins %v", ref, now))
 	}
-	if _, err := b.Kubectl(ctx, nil, "-n", VeleroNamespace, "rollout", "status", "deployment/velero", "--timeout=90s"); err != nil {
-		return fmt.Errorf("install %s: Velero does not start with it: %w\n%s", ref, err, b.failedPods(ctx))
-	}
-	if err := waitFor(ctx, "Velero with "+ref, veleroLimit, b.veleroReady); err != nil {
-		return err
+	if err := b.awaitVelero(ctx, ref); err != nil {
+		return fmt.Errorf("install %s: %w", ref, err)
 	}
 	b.Say("Velero runs %s", ref)
 	return nil
+}
+
+// SetVeleroVariable gives the Velero server an environment variable, or takes
+// it away where value is empty, and waits until the server runs so. It must be
+// called inside the cluster's network.
+func (b *Bed) SetVeleroVariable(ctx context.Context, name, value string) error {
+	unlock, err := b.Lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	setting := name + "=" + value
+	if value == "" {
+		setting = name + "-"
+	}
+	if _, err := b.Kubectl(ctx, nil, "-n", VeleroNamespace, "set", "env", "deployment/velero", "--containers=velero", setting); err != nil {
+		return err
+	}
+	if err := b.awaitVelero(ctx, setting); err != nil {
+		return fmt.Errorf("set the environment of Velero: %w", err)
+	}
+	return nil
+}
+
+// BackupDir is the directory in which the object store keeps a backup.
+func (b *Bed) BackupDir(name string) string { return b.data("s3", s3Bucket, "backups", name) }
+
+// awaitVelero waits until the Velero server runs as it was last configured.
+func (b *Bed) awaitVelero(ctx context.Context, with string) error {
+	if _, err := b.Kubectl(ctx, nil, "-n", VeleroNamespace, "rollout", "status", "deployment/velero", "--timeout=90s"); err != nil {
+		return fmt.Errorf("Velero does not start with %s: %w\n%s", with, err, b.failedPods(ctx))
+	}
+	return waitFor(ctx, "Velero with "+with, veleroLimit, b.veleroReady)
 }
 
 // InstalledPlugins lists the images of our plugin that Velero is configured
