@@ -54,6 +54,44 @@ func (s *Stage) await(ctx context.Context, object client.Object, now func() stri
 	})
 }
 
+// WatchBackup has create make a backup and waits until it has ended, however.
+// It tells when a watch, which is quicker than a look from time to time, showed
+// that the backup was there, and that it had ended.
+func (s *Stage) WatchBackup(ctx context.Context, name string, create func() error) (backup *velerov1.Backup, from, to time.Time, err error) {
+	events, err := s.Objects().Watch(ctx, &velerov1.BackupList{}, client.InNamespace(cluster.VeleroNamespace), client.MatchingFields{"metadata.name": name})
+	if err != nil {
+		return nil, from, to, fmt.Errorf("watch backup %s: %w", name, err)
+	}
+	defer events.Stop()
+	created := make(chan error, 1)
+	go func() { created <- create() }()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil, from, to, fmt.Errorf("wait for the end of backup %s: %w", name, ctx.Err())
+		case err := <-created:
+			if err != nil {
+				return nil, from, to, err
+			}
+			created = nil
+		case event, open := <-events.ResultChan():
+			if !open {
+				return nil, from, to, fmt.Errorf("the watch on backup %s has ended before it", name)
+			}
+			backup, ok := event.Object.(*velerov1.Backup)
+			if !ok {
+				return nil, from, to, fmt.Errorf("watch backup %s: %v", name, event.Object)
+			}
+			if from.IsZero() {
+				from = time.Now()
+			}
+			if final[string(backup.Status.Phase)] {
+				return backup, from, time.Now(), nil
+			}
+		}
+	}
+}
+
 // Backups lists the backups with these labels.
 func (s *Stage) Backups(ctx context.Context, labels client.MatchingLabels) ([]velerov1.Backup, error) {
 	list := &velerov1.BackupList{}
