@@ -53,7 +53,7 @@ else
 	@echo "LEFT OUT: the end-to-end tests, which need root on Linux; the lint and the unit tests have run."
 endif
 
-## Velero's own hooks against Stillpoint, on the same cluster in one run.
+## Velero alone against Stillpoint, on the same cluster in one run: about 25 minutes.
 bench: build/stillpoint build/bench build/testbed
 	$(SESSION) $(TESTBED) run -- build/bench
 

@@ -5,8 +5,6 @@ import (
 	"context"
 	_ "embed"
 	"fmt"
-	"strconv"
-	"strings"
 	"text/template"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -14,7 +12,6 @@ import (
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/tests/cluster"
 	"stillpoint.io/stillpoint/tests/stage"
 )
@@ -111,53 +108,4 @@ func (a *app) annotate(ctx context.Context, object client.Object, values map[str
 	}
 	object.SetAnnotations(annotations)
 	return a.Objects().Patch(ctx, object, client.MergeFrom(before))
-}
-
-// way is how an application is quiesced.
-type way int
-
-const (
-	veleroHooks way = iota // Velero's own pre and post hooks
-	stillpoint             // our bracket
-)
-
-var ways = []way{veleroHooks, stillpoint}
-
-func (w way) String() string { return [...]string{"Velero's hooks", "Stillpoint"}[w] }
-
-// name is fit for the name of an object.
-func (w way) name() string { return [...]string{"hooks", "stillpoint"}[w] }
-
-// annotations that ask for this way, and for this only.
-func (w way) annotations(dirs []string) (deployment, pod map[string]string) {
-	pod = map[string]string{
-		"pre.hook.backup.velero.io/container": "", "pre.hook.backup.velero.io/command": "", "pre.hook.backup.velero.io/on-error": "",
-		"post.hook.backup.velero.io/container": "", "post.hook.backup.velero.io/command": "",
-	}
-	if w == stillpoint {
-		return map[string]string{quiesce.AnnotationQuiesce: quiesce.FSFreeze}, pod
-	}
-	for _, hook := range []struct{ prefix, option string }{{"pre", "--freeze"}, {"post", "--unfreeze"}} {
-		pod[hook.prefix+".hook.backup.velero.io/container"] = sidecar
-		pod[hook.prefix+".hook.backup.velero.io/command"] = hookCommand(hook.option, dirs)
-	}
-	pod["pre.hook.backup.velero.io/on-error"] = "Fail"
-	return map[string]string{quiesce.AnnotationQuiesce: ""}, pod
-}
-
-// hookCommand is one command for all volumes, as Velero has one hook for each
-// pod. One volume needs no shell.
-func hookCommand(option string, dirs []string) string {
-	command := []string{"fsfreeze", option, dirs[0]}
-	if len(dirs) > 1 {
-		each := make([]string, len(dirs))
-		for i, dir := range dirs {
-			each[i] = "fsfreeze " + option + " " + dir
-		}
-		command = []string{"sh", "-c", strings.Join(each, " && ")}
-	}
-	for i, word := range command {
-		command[i] = strconv.Quote(word) // which is JSON for words as plain as these
-	}
-	return "[" + strings.Join(command, ",") + "]"
 }

@@ -1,9 +1,13 @@
-// Command bench measures for how long a backup keeps an application from
-// writing: with Velero's own hooks and with Stillpoint, on 1 and on 4 volumes.
+// Command bench measures Stillpoint against Velero alone, on one cluster in one
+// run: for how long a backup keeps an application from writing, how long a
+// backup of many volumes takes, what it asks of the API server, and what the
+// plugin itself needs.
 //
 //	testbed run -- build/bench --runs 5
+//	testbed run -- build/bench --parts stall --ways hooks,bracket --volumes 1,4
 //
-// It prints a table and writes the medians to build/bench.json.
+// It prints what it has found and writes the medians to build/bench.json. A
+// target that is missed is a result; a measurement that fails is an error.
 package main
 
 import (
@@ -14,29 +18,63 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 
 	"stillpoint.io/stillpoint/tests/stage"
 )
 
-// volumes are how many the measured applications have.
-var volumes = []int{1, 4}
-
 func main() {
-	runs := flag.Int("runs", 5, "`number` of backups for each way and number of volumes")
-	result := flag.String("result", filepath.Join("build", "bench.json"), "`file` for the medians")
+	o := options{}
+	flag.IntVar(&o.runs, "runs", 5, fmt.Sprintf("`number` of backups for each way and number of volumes; %d at most for applications with %d volumes and more", largeRuns, large))
+	flag.StringVar(&o.ways, "ways", strings.Join(names[:], ","), "`list` of the ways whose stall is measured")
+	flag.StringVar(&o.volumes, "volumes", "1,4,16", "`list` of the numbers of volumes of the applications")
+	flag.StringVar(&o.parts, "parts", strings.Join(parts[:3], ","), "`list` of what is measured, of "+strings.Join(parts, ", "))
+	flag.StringVar(&o.plugin, "plugin", filepath.Join("build", "stillpoint"), "`binary` of the plugin that is installed")
+	flag.StringVar(&o.result, "result", filepath.Join("build", "bench.json"), "`file` for the medians")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *runs, *result); err != nil {
+	if err := run(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1) //nolint:gocritic // the signal handler dies with us
 	}
 }
 
-func run(ctx context.Context, runs int, result string) error {
-	if runs < 1 {
-		return fmt.Errorf("--runs %d: it must be at least 1", runs)
+// options are the command line's.
+type options struct {
+	runs                                 int
+	ways, volumes, parts, plugin, result string
+}
+
+// The parts of the bench.
+const (
+	partStall    = "stall"
+	partClaims   = "backup50"
+	partProcess  = "process"
+	partPlanning = "planning" // to be asked for: it makes objects, but nothing plans with them yet
+)
+
+var parts = []string{partStall, partClaims, partProcess, partPlanning}
+
+func run(ctx context.Context, o options) error {
+	if o.runs < 1 {
+		return fmt.Errorf("--runs %d: it must be at least 1", o.runs)
+	}
+	chosen, err := parseWays(o.ways)
+	if err != nil {
+		return fmt.Errorf("--ways: %w", err)
+	}
+	volumes, err := parseVolumes(o.volumes)
+	if err != nil {
+		return fmt.Errorf("--volumes: %w", err)
+	}
+	asked := strings.Split(o.parts, ",")
+	for _, part := range asked {
+		if !slices.Contains(parts, part) {
+			return fmt.Errorf("--parts: no part %q; there are %s", part, strings.Join(parts, ", "))
+		}
 	}
 	on, err := stage.Open(ctx, stage.NewTimeline(os.Stderr))
 	if err != nil {
@@ -45,7 +83,7 @@ func run(ctx context.Context, runs int, result string) error {
 	if err := on.Lock(ctx, "bench"); err != nil {
 		return err
 	}
-	b := &bench{Stage: on, runs: runs}
+	b := &bench{Stage: on, runs: o.runs, ways: chosen, parts: asked, plugin: o.plugin}
 	for _, n := range volumes {
 		b.apps = append(b.apps, &app{Stage: on, volumes: n})
 	}
@@ -53,13 +91,13 @@ func run(ctx context.Context, runs int, result string) error {
 	if err := b.clear(ctx); err != nil {
 		return fmt.Errorf("clear away what an earlier run left: %w", err)
 	}
-	all, err := b.run(ctx)
+	found, err := b.run(ctx)
 	after := context.WithoutCancel(ctx)
 	if err != nil {
 		b.thaw(after)
 	} else {
-		fmt.Print(table(runs, all))
-		err = stage.WriteResult(result, summarize(runs, all))
+		fmt.Print(report(found))
+		err = stage.WriteResult(o.result, summarize(found))
 	}
 	b.Say("clearing away")
 	return errors.Join(err, b.clear(after))

@@ -3,128 +3,137 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
-	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"stillpoint.io/stillpoint/tests/cluster"
+	"stillpoint.io/stillpoint/tests/cluster/loopcsi"
 	"stillpoint.io/stillpoint/tests/stage"
 )
 
-const (
-	// backupLimit is for one backup; others may use the same Velero.
-	backupLimit = 5 * time.Minute
-	// clearLimit is for deleting all backups and namespaces.
-	clearLimit = 5 * time.Minute
-)
+// clearLimit is for deleting all backups and namespaces, and a backup of an
+// earlier run that is still at work.
+const clearLimit = 12 * time.Minute
 
-// ours marks the backups of the bench.
+// ours marks the objects of the bench in Velero's namespace.
 var ours = client.MatchingLabels{"stillpoint.io/bench": "true"}
 
-// bench measures stalls under both ways of quiescing.
+// policy is a ConfigMap with the volume policy that leaves the volumes of a
+// backup to Stillpoint.
+const policy = "bench-volume-policy"
+
+// bench measures what it was asked for.
 type bench struct {
 	*stage.Stage
-	apps []*app
-	runs int
+	apps   []*app
+	runs   int
+	ways   []way
+	parts  []string
+	plugin string // the binary
+	// planner plans where planning is measured. There is none yet.
+	planner planner
 }
 
-// run installs the applications and measures them, the ways taking turns, so
-// that what else the machine does falls on both alike.
-func (b *bench) run(ctx context.Context) ([]series, error) {
-	result := make([]series, len(b.apps))
-	for i, a := range b.apps {
-		if err := a.install(ctx); err != nil {
-			return nil, err
-		}
-		result[i].volumes = a.volumes
-	}
-	for run := range b.runs {
-		for i, a := range b.apps {
-			for _, w := range ways {
-				name := fmt.Sprintf("bench-%d-%s-%d", a.volumes, w.name(), run+1)
-				stall, err := b.measure(ctx, a, w, name)
-				if err != nil {
-					return nil, fmt.Errorf("%s with %d volumes, run %d: %w", w, a.volumes, run+1, err)
-				}
-				result[i].stalls[w] = append(result[i].stalls[w], stall)
-				b.Say("run %d of %d, %d volumes, %s: stalled for %d ms", run+1, b.runs, a.volumes, w, stall.Milliseconds())
-			}
-		}
-	}
-	return result, nil
+// results are all that was measured; a part that was not is empty.
+type results struct {
+	runs     int
+	stalls   []series
+	claims   bulk
+	process  process
+	planning planned
 }
 
-// measure makes one backup and returns for how long the writer was kept waiting
-// at the worst.
-func (b *bench) measure(ctx context.Context, a *app, w way, name string) (time.Duration, error) {
-	ctx, cancel := context.WithTimeout(ctx, backupLimit)
-	defer cancel()
-	if err := a.ask(ctx, w); err != nil {
-		return 0, err
+func (b *bench) run(ctx context.Context) (results, error) {
+	found := results{runs: b.runs}
+	if err := b.makePolicy(ctx); err != nil {
+		return found, err
 	}
-	if err := b.ForgetStalls(ctx, a.container()); err != nil {
-		return 0, err
+	for _, part := range []struct {
+		name    string
+		measure func(context.Context, *results) error
+	}{
+		{partProcess, b.measureProcess},
+		{partStall, b.measureStalls},
+		{partClaims, b.measureClaims},
+		{partPlanning, b.measurePlanning},
+	} {
+		if !slices.Contains(b.parts, part.name) {
+			continue
+		}
+		if err := part.measure(ctx, &found); err != nil {
+			return found, fmt.Errorf("%s: %w", part.name, err)
+		}
 	}
-	args := []string{"backup", "create", name, "--include-namespaces", a.namespace()}
-	for key, value := range ours {
-		args = append(args, "--labels", key+"="+value)
-	}
-	if _, err := b.Velero(ctx, args...); err != nil {
-		return 0, err
-	}
-	backup, err := b.AwaitBackup(ctx, name, nil)
-	if err != nil {
-		return 0, err
-	}
-	if err := b.Promised(ctx, backup); err != nil {
-		return 0, err
-	}
-	stall, err := b.LongestStall(ctx, a.container())
-	if err != nil {
-		return 0, err
-	}
-	return stall, b.quiesced(ctx, backup, a, w)
+	return found, nil
 }
 
-// quiesced makes sure that the application was quiesced this way, and that
-// each of its volumes was snapshotted.
-func (b *bench) quiesced(ctx context.Context, backup *velerov1.Backup, a *app, w way) error {
-	if n := backup.Status.CSIVolumeSnapshotsCompleted; n != a.volumes {
-		return fmt.Errorf("backup %s has snapshots of %d volumes", backup.Name, n)
-	}
-	hooks := velerov1.HookStatus{}
-	if backup.Status.HookStatus != nil {
-		hooks = *backup.Status.HookStatus
-	}
-	want := velerov1.HookStatus{}
-	if w == veleroHooks {
-		want.HooksAttempted = 2
-	} else {
-		log, err := b.BackupLog(ctx, backup.Name)
-		if err != nil {
-			return err
-		}
-		if _, err := log.Frozen(); err != nil {
-			return err
-		}
-	}
-	if hooks != want {
-		return fmt.Errorf("backup %s: %d of Velero's hooks were run and %d failed, not %d and %d", backup.Name,
-			hooks.HooksAttempted, hooks.HooksFailed, want.HooksAttempted, want.HooksFailed)
+// makePolicy makes the ConfigMap, by which only backups go that name it.
+func (b *bench) makePolicy(ctx context.Context) error {
+	object := policyObject()
+	object.Data = map[string]string{"policy.yaml": `version: v1
+volumePolicies:
+  - conditions:
+      csi: {driver: ` + loopcsi.Name + `}
+    action:
+      type: custom
+      parameters: {snapshotter: stillpoint.io}
+`}
+	if err := b.Objects().Create(ctx, object); err != nil {
+		return fmt.Errorf("make the volume policy: %w", err)
 	}
 	return nil
 }
 
-// clear deletes what this run or an earlier one has left. Namespaces go last:
-// a backup that is still at work may freeze.
+func policyObject() *corev1.ConfigMap {
+	return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: policy, Labels: ours}}
+}
+
+// createBackup asks Velero for a backup of a namespace, as a user would.
+func (b *bench) createBackup(ctx context.Context, name, namespace string, byPolicy bool) error {
+	args := []string{"backup", "create", name, "--include-namespaces", namespace}
+	for key, value := range ours {
+		args = append(args, "--labels", key+"="+value)
+	}
+	if byPolicy {
+		args = append(args, "--resource-policies-configmap", policy)
+	}
+	_, err := b.Velero(ctx, args...)
+	return err
+}
+
+// clear deletes what this run or an earlier one has left, and has Velero poll
+// as it does by default. Namespaces go last: a backup that is still at work may
+// freeze.
 func (b *bench) clear(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, clearLimit)
 	defer cancel()
-	if err := b.DeleteBackups(ctx, ours); err != nil {
+	if err := b.SetVeleroVariable(ctx, earlyVariable, ""); err != nil {
 		return err
 	}
-	for _, a := range b.apps {
-		if err := b.DeleteNamespace(ctx, a.namespace()); err != nil {
+	if err := b.ForgetBackups(ctx, ours); err != nil {
+		return err
+	}
+	if err := b.DeleteAll(ctx, []client.Object{policyObject()}); err != nil {
+		return err
+	}
+	objects, err := b.planObjects()
+	if err != nil {
+		return err
+	}
+	if err := objects.clear(ctx); err != nil {
+		return err
+	}
+	// Those of a run with other numbers of volumes, too.
+	left := &corev1.NamespaceList{}
+	if err := b.Objects().List(ctx, left, ours); err != nil {
+		return err
+	}
+	for i := range left.Items {
+		if err := b.DeleteNamespace(ctx, left.Items[i].Name); err != nil {
 			return err
 		}
 	}

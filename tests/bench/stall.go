@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+)
+
+const (
+	// backupLimit is for one backup of an application; others may use the same
+	// Velero. Velero takes 80 s for 16 volumes.
+	backupLimit = 6 * time.Minute
+	// large is the number of volumes from which an application is measured only
+	// largeRuns times.
+	large, largeRuns = 16, 3
+)
+
+// series are the stalls of one application, for each way in the order of runs.
+type series struct {
+	volumes int
+	stalls  [len(names)][]time.Duration // by way
+}
+
+// measureStalls installs the applications and measures them, the ways taking
+// turns, so that what else the machine does falls on all alike. Only the early
+// poll has its runs in one block: it takes two restarts of Velero.
+func (b *bench) measureStalls(ctx context.Context, found *results) error {
+	found.stalls = make([]series, len(b.apps))
+	for i, a := range b.apps {
+		if err := a.install(ctx); err != nil {
+			return err
+		}
+		found.stalls[i].volumes = a.volumes
+	}
+	inTurns := slices.DeleteFunc(slices.Clone(b.ways), func(w way) bool { return w == early })
+	if err := b.turns(ctx, inTurns, found.stalls); err != nil {
+		return err
+	}
+	if !slices.Contains(b.ways, early) {
+		return nil
+	}
+	b.Say("restarting Velero with %s=true", earlyVariable)
+	err := b.SetVeleroVariable(ctx, earlyVariable, "true")
+	if err == nil {
+		err = b.turns(ctx, []way{early}, found.stalls)
+	}
+	if err != nil {
+		b.thaw(context.WithoutCancel(ctx)) // not to wait for the restart
+	}
+	b.Say("restarting Velero without it")
+	return errors.Join(err, b.SetVeleroVariable(context.WithoutCancel(ctx), earlyVariable, ""))
+}
+
+func (b *bench) turns(ctx context.Context, ways []way, into []series) error {
+	for run := range b.runs {
+		for i, a := range b.apps {
+			if run >= runsOf(a.volumes, b.runs) {
+				continue
+			}
+			for _, w := range ways {
+				stall, err := b.measureStall(ctx, a, w, fmt.Sprintf("bench-%d-%s-%d", a.volumes, w, run+1))
+				if err != nil {
+					return fmt.Errorf("%s with %d volumes, run %d: %w", w, a.volumes, run+1, err)
+				}
+				into[i].stalls[w] = append(into[i].stalls[w], stall)
+				b.Say("run %d of %d, %d volumes, %s: %d ms", run+1, runsOf(a.volumes, b.runs), a.volumes, w, stall.Milliseconds())
+			}
+		}
+	}
+	return nil
+}
+
+// runsOf is how often an application is measured.
+func runsOf(volumes, runs int) int {
+	if volumes >= large {
+		return min(runs, largeRuns)
+	}
+	return runs
+}
+
+// measureStall makes one backup and returns for how long the writer was kept
+// waiting at the worst. The floor is no stall: see cutAll.
+func (b *bench) measureStall(ctx context.Context, a *app, w way, name string) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, backupLimit)
+	defer cancel()
+	if w == floor {
+		return b.cutAll(ctx, a.namespace(), a.claims())
+	}
+	if err := a.ask(ctx, w); err != nil {
+		return 0, err
+	}
+	if err := b.ForgetStalls(ctx, a.container()); err != nil {
+		return 0, err
+	}
+	if err := b.createBackup(ctx, name, a.namespace(), w == group); err != nil {
+		return 0, err
+	}
+	backup, err := b.AwaitBackup(ctx, name, nil)
+	if err != nil {
+		return 0, err
+	}
+	if err := b.Promised(ctx, backup); err != nil {
+		return 0, err
+	}
+	stall, err := b.LongestStall(ctx, a.container())
+	if err != nil {
+		return 0, err
+	}
+	return stall, b.quiesced(ctx, backup, a, w)
+}
+
+// quiesced makes sure that the application was quiesced this way, and that
+// each of its volumes was snapshotted.
+func (b *bench) quiesced(ctx context.Context, backup *velerov1.Backup, a *app, w way) error {
+	if err := snapshotted(backup, a.volumes); err != nil {
+		return err
+	}
+	hooksRun := velerov1.HookStatus{}
+	if backup.Status.HookStatus != nil {
+		hooksRun = *backup.Status.HookStatus
+	}
+	want := velerov1.HookStatus{}
+	if w == hooks || w == early {
+		want.HooksAttempted = 2
+	} else {
+		log, err := b.BackupLog(ctx, backup.Name)
+		if err != nil {
+			return err
+		}
+		if _, err := log.Frozen(); err != nil {
+			return err
+		}
+	}
+	if hooksRun != want {
+		return fmt.Errorf("backup %s: %d of Velero's hooks were run and %d failed, not %d and %d", backup.Name,
+			hooksRun.HooksAttempted, hooksRun.HooksFailed, want.HooksAttempted, want.HooksFailed)
+	}
+	return nil
+}
+
+// snapshotted is an error unless the backup has a snapshot of each volume.
+func snapshotted(backup *velerov1.Backup, volumes int) error {
+	n := backup.Status.CSIVolumeSnapshotsCompleted
+	if n == volumes {
+		return nil
+	}
+	who := "Velero did not take them all"
+	if backup.Spec.ResourcePolicy != nil {
+		who = "its volume policy leaves them to the plugin, which did not take them all"
+	}
+	return fmt.Errorf("backup %s is %s and has snapshots of %d of %d volumes: %s", backup.Name, backup.Status.Phase, n, volumes, who)
+}
