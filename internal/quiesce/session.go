@@ -38,6 +38,10 @@ type Session struct {
 	targets []*target // post commands, in the order in which they run
 	thaw    sync.Once
 	thawed  chan struct{}
+	// rearm ends the giving of new limits to the guards, and rearmed is closed
+	// when that has ended.
+	rearm   context.CancelFunc
+	rearmed chan struct{}
 
 	mu       sync.Mutex
 	frozenAt time.Time
@@ -87,6 +91,8 @@ func Freeze(ctx context.Context, executor Executor, plan *Plan, log logrus.Field
 		plan:     plan,
 		log:      log,
 		thawed:   make(chan struct{}),
+		rearm:    func() {},
+		rearmed:  make(chan struct{}),
 	}
 	flushed := s.flush(ctx)
 	runners, err := s.open(ctx) // all of them, before anything begins
@@ -98,6 +104,7 @@ func Freeze(ctx context.Context, executor Executor, plan *Plan, log logrus.Field
 	// What has begun ends by its own limits, not by the caller's.
 	life := context.WithoutCancel(ctx)
 	if err := s.prepare(life, runners); err != nil {
+		close(s.rearmed)
 		s.Thaw(life)
 		return nil, errors.Join(err, s.Report().Stuck)
 	}
@@ -222,9 +229,20 @@ func (s *Session) prepare(ctx context.Context, steps [][]*runner) error {
 	s.report.Prepared = time.Since(begun)
 	s.mu.Unlock()
 
-	if err := s.hold(ctx, "hold", s.plan.QuiesceTimeout, s.due()); err != nil {
-		return err
-	}
+	// The guards have a limit that is long enough. The snapshot need not wait
+	// until they know the shorter one.
+	rearming, cancel := context.WithCancel(ctx)
+	s.rearm = cancel
+	go func() {
+		err := s.hold(rearming, "hold", s.plan.QuiesceTimeout, s.due())
+		if rearming.Err() != nil {
+			err = nil // thawed meanwhile
+		}
+		close(s.rearmed)
+		if err != nil {
+			s.Abandon(ctx, err)
+		}
+	}()
 	go s.expire(ctx)
 	for _, t := range s.due() {
 		go s.watch(ctx, t)
@@ -343,6 +361,8 @@ func (s *Session) Thaw(ctx context.Context) {
 func (s *Session) finish(ctx context.Context, broken error) {
 	s.thaw.Do(func() {
 		defer close(s.thawed)
+		s.rearm()
+		<-s.rearmed // one question at a time
 		// A post command is owed whoever has stopped waiting.
 		stuck := s.post(context.WithoutCancel(ctx))
 		s.release()

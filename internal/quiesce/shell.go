@@ -157,6 +157,7 @@ func (s *shell) lost(ctx context.Context) error {
 	select {
 	case <-s.ended:
 	case <-ctx.Done():
+		return fmt.Errorf("%s: %w", s.container, errLost)
 	case <-time.After(time.Second):
 		return fmt.Errorf("%s: %w", s.container, errLost)
 	}

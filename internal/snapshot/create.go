@@ -23,6 +23,11 @@ import (
 // and says why they have their class.
 const ClassReasonAnnotation = "stillpoint.io/volume-snapshot-class-reason"
 
+// sourceProtection is the first thing that the snapshot controller writes on a
+// new VolumeSnapshot, and takes away when it is deleted. One that has it already
+// is cut that much earlier.
+const sourceProtection = "snapshot.storage.kubernetes.io/volumesnapshot-as-source-protection"
+
 // OwnedBy selects the VolumeSnapshots that Stillpoint creates for a backup.
 // Velero's own have the backup's name only, which another Velero may use too.
 func OwnedBy(backup *velerov1.Backup) labels.Selector {
@@ -38,6 +43,7 @@ func New(backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim, class, re
 			Namespace:   claim.Namespace,
 			Name:        name(backup, claim),
 			Labels:      map[string]string{},
+			Finalizers:  []string{sourceProtection},
 			Annotations: map[string]string{ClassReasonAnnotation: reason},
 		},
 		Spec: snapshotv1.VolumeSnapshotSpec{
