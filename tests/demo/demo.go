@@ -23,6 +23,7 @@ const (
 	claim      = "data"
 	schedule   = "date"
 	hooks      = "fsfreeze-hooks-deployment" // the blueprint, and the ConfigMap that holds it
+	policy     = "stillpoint-volume-policy" // of deploy/volume-policy.yaml
 	file       = "/mnt/date"
 	// probe is where a writer that we start beside the application writes.
 	probe = "/mnt/probe"
@@ -94,7 +95,9 @@ func (d *demo) walk(ctx context.Context, to string) error {
 // install applies the example and waits until the application has written.
 func (d *demo) install(ctx context.Context) error {
 	d.Say("An application with one volume. Its blueprint is Kanister's, unchanged, in a ConfigMap.")
+	d.Say("A volume policy hands the volumes to Stillpoint.")
 	for _, args := range [][]string{
+		{"apply", "--filename", filepath.Join("deploy", "volume-policy.yaml")},
 		{"create", "configmap", hooks, "--namespace", cluster.VeleroNamespace, "--from-file", filepath.Join(d.example, "blueprint.yaml")},
 		{"label", "configmap", hooks, "--namespace", cluster.VeleroNamespace, blueprint.ConfigMapLabel + "=true"},
 		{"apply", "--filename", filepath.Join(d.example, "app.yaml")},
@@ -121,7 +124,7 @@ func (d *demo) read(ctx context.Context) (string, error) {
 func (d *demo) runBackup(ctx context.Context) (before []string, err error) {
 	d.Say("A schedule that exports, triggered once by hand.")
 	if err := d.Run(ctx, "velero", "schedule", "create", schedule, "--schedule", yearly,
-		"--include-namespaces", namespace, "--snapshot-move-data"); err != nil {
+		"--include-namespaces", namespace, "--resource-policies-configmap", policy, "--snapshot-move-data"); err != nil {
 		return nil, err
 	}
 	// The stall is measured by a writer in the application's own container,
@@ -277,6 +280,6 @@ func (d *demo) clear(ctx context.Context) error {
 	if err := d.DeleteNamespace(ctx, namespace); err != nil {
 		return err
 	}
-	_, err := d.Kubectl(ctx, nil, "delete", "configmap", hooks, "--namespace", cluster.VeleroNamespace, "--ignore-not-found")
+	_, err := d.Kubectl(ctx, nil, "delete", "configmap", hooks, policy, "--namespace", cluster.VeleroNamespace, "--ignore-not-found")
 	return err
 }
