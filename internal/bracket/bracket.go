@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -244,15 +243,9 @@ func (b *Bracket) Related(ctx context.Context, pod *corev1.Pod, backup *velerov1
 	return related
 }
 
-// pollInterval is how often Velero looks whether a snapshot has been cut, which
-// is how long it takes per volume at least (volume_snapshot.go of Velero 1.18,
-// WaitUntilVSCHandleIsReady).
-func pollInterval() time.Duration {
-	if early, err := strconv.ParseBool(os.Getenv("CSI_SNAPSHOT_EARLY_FREQUENT_POLLING")); err == nil && early {
-		return time.Second
-	}
-	return 5 * time.Second
-}
+// pollInterval is that of the server, whose environment a plugin inherits. It is
+// how long Velero takes per volume at least.
+func pollInterval() time.Duration { return PollInterval(os.Getenv(EarlyPolling)) }
 
 // tooMany is an error when Velero's polls alone would outlast the freeze: all
 // volumes but the last are waited for.

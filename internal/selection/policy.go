@@ -28,6 +28,25 @@ func (a action) ours() bool {
 	return a.custom() && a.parameters[SnapshotterParameter] == Snapshotter
 }
 
+// misspelt is what to tell of an action that seems to mean Stillpoint and does
+// not, "" when there is nothing to tell.
+func (a action) misspelt() string {
+	for _, key := range slices.Sorted(maps.Keys(a.parameters)) {
+		value, _ := a.parameters[key].(string)
+		if (strings.EqualFold(key, SnapshotterParameter) && strings.EqualFold(value, Snapshotter)) || strings.Contains(strings.ToLower(value), "stillpoint") {
+			return fmt.Sprintf("a volume policy has %s, which is not Stillpoint's; that is parameters {%s: %s}", a, SnapshotterParameter, Snapshotter)
+		}
+	}
+	return ""
+}
+
+// Policies is an error when the volume policies cannot be read, which fails
+// the whole backup.
+func (s *Selection) Policies() error {
+	_, _, err := s.helpers()
+	return err
+}
+
 func (a action) String() string {
 	var parameters []string
 	for _, key := range slices.Sorted(maps.Keys(a.parameters)) {
@@ -117,6 +136,29 @@ func (s *Selection) chosen(claim *corev1.PersistentVolumeClaim, action action) (
 		return false, fmt.Errorf("match the volume policies for claim %s/%s: %w", claim.Namespace, claim.Name, err)
 	}
 	return chosen, nil
+}
+
+// misses answers whether Velero looks for the volume of a claim that has none,
+// which is an error: it does unless a volume policy leaves the claim out.
+func (s *Selection) misses(claim *corev1.PersistentVolumeClaim) (bool, error) {
+	own, global, err := s.helpers()
+	if err != nil {
+		return false, err
+	}
+	item, err := asItem(claim)
+	if err != nil {
+		return false, err
+	}
+	for _, helper := range []vhutil.VolumeHelper{own, global} {
+		if helper == nil {
+			continue
+		}
+		// Without a volume it is an error that no policy matches.
+		if chosen, err := helper.ShouldPerformSnapshot(item, kuberesource.PersistentVolumeClaims); err == nil {
+			return chosen, nil
+		}
+	}
+	return true, nil
 }
 
 func asItem(claim *corev1.PersistentVolumeClaim) (runtime.Unstructured, error) {

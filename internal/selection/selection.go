@@ -53,6 +53,11 @@ type Verdict struct {
 	Path Path
 	// Reason says why nobody takes a snapshot.
 	Reason string
+	// Fails tells that Velero's own action ends with an error for that reason,
+	// and drops the claim from the backup.
+	Fails bool
+	// Warning is what the author of the volume policy should see, "" for nothing.
+	Warning string
 	// Obstacle says why a volume that was handed to Stillpoint cannot be
 	// snapshotted; nil when it can.
 	Obstacle error
@@ -100,13 +105,11 @@ func (s *Selection) Of(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 	case action.ours():
 		return Verdict{Path: Group, Obstacle: s.obstacle(ctx, claim)}, nil
 	case action.custom():
-		return none(fmt.Sprintf("a volume policy hands it to another snapshotter (%s)", action)), nil
+		verdict := none(fmt.Sprintf("a volume policy hands it to another snapshotter (%s)", action))
+		verdict.Warning = action.misspelt()
+		return verdict, nil
 	}
-	reason, err := s.snapshots(ctx, claim, action)
-	if reason != "" || err != nil {
-		return none(reason), err
-	}
-	return Verdict{Path: Velero}, nil
+	return s.snapshots(ctx, claim, action)
 }
 
 func none(reason string) Verdict { return Verdict{Path: None, Reason: reason} }
@@ -169,29 +172,38 @@ func (s *Selection) mover(ctx context.Context) error {
 	return nil
 }
 
-// snapshots returns "" when Velero will take a CSI snapshot of a claim that is
-// in the backup, otherwise why it will not.
-func (s *Selection) snapshots(ctx context.Context, claim *corev1.PersistentVolumeClaim, action action) (reason string, err error) {
+// snapshots answers whether Velero will take a CSI snapshot of a claim that is
+// in the backup.
+func (s *Selection) snapshots(ctx context.Context, claim *corev1.PersistentVolumeClaim, action action) (Verdict, error) {
 	if !s.csi {
-		return "the Velero server runs without --features=EnableCSI", nil
+		return none("the Velero server runs without --features=EnableCSI"), nil
 	}
 	if claim.Status.Phase != corev1.ClaimBound || claim.Spec.VolumeName == "" {
-		return fmt.Sprintf("the claim is %s", claim.Status.Phase), nil
+		verdict := none(fmt.Sprintf("the claim is %s", claim.Status.Phase))
+		var err error
+		verdict.Fails, err = s.misses(claim)
+		return verdict, err
 	}
 	if claim.Spec.StorageClassName == nil {
-		return "the claim has no storage class, which Velero needs to find a VolumeSnapshotClass", nil
+		verdict := none("the claim has no storage class, which Velero needs to find a VolumeSnapshotClass")
+		var err error
+		verdict.Fails, err = s.chosen(claim, action)
+		return verdict, err
 	}
 	volume, err := s.Volume(ctx, claim)
 	if err != nil {
-		return "", err
+		return Verdict{}, err
 	}
 	if volume.Spec.CSI == nil {
-		return fmt.Sprintf("PersistentVolume %s is not a CSI volume", volume.Name), nil
+		return none(fmt.Sprintf("PersistentVolume %s is not a CSI volume", volume.Name)), nil
 	}
 	if chosen, err := s.chosen(claim, action); err != nil || !chosen {
-		return "a volume policy, fs-backup or snapshotVolumes=false leaves it out", err
+		return none("a volume policy, fs-backup or snapshotVolumes=false leaves it out"), err
 	}
-	return s.stumbles(ctx, claim)
+	if reason, err := s.stumbles(ctx, claim); reason != "" || err != nil {
+		return Verdict{Path: None, Reason: reason, Fails: true}, err
+	}
+	return Verdict{Path: Velero}, nil
 }
 
 // stumbles names what Velero's own action would stumble over before it creates

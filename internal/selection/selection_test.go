@@ -3,6 +3,7 @@ package selection
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -160,6 +161,11 @@ func tier(name string) *metav1.LabelSelector {
 	return &metav1.LabelSelector{MatchLabels: map[string]string{"tier": name}}
 }
 
+// failing are the cases below in which Velero's own action ends with an error.
+var failing = []string{
+	"pending", "lost", "no storage class", "storage class gone", "no VolumeSnapshotClass", "data mover, nothing ready", "data mover, no node-agent",
+}
+
 func TestSnapshots(t *testing.T) {
 	for name, test := range map[string]struct {
 		change func(s *scene)
@@ -275,11 +281,72 @@ func TestSnapshots(t *testing.T) {
 			test.change(s)
 			verdict, err := s.selection(t).Of(t.Context(), s.claim)
 			require.NoError(t, err)
-			want := Verdict{Path: None, Reason: test.reason}
+			want := Verdict{Path: None, Reason: test.reason, Fails: slices.Contains(failing, name)}
 			if test.reason == "" {
 				want.Path = Velero
 			}
 			assert.Equal(t, want, verdict)
+		})
+	}
+}
+
+// Velero looks for the volume of each claim that no policy leaves out.
+func TestFailsWithoutVolume(t *testing.T) {
+	for name, test := range map[string]struct {
+		change func(s *scene)
+		fails  bool
+	}{
+		"no policy":         {func(*scene) {}, true},
+		"own skip":          {func(s *scene) { s.own("pvcPhase: [Pending] → skip") }, false},
+		"own snapshot":      {func(s *scene) { s.own("pvcPhase: [Pending] → snapshot") }, true},
+		"own of another":    {func(s *scene) { s.own("pvcPhase: [Lost] → skip") }, true},
+		"global skip":       {func(s *scene) { s.global("pvcPhase: [Pending] → skip") }, false},
+		"own before global": {func(s *scene) { s.own("pvcPhase: [Pending] → snapshot"); s.global("pvcPhase: [Pending] → skip") }, true},
+		"not in the backup": {func(s *scene) { s.backup.Spec.LabelSelector = app("web") }, false},
+		"no class, but skipped": {func(s *scene) {
+			s.own("csi: {} → skip")
+			s.claim.Spec.StorageClassName = nil
+			s.claim.Status.Phase = corev1.ClaimBound
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScene()
+			s.pending()
+			test.change(s)
+			if s.claim.Status.Phase == corev1.ClaimBound {
+				s.claim.Spec.VolumeName = "pv-data"
+			}
+			verdict, err := s.selection(t).Of(t.Context(), s.claim)
+			require.NoError(t, err)
+			assert.Equal(t, None, verdict.Path)
+			assert.Equal(t, test.fails, verdict.Fails, verdict.Reason)
+		})
+	}
+}
+
+func TestMisspelt(t *testing.T) {
+	for parameters, warned := range map[string]bool{
+		"{snapshotter: acme.io}":             false,
+		"{}":                                 false,
+		"{snapshotter: stillpoint}":          true,
+		"{snapshotter: Stillpoint.io}":       true,
+		"{Snapshotter: stillpoint.io}":       true,
+		"{snapshoter: stillpoint.io}":        true,
+		"{snapshotter: [stillpoint.io]}":     false,
+		"{mover: acme.io, snapshotter: 1}":   false,
+		"{snapshotter: acme.io/still-point}": false,
+	} {
+		t.Run(parameters, func(t *testing.T) {
+			s := newScene()
+			s.own(fast + " → custom, parameters: " + parameters)
+			verdict, err := s.selection(t).Of(t.Context(), s.claim)
+			require.NoError(t, err)
+			assert.Equal(t, None, verdict.Path)
+			if !warned {
+				assert.Empty(t, verdict.Warning)
+				return
+			}
+			assert.Contains(t, verdict.Warning, "which is not Stillpoint's; that is parameters {snapshotter: stillpoint.io}")
 		})
 	}
 }

@@ -1,0 +1,48 @@
+package bracket
+
+import (
+	"context"
+	"strconv"
+	"time"
+
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	corev1 "k8s.io/api/core/v1"
+
+	"stillpoint.io/stillpoint/internal/quiesce"
+)
+
+// EarlyPolling is the variable in a Velero server's environment that has it
+// look for the cut of a snapshot every second.
+const EarlyPolling = "CSI_SNAPSHOT_EARLY_FREQUENT_POLLING"
+
+// Preview tells with which others the volume of a claim would be frozen in a
+// backup, and freezes nothing; nil without an error is that nothing would be.
+// The group comes with an error when that concerns all of it.
+func (b *Bracket) Preview(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (*quiesce.Group, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f, err := b.decide(ctx, claim, backup)
+	if f == nil {
+		return nil, err
+	}
+	return f.group, f.failed
+}
+
+// Refusal is why the claims of a group are not frozen around Velero's own
+// snapshots although a plan for them can be made; nil when they are.
+func Refusal(claims []corev1.PersistentVolumeClaim, backup *velerov1.Backup, poll, timeout time.Duration) error {
+	if err := volumeGroup(claims, backup); err != nil {
+		return err
+	}
+	return tooMany(len(claims), poll, timeout)
+}
+
+// PollInterval is how often a server looks whether a snapshot has been cut,
+// where EarlyPolling has that value in its environment: with it every second,
+// else every five (volume_snapshot.go of Velero 1.18, WaitUntilVSCHandleIsReady).
+func PollInterval(early string) time.Duration {
+	if on, err := strconv.ParseBool(early); err == nil && on {
+		return time.Second
+	}
+	return 5 * time.Second
+}
