@@ -7,10 +7,12 @@ import (
 	"fmt"
 
 	"github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned"
+	"github.com/spf13/pflag"
 	"github.com/vmware-tanzu/velero/pkg/client"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/transport"
 	"k8s.io/utils/clock"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 )
@@ -42,7 +44,19 @@ type Clients struct {
 // NewClients connects as Velero does: from KUBECONFIG or from the pod's
 // service account. The namespace is VELERO_NAMESPACE, which `velero install`
 // sets on the server, or else what Velero's client configuration says.
-func NewClients() (*Clients, error) {
+func NewClients() (*Clients, error) { return Connection{}.Open() }
+
+// Connection says what is other than NewClients has it; "" and nil are as there.
+type Connection struct {
+	// Kubeconfig is a file, Context the name of one of its contexts.
+	Kubeconfig, Context string
+	VeleroNamespace     string
+	// Wrap sees all requests.
+	Wrap transport.WrapperFunc
+}
+
+// Open makes the clients. It sends nothing yet.
+func (c Connection) Open() (*Clients, error) {
 	defaults, err := client.LoadConfig()
 	if err != nil {
 		return nil, fmt.Errorf("load Velero's client configuration: %w", err)
@@ -50,19 +64,38 @@ func NewClients() (*Clients, error) {
 	factory := client.NewFactory("stillpoint", defaults)
 	factory.SetClientQPS(clientQPS)
 	factory.SetClientBurst(clientBurst)
+	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+	factory.BindFlags(flags)
+	for flag, value := range map[string]string{"kubeconfig": c.Kubeconfig, "kubecontext": c.Context, "namespace": c.VeleroNamespace} {
+		if value == "" {
+			continue
+		}
+		if err := flags.Set(flag, value); err != nil {
+			return nil, fmt.Errorf("set %s %q: %w", flag, value, err)
+		}
+	}
 
 	clients := &Clients{VeleroNamespace: factory.Namespace()}
 	if clients.Config, err = factory.ClientConfig(); err != nil {
 		return nil, fmt.Errorf("find the API server: %w", err)
 	}
-	if clients.Kube, err = factory.KubeClient(); err != nil {
+	if c.Wrap != nil {
+		clients.Config.Wrap(c.Wrap)
+	}
+	if clients.Kube, err = kubernetes.NewForConfig(clients.Config); err != nil {
 		return nil, fmt.Errorf("make the Kubernetes client: %w", err)
 	}
-	if clients.Dynamic, err = factory.DynamicClient(); err != nil {
+	if clients.Dynamic, err = dynamic.NewForConfig(clients.Config); err != nil {
 		return nil, fmt.Errorf("make the dynamic client: %w", err)
 	}
 	if clients.Objects, err = factory.KubebuilderWatchClient(); err != nil {
 		return nil, fmt.Errorf("make Velero's client: %w", err)
+	}
+	if c.Wrap != nil { // which Velero has no way to say
+		clients.Objects, err = crclient.NewWithWatch(clients.Config, crclient.Options{Scheme: clients.Objects.Scheme()})
+		if err != nil {
+			return nil, fmt.Errorf("make Velero's client: %w", err)
+		}
 	}
 	clients.Remembered = Remember(clients.Objects, clock.RealClock{})
 	if clients.Snapshots, err = versioned.NewForConfig(clients.Config); err != nil {
