@@ -4,8 +4,10 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"os/signal"
 	"strings"
 
 	"github.com/hashicorp/go-plugin"
@@ -13,14 +15,19 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/plugin/framework"
 
 	"stillpoint.io/stillpoint/plugins/backup"
+	"stillpoint.io/stillpoint/plugins/check"
 	"stillpoint.io/stillpoint/plugins/restore"
 )
 
 func main() {
-	// Velero says who is calling by go-plugin's handshake; without it this is
-	// a container that `velero plugin add` has put into the server's pod.
+	// Velero says who is calling by go-plugin's handshake; without it this is a
+	// person who checks, or a container that `velero plugin add` has put into
+	// the server's pod.
 	handshake := framework.Handshake()
 	if os.Getenv(handshake.MagicCookieKey) != handshake.MagicCookieValue {
+		if len(os.Args) > 1 && os.Args[1] == "check" {
+			os.Exit(runCheck(os.Args[2:]))
+		}
 		if err := install(os.Args[1:]); err != nil {
 			fmt.Fprintf(os.Stderr, "stillpoint: %v\n", err)
 			os.Exit(1)
@@ -41,6 +48,12 @@ func main() {
 		RegisterRestoreItemAction("stillpoint.io/restore-claim", restores.Claims).
 		RegisterRestoreItemAction("stillpoint.io/restore-statefulset", restores.StatefulSets).
 		Serve()
+}
+
+func runCheck(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	return check.Run(ctx, args, os.Stdout, os.Stderr)
 }
 
 func enabled(features, name string) bool {

@@ -1,0 +1,381 @@
+// Package check tells what a backup would do, without doing it: which volumes
+// it would snapshot, how, with which class, what it would run before and after,
+// and what would fail. It asks the code that backs up, and changes nothing; in
+// containers it runs the probes that planning a freeze takes.
+package check
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
+	crclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/bracket"
+	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/group"
+	"stillpoint.io/stillpoint/internal/quiesce"
+	"stillpoint.io/stillpoint/internal/selection"
+	"stillpoint.io/stillpoint/internal/snapshotclass"
+)
+
+// Options say which backup is checked, and how much of it.
+type Options struct {
+	// Namespaces are those to look at; none are all that the backup includes.
+	Namespaces []string
+	// Kind and Name are a workload's, in the only one of Namespaces; "" is all.
+	Kind, Name string
+
+	// Schedule is one whose next backup is checked. Without it a Backup of
+	// Namespaces is, with what else is set here.
+	Schedule string
+	// VolumePolicies is the name of a ConfigMap, "" for none.
+	VolumePolicies      string
+	SnapshotMoveData    *bool
+	Labels, Annotations map[string]string
+
+	// Deployment is the name of the Velero server's.
+	Deployment string
+	// ServerArgs stand in for its arguments where it cannot be read.
+	ServerArgs []string
+}
+
+// Checker checks backups of one cluster.
+type Checker struct {
+	clients  *cluster.Clients
+	executor quiesce.Executor
+	clock    clock.PassiveClock
+	forget   func(namespace string)
+}
+
+// New returns a Checker. forget is told of each namespace that nothing more
+// will be asked about.
+func New(clients *cluster.Clients, executor quiesce.Executor, clock clock.PassiveClock, forget func(namespace string)) *Checker {
+	return &Checker{clients: clients, executor: executor, clock: clock, forget: forget}
+}
+
+// visit is one check.
+type visit struct {
+	*Checker
+	options    Options
+	server     Server
+	backup     *velerov1.Backup
+	selection  *selection.Selection
+	namespaces *quiesce.Namespaces
+	classes    *snapshotclass.Catalogue
+	groups     *group.Groups
+	bracket    *bracket.Bracket
+	report     *Report
+}
+
+// Check reports what a backup would do. An error says that this is not known:
+// the cluster cannot be read, or has nothing of what is asked for.
+func (c *Checker) Check(ctx context.Context, options Options) (*Report, error) {
+	v := &visit{Checker: c, options: options}
+	var err error
+	if v.server, err = c.server(ctx, options); err != nil {
+		return nil, err
+	}
+	if v.backup, err = c.backup(ctx, options, v.server); err != nil {
+		return nil, err
+	}
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	v.namespaces = quiesce.NewNamespaces(c.clients.Kube, c.clock)
+	v.classes = snapshotclass.NewCatalogue(c.clients, c.clock)
+	v.selection = selection.New(c.clients.Remembered, v.server.CSI, v.backup)
+	v.groups = group.New(c.clients, v.namespaces, v.classes, nil, v.server.CSI, log)
+	v.bracket = bracket.New(c.clients, v.namespaces, v.classes, nil, v.server.CSI, log)
+	v.report = newReport(v.server, v.backup, options)
+
+	if _, err := config.Load(ctx, c.clients.Kube, c.clients.VeleroNamespace); err != nil {
+		if unreadable(err) {
+			return nil, err
+		}
+		v.report.fail("the configuration: %v", err)
+	}
+	if err := v.selection.Policies(); err != nil {
+		if unreadable(err) {
+			return nil, err
+		}
+		v.report.fail("Velero refuses the whole backup: %v", err)
+		return v.report, nil
+	}
+	names, err := v.names(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		if err := v.namespace(ctx, name); err != nil {
+			return nil, err
+		}
+		c.forget(name)
+	}
+	return v.report.finish(), nil
+}
+
+// server reads the flags of the Velero server.
+func (c *Checker) server(ctx context.Context, options Options) (Server, error) {
+	if len(options.ServerArgs) > 0 {
+		return ServerOf(options.ServerArgs)
+	}
+	deployment, err := c.clients.Kube.AppsV1().Deployments(c.clients.VeleroNamespace).Get(ctx, options.Deployment, metav1.GetOptions{})
+	if err != nil {
+		return Server{}, fmt.Errorf("read the Velero server's Deployment: %w; name it by --velero-namespace and --velero-deployment, or say the server's flags by --server-args", err)
+	}
+	return ReadServer(deployment)
+}
+
+// backup makes the Backup that is checked.
+func (c *Checker) backup(ctx context.Context, options Options, server Server) (*velerov1.Backup, error) {
+	backup := &velerov1.Backup{}
+	backup.Namespace, backup.Name = c.clients.VeleroNamespace, "check"
+	backup.Labels, backup.Annotations = maps.Clone(options.Labels), maps.Clone(options.Annotations)
+	backup.Spec.IncludedNamespaces = options.Namespaces
+	backup.Spec.SnapshotMoveData = options.SnapshotMoveData
+	if options.VolumePolicies != "" {
+		backup.Spec.ResourcePolicy = &corev1.TypedLocalObjectReference{Kind: "configmap", Name: options.VolumePolicies}
+	}
+	if options.Schedule != "" {
+		schedule := &velerov1.Schedule{}
+		key := crclient.ObjectKey{Namespace: c.clients.VeleroNamespace, Name: options.Schedule}
+		if err := c.clients.Objects.Get(ctx, key, schedule); err != nil {
+			return nil, fmt.Errorf("get Schedule %s: %w", key, err)
+		}
+		backup = ofSchedule(schedule)
+	}
+	marked, err := c.clients.Kube.CoreV1().Namespaces().List(ctx, metav1.ListOptions{LabelSelector: velerov1.ExcludeFromBackupLabel + "=true"})
+	if err != nil {
+		return nil, fmt.Errorf("list the namespaces with label %s: %w", velerov1.ExcludeFromBackupLabel, err)
+	}
+	var left []string
+	for _, namespace := range marked.Items {
+		left = append(left, namespace.Name)
+	}
+	backup = server.Complete(backup, left)
+	backup.UID = types.UID("check")
+	backup.Status.StartTimestamp = &metav1.Time{Time: c.clock.Now()}
+	return backup, nil
+}
+
+// names are the namespaces to look at.
+func (v *visit) names(ctx context.Context) ([]string, error) {
+	if len(v.options.Namespaces) > 0 {
+		return slices.Compact(slices.Sorted(slices.Values(v.options.Namespaces))), nil
+	}
+	claims := &metav1.PartialObjectMetadataList{}
+	claims.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("PersistentVolumeClaimList"))
+	found := map[string]bool{}
+	for {
+		err := v.clients.Objects.List(ctx, claims, crclient.Limit(claimsPage), crclient.Continue(claims.Continue))
+		if err != nil {
+			return nil, fmt.Errorf("list the claims of all namespaces: %w", err)
+		}
+		for _, claim := range claims.Items {
+			if v.selection.Namespace(claim.Namespace) {
+				found[claim.Namespace] = true
+			}
+		}
+		if claims.Continue == "" {
+			return slices.Sorted(maps.Keys(found)), nil
+		}
+	}
+}
+
+// claimsPage is how many claims one answer holds.
+const claimsPage = 500
+
+// namespace reports on the claims of one namespace.
+func (v *visit) namespace(ctx context.Context, name string) error {
+	facts, err := v.namespaces.Recent(ctx, name)
+	if err != nil {
+		return err
+	}
+	if len(facts.Claims()) == 0 {
+		v.report.note("Namespace %s has no claims: there is nothing to snapshot.", name)
+	}
+	seen := map[string]bool{}
+	var known []string
+	asked, matched := false, false
+	for i := range facts.Claims() {
+		claim := &facts.Claims()[i]
+		if seen[claim.Name] {
+			continue
+		}
+		whole, err := facts.Group(claim)
+		for _, w := range whole.Unit.Workloads {
+			known = append(known, strings.ToLower(w.Kind)+"/"+w.Name)
+		}
+		for _, member := range whole.Claims {
+			seen[member.Name] = true
+		}
+		asked = asked || err != nil || whole.Asked()
+		if !v.options.covers(whole) {
+			continue
+		}
+		matched = true
+		unit, err := v.unit(ctx, whole, err)
+		if err != nil {
+			return err
+		}
+		v.report.add(unit.report())
+	}
+	switch {
+	case v.options.Name != "" && !matched:
+		slices.Sort(known)
+		return fmt.Errorf("namespace %s has no workload %s/%s with a volume in a running pod; there are: %s",
+			name, v.options.Kind, v.options.Name, orNone(slices.Compact(known)))
+	case len(facts.Claims()) > 0 && !asked:
+		v.report.note("Nothing is quiesced in namespace %s: none of its claims, workloads and pods with claims has an annotation %s or %s, nor has the namespace.",
+			name, quiesce.AnnotationQuiesce, quiesce.AnnotationKanister)
+	}
+	return nil
+}
+
+func orNone(names []string) string {
+	if len(names) == 0 {
+		return "none"
+	}
+	return strings.Join(names, ", ")
+}
+
+// covers tells whether a group is to be reported.
+func (o Options) covers(whole *quiesce.Group) bool {
+	if o.Name == "" {
+		return true
+	}
+	for _, w := range whole.Unit.Workloads {
+		if strings.EqualFold(w.Kind, o.Kind) && w.Name == o.Name {
+			return true
+		}
+	}
+	return false
+}
+
+// unit gathers what would become of the claims of a group. invalid is what is
+// wrong with its annotations.
+func (v *visit) unit(ctx context.Context, whole *quiesce.Group, invalid error) (*unit, error) {
+	u := &unit{whole: whole, asked: invalid != nil || whole.Asked(), cause: invalid}
+	for i := range whole.Claims {
+		volume, err := v.volume(ctx, &whole.Claims[i])
+		if err != nil {
+			return nil, err
+		}
+		u.volumes = append(u.volumes, volume)
+	}
+	if !u.asked {
+		return u, nil
+	}
+	planner, faulty := quiesce.NewPlanner(ctx, v.clients, v.executor, func(format string, args ...any) {
+		u.warnings = append(u.warnings, fmt.Sprintf(format, args...))
+	})
+	if faulty == nil {
+		u.sources = sources(ctx, planner.Finder, whole.Asks())
+	}
+	// The first claim that Velero's calls come to decides for the others.
+	i := slices.IndexFunc(u.volumes, func(volume volume) bool { return volume.snapshotted() })
+	if i < 0 {
+		return u, nil
+	}
+	u.path = u.volumes[i].verdict.Path
+	preview := v.bracket.Preview
+	if u.path == selection.Group {
+		preview = v.groups.Preview
+	}
+	frozen, err := preview(ctx, u.volumes[i].claim, v.backup)
+	switch {
+	case err != nil:
+		u.cause = err
+	case frozen == nil: // the annotations are gone since
+	case faulty != nil:
+		u.cause = faulty
+	default:
+		if u.plan, u.cause = planner.Plan(ctx, frozen, v.backup.Status.StartTimestamp.Time); u.cause == nil && u.path == selection.Velero {
+			u.cause = bracket.Refusal(frozen.Claims, v.backup, v.server.Poll, u.plan.QuiesceTimeout)
+		}
+	}
+	return u, nil
+}
+
+// sources says where blueprints come from; those that are not found are left
+// out.
+func sources(ctx context.Context, finder *blueprint.Finder, asks []quiesce.Ask) map[string]string {
+	found := map[string]string{}
+	for _, ask := range asks {
+		for _, name := range ask.Blueprints {
+			if blueprint, err := finder.Find(ctx, name, ask.Workload.Namespace); err == nil {
+				found[name] = string(blueprint.Source)
+			}
+		}
+	}
+	return found
+}
+
+// volume gathers what would become of one claim.
+func (v *visit) volume(ctx context.Context, claim *corev1.PersistentVolumeClaim) (volume, error) {
+	found := volume{claim: claim}
+	var err error
+	if found.verdict, err = v.selection.Of(ctx, claim); err != nil {
+		if unreadable(err) {
+			return found, err
+		}
+		found.err = err
+		return found, nil
+	}
+	if claim.Spec.VolumeName == "" {
+		return found, nil
+	}
+	if found.volume, err = v.selection.Volume(ctx, claim); err != nil {
+		found.volume = nil
+		if unreadable(err) {
+			return found, err
+		}
+		return found, nil // Velero's error, where it needs the volume
+	}
+	if found.snapshotted() {
+		v.class(ctx, &found)
+	}
+	return found, nil
+}
+
+// class gathers which VolumeSnapshotClass would be taken.
+func (v *visit) class(ctx context.Context, of *volume) {
+	input, err := v.classes.Input(ctx, of.claim, of.volume.Spec.CSI.Driver, v.backup)
+	if err != nil {
+		of.classErr = err
+		return
+	}
+	if of.verdict.Path == selection.Velero {
+		of.taken = snapshotclass.Velero(input)
+	}
+	if of.choice, of.classErr = snapshotclass.Choose(input); of.classErr == nil {
+		of.mend = snapshotclass.Mend(input, of.choice)
+	}
+}
+
+// unreadable tells an API server that cannot be asked from an answer that a
+// backup would get, too.
+func unreadable(err error) bool {
+	var status apierrors.APIStatus
+	if errors.As(err, &status) {
+		return !apierrors.IsNotFound(err)
+	}
+	var request *url.Error
+	var network net.Error
+	return errors.As(err, &request) || errors.As(err, &network) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}

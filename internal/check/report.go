@@ -1,0 +1,433 @@
+package check
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/utils/ptr"
+
+	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/group"
+	"stillpoint.io/stillpoint/internal/quiesce"
+	"stillpoint.io/stillpoint/internal/selection"
+	"stillpoint.io/stillpoint/internal/snapshotclass"
+	"stillpoint.io/stillpoint/internal/workload"
+)
+
+// Report is what a backup would do. Its JSON is for programs: docs/check.md
+// explains the keys, which stay as they are. Nothing in it is secret.
+type Report struct {
+	// Fails tells that the backup would fail for at least one volume.
+	Fails  bool   `json:"fails"`
+	Backup Backup `json:"backup"`
+	// Failures and Warnings concern more than one unit, Notes are neither.
+	Failures []string `json:"failures"`
+	Warnings []string `json:"warnings"`
+	Notes    []string `json:"notes"`
+	Units    []Unit   `json:"units"`
+}
+
+// Backup is what the report is about.
+type Backup struct {
+	Server                 string   `json:"server"`
+	Schedule               string   `json:"schedule,omitempty"`
+	Namespaces             []string `json:"namespaces"`
+	VolumePolicies         string   `json:"volumePolicies,omitempty"`
+	GlobalVolumePolicies   string   `json:"globalVolumePolicies,omitempty"`
+	SnapshotMoveData       bool     `json:"snapshotMoveData"`
+	EnableCSI              bool     `json:"enableCSI"`
+	CSISnapshotTimeout     string   `json:"csiSnapshotTimeout"`
+	ItemBlockWorkers       int      `json:"itemBlockWorkers"`
+	SnapshotPoll           string   `json:"snapshotPoll"`
+	VolumeGroupSnapshotKey string   `json:"volumeGroupSnapshotLabelKey"`
+}
+
+// Unit is what is snapshotted together: workloads that share volumes, or a
+// claim by itself.
+type Unit struct {
+	Namespace string     `json:"namespace"`
+	Name      string     `json:"name"`
+	Workloads []Workload `json:"workloads"`
+	// Quiesce is absent where nothing is asked for.
+	Quiesce  *Quiesce `json:"quiesce,omitempty"`
+	Volumes  []Volume `json:"volumes"`
+	Failures []string `json:"failures"`
+	Warnings []string `json:"warnings"`
+	Notes    []string `json:"notes"`
+}
+
+// Workload is a controller, or a bare pod.
+type Workload struct {
+	Kind string `json:"kind"`
+	Name string `json:"name"`
+	Pods []Pod  `json:"pods"`
+}
+
+// Pod is one that runs, with its running containers.
+type Pod struct {
+	Name       string   `json:"name"`
+	Containers []string `json:"containers"`
+}
+
+// Quiesce is how a unit is brought to rest. Where no plan could be made the
+// blueprints have no commands.
+type Quiesce struct {
+	Blueprints     []Blueprint `json:"blueprints"`
+	PrepareTimeout string      `json:"prepareTimeout"`
+	QuiesceTimeout string      `json:"quiesceTimeout"`
+	OnError        string      `json:"onError"`
+}
+
+// Blueprint is one of a plan, in the order of the pre commands.
+type Blueprint struct {
+	Name string `json:"name"`
+	// Source is where it was found, "" where it was not.
+	Source string `json:"source"`
+	// AskedBy is the object that names it.
+	AskedBy string    `json:"askedBy"`
+	Pre     []Command `json:"pre"`
+	Post    []Command `json:"post"`
+}
+
+// Command is one command in one container. Secret values are *** in it.
+type Command struct {
+	Phase     string   `json:"phase"`
+	Namespace string   `json:"namespace"`
+	Pod       string   `json:"pod"`
+	Container string   `json:"container"`
+	Command   []string `json:"command"`
+}
+
+// The values of Volume.Path.
+const (
+	PathGroup   = "group"   // Stillpoint takes the snapshot, with all others of the unit
+	PathBracket = "bracket" // Velero does, and Stillpoint freezes around it
+	PathNone    = "none"    // nobody does
+)
+
+// Volume is one claim.
+type Volume struct {
+	Claim            string   `json:"claim"`
+	Size             string   `json:"size,omitempty"`
+	AccessModes      []string `json:"accessModes"`
+	VolumeMode       string   `json:"volumeMode"`
+	StorageClass     string   `json:"storageClass,omitempty"`
+	PersistentVolume string   `json:"persistentVolume,omitempty"`
+	Driver           string   `json:"driver,omitempty"`
+	Path             string   `json:"path"`
+	// Reason says why Path is none.
+	Reason string `json:"reason,omitempty"`
+	// SnapshotClass is the VolumeSnapshotClass that would be taken.
+	SnapshotClass       string `json:"snapshotClass,omitempty"`
+	SnapshotClassReason string `json:"snapshotClassReason,omitempty"`
+}
+
+// unit is what was gathered about a Unit.
+type unit struct {
+	whole *quiesce.Group
+	asked bool
+	// path and plan are of the volumes that are frozen together.
+	path     selection.Path
+	plan     *quiesce.Plan
+	sources  map[string]string // of blueprints
+	warnings []string          // of the planner
+	// cause is why nothing can be frozen.
+	cause   error
+	volumes []volume
+}
+
+// volume is what was gathered about a Volume.
+type volume struct {
+	claim   *corev1.PersistentVolumeClaim
+	volume  *corev1.PersistentVolume // nil where there is none
+	verdict selection.Verdict
+	err     error // instead of a verdict
+	// choice is by Stillpoint's rules, or classErr; taken is what Velero takes
+	// where it takes the snapshot, and mend what would have it take the choice.
+	choice   snapshotclass.Choice
+	classErr error
+	taken    string
+	mend     string
+}
+
+// snapshotted tells whether somebody is to take a snapshot, and nothing is in
+// the way.
+func (v volume) snapshotted() bool {
+	return v.err == nil && v.verdict.Path != selection.None && v.verdict.Obstacle == nil
+}
+
+func (v volume) name() string { return v.claim.Namespace + "/" + v.claim.Name }
+
+func newReport(server Server, backup *velerov1.Backup, options Options) *Report {
+	r := &Report{
+		Backup: Backup{
+			Server: server.Source, Schedule: options.Schedule, Namespaces: options.Namespaces,
+			GlobalVolumePolicies: server.GlobalPolicies,
+			SnapshotMoveData:     ptr.Deref(backup.Spec.SnapshotMoveData, false),
+			EnableCSI:            server.CSI, ItemBlockWorkers: server.Workers, SnapshotPoll: server.Poll.String(),
+			CSISnapshotTimeout:     backup.Spec.CSISnapshotTimeout.Duration.String(),
+			VolumeGroupSnapshotKey: backup.Spec.VolumeGroupSnapshotLabelKey,
+		},
+		Failures: []string{}, Warnings: []string{}, Notes: []string{}, Units: []Unit{},
+	}
+	if r.Backup.Namespaces == nil {
+		r.Backup.Namespaces = []string{}
+	}
+	if backup.Spec.ResourcePolicy != nil {
+		r.Backup.VolumePolicies = backup.Spec.ResourcePolicy.Name
+	}
+	return r
+}
+
+func (r *Report) fail(format string, args ...any) {
+	r.Fails = true
+	r.Failures = append(r.Failures, fmt.Sprintf(format, args...))
+}
+
+func (r *Report) note(format string, args ...any) {
+	r.Notes = append(r.Notes, fmt.Sprintf(format, args...))
+}
+
+// add takes a unit into the report. Claims of one workload whose annotations
+// are not valid fail one by one, for the same reason.
+func (r *Report) add(u Unit) {
+	r.Fails = r.Fails || len(u.Failures) > 0
+	for i := range r.Units {
+		same := &r.Units[i]
+		if same.Namespace == u.Namespace && same.Name == u.Name && len(u.Failures) > 0 && reflect.DeepEqual(same.Failures, u.Failures) {
+			same.Volumes = append(same.Volumes, u.Volumes...)
+			return
+		}
+	}
+	r.Units = append(r.Units, u)
+}
+
+// finish adds what is to be said of the whole.
+func (r *Report) finish() *Report {
+	ours := slices.ContainsFunc(r.Units, func(u Unit) bool {
+		return slices.ContainsFunc(u.Volumes, func(v Volume) bool { return v.Path == PathGroup })
+	})
+	if ours && r.Backup.ItemBlockWorkers > 1 {
+		r.Warnings = append(r.Warnings, fmt.Sprintf("The server has %d workers. %s", r.Backup.ItemBlockWorkers, group.WorkersWarning))
+	}
+	return r
+}
+
+// report says what would become of a unit.
+func (u *unit) report() Unit {
+	r := Unit{
+		Namespace: u.whole.Claims[0].Namespace, Name: u.whole.Name(), Workloads: []Workload{}, Volumes: []Volume{},
+		Failures: []string{}, Warnings: append([]string{}, u.warnings...), Notes: []string{},
+	}
+	for _, w := range u.whole.Unit.Workloads {
+		described := Workload{Kind: w.Kind, Name: w.Name}
+		for i := range w.Pods {
+			described.Pods = append(described.Pods, Pod{Name: w.Pods[i].Name, Containers: workload.RunningContainers(&w.Pods[i])})
+		}
+		r.Workloads = append(r.Workloads, described)
+	}
+	if u.asked {
+		r.Quiesce = u.quiesced()
+	}
+	for _, v := range u.volumes {
+		r.Volumes = append(r.Volumes, v.report())
+		r.judge(v, u.asked)
+	}
+	switch frozen := slices.ContainsFunc(u.volumes, volume.snapshotted); {
+	case !u.asked:
+	case !frozen && u.cause != nil:
+		r.Warnings = append(r.Warnings, u.cause.Error())
+	case !frozen:
+		r.Notes = append(r.Notes, "Nothing is frozen: no volume is snapshotted.")
+	default:
+		r.judgeFreeze(u)
+	}
+	return r
+}
+
+// judge says what is wrong with one volume.
+func (r *Unit) judge(v volume, asked bool) {
+	fail := func(format string, args ...any) { r.Failures = append(r.Failures, fmt.Sprintf(format, args...)) }
+	warn := func(format string, args ...any) { r.Warnings = append(r.Warnings, fmt.Sprintf(format, args...)) }
+	switch {
+	case v.err != nil:
+		fail("%v", v.err)
+	case v.verdict.Obstacle != nil:
+		fail("%v", v.verdict.Obstacle)
+	case v.verdict.Fails:
+		mend := ""
+		if v.claim.Status.Phase != corev1.ClaimBound {
+			mend = fmt.Sprintf("; bind or delete it, or leave it out by a volume policy with the condition pvcPhase: [%s] and action skip", v.claim.Status.Phase)
+		}
+		fail("claim %s: Velero's own snapshot of it fails: %s%s", v.name(), v.verdict.Reason, mend)
+	}
+	if v.verdict.Warning != "" {
+		warn("claim %s: %s", v.name(), v.verdict.Warning)
+	}
+	switch {
+	case v.classErr != nil && v.verdict.Path == selection.Velero && v.taken == "":
+		warn("claim %s: whether Velero takes the right VolumeSnapshotClass is not known: %v", v.name(), v.classErr)
+	case v.classErr != nil && v.verdict.Path == selection.Velero:
+		warn("claim %s: Velero takes VolumeSnapshotClass %s, although %v", v.name(), v.taken, v.classErr)
+	case v.classErr != nil && !asked:
+		fail("%v", v.classErr)
+	case v.verdict.Path == selection.Velero && v.mend != "":
+		warn("claim %s: Velero takes VolumeSnapshotClass %s and not %s, which it should by the %s; annotate the claim with %s",
+			v.name(), v.taken, v.choice.Class.Name, v.choice.Reason, v.mend)
+	}
+}
+
+// judgeFreeze says why a freeze that is asked for cannot be. On the group path
+// a class that is missing for one volume keeps all from being frozen.
+func (r *Unit) judgeFreeze(u *unit) {
+	lax := u.whole.OnError == quiesce.Continue
+	cause, taken := u.cause, 0
+	for _, v := range u.volumes {
+		switch {
+		case !v.snapshotted():
+		case v.classErr == nil || u.path != selection.Group:
+			taken++
+		case lax:
+			r.Failures = append(r.Failures, v.classErr.Error())
+			fallthrough
+		default:
+			cause = cmp.Or(cause, v.classErr)
+		}
+	}
+	switch {
+	case cause == nil, lax && taken == 0:
+	case lax:
+		r.Warnings = append(r.Warnings, fmt.Sprintf("quiesce fails, so the snapshots are crash-consistent only (%s is %s): %v",
+			quiesce.AnnotationOnQuiesceError, quiesce.Continue, cause))
+	default:
+		r.Failures = append(r.Failures, fmt.Sprintf("quiesce fails, so nothing of it is snapshotted: %v", cause))
+	}
+}
+
+// quiesced is the plan, or what is known without one.
+func (u *unit) quiesced() *Quiesce {
+	q := &Quiesce{Blueprints: []Blueprint{}, OnError: string(u.whole.OnError)}
+	var prepare, limit time.Duration
+	for _, ask := range u.whole.Asks() {
+		if prepare == 0 || ask.PrepareTimeout < prepare {
+			prepare = ask.PrepareTimeout
+		}
+		if limit == 0 || ask.QuiesceTimeout < limit {
+			limit = ask.QuiesceTimeout
+		}
+		for _, name := range ask.Blueprints {
+			q.Blueprints = append(q.Blueprints, Blueprint{
+				Name: name, Source: u.sources[name], AskedBy: ask.Source, Pre: []Command{}, Post: []Command{},
+			})
+		}
+	}
+	// The order of a plan.
+	slices.SortStableFunc(q.Blueprints, func(a, b Blueprint) int { return last(a.Name) - last(b.Name) })
+	if u.plan != nil {
+		prepare, limit = u.plan.PrepareTimeout, u.plan.QuiesceTimeout
+		for i, hook := range u.plan.Hooks {
+			q.Blueprints[i].Pre, q.Blueprints[i].Post = commands(hook.Pre, u.plan.Mask), commands(hook.Post, u.plan.Mask)
+		}
+	}
+	q.PrepareTimeout, q.QuiesceTimeout = prepare.String(), limit.String()
+	return q
+}
+
+func last(name string) int {
+	if name == quiesce.FSFreeze {
+		return 1
+	}
+	return 0
+}
+
+// commands are those of a hook's steps, without secrets.
+func commands(steps []blueprint.Step, mask blueprint.Masker) []Command {
+	all := []Command{}
+	for _, step := range steps {
+		for _, call := range step.Calls {
+			command := Command{Phase: step.Phase, Namespace: call.Namespace, Pod: mask.Mask(call.Pod), Container: mask.Mask(call.Container)}
+			for _, word := range call.Command {
+				command.Command = append(command.Command, mask.Mask(word))
+			}
+			all = append(all, command)
+		}
+	}
+	return all
+}
+
+func (v volume) report() Volume {
+	r := Volume{
+		Claim: v.claim.Name, PersistentVolume: v.claim.Spec.VolumeName,
+		AccessModes:  []string{},
+		VolumeMode:   string(ptr.Deref(v.claim.Spec.VolumeMode, corev1.PersistentVolumeFilesystem)),
+		StorageClass: ptr.Deref(v.claim.Spec.StorageClassName, ""),
+		Path:         PathNone, Reason: v.verdict.Reason,
+	}
+	for _, mode := range v.claim.Spec.AccessModes {
+		r.AccessModes = append(r.AccessModes, string(mode))
+	}
+	size, ok := v.claim.Status.Capacity[corev1.ResourceStorage]
+	if !ok {
+		size, ok = v.claim.Spec.Resources.Requests[corev1.ResourceStorage]
+	}
+	if ok {
+		r.Size = size.String()
+	}
+	if v.volume != nil && v.volume.Spec.CSI != nil {
+		r.Driver = v.volume.Spec.CSI.Driver
+	}
+	switch {
+	case v.err != nil:
+		r.Reason = v.err.Error()
+		return r
+	case v.verdict.Path == selection.None:
+		return r
+	case v.verdict.Path == selection.Group:
+		r.Path = PathGroup
+	case v.verdict.Path == selection.Velero:
+		r.Path = PathBracket
+	}
+	switch {
+	case r.Path == PathBracket && v.taken != v.choice.Class.Name:
+		r.SnapshotClass, r.SnapshotClassReason = v.taken, "Velero's own choice"
+	case v.choice.Class.Name != "":
+		r.SnapshotClass, r.SnapshotClassReason = v.choice.Class.Name, v.choice.Reason
+	}
+	return r
+}
+
+// JSON writes a report for programs.
+func (r *Report) JSON(to io.Writer) error {
+	encoder := json.NewEncoder(to)
+	encoder.SetEscapeHTML(false)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(r)
+}
+
+// counts are the units, the volumes and the units that fail.
+func (r *Report) counts() (units, volumes, failing int) {
+	for _, u := range r.Units {
+		units++
+		volumes += len(u.Volumes)
+		if len(u.Failures) > 0 {
+			failing++
+		}
+	}
+	return units, volumes, failing
+}
+
+// plural counts things.
+func plural(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, strings.TrimSuffix(thing, "s"))
+}

@@ -1,0 +1,171 @@
+// Package check is the command `stillpoint check`: its flags, and how it prints
+// what package internal/check has found.
+package check
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"k8s.io/utils/clock"
+
+	"stillpoint.io/stillpoint/internal/check"
+	"stillpoint.io/stillpoint/internal/cluster"
+)
+
+// Exit codes.
+const (
+	fine     = 0
+	fails    = 1 // a backup would fail for at least one volume
+	notKnown = 2 // wrong usage, or the cluster cannot be read
+)
+
+const usage = `stillpoint check tells what a backup would do, and what would fail, without
+doing it. It changes nothing; in containers it runs the probes of the plan.
+
+  stillpoint check                             a backup of all namespaces
+  stillpoint check --namespace shop            a backup of this namespace
+  stillpoint check -n shop --workload deployment/db
+  stillpoint check --schedule nightly          the next backup of a schedule
+  kubectl -n velero exec deploy/velero -c velero -- /plugins/stillpoint check
+
+It ends with 0 when nothing is known that would fail, with 1 when a backup would
+fail for any volume, with 2 for wrong usage and when the cluster cannot be read.
+
+Flags:
+`
+
+// flags are the command line's.
+type flags struct {
+	check.Options
+	workload, output, kubeconfig, context, velero string
+	move                                          bool
+	serverArgs                                    string
+}
+
+// Run runs the command and returns its exit code.
+func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	f, err := parse(args)
+	if errors.Is(err, pflag.ErrHelp) {
+		fmt.Fprint(stdout, help())
+		return fine
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "stillpoint check: %v; see stillpoint check --help\n", err)
+		return notKnown
+	}
+	report, err := f.run(ctx)
+	if err == nil {
+		err = f.print(report, stdout)
+	}
+	switch {
+	case err != nil:
+		fmt.Fprintf(stderr, "stillpoint check: %v\n", err)
+		return notKnown
+	case report.Fails:
+		return fails
+	default:
+		return fine
+	}
+}
+
+func (f *flags) set() *pflag.FlagSet {
+	set := pflag.NewFlagSet("stillpoint check", pflag.ContinueOnError)
+	set.SortFlags = false
+	set.Usage = func() {}
+	set.StringSliceVarP(&f.Namespaces, "namespace", "n", nil, "`namespace` to look at; may be given several times (default: all of the backup)")
+	set.StringVar(&f.workload, "workload", "", "`kind/name` of the only workload to look at, such as deployment/db")
+	set.StringVar(&f.Schedule, "schedule", "", "`name` of the schedule whose next backup is checked")
+	set.StringVar(&f.VolumePolicies, "policy", "", "`ConfigMap` of volume policies, as in velero backup create --resource-policies-configmap")
+	set.BoolVar(&f.move, "snapshot-move-data", false, "whether the backup moves data (default: the server's)")
+	set.StringToStringVar(&f.Labels, "labels", nil, "labels of the backup, `key=value`")
+	set.StringToStringVar(&f.Annotations, "annotations", nil, "annotations of the backup, `key=value`")
+	set.StringVarP(&f.output, "output", "o", "table", "`format`: table or json")
+	set.StringVar(&f.kubeconfig, "kubeconfig", "", "`file` to find the API server by (default: KUBECONFIG, or the pod's service account)")
+	set.StringVar(&f.context, "context", "", "`name` of a context of the kubeconfig")
+	set.StringVar(&f.velero, "velero-namespace", "", "`namespace` of Velero (default: VELERO_NAMESPACE, or Velero's client configuration, or velero)")
+	set.StringVar(&f.Deployment, "velero-deployment", "velero", "`name` of the Velero server's Deployment, whose flags say how backups are made")
+	set.StringVar(&f.serverArgs, "server-args", "", "`flags` of the Velero server, where its Deployment cannot be read: \"--features=EnableCSI --item-block-worker-count=2\"; NAME=VALUE is its environment")
+	return set
+}
+
+func help() string { return usage + (&flags{}).set().FlagUsagesWrapped(80) }
+
+func parse(args []string) (*flags, error) {
+	f := &flags{}
+	set := f.set()
+	if err := set.Parse(args); err != nil {
+		return nil, err
+	}
+	if set.NArg() > 0 {
+		return nil, fmt.Errorf("unknown argument %q", set.Arg(0))
+	}
+	if f.output != "table" && f.output != "json" {
+		return nil, fmt.Errorf("--output %q: must be table or json", f.output)
+	}
+	if set.Changed("namespace") && (len(f.Namespaces) == 0 || slices.Contains(f.Namespaces, "")) {
+		return nil, errors.New("--namespace is empty")
+	}
+	if f.workload != "" {
+		kind, name, ok := strings.Cut(f.workload, "/")
+		if f.Kind, f.Name = kindOf(kind), name; !ok || f.Kind == "" || name == "" {
+			return nil, fmt.Errorf("--workload %q: must be kind/name, such as deployment/db", f.workload)
+		}
+		if len(f.Namespaces) != 1 {
+			return nil, errors.New("--workload needs the --namespace that it is in, and no other")
+		}
+	}
+	if set.Changed("snapshot-move-data") {
+		f.SnapshotMoveData = &f.move
+	}
+	for _, flag := range []string{"policy", "snapshot-move-data", "labels", "annotations"} {
+		if f.Schedule != "" && set.Changed(flag) {
+			return nil, fmt.Errorf("--%s and --schedule: the schedule says what the backup is like", flag)
+		}
+	}
+	f.ServerArgs = strings.Fields(f.serverArgs)
+	return f, nil
+}
+
+// kinds are kubectl's other names for the kinds of workloads.
+var kinds = map[string][]string{
+	"Deployment":  {"deployments", "deploy", "deployment.apps", "deployments.apps"},
+	"StatefulSet": {"statefulsets", "sts", "statefulset.apps", "statefulsets.apps"},
+	"DaemonSet":   {"daemonsets", "ds", "daemonset.apps", "daemonsets.apps"},
+	"ReplicaSet":  {"replicasets", "rs", "replicaset.apps", "replicasets.apps"},
+	"CronJob":     {"cronjobs", "cj"},
+	"Job":         {"jobs"},
+	"Pod":         {"pods", "po"},
+}
+
+// kindOf is the kind that a user means; one that is not known is taken as it is.
+func kindOf(name string) string {
+	for kind, others := range kinds {
+		if strings.EqualFold(kind, name) || slices.Contains(others, strings.ToLower(name)) {
+			return kind
+		}
+	}
+	return name
+}
+
+func (f *flags) run(ctx context.Context) (*check.Report, error) {
+	glance := cluster.NewGlance()
+	clients, err := cluster.Connection{
+		Kubeconfig: f.kubeconfig, Context: f.context, VeleroNamespace: f.velero, Wrap: glance.Wrap,
+	}.Open()
+	if err != nil {
+		return nil, err
+	}
+	return check.New(clients, cluster.NewExecutor(clients), clock.RealClock{}, glance.Forget).Check(ctx, f.Options)
+}
+
+func (f *flags) print(report *check.Report, to io.Writer) error {
+	if f.output == "table" {
+		return report.Table(to)
+	}
+	return report.JSON(to)
+}
