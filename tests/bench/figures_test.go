@@ -103,7 +103,7 @@ The floor is no stall: the storage cuts all snapshots at once, without a backup.
 		"backup50": {"veleroSeconds": null, "stillpointSeconds": null},
 		"requestsPerPVC": {"velero": null, "stillpoint": null},
 		"process": {"startMillis": null, "rssMiB": null, "binaryMiB": null},
-		"planning": {"claims": null, "workloads": null, "namespaces": null, "requests": null, "seconds": null, "memoryMiB": null}}`, string(written))
+		"planning": {"claims": null, "workloads": null, "namespaces": null, "requests": null, "seconds": null, "memoryMiB": null, "requestsAt10Claims": null, "requestsAt500Claims": null}}`, string(written))
 }
 
 func TestFigures(t *testing.T) {
@@ -116,5 +116,5 @@ func TestFigures(t *testing.T) {
 		"backup50": {"veleroSeconds": 256, "stillpointSeconds": 10},
 		"requestsPerPVC": {"velero": 11.1, "stillpoint": 3},
 		"process": {"startMillis": 11, "rssMiB": 34, "binaryMiB": 61},
-		"planning": {"claims": null, "workloads": null, "namespaces": null, "requests": null, "seconds": null, "memoryMiB": null}}`, string(written))
+		"planning": {"claims": null, "workloads": null, "namespaces": null, "requests": null, "seconds": null, "memoryMiB": null, "requestsAt10Claims": null, "requestsAt500Claims": null}}`, string(written))
 }

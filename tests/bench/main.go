@@ -30,7 +30,7 @@ func main() {
 	flag.IntVar(&o.runs, "runs", 5, fmt.Sprintf("`number` of backups for each way and number of volumes; %d at most for applications with %d volumes and more", largeRuns, large))
 	flag.StringVar(&o.ways, "ways", strings.Join(names[:], ","), "`list` of the ways whose stall is measured")
 	flag.StringVar(&o.volumes, "volumes", "1,4,16", "`list` of the numbers of volumes of the applications")
-	flag.StringVar(&o.parts, "parts", strings.Join(parts[:3], ","), "`list` of what is measured, of "+strings.Join(parts, ", "))
+	flag.StringVar(&o.parts, "parts", strings.Join(parts, ","), "`list` of what is measured")
 	flag.StringVar(&o.plugin, "plugin", filepath.Join("build", "stillpoint"), "`binary` of the plugin that is installed")
 	flag.StringVar(&o.result, "result", filepath.Join("build", "bench.json"), "`file` for the medians")
 	flag.Parse()
@@ -53,7 +53,7 @@ const (
 	partStall    = "stall"
 	partClaims   = "backup50"
 	partProcess  = "process"
-	partPlanning = "planning" // to be asked for: it makes objects, but nothing plans with them yet
+	partPlanning = "planning"
 )
 
 var parts = []string{partStall, partClaims, partProcess, partPlanning}

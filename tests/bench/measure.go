@@ -34,8 +34,6 @@ type bench struct {
 	ways   []way
 	parts  []string
 	plugin string // the binary
-	// planner plans where planning is measured. There is none yet.
-	planner planner
 }
 
 // results are all that was measured; a part that was not is empty.

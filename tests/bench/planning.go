@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,9 +18,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/rest"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/tests/cluster"
 	"stillpoint.io/stillpoint/tests/stage"
 )
@@ -28,9 +32,21 @@ import (
 const (
 	planNamespaces, planWorkloads, planClaims = 200, 500, 2000
 
+	// Two more namespaces with as many workloads, and few claims or many: the
+	// number of requests must be the same for both.
+	fewClaims, manyClaims, sizedWorkloads = 10, 500, 5
+	// spareRequests is by how much it may differ.
+	spareRequests = 2
+
 	planDriver = "planning.csi.stillpoint.io" // nobody's
 	planClass  = "bench-planning"
 	planImage  = cluster.Image // of containers that nobody runs
+
+	// quiescedEach is which share of the workloads is quiesced: every fifth.
+	quiescedEach = 5
+	// planBlueprint and planPolicies are the names of what these are planned by.
+	planBlueprint = "bench-planning"
+	planPolicies  = "bench-planning-policies"
 
 	// planWorkers is how many requests are under way at once.
 	planWorkers = 32
@@ -47,21 +63,52 @@ type planned struct {
 	Claims     *int `json:"claims"`
 	Workloads  *int `json:"workloads"`
 	Namespaces *int `json:"namespaces"`
-	// Requests to the API server, and the time and memory that planning takes.
+	// Requests to the API server; Seconds and Memory are those of the process
+	// that plans, its peak.
 	Requests *int     `json:"requests"`
 	Seconds  *float64 `json:"seconds"`
 	Memory   *float64 `json:"memoryMiB"`
+	// Requests for one namespace, by how many claims it has.
+	RequestsFew  *int `json:"requestsAt10Claims"`
+	RequestsMany *int `json:"requestsAt500Claims"`
 }
 
-// planner is what the measurement of planning needs.
-type planner interface {
-	// Plan decides for all workloads of these namespaces what a backup of them
-	// would do, without doing it.
-	Plan(ctx context.Context, config *rest.Config, namespaces []string) (planned, error)
+// plannedWorkload is a Deployment with claims.
+type plannedWorkload struct {
+	types.NamespacedName
+	claims   int
+	quiesced bool
+	// group is whether its volumes are handed to Stillpoint.
+	group bool
 }
 
-// measurePlanning makes the API objects and has the planner plan for them. As
-// long as there is none it only shows that they can be made.
+func (w plannedWorkload) claim(i int) string { return fmt.Sprintf("%s-data%d", w.Name, i) }
+
+// planWorkloadsOf are n workloads that share claims and namespaces evenly.
+func planWorkloadsOf(n, claims int, namespace func(i int) string) []plannedWorkload {
+	all := make([]plannedWorkload, n)
+	for i := range all {
+		all[i] = plannedWorkload{
+			NamespacedName: types.NamespacedName{Namespace: namespace(i), Name: fmt.Sprintf("app-%d", i)},
+			claims:         claims / n, quiesced: i%quiescedEach == 0, group: i/2%2 == 0,
+		}
+	}
+	return all
+}
+
+// planWorld is all of it.
+func planWorld() []plannedWorkload {
+	return slices.Concat(
+		planWorkloadsOf(planWorkloads, planClaims, func(i int) string { return planNamespace(i % planNamespaces) }),
+		planWorkloadsOf(sizedWorkloads, fewClaims, func(int) string { return sizedNamespace(fewClaims) }),
+		planWorkloadsOf(sizedWorkloads, manyClaims, func(int) string { return sizedNamespace(manyClaims) }),
+	)
+}
+
+func sizedNamespace(claims int) string { return fmt.Sprintf("bench-planning-with-%d", claims) }
+
+// measurePlanning makes the API objects and plans backups of them with what
+// `stillpoint check` plans with, which is what backs up.
 func (b *bench) measurePlanning(ctx context.Context, found *results) error {
 	ctx, cancel := context.WithTimeout(ctx, planLimit)
 	defer cancel()
@@ -74,20 +121,36 @@ func (b *bench) measurePlanning(ctx context.Context, found *results) error {
 		return fmt.Errorf("make the objects: %w", err)
 	}
 	b.Say("made %d namespaces, %d workloads and %d claims in %.0f s", planNamespaces, planWorkloads, planClaims, time.Since(began).Seconds())
-	if b.planner == nil {
-		b.Say("there is no planner to measure")
-		return nil
-	}
 	namespaces := make([]string, planNamespaces)
 	for i := range namespaces {
 		namespaces[i] = planNamespace(i)
 	}
-	if found.planning, err = b.planner.Plan(ctx, b.RESTConfig(), namespaces); err != nil {
+	requests, err := countPlanning(ctx, planWorkloads, planClaims, namespaces...)
+	if err != nil {
 		return err
 	}
-	claims, workloads := planClaims, planWorkloads
-	size := planNamespaces
-	found.planning.Claims, found.planning.Workloads, found.planning.Namespaces = &claims, &workloads, &size
+	few, err := countPlanning(ctx, sizedWorkloads, fewClaims, sizedNamespace(fewClaims))
+	if err != nil {
+		return err
+	}
+	many, err := countPlanning(ctx, sizedWorkloads, manyClaims, sizedNamespace(manyClaims))
+	if err != nil {
+		return err
+	}
+	took, memory, err := runPlanning(ctx, b.plugin, namespaces)
+	if err != nil {
+		return err
+	}
+	b.Say("planned %d claims with %d requests in %.1f s and %.0f MiB; a namespace with %d takes %d requests, one with %d %d",
+		planClaims, requests, took.Seconds(), memory, fewClaims, few, manyClaims, many)
+	if many > few+spareRequests {
+		return fmt.Errorf("requests must not grow with the number of PVCs in a namespace: %d for %d PVCs and %d for %d", few, fewClaims, many, manyClaims)
+	}
+	found.planning = planned{
+		Claims: ptr.To(planClaims), Workloads: ptr.To(planWorkloads), Namespaces: ptr.To(planNamespaces),
+		Requests: &requests, Seconds: ptr.To(rounded(took.Seconds())), Memory: ptr.To(rounded(memory)),
+		RequestsFew: &few, RequestsMany: &many,
+	}
 	return nil
 }
 
@@ -105,65 +168,115 @@ func (b *bench) planObjects() (planObjects, error) {
 
 func planNamespace(i int) string { return fmt.Sprintf("bench-planning-%d", i) }
 
-// place of the i-th workload, and of the i-th claim, which is one of its.
-func placeOf(workload int) types.NamespacedName {
-	return types.NamespacedName{Namespace: planNamespace(workload % planNamespaces), Name: fmt.Sprintf("app-%d", workload)}
-}
-
-func claimOf(claim int) types.NamespacedName {
-	at := placeOf(claim % planWorkloads)
-	return types.NamespacedName{Namespace: at.Namespace, Name: fmt.Sprintf("%s-data%d", at.Name, claim/planWorkloads)}
-}
-
 func (o planObjects) make(ctx context.Context) error {
 	waits := storagev1.VolumeBindingWaitForFirstConsumer // so that nothing is done for claims without a volume
 	for _, class := range []client.Object{
 		&storagev1.StorageClass{ObjectMeta: planMeta(types.NamespacedName{Name: planClass}), Provisioner: planDriver, VolumeBindingMode: &waits},
 		&snapshotv1.VolumeSnapshotClass{ObjectMeta: planMeta(types.NamespacedName{Name: planClass}), Driver: planDriver, DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete},
+		planConfigMap(planBlueprint, blueprint.ConfigMapLabel, planDocument),
+		planConfigMap(planPolicies, "", planPolicy),
 	} {
 		if err := o.Create(ctx, class); err != nil {
 			return err
 		}
 	}
+	world := planWorld()
+	var claims []func(ctx context.Context) error
+	for _, w := range world {
+		for i := range w.claims {
+			claims = append(claims, func(ctx context.Context) error { return o.makeClaim(ctx, w, i) })
+		}
+	}
+	namespaces := []string{sizedNamespace(fewClaims), sizedNamespace(manyClaims)}
+	for i := range planNamespaces {
+		namespaces = append(namespaces, planNamespace(i))
+	}
 	for _, step := range []struct {
 		n  int
 		do func(ctx context.Context, i int) error
 	}{
-		{planNamespaces, func(ctx context.Context, i int) error {
-			return o.Create(ctx, &corev1.Namespace{ObjectMeta: planMeta(types.NamespacedName{Name: planNamespace(i)})})
+		{len(namespaces), func(ctx context.Context, i int) error {
+			return o.Create(ctx, &corev1.Namespace{ObjectMeta: planMeta(types.NamespacedName{Name: namespaces[i]})})
 		}},
-		{planWorkloads, func(ctx context.Context, i int) error { return o.Create(ctx, planDeployment(i)) }},
-		{planClaims, o.makeClaim},
+		{len(world), func(ctx context.Context, i int) error { return o.Create(ctx, planDeployment(world[i])) }},
+		{len(claims), func(ctx context.Context, i int) error { return claims[i](ctx) }},
 	} {
 		if err := inParallel(ctx, step.n, step.do); err != nil {
 			return err
 		}
 	}
-	return o.awaitWorkloads(ctx)
+	return o.awaitWorkloads(ctx, len(world), len(claims))
+}
+
+// planDocument is a blueprint whose commands need no probe.
+const planDocument = `apiVersion: cr.kanister.io/v1alpha1
+kind: Blueprint
+metadata: {name: ` + planBlueprint + `}
+actions:
+  backupPrehook:
+    phases:
+    - func: KubeExec
+      name: flush
+      args:
+        namespace: "{{ .Deployment.Namespace }}"
+        pod: "{{ index .Deployment.Pods 0 }}"
+        container: app
+        command: [flush, "{{ .Deployment.Name }}", "{{ .Time }}"]
+  backupPosthook:
+    phases:
+    - func: KubeExec
+      name: go-on
+      args:
+        namespace: "{{ .Deployment.Namespace }}"
+        pod: "{{ index .Deployment.Pods 0 }}"
+        container: app
+        command: [go-on, "{{ .Deployment.Name }}"]
+`
+
+// planPolicy hands the volumes of half of the workloads to Stillpoint.
+const planPolicy = `version: v1
+volumePolicies:
+- conditions: {pvcLabels: {path: group}}
+  action: {type: custom, parameters: {snapshotter: stillpoint.io}}
+`
+
+func planConfigMap(name, label, document string) *corev1.ConfigMap {
+	m := &corev1.ConfigMap{
+		ObjectMeta: planMeta(types.NamespacedName{Namespace: cluster.VeleroNamespace, Name: name}),
+		Data:       map[string]string{"document.yaml": document},
+	}
+	if label != "" {
+		m.Labels[label] = ""
+	}
+	return m
 }
 
 func planMeta(name types.NamespacedName) metav1.ObjectMeta {
-	return metav1.ObjectMeta{Namespace: name.Namespace, Name: name.Name, Labels: ofPlanning}
+	return metav1.ObjectMeta{Namespace: name.Namespace, Name: name.Name, Labels: maps.Clone(map[string]string(ofPlanning))}
 }
 
 // planDeployment is one whose pod no scheduler and no kubelet ever looks at.
-func planDeployment(i int) *appsv1.Deployment {
-	at := placeOf(i)
-	labels := map[string]string{"app": at.Name}
+func planDeployment(w plannedWorkload) *appsv1.Deployment {
+	labels := map[string]string{"app": w.Name}
 	for key, value := range ofPlanning {
 		labels[key] = value
 	}
 	container := corev1.Container{Name: "app", Image: planImage}
 	var volumes []corev1.Volume
-	for claim := i; claim < planClaims; claim += planWorkloads {
-		name := claimOf(claim).Name
+	for i := range w.claims {
+		name := w.claim(i)
 		container.VolumeMounts = append(container.VolumeMounts, corev1.VolumeMount{Name: name, MountPath: "/data/" + name})
 		volumes = append(volumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{
 			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: name},
 		}})
 	}
-	return &appsv1.Deployment{ObjectMeta: planMeta(at), Spec: appsv1.DeploymentSpec{
-		Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": at.Name}},
+	meta := planMeta(w.NamespacedName)
+	if w.quiesced {
+		// Long enough for Velero to take as many volumes one after another.
+		meta.Annotations = map[string]string{quiesce.AnnotationQuiesce: planBlueprint, quiesce.AnnotationQuiesceTimeout: "1h"}
+	}
+	return &appsv1.Deployment{ObjectMeta: meta, Spec: appsv1.DeploymentSpec{
+		Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": w.Name}},
 		Template: corev1.PodTemplateSpec{
 			ObjectMeta: metav1.ObjectMeta{Labels: labels},
 			Spec:       corev1.PodSpec{SchedulerName: planDriver, Containers: []corev1.Container{container}, Volumes: volumes},
@@ -173,23 +286,26 @@ func planDeployment(i int) *appsv1.Deployment {
 
 // makeClaim makes a claim and its volume, bound to each other. The controller
 // that binds others would take minutes for so many.
-func (o planObjects) makeClaim(ctx context.Context, i int) error {
-	at := claimOf(i)
+func (o planObjects) makeClaim(ctx context.Context, w plannedWorkload, i int) error {
+	at := types.NamespacedName{Namespace: w.Namespace, Name: w.claim(i)}
 	class, size := planClass, corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}
 	access := []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
 	claim := &corev1.PersistentVolumeClaim{ObjectMeta: planMeta(at), Spec: corev1.PersistentVolumeClaimSpec{
 		AccessModes: access, StorageClassName: &class, Resources: corev1.VolumeResourceRequirements{Requests: size},
 	}}
+	if w.group {
+		claim.Labels["path"] = "group"
+	}
 	if err := o.Create(ctx, claim); err != nil {
 		return err
 	}
 	volume := &corev1.PersistentVolume{
-		ObjectMeta: planMeta(types.NamespacedName{Name: fmt.Sprintf("bench-planning-%d", i)}),
+		ObjectMeta: planMeta(types.NamespacedName{Name: at.Namespace + "-" + at.Name}),
 		Spec: corev1.PersistentVolumeSpec{
 			AccessModes: access, StorageClassName: class, Capacity: size, PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimRetain,
 			ClaimRef: &corev1.ObjectReference{APIVersion: "v1", Kind: "PersistentVolumeClaim", Namespace: at.Namespace, Name: at.Name, UID: claim.UID},
 			PersistentVolumeSource: corev1.PersistentVolumeSource{
-				CSI: &corev1.CSIPersistentVolumeSource{Driver: planDriver, VolumeHandle: fmt.Sprintf("volume-%d", i)},
+				CSI: &corev1.CSIPersistentVolumeSource{Driver: planDriver, VolumeHandle: at.String()},
 			},
 		},
 	}
@@ -207,7 +323,7 @@ func (o planObjects) makeClaim(ctx context.Context, i int) error {
 
 // awaitWorkloads has each pod run as soon as there is one, by its status, and
 // waits until no controller has anything left to do.
-func (o planObjects) awaitWorkloads(ctx context.Context) error {
+func (o planObjects) awaitWorkloads(ctx context.Context, wanted, wantedClaims int) error {
 	return stage.Until(ctx, "the workloads of API objects are ready", func(ctx context.Context) (bool, error) {
 		pods := &corev1.PodList{}
 		if err := o.List(ctx, pods, ofPlanning); err != nil {
@@ -251,14 +367,14 @@ func (o planObjects) awaitWorkloads(ctx context.Context) error {
 				bound++
 			}
 		}
-		return ready == planWorkloads && bound == planClaims, err
+		return ready == wanted && bound == wantedClaims, err
 	})
 }
 
 // clear deletes the objects of this or an earlier run, and waits until they are
 // gone.
 func (o planObjects) clear(ctx context.Context) error {
-	all := []client.ObjectList{&corev1.NamespaceList{}, &corev1.PersistentVolumeList{}, &storagev1.StorageClassList{}, &snapshotv1.VolumeSnapshotClassList{}}
+	all := []client.ObjectList{&corev1.NamespaceList{}, &corev1.PersistentVolumeList{}, &corev1.ConfigMapList{}, &storagev1.StorageClassList{}, &snapshotv1.VolumeSnapshotClassList{}}
 	return stage.Until(ctx, "the API objects of planning are gone", func(ctx context.Context) (bool, error) {
 		left := 0
 		for _, list := range all {
