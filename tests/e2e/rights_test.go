@@ -37,8 +37,9 @@ import (
 	"stillpoint.io/stillpoint/tests/cluster"
 )
 
-// deploy/rbac.yaml is enough: bracket and groups run here as a service account
-// that has these rights and no others, with the test in the place of Velero.
+// deploy/rbac.yaml is enough: bracket, groups, check and restore run here as a
+// service account that has these rights and no others, with the test in the
+// place of Velero.
 func TestRightsOfDeploySuffice(t *testing.T) {
 	c := connect(t)
 	clients, log, said := restricted(t, c)
@@ -54,6 +55,12 @@ func TestRightsOfDeploySuffice(t *testing.T) {
 		groupRights(t, c, a, func() *group.Groups {
 			return group.New(clients, quiesce.NewNamespaces(clients.Kube, clock.RealClock{}), classes, reporter, true, log)
 		}, said)
+	})
+	t.Run("check", func(t *testing.T) {
+		table, code := runCheck(t, "--namespace", a.namespace)
+		assert.Equal(t, 0, code, table)
+		table, _ = runCheck(t) // all namespaces
+		assert.NotContains(t, table, "forbidden")
 	})
 	t.Run("restore", func(t *testing.T) {
 		configure(t, c, "drivers:\n- {from: old.csi, to: loop.csi.stillpoint.io}\n- {from: lost.csi, to: nowhere.csi}")
