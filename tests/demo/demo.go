@@ -23,7 +23,7 @@ const (
 	claim      = "data"
 	schedule   = "date"
 	hooks      = "fsfreeze-hooks-deployment" // the blueprint, and the ConfigMap that holds it
-	policy     = "stillpoint-volume-policy" // of deploy/volume-policy.yaml
+	policy     = "stillpoint-volume-policy"  // of deploy/volume-policy.yaml
 	file       = "/mnt/date"
 	// probe is where a writer that we start beside the application writes.
 	probe = "/mnt/probe"
