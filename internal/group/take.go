@@ -128,7 +128,8 @@ func (g *group) prepare(ctx context.Context) error {
 		}
 		volume, err := g.selection.Volume(ctx, m.claim)
 		if err != nil {
-			return err
+			m.failed = err
+			continue
 		}
 		input, err := g.classes.Input(ctx, m.claim, volume.Spec.CSI.Driver, g.backup)
 		if err != nil {
@@ -223,7 +224,10 @@ func (g *group) takeFrozen(ctx context.Context) error {
 	g.reporter.Quiesced(g.log, g.quiesce, plan, session, g.backup.Name)
 	g.reporter.Thawed(g.log, g.quiesce, report, g.backup.Name)
 	if report.Broken == nil {
-		return record.end(ctx, nil)
+		if err := record.end(ctx, nil); err != nil {
+			g.log.Warnf("Should the plugin's process die now, the snapshots of %s would be taken for inconsistent: %v", g.quiesce.Name(), err)
+		}
+		return nil
 	}
 	if g.quiesce.OnError == quiesce.Continue {
 		return nil
