@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/utils/clock"
+	"k8s.io/utils/lru"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 )
@@ -21,6 +22,9 @@ const (
 	listVolumesFrom = 8
 	// volumesPage is how many PersistentVolumes one answer holds.
 	volumesPage = 500
+	// listsKept is how many lists are remembered. Those of pods are large, and
+	// Velero takes one namespace after another.
+	listsKept = 16
 )
 
 // Remember returns a client that asks the API server for the same object, or
@@ -29,7 +33,7 @@ const (
 // written goes through, and is not remembered. An object that is not there is
 // asked for again.
 func Remember(client crclient.WithWatch, clock clock.PassiveClock) crclient.Client {
-	m := &memory{client: client, clock: clock, answers: map[string]answer{}}
+	m := &memory{client: client, clock: clock, objects: map[string]answer{}, lists: lru.New(listsKept)}
 	return interceptor.NewClient(client, interceptor.Funcs{Get: m.get, List: m.list})
 }
 
@@ -38,7 +42,8 @@ type memory struct {
 	clock  clock.PassiveClock
 
 	mu      sync.Mutex
-	answers map[string]answer
+	objects map[string]answer
+	lists   *lru.Cache // of answers
 	// volumes is how many PersistentVolumes were asked for one by one.
 	volumes int
 }
@@ -109,12 +114,20 @@ func (m *memory) listVolumes(ctx context.Context) error {
 }
 
 func (m *memory) remember(key string, object any) {
-	m.answers[key] = answer{object, m.clock.Now().Add(memoryLife)}
+	answer := answer{object, m.clock.Now().Add(memoryLife)}
+	if _, ok := object.(crclient.ObjectList); ok {
+		m.lists.Add(key, answer)
+	} else {
+		m.objects[key] = answer
+	}
 }
 
 // recall copies what is remembered, as deep as a client's answer is.
 func (m *memory) recall(key string, into any) bool {
-	known, ok := m.answers[key]
+	known, ok := m.objects[key]
+	if list, found := m.lists.Get(key); found {
+		known, ok = list.(answer)
+	}
 	if !ok || !m.clock.Now().Before(known.until) {
 		return false
 	}
