@@ -39,6 +39,9 @@ type Bracket struct {
 	mu         sync.Mutex
 	freezes    map[claimKey]*freeze
 	selections map[types.UID]*selection.Selection
+	// passed are claims that are to be quiesced and were not, and why: Velero
+	// was not expected to snapshot them.
+	passed map[claimKey]string
 }
 
 type claimKey struct {
@@ -58,6 +61,7 @@ func New(clients *cluster.Clients, namespaces *quiesce.Namespaces, classes *snap
 		reporter:   reporter,
 		freezes:    map[claimKey]*freeze{},
 		selections: map[types.UID]*selection.Selection{},
+		passed:     map[claimKey]string{},
 	}
 }
 
@@ -152,6 +156,7 @@ func (b *Bracket) decide(ctx context.Context, claim *corev1.PersistentVolumeClai
 		return nil, nil //nolint:nilnil // the group path quiesces for its own snapshot
 	case selection.None:
 		b.log.Infof("Claim %s/%s is not quiesced: %s", claim.Namespace, claim.Name, verdict.Reason)
+		b.passed[keyOf(backup, claim)] = verdict.Reason
 		return nil, nil //nolint:nilnil // as above
 	}
 
@@ -195,11 +200,12 @@ func (b *Bracket) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim
 	}
 	b.mu.Lock()
 	f, decided := b.freezes[keyOf(backup, claim)]
+	reason, passed := b.passed[keyOf(backup, claim)]
 	b.mu.Unlock()
 	switch {
 	case f != nil:
 		return f.leave(ctx, claim)
-	case decided, claim.Annotations[velerov1.VolumeSnapshotLabel] == "":
+	case claim.Annotations[velerov1.VolumeSnapshotLabel] == "" || finalizing(backup) || (decided && !passed):
 		return nil
 	}
 	// Velero's action has taken a snapshot, and this process was not called before.
@@ -207,10 +213,21 @@ func (b *Bracket) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim
 	if err != nil {
 		return fmt.Errorf("get claim %s/%s: %w", claim.Namespace, claim.Name, err)
 	}
+	if passed { // another plugin has brought the claim into the backup
+		facts, err := b.namespaces.Now(ctx, claim.Namespace)
+		if err != nil {
+			return err
+		}
+		group, err := facts.Group(live)
+		if err == nil && !group.Asked() {
+			return nil
+		}
+		return newFreeze(b, group, backup).missed(ctx, claim, "Stillpoint took it for left out: "+reason)
+	}
 	if f, err = b.freezeOf(ctx, live, backup); err != nil || f == nil {
 		return err
 	}
-	return f.missed(ctx, claim)
+	return f.missed(ctx, claim, "the plugin process ended while the workload was quiesced, or the backup leaves out persistentvolumes, for which Stillpoint is called")
 }
 
 // Related returns the other pods of a pod's workload when it is to be quiesced

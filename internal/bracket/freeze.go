@@ -100,10 +100,8 @@ func (f *freeze) once(begin func() error) {
 
 // missed is called for a claim that should have been frozen for, and has its
 // snapshot already.
-func (f *freeze) missed(ctx context.Context, claim *corev1.PersistentVolumeClaim) error {
-	f.once(func() error {
-		return fmt.Errorf("volume %s was snapshotted without a freeze: the plugin process ended while the workload was quiesced, or the backup leaves out persistentvolumes, for which Stillpoint is called", claim.Name)
-	})
+func (f *freeze) missed(ctx context.Context, claim *corev1.PersistentVolumeClaim, why string) error {
+	f.once(func() error { return fmt.Errorf("volume %s was snapshotted without a freeze: %s", claim.Name, why) })
 	if f.failed == nil || f.group.OnError == quiesce.Continue {
 		return nil
 	}

@@ -97,9 +97,12 @@ func (g *Groups) run(backup *velerov1.Backup) *run {
 // with NoSnapshotAnnotation; an error of this function drops it.
 func (g *Groups) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (*Answer, error) {
 	r := g.run(backup)
-	verdict, err := r.selection.Of(ctx, claim)
+	verdict, err := r.selection.OfIncluded(ctx, claim)
 	if err != nil {
 		return nil, err
+	}
+	if verdict.Warning != "" {
+		r.log.Warnf("Claim %s/%s: %s", claim.Namespace, claim.Name, verdict.Warning)
 	}
 	if verdict.Path != selection.Group {
 		return nil, nil //nolint:nilnil // not ours is a valid answer

@@ -89,13 +89,19 @@ func New(client crclient.Client, csi bool, backup *velerov1.Backup) *Selection {
 // Of answers who will take a snapshot of claim. Freezing for a volume that
 // nobody snapshots would stop an application for nothing.
 func (s *Selection) Of(ctx context.Context, claim *corev1.PersistentVolumeClaim) (Verdict, error) {
+	if reason, err := s.selects(ctx, claim); reason != "" || err != nil {
+		return none(reason), err
+	}
+	return s.OfIncluded(ctx, claim)
+}
+
+// OfIncluded is Of for a claim that Velero calls for: it is in the backup,
+// perhaps because another plugin has asked for it in spite of the filters.
+func (s *Selection) OfIncluded(ctx context.Context, claim *corev1.PersistentVolumeClaim) (Verdict, error) {
 	switch s.backup.Status.Phase {
 	case velerov1.BackupPhaseFinalizing, velerov1.BackupPhaseFinalizingPartiallyFailed:
 		return none("the backup is finalizing"), nil
 	default:
-	}
-	if reason, err := s.selects(ctx, claim); reason != "" || err != nil {
-		return none(reason), err
 	}
 	action, err := s.action(claim)
 	if err != nil {

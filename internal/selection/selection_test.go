@@ -465,6 +465,19 @@ func TestHandedToStillpoint(t *testing.T) {
 	}
 }
 
+// What Velero calls for is in the backup, whatever its filters say.
+func TestOfIncluded(t *testing.T) {
+	s := newScene()
+	s.own(fast + ours)
+	s.backup.Spec.LabelSelector = app("web")
+	verdict, err := s.selection(t).Of(t.Context(), s.claim)
+	require.NoError(t, err)
+	assert.Equal(t, Verdict{Path: None, Reason: notSelected}, verdict)
+	verdict, err = s.selection(t).OfIncluded(t.Context(), s.claim)
+	require.NoError(t, err)
+	assert.Equal(t, Verdict{Path: Group}, verdict)
+}
+
 func (s *scene) pending() {
 	s.claim.Status.Phase, s.claim.Spec.VolumeName = corev1.ClaimPending, ""
 }

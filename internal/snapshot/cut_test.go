@@ -10,6 +10,7 @@ import (
 	"github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned/fake"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -32,7 +33,10 @@ func taken(name, claim string) *snapshotv1.VolumeSnapshot {
 func contentOf(vs *snapshotv1.VolumeSnapshot) *snapshotv1.VolumeSnapshotContent {
 	return &snapshotv1.VolumeSnapshotContent{
 		ObjectMeta: metav1.ObjectMeta{Name: "snapcontent-" + string(vs.UID)},
-		Spec:       snapshotv1.VolumeSnapshotContentSpec{DeletionPolicy: snapshotv1.VolumeSnapshotContentRetain},
+		Spec: snapshotv1.VolumeSnapshotContentSpec{
+			DeletionPolicy:    snapshotv1.VolumeSnapshotContentRetain,
+			VolumeSnapshotRef: corev1.ObjectReference{Namespace: vs.Namespace, Name: vs.Name},
+		},
 	}
 }
 
@@ -423,8 +427,12 @@ func TestDelete(t *testing.T) {
 	renamed := contentOf(bound)
 	renamed.Name = name
 	unbound := taken("data-5", "data") // has no content
+	// What a tenant writes must not reach another's snapshot.
+	foreign := "snapcontent-uid-data-4"
+	hijacker := taken("data-6", "data")
+	hijacker.Status = &snapshotv1.VolumeSnapshotStatus{BoundVolumeSnapshotContentName: &foreign}
 
-	s := newStorage(t, data, bound, wal, other, elsewhere, unbound, contentOf(data), renamed, contentOf(wal), contentOf(other), contentOf(elsewhere))
+	s := newStorage(t, data, bound, wal, other, elsewhere, unbound, hijacker, contentOf(data), renamed, contentOf(wal), contentOf(other), contentOf(elsewhere))
 	require.NoError(t, Delete(t.Context(), s, "shop", OfBackup("nightly"), "data"))
 
 	var left []string

@@ -34,8 +34,13 @@ func Delete(ctx context.Context, client versioned.Interface, namespace string, s
 
 // Remove is Delete for one VolumeSnapshot. One that is gone is no error.
 func Remove(ctx context.Context, client versioned.Interface, vs *snapshotv1.VolumeSnapshot) error {
-	policy := fmt.Sprintf(`{"spec":{"deletionPolicy":%q}}`, snapshotv1.VolumeSnapshotContentDelete)
-	_, err := client.SnapshotV1().VolumeSnapshotContents().Patch(ctx, contentName(vs), types.MergePatchType, []byte(policy), metav1.PatchOptions{})
+	content, err := client.SnapshotV1().VolumeSnapshotContents().Get(ctx, contentName(vs), metav1.GetOptions{})
+	// A VolumeSnapshot may name any content, and be a tenant's; what counts is
+	// which one the content names.
+	if err == nil && content.Spec.VolumeSnapshotRef.Namespace == vs.Namespace && content.Spec.VolumeSnapshotRef.Name == vs.Name {
+		policy := fmt.Sprintf(`{"spec":{"deletionPolicy":%q}}`, snapshotv1.VolumeSnapshotContentDelete)
+		_, err = client.SnapshotV1().VolumeSnapshotContents().Patch(ctx, content.Name, types.MergePatchType, []byte(policy), metav1.PatchOptions{})
+	}
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("set the deletion policy of VolumeSnapshotContent %s: %w", contentName(vs), err)
 	}

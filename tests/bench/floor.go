@@ -11,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/tests/cluster"
+	"stillpoint.io/stillpoint/tests/stage"
 )
 
 // cutAll asks for snapshots of all claims at once and returns the time from the
@@ -37,6 +38,9 @@ func (b *bench) cutAll(ctx context.Context, namespace string, claims []string) (
 		contents := make([]client.Object, 0, len(cut))
 		for _, content := range cut {
 			contents = append(contents, content)
+		}
+		if err == nil {
+			err = b.ready(ctx, snapshots)
 		}
 		err = errors.Join(err, b.DeleteAll(ctx, append(snapshots, contents...)))
 	}()
@@ -67,6 +71,23 @@ func (b *bench) cutAll(ctx context.Context, namespace string, claims []string) (
 		}
 	}
 	return time.Since(began), nil
+}
+
+// ready waits until snapshots are ready to use. The snapshot controllers take
+// many minutes to delete one that goes just while they write of its cut.
+func (b *bench) ready(ctx context.Context, snapshots []client.Object) error {
+	return stage.Until(ctx, "the snapshots are ready to use", func(ctx context.Context) (bool, error) {
+		for _, snapshot := range snapshots {
+			found := &snapshotv1.VolumeSnapshot{}
+			if err := b.Objects().Get(ctx, client.ObjectKeyFromObject(snapshot), found); err != nil {
+				return false, err
+			}
+			if found.Status == nil || found.Status.ReadyToUse == nil || !*found.Status.ReadyToUse {
+				return false, nil
+			}
+		}
+		return true, nil
+	})
 }
 
 // atOnce calls do for 0 to n-1 side by side.

@@ -18,7 +18,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/utils/ptr"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/yaml"
 
 	"stillpoint.io/stillpoint/tests/cluster"
 )
@@ -49,7 +48,7 @@ func TestRestore(t *testing.T) {
 	require.NoError(t, c.Objects().Create(t.Context(), unsaved))
 	a.kubectl("wait", "--for=jsonpath={.status.phase}=Bound", "persistentvolumeclaim/unsaved-data0", "--timeout=60s")
 	a.kubectl("exec", "deployment/app", "-c", "sidecar", "--", "sh", "-c", "echo kept > /mnt/data0/marker; sync")
-	b := startBackup(t, c, a.namespace, leaveOut(t, c, unsaved.Labels))
+	b := startBackup(t, c, a.namespace, leaveOut(t, c, "restored", "unsaved"))
 	require.Equal(t, velerov1.BackupPhaseCompleted, b.finished(limit), b.log())
 
 	t.Run("a class that is mapped, and a claim without a snapshot", func(t *testing.T) {
@@ -122,21 +121,12 @@ func TestRestore(t *testing.T) {
 	})
 }
 
-// leaveOut has a backup take no snapshots of claims with these labels.
-func leaveOut(t *testing.T, c *cluster.Cluster, labels map[string]string) func(*velerov1.BackupSpec) {
+// leaveOut has a backup take no snapshots of claims with a label.
+func leaveOut(t *testing.T, c *cluster.Cluster, label, value string) func(*velerov1.BackupSpec) {
 	t.Helper()
-	policy, err := yaml.Marshal(map[string]any{"version": "v1", "volumePolicies": []any{map[string]any{
-		"conditions": map[string]any{"pvcLabels": labels}, "action": map[string]any{"type": "skip"},
-	}}})
-	require.NoError(t, err)
-	configMap := &corev1.ConfigMap{
-		ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: "e2e-" + rand.String(5)},
-		Data:       map[string]string{"policy.yaml": string(policy)},
-	}
-	require.NoError(t, c.Objects().Create(t.Context(), configMap))
-	t.Cleanup(func() { _ = c.Objects().Delete(context.Background(), configMap) })
+	name := policyFile(t, c, fmt.Sprintf("volumePolicies:\n- conditions: {pvcLabels: {%s: %s}}\n  action: {type: skip}\n", label, value))
 	return func(spec *velerov1.BackupSpec) {
-		spec.ResourcePolicy = &corev1.TypedLocalObjectReference{Kind: "configmap", Name: configMap.Name}
+		spec.ResourcePolicy = &corev1.TypedLocalObjectReference{Kind: "configmap", Name: name}
 	}
 }
 

@@ -142,6 +142,15 @@ func bracketRights(t *testing.T, c *cluster.Cluster, a *app, b *bracket.Bracket,
 		return err == nil && !strings.Contains(left, late.Name)
 	}, 20*time.Second, 200*time.Millisecond)
 	assert.Eventually(t, func() bool { return a.events("app")["Thawed"] != "" }, 5*time.Second, 50*time.Millisecond)
+
+	// Another plugin has brought the claim into the backup.
+	brought := backupOf(name + "-brought")
+	brought.Spec.LabelSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"app": "nothing"}}
+	require.NoError(t, b.Volume(t.Context(), volume, brought))
+	assert.True(t, a.writing("app-data0"))
+	snapshotted := claim.DeepCopy()
+	metav1.SetMetaDataAnnotation(&snapshotted.ObjectMeta, velerov1.VolumeSnapshotLabel, brought.Name)
+	require.ErrorContains(t, b.Claim(t.Context(), snapshotted, brought), "the backup's label selector does not match it")
 }
 
 // groupRights takes a group in one process, goes on in a second one and clears
