@@ -100,11 +100,6 @@ func (b *Bracket) Volume(ctx context.Context, volume *corev1.PersistentVolume, b
 	return f.enter(ctx, claim.Name)
 }
 
-func finalizing(backup *velerov1.Backup) bool {
-	phase := backup.Status.Phase
-	return phase == velerov1.BackupPhaseFinalizing || phase == velerov1.BackupPhaseFinalizingPartiallyFailed
-}
-
 func (b *Bracket) included(namespace string, backup *velerov1.Backup) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -175,8 +170,7 @@ func (b *Bracket) decide(ctx context.Context, claim *corev1.PersistentVolumeClai
 		f.failed = group.Keep(func(other corev1.PersistentVolumeClaim) (bool, error) {
 			verdict, err := selected.Of(ctx, &other)
 			if verdict.Path == selection.Group {
-				return false, fmt.Errorf("the volumes of %s cannot be of one moment: a volume policy hands claim %s to Stillpoint's group snapshots and leaves claim %s to Velero; "+
-					"treat them alike, or give one of the claims an annotation %s of its own", group.Name(), other.Name, claim.Name, quiesce.AnnotationQuiesce)
+				return false, group.Split(other.Name, claim.Name)
 			}
 			if verdict.Reason != "" {
 				b.log.Infof("Claim %s/%s is not quiesced with its workload: %s", other.Namespace, other.Name, verdict.Reason)
@@ -195,7 +189,7 @@ func keyOf(backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim) claimKe
 // taken the snapshot. An error says that the snapshot is not what was asked
 // for; it is deleted then.
 func (b *Bracket) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) error {
-	if claim.Annotations[velerov1.VolumeSnapshotLabel] != "" && !finalizing(backup) {
+	if claim.Annotations[velerov1.VolumeSnapshotLabel] != "" && !selection.Finalizing(backup) {
 		b.adviseClass(ctx, claim, backup)
 	}
 	b.mu.Lock()
@@ -205,7 +199,7 @@ func (b *Bracket) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim
 	switch {
 	case f != nil:
 		return f.leave(ctx, claim)
-	case claim.Annotations[velerov1.VolumeSnapshotLabel] == "" || finalizing(backup) || (decided && !passed):
+	case claim.Annotations[velerov1.VolumeSnapshotLabel] == "" || selection.Finalizing(backup) || (decided && !passed):
 		return nil
 	}
 	// Velero's action has taken a snapshot, and this process was not called before.

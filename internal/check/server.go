@@ -100,7 +100,7 @@ func (s Server) Complete(backup *velerov1.Backup, marked []string) *velerov1.Bac
 		spec.VolumeGroupSnapshotLabelKey = s.VolumeGroupLabel
 	}
 	if spec.CSISnapshotTimeout.Duration == 0 {
-		spec.CSISnapshotTimeout.Duration = defaultSnapshotTimeout
+		spec.CSISnapshotTimeout.Duration = group.DefaultTimeout
 	}
 	if ptr.Deref(spec.DefaultVolumesToRestic, false) { //nolint:staticcheck // old Schedules have it
 		spec.DefaultVolumesToFsBackup = ptr.To(true)
@@ -120,10 +120,6 @@ func (s Server) Complete(backup *velerov1.Backup, marked []string) *velerov1.Bac
 	}
 	return backup
 }
-
-// defaultSnapshotTimeout is the server's own default of a Backup's
-// csiSnapshotTimeout.
-const defaultSnapshotTimeout = 10 * time.Minute
 
 // ofSchedule is the Backup that a Schedule makes (FromSchedule in pkg/builder
 // of Velero 1.18).

@@ -6,7 +6,6 @@ package group
 
 import (
 	"context"
-	"fmt"
 	"sync"
 
 	"github.com/sirupsen/logrus"
@@ -167,8 +166,7 @@ func (r *run) decide(ctx context.Context, claim *corev1.PersistentVolumeClaim) (
 			return false, err
 		}
 		if verdict.Path == selection.Velero && group.Asked() {
-			return false, fmt.Errorf("the volumes of %s cannot be of one moment: a volume policy hands claim %s to Stillpoint's group snapshots and leaves claim %s to Velero; "+
-				"treat them alike, or give one of the claims an annotation %s of its own", group.Name(), claim.Name, other.Name, quiesce.AnnotationQuiesce)
+			return false, group.Split(claim.Name, other.Name)
 		}
 		if verdict.Reason != "" && group.Asked() {
 			r.log.Infof("Claim %s/%s is not quiesced with its workload: %s", other.Namespace, other.Name, verdict.Reason)

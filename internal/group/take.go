@@ -24,11 +24,13 @@ const (
 	// retryGrace is how long a freeze outlasts an error of the driver, in case
 	// the CSI sidecar's next try succeeds.
 	retryGrace = 2 * time.Second
-	// defaultTimeout is Velero's default of --csi-snapshot-timeout.
-	defaultTimeout = 10 * time.Minute
 	// atOnce is how many requests create a group's snapshots at the same time.
 	atOnce = 32
 )
+
+// DefaultTimeout is the csiSnapshotTimeout that a Velero server gives a Backup
+// which has none.
+const DefaultTimeout = 10 * time.Minute
 
 // group is the volumes that are snapshotted together.
 type group struct {
@@ -301,7 +303,7 @@ func (g *group) timeout() time.Duration {
 	if timeout := g.backup.Spec.CSISnapshotTimeout.Duration; timeout > 0 {
 		return timeout
 	}
-	return defaultTimeout
+	return DefaultTimeout
 }
 
 // discard deletes what there is of a group that must not be restored from.

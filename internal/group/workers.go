@@ -2,11 +2,10 @@ package group
 
 import (
 	"context"
-	"strconv"
-	"strings"
+	"slices"
 
+	"github.com/spf13/pflag"
 	appsv1 "k8s.io/api/apps/v1"
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -25,22 +24,16 @@ func (r *run) warnOfWorkers(ctx context.Context) {
 	}
 }
 
-// Workers is the number of workers that a Velero server's Deployment sets.
+// Workers is the number of workers that a Velero server's Deployment sets; 1,
+// Velero's default, where it sets none that is valid.
 func Workers(server *appsv1.Deployment) int {
-	flags := func(c corev1.Container) []string { return append(append([]string{}, c.Command...), c.Args...) }
 	for _, container := range server.Spec.Template.Spec.Containers {
-		all := flags(container)
-		for i, flag := range all {
-			value, ok := strings.CutPrefix(flag, "--item-block-worker-count")
-			if !ok {
-				continue
-			}
-			if value == "" && i+1 < len(all) {
-				value = all[i+1]
-			}
-			if n, err := strconv.Atoi(strings.TrimPrefix(value, "=")); err == nil {
-				return n
-			}
+		flags := pflag.NewFlagSet("server", pflag.ContinueOnError)
+		flags.ParseErrorsAllowlist.UnknownFlags = true
+		workers := flags.Int("item-block-worker-count", 1, "")
+		err := flags.Parse(slices.Concat(container.Command, container.Args))
+		if err == nil && flags.Changed("item-block-worker-count") {
+			return *workers
 		}
 	}
 	return 1

@@ -100,6 +100,13 @@ func (g *Group) Name() string {
 	return strings.Join(names, " and ")
 }
 
+// Split is the error of a group whose volumes take both paths to a snapshot: one
+// claim that is handed to Stillpoint, and one that is left to Velero.
+func (g *Group) Split(ours, veleros string) error {
+	return fmt.Errorf("the volumes of %s cannot be of one moment: a volume policy hands claim %s to Stillpoint's group snapshots and leaves claim %s to Velero; "+
+		"treat them alike, or give one of the claims an annotation %s of its own", g.Name(), ours, veleros, AnnotationQuiesce)
+}
+
 func claimName(claim *corev1.PersistentVolumeClaim) string {
 	return fmt.Sprintf("PersistentVolumeClaim %s/%s", claim.Namespace, claim.Name)
 }

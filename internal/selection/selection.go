@@ -98,10 +98,8 @@ func (s *Selection) Of(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 // OfIncluded is Of for a claim that Velero calls for: it is in the backup,
 // perhaps because another plugin has asked for it in spite of the filters.
 func (s *Selection) OfIncluded(ctx context.Context, claim *corev1.PersistentVolumeClaim) (Verdict, error) {
-	switch s.backup.Status.Phase {
-	case velerov1.BackupPhaseFinalizing, velerov1.BackupPhaseFinalizingPartiallyFailed:
+	if Finalizing(s.backup) {
 		return none("the backup is finalizing"), nil
-	default:
 	}
 	action, err := s.action(claim)
 	if err != nil {
@@ -116,6 +114,13 @@ func (s *Selection) OfIncluded(ctx context.Context, claim *corev1.PersistentVolu
 		return verdict, nil
 	}
 	return s.snapshots(ctx, claim, action)
+}
+
+// Finalizing tells whether Velero is past the items of a backup, and only calls
+// again for those of its operations: no snapshot and no freeze then.
+func Finalizing(backup *velerov1.Backup) bool {
+	phase := backup.Status.Phase
+	return phase == velerov1.BackupPhaseFinalizing || phase == velerov1.BackupPhaseFinalizingPartiallyFailed
 }
 
 func none(reason string) Verdict { return Verdict{Path: None, Reason: reason} }
