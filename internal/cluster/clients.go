@@ -4,11 +4,13 @@
 package cluster
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned"
 	"github.com/spf13/pflag"
 	"github.com/vmware-tanzu/velero/pkg/client"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -102,4 +104,14 @@ func (c Connection) Open() (*Clients, error) {
 		return nil, fmt.Errorf("make the snapshot client: %w", err)
 	}
 	return clients, nil
+}
+
+// Installation is the UID of Velero's namespace, by which this Velero is told
+// from others, in this cluster or in one that shares its bucket.
+func (c *Clients) Installation(ctx context.Context) (string, error) {
+	namespace := &corev1.Namespace{}
+	if err := c.Remembered.Get(ctx, crclient.ObjectKey{Name: c.VeleroNamespace}, namespace); err != nil {
+		return "", fmt.Errorf("get Velero's namespace %s: %w", c.VeleroNamespace, err)
+	}
+	return string(namespace.UID), nil
 }

@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"path"
 	"reflect"
 	"slices"
 	"strings"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 )
@@ -67,6 +69,11 @@ func shape(at string, value any, want reflect.Type) []error {
 			return nil
 		}
 		kind = "true or false"
+	case reflect.Int:
+		if number, ok := value.(float64); ok && number == math.Trunc(number) {
+			return nil
+		}
+		kind = "a whole number"
 	default:
 		panic("no document has a " + want.String())
 	}
@@ -123,18 +130,115 @@ func (c *Config) faults() []error {
 			faults = append(faults, fmt.Errorf("%s is %q, as is blueprintNamespaces[%d]", at, namespace, first))
 		}
 	}
-	catchAll := -1
+	classes := rules{list: "snapshotClasses", catchAll: -1}
 	for i, rule := range c.SnapshotClasses {
-		at := fmt.Sprintf("snapshotClasses[%d]", i)
-		if catchAll >= 0 {
-			faults = append(faults, fmt.Errorf("%s is never reached: snapshotClasses[%d] matches every volume, and the first match wins; put it last", at, catchAll))
-		} else if rule.Match.everything() {
-			catchAll = i
-		}
-		faults = append(faults, rule.Match.faults(at+".match")...)
+		at, wrong := classes.next(i, rule.Match)
+		faults = append(faults, wrong...)
 		faults = append(faults, className(at+".class", rule.Class)...)
 	}
+	faults = append(faults, c.profileFaults()...)
+	local := rules{list: "localSnapshots", catchAll: -1}
+	for i, rule := range c.LocalSnapshots {
+		at, wrong := local.next(i, rule.Match)
+		faults = append(faults, wrong...)
+		faults = append(faults, rule.faults(at)...)
+	}
 	return append(faults, c.Restore.faults("restore")...)
+}
+
+// rules goes through a list of rules of which the first match wins.
+type rules struct {
+	list     string
+	catchAll int // index of the rule that leaves nothing to later ones, or -1
+}
+
+// next is the key path of a rule, and what is wrong with its place and match.
+func (r *rules) next(i int, match Match) (at string, faults []error) {
+	at = fmt.Sprintf("%s[%d]", r.list, i)
+	if r.catchAll >= 0 {
+		faults = append(faults, fmt.Errorf("%s is never reached: %s[%d] matches every volume, and the first match wins; put it last", at, r.list, r.catchAll))
+	} else if match.everything() {
+		r.catchAll = i
+	}
+	return at, append(faults, match.faults(at+".match")...)
+}
+
+func (r LocalSnapshotRule) faults(at string) []error {
+	switch r.Policy {
+	case LocalSnapshotKeepLast:
+		if r.Count < 1 {
+			return []error{fmt.Errorf("%s.count is %d, must be at least 1 for keepLast; policy: delete keeps none", at, r.Count)}
+		}
+	case LocalSnapshotDelete, LocalSnapshotRetain:
+		if r.Count != 0 {
+			return []error{fmt.Errorf("%s.count is %d, which only policy: keepLast has", at, r.Count)}
+		}
+	default:
+		return []error{fmt.Errorf("%s.policy is %q, must be delete, retain or keepLast", at, r.Policy)}
+	}
+	return nil
+}
+
+// profileFaults are what is wrong with the profiles of drivers and data movers.
+func (c *Config) profileFaults() []error {
+	var faults []error
+	for i, profile := range c.Drivers {
+		at := fmt.Sprintf("drivers[%d]", i)
+		faults = append(faults, driverName(at+".name", profile.Name)...)
+		first := slices.IndexFunc(c.Drivers, func(p DriverProfile) bool { return p.Name == profile.Name })
+		if first < i && profile.Name != "" {
+			faults = append(faults, fmt.Errorf("%s.name is %q, as is drivers[%d].name; remove one of them", at, profile.Name, first))
+		}
+		faults = append(faults, profile.faults(at)...)
+	}
+	for i, mover := range c.DataMovers {
+		at := fmt.Sprintf("dataMovers[%d]", i)
+		first := slices.IndexFunc(c.DataMovers, func(m DataMover) bool { return m.Name == mover.Name })
+		switch {
+		case mover.Name == "":
+			faults = append(faults, errors.New(at+".name is missing; it is what the Backup's spec.datamover has"))
+		case mover.Name == "velero":
+			faults = append(faults, fmt.Errorf("%s.name is %q, whose snapshots are always deleted; to keep some, use localSnapshots", at, mover.Name))
+		case first < i:
+			faults = append(faults, fmt.Errorf("%s.name is %q, as is dataMovers[%d].name; remove one of them", at, mover.Name, first))
+		}
+	}
+	return faults
+}
+
+var accessModes = []corev1.PersistentVolumeAccessMode{
+	corev1.ReadWriteOnce, corev1.ReadOnlyMany, corev1.ReadWriteMany, corev1.ReadWriteOncePod,
+}
+
+func (p DriverProfile) faults(at string) []error {
+	var faults []error
+	if p.Exports.Always && len(p.Exports.When) > 0 {
+		faults = append(faults, fmt.Errorf("%s.exports has both always: true and when; all snapshots are exported or some are, so remove one of them", at))
+	}
+	for i, when := range p.Exports.When {
+		if when.Parameter == "" {
+			faults = append(faults, fmt.Errorf("%s.exports.when[%d].parameter is missing; it is the key of a parameter of a VolumeSnapshotClass", at, i))
+		}
+	}
+	switch p.RestoreFrom {
+	case "", RestoreFromAny, RestoreFromExport:
+	default:
+		faults = append(faults, fmt.Errorf("%s.restoreFrom is %q, must be any or export", at, p.RestoreFrom))
+	}
+	switch p.Quiesce {
+	case "", QuiesceOptional, QuiesceRequired:
+	default:
+		faults = append(faults, fmt.Errorf("%s.quiesce is %q, must be optional or required", at, p.Quiesce))
+	}
+	if p.AccessModes != nil && len(p.AccessModes) == 0 {
+		faults = append(faults, fmt.Errorf("%s.accessModes is [], with which no volume can be snapshotted; leave the key out for any", at))
+	}
+	for i, mode := range p.AccessModes {
+		if !slices.Contains(accessModes, mode) {
+			faults = append(faults, fmt.Errorf("%s.accessModes[%d] is %q, must be one of %v", at, i, mode, accessModes))
+		}
+	}
+	return faults
 }
 
 // everything answers whether no volume is left out. A match that is made of

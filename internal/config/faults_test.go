@@ -5,6 +5,7 @@ import (
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -20,6 +21,19 @@ snapshotClasses:
     backups: {matchExpressions: [{key: velero.io/schedule-name, operator: In, values: [nightly]}]}
   class: gold
 - class: rest
+drivers:
+- name: csi.example.com
+  exports: {when: [{parameter: kind, value: remote}, {parameter: type}]}
+  restoreFrom: export
+  accessModes: [ReadWriteOnce]
+  quiesce: required
+- {name: driver.longhorn.io, exports: {always: true}}
+dataMovers:
+- {name: acme, deleteSnapshots: true}
+- {name: other}
+localSnapshots:
+- {match: {namespaces: [shop]}, policy: keepLast, count: 3}
+- {policy: retain}
 restore:
   drivers:
   - {from: old.example.com, to: new.example.com}
@@ -47,6 +61,18 @@ restore:
 				Class: "gold",
 			},
 			{Class: "rest"},
+		},
+		Drivers: []DriverProfile{
+			{
+				Name: "csi.example.com", Exports: Exports{When: []ClassParameter{{"kind", "remote"}, {"type", ""}}},
+				RestoreFrom: RestoreFromExport, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, Quiesce: QuiesceRequired,
+			},
+			{Name: "driver.longhorn.io", Exports: Exports{Always: true}},
+		},
+		DataMovers: []DataMover{{"acme", true}, {"other", false}},
+		LocalSnapshots: []LocalSnapshotRule{
+			{Match: Match{Namespaces: []string{"shop"}}, Policy: LocalSnapshotKeepLast, Count: 3},
+			{Policy: LocalSnapshotRetain},
 		},
 		Restore: Restore{
 			Drivers:         []DriverMapping{{"old.example.com", "new.example.com"}, {"older.example.com", "new.example.com"}},
@@ -119,8 +145,22 @@ func TestFaults(t *testing.T) {
 		"class neither":           {doc: "restore: {snapshotClasses: [{from: a, skip: false}]}", err: "restore.snapshotClasses[0] has neither to, a name in this cluster, nor skip: true, to leave it out; add one of them"},
 		"class without from":      {doc: "restore: {snapshotClasses: [{to: b}]}", err: "restore.snapshotClasses[0].from is missing; it is the name of a VolumeSnapshotClass"},
 		"bad class of the map":    {doc: "restore: {snapshotClasses: [{from: a, to: B}]}", err: `restore.snapshotClasses[0].to is "B", must be the name of a VolumeSnapshotClass: ` + subdomain},
-		"bad deletion policy":     {doc: "restore: {deletionPolicy: delete}", err: `restore.deletionPolicy is "delete", must be Retain or Delete; leave the key out for Velero's`},
-		"faults of all corners":   {doc: "blueprintNamespaces: [a, a]\nsnapshotClasses: [{}]\nrestore: {deletionPolicy: x}", err: "blueprintNamespaces[1] is \"a\", as is blueprintNamespaces[0]\nsnapshotClasses[0].class is missing; it is the name of a VolumeSnapshotClass\nrestore.deletionPolicy is \"x\", must be Retain or Delete; leave the key out for Velero's"},
+		"local snapshots": {doc: "localSnapshots: [{policy: keepLast}, {policy: keep}, {policy: delete, count: 1}]", err: "localSnapshots[0].count is 0, must be at least 1 for keepLast; policy: delete keeps none\n" +
+			"localSnapshots[1] is never reached: localSnapshots[0] matches every volume, and the first match wins; put it last\n" +
+			"localSnapshots[1].policy is \"keep\", must be delete, retain or keepLast\n" +
+			"localSnapshots[2] is never reached: localSnapshots[0] matches every volume, and the first match wins; put it last\n" +
+			"localSnapshots[2].count is 1, which only policy: keepLast has"},
+		"half a snapshot": {doc: "localSnapshots: [{policy: keepLast, count: 1.5}]", err: "localSnapshots[0].count is 1.5, must be a whole number"},
+		"bad profile":     {doc: "drivers: [{name: A B, exports: {always: true, when: [{value: x}]}, restoreFrom: backup, quiesce: true, accessModes: [RWO]}]", err: "drivers[0].quiesce is true, must be a string"},
+		"bad words in a profile": {doc: "drivers: [{name: a, exports: {always: true, when: [{value: x}]}, restoreFrom: backup, quiesce: yes please, accessModes: [RWO]}]", err: "drivers[0].exports has both always: true and when; all snapshots are exported or some are, so remove one of them\n" +
+			"drivers[0].exports.when[0].parameter is missing; it is the key of a parameter of a VolumeSnapshotClass\n" +
+			"drivers[0].restoreFrom is \"backup\", must be any or export\n" +
+			"drivers[0].quiesce is \"yes please\", must be optional or required\n" +
+			"drivers[0].accessModes[0] is \"RWO\", must be one of [ReadWriteOnce ReadOnlyMany ReadWriteMany ReadWriteOncePod]"},
+		"profiles twice":        {doc: "drivers: [{name: a}, {name: a, accessModes: []}]", err: "drivers[1].name is \"a\", as is drivers[0].name; remove one of them\ndrivers[1].accessModes is [], with which no volume can be snapshotted; leave the key out for any"},
+		"data movers":           {doc: "dataMovers: [{}, {name: velero}, {name: a}, {name: a}]", err: "dataMovers[0].name is missing; it is what the Backup's spec.datamover has\ndataMovers[1].name is \"velero\", whose snapshots are always deleted; to keep some, use localSnapshots\ndataMovers[3].name is \"a\", as is dataMovers[2].name; remove one of them"},
+		"bad deletion policy":   {doc: "restore: {deletionPolicy: delete}", err: `restore.deletionPolicy is "delete", must be Retain or Delete; leave the key out for Velero's`},
+		"faults of all corners": {doc: "blueprintNamespaces: [a, a]\nsnapshotClasses: [{}]\nrestore: {deletionPolicy: x}", err: "blueprintNamespaces[1] is \"a\", as is blueprintNamespaces[0]\nsnapshotClasses[0].class is missing; it is the name of a VolumeSnapshotClass\nrestore.deletionPolicy is \"x\", must be Retain or Delete; leave the key out for Velero's"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := Decode(configMap("stillpoint", "version: v1\n"+test.doc))

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 )
@@ -20,10 +21,114 @@ type Config struct {
 	// SnapshotClasses are rules that choose the VolumeSnapshotClass of a
 	// volume; the first that matches wins. Default: none.
 	SnapshotClasses []SnapshotClassRule `json:"snapshotClasses"`
+	// Drivers are profiles of CSI drivers; one takes the place of the built-in
+	// profile of the same name. Default: the built-in ones.
+	Drivers []DriverProfile `json:"drivers"`
+	// DataMovers are profiles of data movers other than Velero's own. Default:
+	// none, which leaves their snapshots to them.
+	DataMovers []DataMover `json:"dataMovers"`
+	// LocalSnapshots are rules that say what becomes of the storage's snapshot
+	// once a data mover has exported it; the first that matches wins. Default:
+	// none, it is deleted.
+	LocalSnapshots []LocalSnapshotRule `json:"localSnapshots"`
 	// Restore is what becomes of the snapshots in a backup when they are
 	// restored. Default: as Velero does it.
 	Restore Restore `json:"restore"`
 }
+
+// DriverProfile describes a CSI driver, as far as its snapshots go.
+type DriverProfile struct {
+	// Name is the name of the CSI driver. Required.
+	Name string `json:"name"`
+	// Exports are the snapshots that the driver itself copies to somewhere that
+	// outlives the volume, so that the snapshot's handle names the copy. Default:
+	// none of them.
+	Exports Exports `json:"exports"`
+	// RestoreFrom is `export` where a snapshot that was not exported cannot be
+	// restored, or is not to be; `any` otherwise. Default: any.
+	RestoreFrom RestoreFrom `json:"restoreFrom"`
+	// AccessModes are the access modes of the volumes that the driver can
+	// snapshot; a claim with another one is an error when it is backed up.
+	// Default: any.
+	AccessModes []corev1.PersistentVolumeAccessMode `json:"accessModes"`
+	// Quiesce is `required` where a snapshot of a volume in use is worth nothing
+	// unless its workload is quiesced: one that is not is an error when it is
+	// backed up. Default: optional.
+	Quiesce Quiesce `json:"quiesce"`
+}
+
+// Exports says which snapshots a driver exports by itself. They are exported
+// when they are ready to use.
+type Exports struct {
+	// Always is true where the driver exports every snapshot. Default: false.
+	Always bool `json:"always"`
+	// When are parameters of the VolumeSnapshotClass that make the driver export
+	// the snapshot; one of them is enough. Default: none.
+	When []ClassParameter `json:"when"`
+}
+
+// ClassParameter is a parameter of a VolumeSnapshotClass.
+type ClassParameter struct {
+	// Parameter is the key of the parameter. Required.
+	Parameter string `json:"parameter"`
+	// Value is the value of the parameter. A class without the parameter has an
+	// empty one. Default: empty.
+	Value string `json:"value"`
+}
+
+// RestoreFrom is what a driver's volumes can be restored from.
+type RestoreFrom string
+
+// What a driver's volumes can be restored from.
+const (
+	RestoreFromAny    RestoreFrom = "any"
+	RestoreFromExport RestoreFrom = "export"
+)
+
+// Quiesce is whether a driver's snapshots need a quiesced workload.
+type Quiesce string
+
+// Whether a driver's snapshots need a quiesced workload.
+const (
+	QuiesceOptional Quiesce = "optional"
+	QuiesceRequired Quiesce = "required"
+)
+
+// DataMover describes a data mover other than Velero's own.
+type DataMover struct {
+	// Name is the name of the data mover, as in the Backup's `spec.datamover`.
+	// Required.
+	Name string `json:"name"`
+	// DeleteSnapshots is true where the snapshots that the mover was given are to
+	// be deleted when its DataUpload has ended. Default: false, since a mover may
+	// keep them on purpose.
+	DeleteSnapshots bool `json:"deleteSnapshots"`
+}
+
+// LocalSnapshotRule says what becomes of the storage's snapshots of the volumes
+// that it matches, once they are exported.
+type LocalSnapshotRule struct {
+	// Match is which volumes the rule is for. Default: all of them.
+	Match Match `json:"match"`
+	// Policy is what is done. `delete` leaves no snapshot behind. The other two
+	// take a second snapshot in the same freeze, which stays beside the export for
+	// quick restores: `retain` until the backup is deleted, `keepLast` until newer
+	// ones of the same claim take its place. Required.
+	Policy LocalSnapshotPolicy `json:"policy"`
+	// Count is how many snapshots of a claim stay under `keepLast`, the newest
+	// ones; at least 1. Required for keepLast.
+	Count int `json:"count"`
+}
+
+// LocalSnapshotPolicy is what becomes of a snapshot once it is exported.
+type LocalSnapshotPolicy string
+
+// What becomes of a snapshot once it is exported.
+const (
+	LocalSnapshotDelete   LocalSnapshotPolicy = "delete"
+	LocalSnapshotRetain   LocalSnapshotPolicy = "retain"
+	LocalSnapshotKeepLast LocalSnapshotPolicy = "keepLast"
+)
 
 // SnapshotClassRule gives a VolumeSnapshotClass to the volumes that it matches.
 type SnapshotClassRule struct {

@@ -123,6 +123,10 @@ func (g *group) prepare(ctx context.Context) error {
 	if err := g.snapshots.watch(ctx); err != nil {
 		return err
 	}
+	installation, err := g.clients.Installation(ctx)
+	if err != nil {
+		return err
+	}
 	for _, name := range g.claims() {
 		m := g.members[name]
 		if m.snapshot != nil || m.failed != nil {
@@ -143,7 +147,7 @@ func (g *group) prepare(ctx context.Context) error {
 			continue
 		}
 		g.log.Infof("Claim %s/%s: VolumeSnapshotClass %s: %s", m.claim.Namespace, name, choice.Class.Name, choice.Reason)
-		m.snapshot = snapshot.New(g.backup, m.claim, choice.Class.Name, choice.Reason)
+		m.snapshot = snapshot.New(installation, g.backup, m.claim, choice.Class.Name, choice.Reason)
 	}
 	return nil
 }

@@ -35,9 +35,10 @@ func OwnedBy(backup *velerov1.Backup) labels.Selector {
 }
 
 // New is the VolumeSnapshot of a claim as Velero's own action would make it
-// (createVolumeSnapshot in pkg/backup/actions/csi of Velero 1.18), with the
-// backup's UID and the reason for the class besides.
-func New(backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim, class, reason string) *snapshotv1.VolumeSnapshot {
+// (createVolumeSnapshot in pkg/backup/actions/csi of Velero 1.18), with its
+// origin and the reason for the class besides. installation is the UID of
+// Velero's namespace.
+func New(installation string, backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim, class, reason string) *snapshotv1.VolumeSnapshot {
 	vs := &snapshotv1.VolumeSnapshot{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace:   claim.Namespace,
@@ -53,7 +54,7 @@ func New(backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim, class, re
 	}
 	maps.Copy(vs.Labels, claim.Labels)
 	vs.Labels[velerov1.BackupNameLabel] = label.GetValidName(backup.Name)
-	vs.Labels[velerov1.BackupUIDLabel] = string(backup.UID)
+	Origin{Installation: installation, Backup: backup.Name, BackupUID: string(backup.UID)}.Mark(vs)
 	return vs
 }
 

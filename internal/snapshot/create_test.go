@@ -28,7 +28,7 @@ func claimOf(name string) *corev1.PersistentVolumeClaim {
 
 func TestNew(t *testing.T) {
 	backup, claim := nightly("b1"), claimOf("data")
-	vs := New(backup, claim, "fast", "because")
+	vs := New("here", backup, claim, "fast", "because")
 	assert.Equal(t, "shop", vs.Namespace)
 	assert.Equal(t, "data", *vs.Spec.Source.PersistentVolumeClaimName)
 	assert.Equal(t, "fast", *vs.Spec.VolumeSnapshotClassName)
@@ -36,14 +36,17 @@ func TestNew(t *testing.T) {
 	assert.Equal(t, "db", vs.Labels["app"])
 	assert.True(t, OwnedBy(backup).Matches(labels.Set(vs.Labels)))
 	assert.True(t, OfBackup(backup.Name).Matches(labels.Set(vs.Labels)))
+	origin, ours := OriginOf(vs)
+	assert.True(t, ours)
+	assert.Equal(t, Origin{Installation: "here", Backup: backup.Name, BackupUID: "b1"}, origin)
 	for key, value := range vs.Labels {
 		assert.Empty(t, validation.IsValidLabelValue(value), key)
 	}
 	assert.Equal(t, map[string]string{"app": "db"}, claim.Labels)
 
-	again := New(backup, claim, "fast", "because")
+	again := New("here", backup, claim, "fast", "because")
 	assert.Equal(t, vs.Name, again.Name)
-	assert.NotEqual(t, vs.Name, New(nightly("b2"), claim, "fast", "because").Name)
+	assert.NotEqual(t, vs.Name, New("here", nightly("b2"), claim, "fast", "because").Name)
 }
 
 func TestName(t *testing.T) {
@@ -56,7 +59,7 @@ func TestName(t *testing.T) {
 }
 
 func TestCreate(t *testing.T) {
-	vs := New(nightly("b1"), claimOf("data"), "fast", "because")
+	vs := New("here", nightly("b1"), claimOf("data"), "fast", "because")
 	client := fake.NewSimpleClientset()
 	require.NoError(t, Create(t.Context(), client, vs))
 	require.NoError(t, Create(t.Context(), client, vs), "an earlier process has created it")
