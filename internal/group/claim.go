@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
@@ -15,8 +16,13 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
+
+// removalLimit is how long a claim's call waits for a snapshot to go that cannot
+// be used. The claim's operation waits on.
+const removalLimit = 15 * time.Second
 
 // reasonLimit bounds NoSnapshotAnnotation, in bytes: all annotations of an
 // object share 256 KiB.
@@ -51,6 +57,11 @@ func (g *group) answer(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 		g.drop(ctx, m)
 		return g.without(claim, fmt.Errorf("VolumeSnapshot %s: %w", m.key(), err))
 	}
+	if m.kept != nil {
+		kept, _ := g.snapshots.state(m.keptKey())
+		g.unkept(m, kept.failure)
+	}
+	g.mark(ctx, m, vs)
 	answer := &Answer{Claim: withSnapshot(claim, vs, g.backup)}
 	if boolptr.IsSetToTrue(g.backup.Spec.SnapshotMoveData) {
 		upload, err := g.upload(ctx, claim, vs)
@@ -65,12 +76,14 @@ func (g *group) answer(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 	}
 	answer.Additional = []velero.ResourceIdentifier{{GroupResource: kuberesource.VolumeSnapshots, Namespace: vs.Namespace, Name: vs.Name}}
 	raiseRequest(answer.Claim, vs)
-	answer.Operation = g.operationFor(claim)
+	answer.Operation = export.SnapshotOperation(claim)
 	return answer
 }
 
 // drop deletes the snapshot of a member that cannot be used.
 func (g *group) drop(ctx context.Context, m *member) {
+	ctx, cancel := context.WithTimeout(ctx, removalLimit)
+	defer cancel()
 	if err := snapshot.Delete(ctx, g.clients.Snapshots, m.claim.Namespace, snapshot.OwnedBy(g.backup), m.claim.Name); err != nil {
 		g.log.Errorf("%v", err)
 	}
@@ -86,7 +99,21 @@ func (r *run) without(claim *corev1.PersistentVolumeClaim, reason error) *Answer
 		text := reason.Error()
 		metav1.SetMetaDataAnnotation(&marked.ObjectMeta, NoSnapshotAnnotation, text[:min(len(text), reasonLimit)])
 	}
-	return &Answer{Claim: marked}
+	// The operation sees to it that nothing of a snapshot is left.
+	return &Answer{Claim: marked, Operation: export.SnapshotOperation(claim)}
+}
+
+// mark writes on the contents of a claim's snapshots where they come from: a
+// content can outlive its VolumeSnapshot. Only the sweep needs it.
+func (g *group) mark(ctx context.Context, m *member, vs *snapshotv1.VolumeSnapshot) {
+	for _, vs := range []*snapshotv1.VolumeSnapshot{vs, m.kept} {
+		if vs == nil {
+			continue
+		}
+		if err := snapshot.MarkContent(ctx, g.clients.Snapshots, vs); err != nil {
+			g.log.Warnf("Should VolumeSnapshot %s/%s be lost, its content would not be known as this backup's: %v", vs.Namespace, vs.Name, err)
+		}
+	}
 }
 
 // withSnapshot is a claim as Velero's own action leaves it (Execute in

@@ -67,10 +67,8 @@ type run struct {
 
 	records  recordsOnce
 	warned   sync.Once
-	settling sync.Mutex
-	settled  bool
-	// operation is given out once: the first claim of this process has it.
-	operation sync.Once
+	settling sync.Once
+	settled  error
 }
 
 func (g *Groups) run(backup *velerov1.Backup) *run {

@@ -11,10 +11,8 @@ import (
 	logrustest "github.com/sirupsen/logrus/hooks/test"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"github.com/vmware-tanzu/velero/pkg/apis/velero/shared"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
-	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -22,6 +20,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/utils/ptr"
+
+	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
 func backup() *velerov1.Backup {
@@ -106,7 +106,7 @@ func TestClaimWithoutASnapshot(t *testing.T) {
 			answer := (&run{Groups: &Groups{log: log}}).without(c, errors.New(test.reason))
 			assert.Equal(t, test.want, answer.Claim.Annotations[NoSnapshotAnnotation])
 			assert.Empty(t, answer.Additional)
-			assert.Empty(t, answer.Operation)
+			assert.Equal(t, "snapshot-"+string(c.UID), answer.Operation, "it sees to what is left")
 			require.Len(t, said.Entries, 1)
 			assert.Equal(t, logrus.ErrorLevel, said.LastEntry().Level)
 			assert.Contains(t, said.LastEntry().Message, "Claim shop/data is backed up without a snapshot of its volume: "+test.reason[:10])
@@ -141,60 +141,6 @@ func TestUpload(t *testing.T) {
 	assert.True(t, strings.HasPrefix(upload.Labels[velerov1.AsyncOperationIDLabel], "du-"))
 }
 
-func TestProgressOfAnUpload(t *testing.T) {
-	begun, ended := metav1.Unix(1, 0), metav1.Unix(2, 0)
-	for name, test := range map[string]struct {
-		status velerov2alpha1.DataUploadStatus
-		want   velero.OperationProgress
-	}{
-		"new": {velerov2alpha1.DataUploadStatus{}, velero.OperationProgress{OperationUnits: "Bytes"}},
-		"at work": {
-			velerov2alpha1.DataUploadStatus{
-				Phase: velerov2alpha1.DataUploadPhaseInProgress, StartTimestamp: &begun, Progress: shared.DataMoveOperationProgress{BytesDone: 3, TotalBytes: 9},
-			},
-			velero.OperationProgress{Description: "InProgress", OperationUnits: "Bytes", NCompleted: 3, NTotal: 9, Started: begun.Time},
-		},
-		"done": {
-			velerov2alpha1.DataUploadStatus{Phase: velerov2alpha1.DataUploadPhaseCompleted, CompletionTimestamp: &ended},
-			velero.OperationProgress{Description: "Completed", OperationUnits: "Bytes", Completed: true, Updated: ended.Time},
-		},
-		"failed": {
-			velerov2alpha1.DataUploadStatus{Phase: velerov2alpha1.DataUploadPhaseFailed, Message: "no space"},
-			velero.OperationProgress{Description: "Failed", OperationUnits: "Bytes", Completed: true, Err: "no space"},
-		},
-		"failed without a word": {
-			velerov2alpha1.DataUploadStatus{Phase: velerov2alpha1.DataUploadPhaseFailed},
-			velero.OperationProgress{Description: "Failed", OperationUnits: "Bytes", Completed: true, Err: "the DataUpload failed without a message"},
-		},
-		"cancelled": {
-			velerov2alpha1.DataUploadStatus{Phase: velerov2alpha1.DataUploadPhaseCanceled},
-			velero.OperationProgress{Description: "Canceled", OperationUnits: "Bytes", Completed: true, Err: "the DataUpload is canceled"},
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			assert.Equal(t, test.want, progress(&velerov2alpha1.DataUpload{Status: test.status}))
-		})
-	}
-}
-
-// The first claim of a process has an operation, and the first of each group
-// with others to look after.
-func TestOperations(t *testing.T) {
-	r := &run{Groups: &Groups{}, backup: backup()}
-	group := func(members ...string) *group {
-		g := &group{run: r, members: map[string]*member{}}
-		for _, name := range members {
-			g.members[name] = &member{}
-		}
-		return g
-	}
-	alone, several := group("a"), group("b", "c")
-	assert.True(t, strings.HasPrefix(alone.operationFor(claim("")), "group-"))
-	assert.Empty(t, group("d").operationFor(claim("")))
-	assert.True(t, strings.HasPrefix(several.operationFor(claim("")), "group-"))
-	assert.Empty(t, several.operationFor(claim("")))
-}
-
 func TestRecordOfAnEarlierProcess(t *testing.T) {
 	left := func(phase string) *record {
 		return &record{ConfigMap: &corev1.ConfigMap{Data: map[string]string{recordPhase: phase, recordReason: "disk on fire"}}}
@@ -223,4 +169,25 @@ func TestWorkers(t *testing.T) {
 			assert.Equal(t, test.want, Workers(server))
 		})
 	}
+}
+
+func TestUnclaimed(t *testing.T) {
+	vs := func(claim string, taken bool, kept bool) snapshotv1.VolumeSnapshot {
+		vs := snapshotv1.VolumeSnapshot{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: claim, Labels: map[string]string{velerov1.PVCUIDLabel: claim}}}
+		if taken {
+			vs.Annotations = map[string]string{velerov1.VolumeSnapshotHandleAnnotation: "h"}
+		}
+		if kept {
+			vs.Name = "kept-" + claim
+			vs.Labels[snapshot.KeptLabel] = claim
+		}
+		return vs
+	}
+	var got []string
+	for _, target := range unclaimed([]snapshotv1.VolumeSnapshot{
+		vs("taken", true, false), vs("left-out", false, false), vs("uploaded", false, false), vs("uploaded", false, true), vs("dropped", false, true),
+	}, map[string]bool{"uploaded": true}) {
+		got = append(got, target.String())
+	}
+	assert.Equal(t, []string{"shop/left-out", "shop/kept-dropped"}, got)
 }

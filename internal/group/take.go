@@ -5,16 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	"github.com/sirupsen/logrus"
+	"github.com/vmware-tanzu/velero/pkg/util/boolptr"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/snapshot"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
@@ -38,24 +42,31 @@ type group struct {
 	quiesce *quiesce.Group
 	log     logrus.FieldLogger
 
-	start  sync.Once
-	failed error // why none of the volumes has a snapshot
-	// ownOperation is given out once, to the first claim.
-	ownOperation sync.Once
-	members      map[string]*member
+	start   sync.Once
+	failed  error // why none of the volumes has a snapshot
+	members map[string]*member
 }
 
 // member is one volume of a group.
 type member struct {
 	claim    *corev1.PersistentVolumeClaim
 	snapshot *snapshotv1.VolumeSnapshot // as it is to be created
-	failed   error                      // why this one has none
+	// kept is a second snapshot, to stay beside the first one's export; nil where
+	// none is wanted, or none could be taken.
+	kept   *snapshotv1.VolumeSnapshot
+	failed error // why there is no first one
+	// unquiesced is why a first one would be worth nothing that was not quiesced.
+	unquiesced error
 	// deadline is when csiSnapshotTimeout has passed.
 	deadline time.Time
 }
 
 func (m *member) key() types.NamespacedName {
 	return types.NamespacedName{Namespace: m.snapshot.Namespace, Name: m.snapshot.Name}
+}
+
+func (m *member) keptKey() types.NamespacedName {
+	return types.NamespacedName{Namespace: m.kept.Namespace, Name: m.kept.Name}
 }
 
 func newGroup(r *run, of *quiesce.Group) *group {
@@ -114,8 +125,18 @@ func (g *group) takeUnfrozen(ctx context.Context) error {
 	if err := g.prepare(ctx); err != nil {
 		return err
 	}
+	g.refuseUnquiesced()
 	g.create(ctx)
 	return nil
+}
+
+// refuseUnquiesced gives up the volumes whose snapshots would be worth nothing.
+func (g *group) refuseUnquiesced() {
+	for _, m := range g.members {
+		if m.failed == nil {
+			m.failed = m.unquiesced
+		}
+	}
 }
 
 // prepare does what the snapshots need and can be done before a freeze.
@@ -124,6 +145,10 @@ func (g *group) prepare(ctx context.Context) error {
 		return err
 	}
 	installation, err := g.clients.Installation(ctx)
+	if err != nil {
+		return err
+	}
+	settings, err := g.classes.Settings(ctx)
 	if err != nil {
 		return err
 	}
@@ -148,6 +173,35 @@ func (g *group) prepare(ctx context.Context) error {
 		}
 		g.log.Infof("Claim %s/%s: VolumeSnapshotClass %s: %s", m.claim.Namespace, name, choice.Class.Name, choice.Reason)
 		m.snapshot = snapshot.New(installation, g.backup, m.claim, choice.Class.Name, choice.Reason)
+		m.failed = g.profile(m, settings, volume, &choice.Class)
+	}
+	return nil
+}
+
+// profile applies what is known of the volume's driver and what is to become of
+// its snapshots after an export. Its error is why the volume has no snapshot.
+func (g *group) profile(m *member, settings *config.Config, volume *corev1.PersistentVolume, class *snapshotv1.VolumeSnapshotClass) error {
+	driver := settings.Driver(volume.Spec.CSI.Driver)
+	if err := export.Suits(driver, volume, true); err != nil {
+		return err
+	}
+	m.unquiesced = export.Suits(driver, volume, !g.quiesce.InUse(m.claim.Name))
+	exported := driver.Exported(class.Parameters)
+	m.snapshot.Annotations[export.ExportedAnnotation] = strconv.FormatBool(exported)
+	if !boolptr.IsSetToTrue(g.backup.Spec.SnapshotMoveData) {
+		return nil
+	}
+	if exported {
+		g.log.Infof("Claim %s/%s: its driver %s exports snapshots of VolumeSnapshotClass %s by itself, and the data mover exports this one again; a class that does not is enough",
+			m.claim.Namespace, m.claim.Name, driver.Name, class.Name)
+	}
+	policy, err := export.PolicyOf(settings.LocalSnapshots, m.claim, driver.Name, g.backup)
+	if err != nil {
+		return err
+	}
+	if policy.Keep {
+		m.kept = snapshot.Kept(m.snapshot, g.backup, m.claim, policy.Last)
+		g.log.Infof("Claim %s/%s: a second snapshot is kept beside the export: %s", m.claim.Namespace, m.claim.Name, policy.Reason)
 	}
 	return nil
 }
@@ -156,18 +210,33 @@ func (g *group) prepare(ctx context.Context) error {
 func (g *group) create(ctx context.Context) {
 	var wait sync.WaitGroup
 	slots := make(chan struct{}, atOnce)
-	for _, m := range g.members {
-		if m.snapshot == nil {
-			continue
-		}
+	slot := func(do func()) {
 		slots <- struct{}{}
 		wait.Go(func() {
 			defer func() { <-slots }()
-			m.deadline = time.Now().Add(g.timeout())
-			m.failed = snapshot.Create(ctx, g.clients.Snapshots, m.snapshot)
+			do()
 		})
 	}
+	for _, m := range g.members {
+		if m.snapshot == nil || m.failed != nil {
+			continue
+		}
+		m.deadline = time.Now().Add(g.timeout())
+		slot(func() { m.failed = snapshot.Create(ctx, g.clients.Snapshots, m.snapshot) })
+		if m.kept != nil {
+			slot(func() { g.unkept(m, snapshot.Create(ctx, g.clients.Snapshots, m.kept)) })
+		}
+	}
 	wait.Wait()
+}
+
+// unkept notes that a second snapshot could not be taken. The export does
+// without.
+func (g *group) unkept(m *member, err error) {
+	if err != nil {
+		g.log.Warnf("Claim %s/%s: no local snapshot is kept beside the export: %v", m.claim.Namespace, m.claim.Name, err)
+		m.kept = nil
+	}
 }
 
 // adopt goes on from the snapshots that an earlier process created. One that is
@@ -236,6 +305,7 @@ func (g *group) takeFrozen(ctx context.Context) error {
 		return nil
 	}
 	if g.quiesce.OnError == quiesce.Continue {
+		g.refuseUnquiesced()
 		return nil
 	}
 	return errors.Join(fmt.Errorf("%s: %w", g.quiesce.Name(), report.Broken), record.end(ctx, report.Broken))
@@ -297,6 +367,10 @@ func (g *group) pending() (claims []string, changed <-chan struct{}, failed erro
 			failed = fmt.Errorf("the snapshot of claim %s/%s failed: %w", m.claim.Namespace, name, state.failure)
 		case state.failure == nil && !state.cut:
 			claims = append(claims, name)
+		case m.kept != nil: // an error concerns it alone
+			if kept, _ := g.snapshots.state(m.keptKey()); kept.failure == nil && !kept.cut {
+				claims = append(claims, name)
+			}
 		}
 	}
 	return claims, changed, failed
@@ -312,5 +386,7 @@ func (g *group) timeout() time.Duration {
 
 // discard deletes what there is of a group that must not be restored from.
 func (g *group) discard(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, removalLimit)
+	defer cancel()
 	return snapshot.Delete(ctx, g.clients.Snapshots, g.quiesce.Claims[0].Namespace, snapshot.OwnedBy(g.backup), g.claims()...)
 }

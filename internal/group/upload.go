@@ -9,12 +9,12 @@ import (
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	"github.com/vmware-tanzu/velero/pkg/label"
-	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/utils/ptr"
-	crclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"stillpoint.io/stillpoint/internal/export"
 )
 
 // uploads are Velero's DataUploads, as resources.
@@ -51,7 +51,7 @@ func newUpload(backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim, vs 
 				velerov1.BackupNameLabel:       label.GetValidName(backup.Name),
 				velerov1.BackupUIDLabel:        string(backup.UID),
 				velerov1.PVCUIDLabel:           string(claim.UID),
-				velerov1.AsyncOperationIDLabel: uploadOperation(backup, claim),
+				velerov1.AsyncOperationIDLabel: export.UploadOperation(backup, claim.UID),
 			},
 		},
 		Spec: velerov2alpha1.DataUploadSpec{
@@ -69,56 +69,11 @@ func newUpload(backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim, vs 
 			OperationTimeout:      backup.Spec.CSISnapshotTimeout,
 		},
 	}
+	if vs.Status != nil && vs.Status.BoundVolumeSnapshotContentName != nil {
+		upload.Annotations = map[string]string{export.ContentAnnotation: *vs.Status.BoundVolumeSnapshotContentName}
+	}
 	if backup.Spec.UploaderConfig != nil && backup.Spec.UploaderConfig.ParallelFilesUpload > 0 {
 		upload.Spec.DataMoverConfig = map[string]string{parallelFilesUpload: strconv.Itoa(backup.Spec.UploaderConfig.ParallelFilesUpload)}
 	}
 	return upload
-}
-
-// uploadOperation is the id of the operation that follows a DataUpload. It is a
-// label's value, too, and so at most 63 characters long.
-func uploadOperation(backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim) string {
-	return label.GetValidName(string(velerov1.AsyncOperationIDPrefixDataUpload) + string(backup.UID) + "." + string(claim.UID))
-}
-
-// find returns the DataUpload of an operation, nil when there is none.
-func (r *run) find(ctx context.Context, operation string) (*velerov2alpha1.DataUpload, error) {
-	list := &velerov2alpha1.DataUploadList{}
-	err := r.clients.Objects.List(ctx, list, crclient.InNamespace(r.backup.Namespace), crclient.MatchingLabels{velerov1.AsyncOperationIDLabel: operation})
-	if err != nil {
-		return nil, fmt.Errorf("list the DataUploads of operation %s: %w", operation, err)
-	}
-	if len(list.Items) == 0 {
-		return nil, nil //nolint:nilnil // none is a valid answer
-	}
-	return &list.Items[0], nil
-}
-
-// progress is what Velero's own action tells of a DataUpload.
-func progress(upload *velerov2alpha1.DataUpload) velero.OperationProgress {
-	p := velero.OperationProgress{
-		Description:    string(upload.Status.Phase),
-		OperationUnits: "Bytes",
-		NCompleted:     upload.Status.Progress.BytesDone,
-		NTotal:         upload.Status.Progress.TotalBytes,
-	}
-	if upload.Status.StartTimestamp != nil {
-		p.Started = upload.Status.StartTimestamp.Time
-	}
-	if upload.Status.CompletionTimestamp != nil {
-		p.Updated = upload.Status.CompletionTimestamp.Time
-	}
-	switch upload.Status.Phase {
-	case velerov2alpha1.DataUploadPhaseCompleted:
-		p.Completed = true
-	case velerov2alpha1.DataUploadPhaseFailed:
-		p.Completed, p.Err = true, upload.Status.Message
-	case velerov2alpha1.DataUploadPhaseCanceled:
-		p.Completed, p.Err = true, "the DataUpload is canceled"
-	default:
-	}
-	if p.Completed && upload.Status.Phase == velerov2alpha1.DataUploadPhaseFailed && p.Err == "" {
-		p.Err = "the DataUpload failed without a message"
-	}
-	return p
 }

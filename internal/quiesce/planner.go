@@ -218,6 +218,11 @@ func strictest(before bool, next, so OnError) OnError {
 	return so
 }
 
+// InUse tells whether a pod that runs, or is about to, mounts a claim.
+func (g *Group) InUse(claim string) bool {
+	return slices.ContainsFunc(g.Unit.Workloads, func(w workload.Workload) bool { return mounts(w, claim) })
+}
+
 func mounts(w workload.Workload, claim string) bool {
 	return slices.ContainsFunc(w.Pods, func(pod corev1.Pod) bool {
 		return slices.ContainsFunc(workload.Mounts(&pod), func(m workload.Mount) bool { return m.Claim == claim })
@@ -233,7 +238,7 @@ func hasOwn(claim *corev1.PersistentVolumeClaim) (bool, error) {
 	if quiesce || kanister {
 		return true, nil
 	}
-	layer := Layer{Object: claimName(claim), Annotations: claim.Annotations}
+	layer := Layer{Object: claimName(claim), Annotations: claim.Annotations, Claim: true}
 	if err := unknown(layer); err != nil {
 		return false, err
 	}
@@ -262,6 +267,7 @@ func newPart(w workload.Workload, namespace *corev1.Namespace, claim *corev1.Per
 		add(claimName(claim), claim.Annotations, func() (map[string]any, error) {
 			return asMap("v1", "PersistentVolumeClaim", claim)
 		})
+		layers[0].Claim = true
 	}
 	if w.Kind != "Pod" {
 		template, err := templateAnnotations(w)

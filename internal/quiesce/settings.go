@@ -24,6 +24,10 @@ const (
 	// backup that has no snapshot of its volume, and says why. A claim that was
 	// restored without Stillpoint may still carry it.
 	AnnotationNoSnapshot = AnnotationDomain + "no-snapshot"
+	// AnnotationLocalSnapshots and AnnotationKeepSnapshot are for package export,
+	// which reads them on claims.
+	AnnotationLocalSnapshots = AnnotationDomain + "local-snapshots"
+	AnnotationKeepSnapshot   = AnnotationDomain + "keep-snapshot"
 	// AnnotationKanister is Kasten K10's; its users have it already.
 	AnnotationKanister = "kanister.kasten.io/blueprint"
 )
@@ -47,6 +51,9 @@ var known = []string{
 	AnnotationQuiesce, AnnotationPrepareTimeout, AnnotationQuiesceTimeout, AnnotationOnQuiesceError,
 }
 
+// onClaims are annotations of our domain that claims have for other reasons.
+var onClaims = []string{AnnotationNoSnapshot, AnnotationLocalSnapshots, AnnotationKeepSnapshot}
+
 // OnError says what becomes of a volume whose workload could not be quiesced.
 type OnError string
 
@@ -61,6 +68,8 @@ type Layer struct {
 	// Object is what messages call it: "Deployment shop/db".
 	Object      string
 	Annotations map[string]string
+	// Claim tells that the object is a PersistentVolumeClaim.
+	Claim bool
 }
 
 // Settings are what annotations ask for.
@@ -160,7 +169,8 @@ func duration(layers []Layer, key string, into *time.Duration) error {
 func unknown(layer Layer) error {
 	var keys []string
 	for key := range layer.Annotations {
-		if strings.HasPrefix(key, AnnotationDomain) && !slices.Contains(known, key) && key != AnnotationNoSnapshot {
+		admitted := slices.Contains(known, key) || layer.Claim && slices.Contains(onClaims, key)
+		if strings.HasPrefix(key, AnnotationDomain) && !admitted {
 			keys = append(keys, key)
 		}
 	}

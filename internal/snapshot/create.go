@@ -6,6 +6,8 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
+	"slices"
+	"strconv"
 	"strings"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
@@ -42,7 +44,7 @@ func New(installation string, backup *velerov1.Backup, claim *corev1.PersistentV
 	vs := &snapshotv1.VolumeSnapshot{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace:   claim.Namespace,
-			Name:        name(backup, claim),
+			Name:        name("velero-", backup, claim),
 			Labels:      map[string]string{},
 			Finalizers:  []string{sourceProtection},
 			Annotations: map[string]string{ClassReasonAnnotation: reason},
@@ -54,17 +56,60 @@ func New(installation string, backup *velerov1.Backup, claim *corev1.PersistentV
 	}
 	maps.Copy(vs.Labels, claim.Labels)
 	vs.Labels[velerov1.BackupNameLabel] = label.GetValidName(backup.Name)
+	vs.Labels[velerov1.PVCUIDLabel] = string(claim.UID)
 	Origin{Installation: installation, Backup: backup.Name, BackupUID: string(backup.UID)}.Mark(vs)
 	return vs
+}
+
+// excludeLabel has Velero pass an object over.
+const excludeLabel = velerov1.ExcludeFromBackupLabel
+
+// keepLastAnnotation has the number of snapshots of a claim that are kept beside
+// exports; without it all of them are.
+const keepLastAnnotation = "stillpoint.io/keep-last"
+
+// Kept is a second VolumeSnapshot of a claim, which stays beside the export of
+// the first. Velero does not know it as one of the backup's, and later backups
+// pass it over. last is how many such snapshots of the claim there may be at the
+// most, 0 any number.
+func Kept(first *snapshotv1.VolumeSnapshot, backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim, last int) *snapshotv1.VolumeSnapshot {
+	vs := first.DeepCopy()
+	vs.Name = name("kept-", backup, claim)
+	delete(vs.Labels, velerov1.BackupNameLabel)
+	vs.Labels[KeptLabel], vs.Labels[excludeLabel] = string(claim.UID), "true"
+	if last > 0 {
+		vs.Annotations[keepLastAnnotation] = strconv.Itoa(last)
+	}
+	return vs
+}
+
+// Surplus are those of a claim's kept snapshots that newer ones take the place
+// of. How many may be there says the newest; those that are kept without a
+// number are not counted, and stay.
+func Surplus(kept []snapshotv1.VolumeSnapshot) []snapshotv1.VolumeSnapshot {
+	numbered := slices.DeleteFunc(slices.Clone(kept), func(vs snapshotv1.VolumeSnapshot) bool {
+		return vs.Annotations[keepLastAnnotation] == "" || vs.Status == nil || vs.Status.CreationTime == nil
+	})
+	slices.SortFunc(numbered, func(a, b snapshotv1.VolumeSnapshot) int {
+		return b.Status.CreationTime.Compare(a.Status.CreationTime.Time)
+	})
+	if len(numbered) == 0 {
+		return nil
+	}
+	last, err := strconv.Atoi(numbered[0].Annotations[keepLastAnnotation])
+	if err != nil || last < 1 || last >= len(numbered) {
+		return nil
+	}
+	return numbered[last:]
 }
 
 // name is the same whenever it is asked for, so that a snapshot which an
 // earlier process has created is found, and none is taken twice. It begins as
 // Velero's do, and fits into the label that Velero writes on the claim.
-func name(backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim) string {
+func name(prefix string, backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim) string {
 	sum := sha256.Sum256([]byte(string(backup.UID) + "/" + string(claim.UID)))
 	suffix := "-" + hex.EncodeToString(sum[:5])
-	prefix := "velero-" + claim.Name
+	prefix += claim.Name
 	prefix = strings.TrimRight(prefix[:min(len(prefix), validation.LabelValueMaxLength-len(suffix))], ".-")
 	return prefix + suffix
 }

@@ -3,6 +3,7 @@ package snapshot
 import (
 	"strings"
 	"testing"
+	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	"github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned/fake"
@@ -51,7 +52,7 @@ func TestNew(t *testing.T) {
 
 func TestName(t *testing.T) {
 	for _, claim := range []string{"a", strings.Repeat("a", 45), strings.Repeat("a.b-", 63), strings.Repeat("a", 44) + ".-" + strings.Repeat("b", 100)} {
-		name := name(nightly("b1"), claimOf(claim))
+		name := name("velero-", nightly("b1"), claimOf(claim))
 		assert.Empty(t, validation.IsDNS1123Subdomain(name), name)
 		assert.Empty(t, validation.IsValidLabelValue(name), name)
 		assert.True(t, strings.HasPrefix(name, "velero-a"), name)
@@ -78,5 +79,52 @@ func TestCreate(t *testing.T) {
 			require.EqualError(t, Create(t.Context(), fake.NewSimpleClientset(foreign), vs),
 				"VolumeSnapshot shop/"+vs.Name+" is there already and does not belong to this backup; delete it")
 		})
+	}
+}
+
+func TestKept(t *testing.T) {
+	backup, claim := nightly("b1"), claimOf("data")
+	first := New("here", backup, claim, "fast", "because")
+	kept := Kept(first, backup, claim, 3)
+	assert.NotEqual(t, first.Name, kept.Name)
+	assert.True(t, strings.HasPrefix(kept.Name, "kept-data-"), kept.Name)
+	assert.NotContains(t, kept.Labels, velerov1.BackupNameLabel, "Velero would take it for the backup's own")
+	assert.True(t, OwnedBy(backup).Matches(labels.Set(kept.Labels)))
+	assert.Equal(t, "uid-data", kept.Labels[KeptLabel])
+	assert.Equal(t, "true", kept.Labels["velero.io/exclude-from-backup"])
+	assert.Contains(t, first.Labels, velerov1.BackupNameLabel)
+	assert.NotContains(t, first.Labels, KeptLabel)
+}
+
+func TestSurplus(t *testing.T) {
+	at := func(name string, day int, last string) snapshotv1.VolumeSnapshot {
+		vs := snapshotv1.VolumeSnapshot{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{}}}
+		if last != "" {
+			vs.Annotations["stillpoint.io/keep-last"] = last
+		}
+		if day > 0 {
+			cut := metav1.Date(2026, 11, day, 0, 0, 0, 0, time.UTC)
+			vs.Status = &snapshotv1.VolumeSnapshotStatus{CreationTime: &cut}
+		}
+		return vs
+	}
+	for name, c := range map[string]struct {
+		kept []snapshotv1.VolumeSnapshot
+		want []string
+	}{
+		"none":               {},
+		"fewer":              {kept: []snapshotv1.VolumeSnapshot{at("a", 1, "2"), at("b", 2, "2")}},
+		"more":               {kept: []snapshotv1.VolumeSnapshot{at("b", 2, "2"), at("a", 1, "2"), at("d", 4, "2"), at("c", 3, "2")}, want: []string{"b", "a"}},
+		"the newest says":    {kept: []snapshotv1.VolumeSnapshot{at("a", 1, "5"), at("b", 2, "5"), at("c", 3, "1")}, want: []string{"b", "a"}},
+		"retained stay":      {kept: []snapshotv1.VolumeSnapshot{at("a", 1, ""), at("b", 2, "1"), at("c", 3, "1")}, want: []string{"b"}},
+		"not cut":            {kept: []snapshotv1.VolumeSnapshot{at("a", 1, "1"), at("b", 0, "1")}},
+		"not a number":       {kept: []snapshotv1.VolumeSnapshot{at("a", 1, "1"), at("b", 2, "x")}},
+		"the number is none": {kept: []snapshotv1.VolumeSnapshot{at("a", 1, "1"), at("b", 2, "0")}},
+	} {
+		var got []string
+		for _, vs := range Surplus(c.kept) {
+			got = append(got, vs.Name)
+		}
+		assert.Equal(t, c.want, got, name)
 	}
 }

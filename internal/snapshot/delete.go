@@ -1,10 +1,15 @@
 package snapshot
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
+	"sync"
+	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	"github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned"
@@ -14,38 +19,209 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Delete removes the VolumeSnapshots of claims that selector matches, with
-// what they stand for in the storage whatever the deletion policy of their
-// class says. It does not wait until they are gone.
+const (
+	// nudgeAnnotation changes whenever somebody waits for a content to go. The
+	// CSI sidecar (csi-snapshotter up to 8.2) forgets a content whose
+	// VolumeSnapshot is deleted while the driver cuts the snapshot, and even its
+	// resync passes it over: only a change of the metadata reminds it. The same
+	// change ends the sidecar's back-off after an error of the driver, which
+	// grows to five minutes.
+	nudgeAnnotation = "stillpoint.io/deletion-awaited"
+	// removalPause lies between two looks at a snapshot that is to go, at the
+	// most; removalFirst is the first such pause, and each is twice the last.
+	removalPause = time.Second
+	removalFirst = 50 * time.Millisecond
+)
+
+// ErrVetoed says that a user has marked the snapshot with KeepAnnotation.
+var ErrVetoed = errors.New("kept: it has the annotation " + KeepAnnotation + ": \"true\"")
+
+// Target is a snapshot that is to go: a VolumeSnapshot, its content, and what
+// the content stands for in the storage.
+type Target struct {
+	// Namespace and Name are those of the VolumeSnapshot.
+	Namespace, Name string
+	// UID is that of the VolumeSnapshot; another one of the same name is left
+	// alone. "" is any.
+	UID types.UID
+	// Content is the name of the VolumeSnapshotContent, where it is known; it is
+	// found by the VolumeSnapshot otherwise.
+	Content string
+	// Policy says what becomes of the storage's snapshot, whatever the class
+	// says. "" is Delete.
+	Policy snapshotv1.DeletionPolicy
+}
+
+// TargetOf is the target that a VolumeSnapshot makes, with what it stands for
+// in the storage.
+func TargetOf(vs *snapshotv1.VolumeSnapshot) Target {
+	return Target{Namespace: vs.Namespace, Name: vs.Name, UID: vs.UID, Content: contentName(vs)}
+}
+
+func (t Target) String() string { return t.Namespace + "/" + t.Name }
+
+// Delete removes the VolumeSnapshots of claims that selector matches, with what
+// they stand for in the storage. It waits until they are gone, for as long as
+// ctx allows; what is left then is an error.
 func Delete(ctx context.Context, client versioned.Interface, namespace string, selector labels.Selector, claims ...string) error {
 	list, err := client.SnapshotV1().VolumeSnapshots(namespace).List(ctx, metav1.ListOptions{LabelSelector: selector.String()})
 	if err != nil {
 		return fmt.Errorf("list the VolumeSnapshots of namespace %s: %w", namespace, err)
 	}
-	var errs []error
+	var targets []Target
 	for i := range list.Items {
 		vs := &list.Items[i]
 		if source := vs.Spec.Source.PersistentVolumeClaimName; source != nil && slices.Contains(claims, *source) {
-			errs = append(errs, Remove(ctx, client, vs))
+			targets = append(targets, TargetOf(vs))
 		}
 	}
-	return errors.Join(errs...)
+	_, err = RemoveAll(ctx, client, targets...)
+	return err
 }
 
-// Remove is Delete for one VolumeSnapshot. One that is gone is no error.
-func Remove(ctx context.Context, client versioned.Interface, vs *snapshotv1.VolumeSnapshot) error {
-	content, err := client.SnapshotV1().VolumeSnapshotContents().Get(ctx, contentName(vs), metav1.GetOptions{})
-	// A VolumeSnapshot may name any content, and be a tenant's; what counts is
-	// which one the content names.
-	if err == nil && content.Spec.VolumeSnapshotRef.Namespace == vs.Namespace && content.Spec.VolumeSnapshotRef.Name == vs.Name {
-		policy := fmt.Sprintf(`{"spec":{"deletionPolicy":%q}}`, snapshotv1.VolumeSnapshotContentDelete)
-		_, err = client.SnapshotV1().VolumeSnapshotContents().Patch(ctx, content.Name, types.MergePatchType, []byte(policy), metav1.PatchOptions{})
+// RemoveAll removes snapshots side by side and waits until they are gone, for as
+// long as ctx allows; what is left then is an error. Those that users want to
+// stay are returned.
+func RemoveAll(ctx context.Context, client versioned.Interface, targets ...Target) (vetoed []Target, err error) {
+	errs := make([]error, len(targets))
+	var wait sync.WaitGroup
+	for i, target := range targets {
+		wait.Go(func() { errs[i] = target.insist(ctx, client) })
+	}
+	wait.Wait()
+	for i, target := range targets {
+		if errors.Is(errs[i], ErrVetoed) {
+			vetoed, errs[i] = append(vetoed, target), nil
+		}
+	}
+	return vetoed, errors.Join(errs...)
+}
+
+func (t Target) insist(ctx context.Context, client versioned.Interface) error {
+	for pause := removalFirst; ; pause = min(2*pause, removalPause) {
+		left, err := Remove(ctx, client, t)
+		if ctx.Err() == nil && (errors.Is(err, ErrVetoed) || err == nil && left == "") {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			if err == nil {
+				err = errors.New(cmp.Or(left, "not known whether it is gone"))
+			}
+			return fmt.Errorf("delete VolumeSnapshot %s: %w", t, err)
+		case <-time.After(pause):
+		}
+	}
+}
+
+// Remove does what is to be done now for a snapshot to go, and tells what is
+// left of it; "" says that all is gone, which the storage has confirmed where
+// the policy is Delete. It is to be called again until then. An error of the
+// driver is in what is left, since the sidecar tries again. The error is
+// ErrVetoed where a user wants it to stay.
+//
+// A VolumeSnapshot may name any content, and be a tenant's; what counts is which
+// VolumeSnapshot the content names.
+func Remove(ctx context.Context, client versioned.Interface, t Target) (left string, err error) {
+	vs, err := client.SnapshotV1().VolumeSnapshots(t.Namespace).Get(ctx, t.Name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		vs = nil
+	case err != nil:
+		return "", fmt.Errorf("get VolumeSnapshot %s: %w", t, err)
+	case t.UID != "" && vs.UID != t.UID:
+		vs = nil
+	}
+	name := t.Content
+	if name == "" && vs != nil {
+		name = contentName(vs)
+	}
+	content, err := t.content(ctx, client, name)
+	if err != nil {
+		return "", err
+	}
+	if (vs != nil && Vetoed(vs)) || (content != nil && Vetoed(content)) {
+		return "", fmt.Errorf("VolumeSnapshot %s: %w", t, ErrVetoed)
+	}
+	if vs == nil && content == nil {
+		return "", nil
+	}
+
+	policy := cmp.Or(t.Policy, snapshotv1.VolumeSnapshotContentDelete)
+	if content != nil {
+		if err := prepare(ctx, client, content, policy); err != nil {
+			return "", err
+		}
+	}
+	if vs != nil && vs.DeletionTimestamp == nil {
+		err := client.SnapshotV1().VolumeSnapshots(vs.Namespace).Delete(ctx, vs.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(vs.UID))})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return "", fmt.Errorf("delete VolumeSnapshot %s: %w", t, err)
+		}
+	}
+	// The controller leaves a content to us whose VolumeSnapshot is gone, or that
+	// had the policy Retain when the VolumeSnapshot was deleted.
+	if content != nil && content.DeletionTimestamp == nil && (vs == nil || policy == snapshotv1.VolumeSnapshotContentRetain) {
+		err := client.SnapshotV1().VolumeSnapshotContents().Delete(ctx, content.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(content.UID))})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return "", fmt.Errorf("delete VolumeSnapshotContent %s: %w", content.Name, err)
+		}
+	}
+	return remains(t, vs, content), nil
+}
+
+// content gets the content of a target, if it is the target's.
+func (t Target) content(ctx context.Context, client versioned.Interface, name string) (*snapshotv1.VolumeSnapshotContent, error) {
+	if name == "" {
+		return nil, nil //nolint:nilnil // none is a valid answer
+	}
+	content, err := client.SnapshotV1().VolumeSnapshotContents().Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil //nolint:nilnil // none is a valid answer
+	}
+	if err != nil {
+		return nil, fmt.Errorf("get VolumeSnapshotContent %s: %w", name, err)
+	}
+	if of := content.Spec.VolumeSnapshotRef; of.Namespace != t.Namespace || of.Name != t.Name || (t.UID != "" && of.UID != "" && of.UID != t.UID) {
+		return nil, nil //nolint:nilnil // another's
+	}
+	return content, nil
+}
+
+// prepare sets the policy of a content, and reminds the sidecar of one that is
+// being deleted.
+func prepare(ctx context.Context, client versioned.Interface, content *snapshotv1.VolumeSnapshotContent, policy snapshotv1.DeletionPolicy) error {
+	change := map[string]any{}
+	if content.Spec.DeletionPolicy != policy {
+		change["spec"] = map[string]any{"deletionPolicy": policy}
+	}
+	if content.DeletionTimestamp != nil {
+		change["metadata"] = map[string]any{"annotations": map[string]string{nudgeAnnotation: time.Now().UTC().Format(time.RFC3339Nano)}}
+	}
+	if len(change) == 0 {
+		return nil
+	}
+	patch, err := json.Marshal(change)
+	if err == nil {
+		_, err = client.SnapshotV1().VolumeSnapshotContents().Patch(ctx, content.Name, types.MergePatchType, patch, metav1.PatchOptions{})
 	}
 	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("set the deletion policy of VolumeSnapshotContent %s: %w", contentName(vs), err)
-	}
-	if err := client.SnapshotV1().VolumeSnapshots(vs.Namespace).Delete(ctx, vs.Name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("delete VolumeSnapshot %s/%s: %w", vs.Namespace, vs.Name, err)
+		return fmt.Errorf("have the storage's snapshot of VolumeSnapshotContent %s go: %w", content.Name, err)
 	}
 	return nil
+}
+
+func remains(t Target, vs *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent) string {
+	var left []string
+	if vs != nil {
+		left = append(left, "VolumeSnapshot "+t.String())
+	}
+	if content != nil {
+		left = append(left, "VolumeSnapshotContent "+content.Name)
+	}
+	text := strings.Join(left, " and ") + " being deleted"
+	if content != nil && content.Status != nil && content.Status.Error != nil {
+		text += ": " + message(content.Status.Error)
+	}
+	return text
 }

@@ -1,8 +1,16 @@
 package snapshot
 
 import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	"github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // Labels and annotations by which an object of a snapshot tells where it comes
@@ -21,9 +29,9 @@ const (
 	backupUIDAnnotation = "stillpoint.io/backup-uid"
 )
 
-// KeepAnnotation, when it is "true" on a VolumeSnapshot or its content, is a
-// user's word that Stillpoint is not to delete it. On a claim it has a snapshot
-// kept of each backup.
+// KeepAnnotation is a user's word, when it is "true" on a VolumeSnapshot or its
+// content, that Stillpoint is not to delete it. On a claim it has a snapshot kept
+// of each backup.
 const KeepAnnotation = "stillpoint.io/keep-snapshot"
 
 // Origin is which backup a snapshot was taken for, and by whom.
@@ -36,18 +44,25 @@ type Origin struct {
 
 // OriginOf reads where an object comes from: a VolumeSnapshot or a
 // VolumeSnapshotContent, or the copy that a data mover has made of one, which
-// has the annotations only. It is false for objects that Stillpoint did not mark.
+// has the annotations only. The snapshot controller can undo annotations of a
+// content, and leaves the labels. It is false for objects that Stillpoint did
+// not mark, and for those whose marks disagree; the backup's name may be missing.
 func OriginOf(object metav1.Object) (Origin, bool) {
 	annotations, labels := object.GetAnnotations(), object.GetLabels()
-	origin := Origin{annotations[InstallationLabel], annotations[backupAnnotation], annotations[backupUIDAnnotation]}
-	// A label can be set by whoever may write the object, as an annotation can;
-	// where they disagree, nobody knows.
-	for label, value := range map[string]string{InstallationLabel: origin.Installation, velerov1.BackupUIDLabel: origin.BackupUID} {
-		if have, ok := labels[label]; ok && have != value {
+	origin := Origin{Backup: annotations[backupAnnotation]}
+	for _, mark := range []struct {
+		into              *string
+		label, annotation string
+	}{
+		{&origin.Installation, labels[InstallationLabel], annotations[InstallationLabel]},
+		{&origin.BackupUID, labels[velerov1.BackupUIDLabel], annotations[backupUIDAnnotation]},
+	} {
+		*mark.into = cmp.Or(mark.label, mark.annotation)
+		if *mark.into == "" || *mark.into != cmp.Or(mark.annotation, mark.label) {
 			return Origin{}, false
 		}
 	}
-	return origin, origin.Installation != "" && origin.BackupUID != ""
+	return origin, true
 }
 
 // Mark writes onto an object where it comes from.
@@ -67,3 +82,40 @@ func (o Origin) Mark(object metav1.Object) {
 
 // Vetoed answers whether a user wants the object to stay.
 func Vetoed(object metav1.Object) bool { return object.GetAnnotations()[KeepAnnotation] == "true" }
+
+// Mark writes an origin on a VolumeSnapshot, and returns it as it is then.
+func Mark(ctx context.Context, client versioned.Interface, namespace, name string, origin Origin) (*snapshotv1.VolumeSnapshot, error) {
+	patch, err := origin.patch()
+	if err != nil {
+		return nil, err
+	}
+	vs, err := client.SnapshotV1().VolumeSnapshots(namespace).Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("mark VolumeSnapshot %s/%s: %w", namespace, name, err)
+	}
+	return vs, nil
+}
+
+// MarkContent writes the origin of a VolumeSnapshot on its content, which the
+// snapshot controller makes without.
+func MarkContent(ctx context.Context, client versioned.Interface, vs *snapshotv1.VolumeSnapshot) error {
+	origin, ours := OriginOf(vs)
+	if !ours {
+		return fmt.Errorf("VolumeSnapshot %s/%s does not say where it comes from", vs.Namespace, vs.Name)
+	}
+	patch, err := origin.patch()
+	if err == nil {
+		_, err = client.SnapshotV1().VolumeSnapshotContents().Patch(ctx, contentName(vs), types.MergePatchType, patch, metav1.PatchOptions{})
+	}
+	if err != nil {
+		return fmt.Errorf("mark VolumeSnapshotContent %s: %w", contentName(vs), err)
+	}
+	return nil
+}
+
+// patch is what Mark changes.
+func (o Origin) patch() ([]byte, error) {
+	var blank metav1.ObjectMeta
+	o.Mark(&blank)
+	return json.Marshal(map[string]any{"metadata": map[string]any{"labels": blank.Labels, "annotations": blank.Annotations}})
+}

@@ -28,7 +28,6 @@ func TestOrigin(t *testing.T) {
 			vs.Annotations = nil
 			vs.Labels = map[string]string{"velero.io/backup-name": "nightly"}
 		}), false},
-		"labels alone": {marked(func(vs *snapshotv1.VolumeSnapshot) { vs.Annotations = nil }), false},
 	} {
 		got, ours := OriginOf(c.object)
 		assert.Equal(t, c.ours, ours, name)
@@ -36,4 +35,7 @@ func TestOrigin(t *testing.T) {
 			assert.Equal(t, origin, got, name)
 		}
 	}
+	got, ours := OriginOf(marked(func(vs *snapshotv1.VolumeSnapshot) { vs.Annotations = nil }))
+	assert.True(t, ours)
+	assert.Equal(t, Origin{Installation: "here", BackupUID: "b1"}, got)
 }

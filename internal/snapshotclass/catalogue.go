@@ -29,10 +29,10 @@ type Catalogue struct {
 	clients *cluster.Clients
 	clock   clock.PassiveClock
 
-	mu      sync.Mutex
-	until   time.Time
-	classes []snapshotv1.VolumeSnapshotClass
-	rules   []config.SnapshotClassRule
+	mu       sync.Mutex
+	until    time.Time
+	classes  []snapshotv1.VolumeSnapshotClass
+	settings *config.Config
 }
 
 // NewCatalogue returns a Catalogue.
@@ -42,11 +42,11 @@ func NewCatalogue(clients *cluster.Clients, clock clock.PassiveClock) *Catalogue
 
 // Input gathers what Choose needs for a claim whose volume has that driver.
 func (c *Catalogue) Input(ctx context.Context, claim *corev1.PersistentVolumeClaim, driver string, backup *velerov1.Backup) (Input, error) {
-	classes, rules, err := c.read(ctx)
+	classes, settings, err := c.read(ctx)
 	if err != nil {
 		return Input{}, err
 	}
-	in := Input{Claim: claim, Driver: driver, Backup: backup, Rules: rules, Classes: classes}
+	in := Input{Claim: claim, Driver: driver, Backup: backup, Rules: settings.SnapshotClasses, Classes: classes}
 	if claim.Spec.StorageClassName == nil || *claim.Spec.StorageClassName == "" {
 		return in, nil
 	}
@@ -62,11 +62,17 @@ func (c *Catalogue) Input(ctx context.Context, claim *corev1.PersistentVolumeCla
 	return in, nil
 }
 
-func (c *Catalogue) read(ctx context.Context) ([]snapshotv1.VolumeSnapshotClass, []config.SnapshotClassRule, error) {
+// Settings is the configuration that the rules are of.
+func (c *Catalogue) Settings(ctx context.Context) (*config.Config, error) {
+	_, settings, err := c.read(ctx)
+	return settings, err
+}
+
+func (c *Catalogue) read(ctx context.Context) ([]snapshotv1.VolumeSnapshotClass, *config.Config, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.clock.Now().Before(c.until) {
-		return c.classes, c.rules, nil
+		return c.classes, c.settings, nil
 	}
 	settings, err := config.Load(ctx, c.clients.Kube, c.clients.VeleroNamespace)
 	if err != nil {
@@ -76,6 +82,6 @@ func (c *Catalogue) read(ctx context.Context) ([]snapshotv1.VolumeSnapshotClass,
 	if err != nil {
 		return nil, nil, fmt.Errorf("list the VolumeSnapshotClasses: %w", err)
 	}
-	c.classes, c.rules, c.until = classes.Items, settings.SnapshotClasses, c.clock.Now().Add(catalogueLife)
-	return c.classes, c.rules, nil
+	c.classes, c.settings, c.until = classes.Items, settings, c.clock.Now().Add(catalogueLife)
+	return c.classes, c.settings, nil
 }

@@ -5,6 +5,7 @@ package backup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -19,8 +20,10 @@ import (
 
 	"stillpoint.io/stillpoint/internal/bracket"
 	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/group"
 	"stillpoint.io/stillpoint/internal/quiesce"
+	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
 )
 
@@ -39,6 +42,7 @@ type Shared struct {
 	err     error
 	bracket *bracket.Bracket
 	groups  *group.Groups
+	tracker *export.Tracker
 }
 
 // NewShared returns a Shared. csi is asked when the first action is made; only
@@ -57,6 +61,7 @@ func (s *Shared) connect(log logrus.FieldLogger) error {
 		classes := snapshotclass.NewCatalogue(clients, clock)
 		reporter := quiesce.NewReporter(clients.Kube)
 		s.bracket = bracket.New(clients, namespaces, classes, reporter, s.csi(), log)
+		s.tracker = export.New(clients, clock, log)
 		s.groups = group.New(clients, namespaces, classes, reporter, s.csi(), log)
 	})
 	return s.err
@@ -123,7 +128,10 @@ func (a *claimAction) Execute(item runtime.Unstructured, backup *velerov1.Backup
 		if err := a.bracket.Claim(ctx, claim, backup); err != nil {
 			return nil, nil, "", nil, err
 		}
-		return item, nil, "", nil, nil
+		if selection.Finalizing(backup) {
+			return item, nil, "", nil, nil
+		}
+		return item, nil, a.tracker.Veleros(ctx, claim, backup), nil, nil
 	}
 	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(answer.Claim)
 	if err != nil {
@@ -136,14 +144,17 @@ func (a *claimAction) Execute(item runtime.Unstructured, backup *velerov1.Backup
 func (a *claimAction) Progress(operation string, backup *velerov1.Backup) (velero.OperationProgress, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
 	defer cancel()
-	return a.groups.Progress(ctx, operation, backup)
+	if err := a.groups.Settle(ctx, backup); err != nil {
+		return velero.OperationProgress{Description: err.Error()}, nil // it may pass, and Velero never asks again after an error
+	}
+	return a.tracker.Progress(ctx, operation, backup)
 }
 
 // Cancel ends an operation.
 func (a *claimAction) Cancel(operation string, backup *velerov1.Backup) error {
 	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
 	defer cancel()
-	return a.groups.Cancel(ctx, operation, backup)
+	return errors.Join(a.groups.Settle(ctx, backup), a.tracker.Cancel(ctx, operation, backup))
 }
 
 type podsAction struct{ *Shared }

@@ -1,0 +1,370 @@
+package export
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	"github.com/sirupsen/logrus"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	"github.com/vmware-tanzu/velero/pkg/label"
+	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
+	crclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/snapshot"
+)
+
+// What the ids of operations begin with.
+const (
+	// uploadOperation is of a DataUpload that Stillpoint created; the DataUpload
+	// has the id as a label.
+	uploadOperation = string(velerov1.AsyncOperationIDPrefixDataUpload)
+	// foreignOperation is of a DataUpload that Velero created. The claim's UID
+	// follows.
+	foreignOperation = "export-"
+	// snapshotOperation is of a snapshot that no data mover exports. The claim's
+	// UID follows.
+	snapshotOperation = "snapshot-"
+)
+
+const (
+	// patience is how long one process waits for the storage in all calls about
+	// operations together: Velero asks for one after another, and asks again.
+	patience = 5 * time.Second
+	// attempt is what each call has even when patience is used up.
+	attempt = 2 * time.Second
+	// cancelPatience is how long Cancel waits for an upload to end, and for its
+	// snapshot to go: Velero does not call it again.
+	cancelPatience = 45 * time.Second
+	// listLife is how long a list of a backup's VolumeSnapshots is used.
+	listLife = 2 * time.Second
+)
+
+// Tracker looks after the snapshots of backups until their fate is settled. All
+// that it knows stands in the cluster: Velero asks from a new process each time.
+// It is safe for concurrent use.
+type Tracker struct {
+	clients *cluster.Clients
+	clock   clock.PassiveClock
+	log     logrus.FieldLogger
+
+	mu       sync.Mutex
+	patient  time.Time // until when this process waits
+	settings *config.Config
+	lists    map[types.UID]list
+}
+
+type list struct {
+	until time.Time
+	items []snapshotv1.VolumeSnapshot
+}
+
+// New returns a Tracker.
+func New(clients *cluster.Clients, clock clock.PassiveClock, log logrus.FieldLogger) *Tracker {
+	return &Tracker{clients: clients, clock: clock, log: log, lists: map[types.UID]list{}}
+}
+
+// UploadOperation is the id of the operation that follows a DataUpload of
+// Stillpoint's. It is a label's value, too, and so at most 63 characters long.
+func UploadOperation(backup *velerov1.Backup, claim types.UID) string {
+	return label.GetValidName(uploadOperation + string(backup.UID) + "." + string(claim))
+}
+
+// SnapshotOperation is the id of the operation that follows the snapshot of a
+// claim which no data mover exports.
+func SnapshotOperation(claim *corev1.PersistentVolumeClaim) string {
+	return snapshotOperation + string(claim.UID)
+}
+
+// Progress tells how an operation stands. Trouble that may pass is told in the
+// description: Velero never asks again after an error.
+func (t *Tracker) Progress(ctx context.Context, operation string, backup *velerov1.Backup) (velero.OperationProgress, error) {
+	var progress velero.OperationProgress
+	var err error
+	switch {
+	case strings.HasPrefix(operation, snapshotOperation):
+		progress, err = t.snapshot(ctx, strings.TrimPrefix(operation, snapshotOperation), backup)
+	case strings.HasPrefix(operation, uploadOperation), strings.HasPrefix(operation, foreignOperation):
+		progress, err = t.upload(ctx, operation, backup)
+	default:
+		return progress, fmt.Errorf("operation ID %s is invalid", operation)
+	}
+	if err != nil {
+		progress.Completed, progress.Err = false, ""
+		progress.Description = strings.TrimPrefix(progress.Description+"; "+err.Error(), "; ")
+	}
+	return progress, nil
+}
+
+// snapshot tells of a snapshot that is the backup's own.
+func (t *Tracker) snapshot(ctx context.Context, claim string, backup *velerov1.Backup) (velero.OperationProgress, error) {
+	all, err := t.list(ctx, backup)
+	if err != nil {
+		return velero.OperationProgress{}, err
+	}
+	i := slices.IndexFunc(all, func(vs snapshotv1.VolumeSnapshot) bool {
+		return vs.Labels[velerov1.PVCUIDLabel] == claim && vs.Labels[snapshot.KeptLabel] == ""
+	})
+	if i < 0 {
+		return velero.OperationProgress{Completed: true, Description: "No snapshot is left of the claim"}, nil
+	}
+	return progressOfSnapshot(&all[i]), nil
+}
+
+func (t *Tracker) upload(ctx context.Context, operation string, backup *velerov1.Backup) (velero.OperationProgress, error) {
+	upload, err := t.find(ctx, operation, backup)
+	if err != nil {
+		return velero.OperationProgress{}, err
+	}
+	progress := progressOfUpload(upload)
+	if !progress.Completed {
+		return progress, nil
+	}
+	settled, err := t.settle(ctx, operation, upload, backup)
+	progress.Description += "; " + settled
+	return progress, err
+}
+
+// settle removes what an upload that has ended leaves, and the kept snapshots
+// that are too many now. It tells what it did.
+func (t *Tracker) settle(ctx context.Context, operation string, upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) (string, error) {
+	settings, err := t.configuration(ctx)
+	if err != nil {
+		return "", err
+	}
+	said := "the local snapshot is deleted"
+	targets, err := t.targets(ctx, operation, upload, backup)
+	if err != nil {
+		return "", err
+	}
+	if mover := backup.Spec.DataMover; !settings.DeletesSnapshotsOf(mover) {
+		said, targets = "the local snapshot is left to data mover "+mover, nil
+	}
+	surplus, err := t.surplus(ctx, operation, upload, backup)
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := t.waiting(ctx)
+	defer cancel()
+	vetoed, err := snapshot.RemoveAll(ctx, t.clients.Snapshots, slices.Concat(targets, surplus)...)
+	if err != nil {
+		return "deleting the local snapshot", err
+	}
+	for _, target := range vetoed {
+		said += fmt.Sprintf("; VolumeSnapshot %s stays, it has the annotation %s", target, snapshot.KeepAnnotation)
+	}
+	return said, nil
+}
+
+// targets are the objects of the snapshot that an upload was made from. That of
+// an upload that is gone is found by its claim.
+func (t *Tracker) targets(ctx context.Context, operation string, upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) ([]snapshot.Target, error) {
+	if upload != nil {
+		return Targets(upload), nil
+	}
+	all, err := t.list(ctx, backup)
+	if err != nil {
+		return nil, err
+	}
+	var targets []snapshot.Target
+	for i := range all {
+		if vs := &all[i]; follows(operation, backup, vs) && vs.Labels[snapshot.KeptLabel] == "" {
+			targets = append(targets, snapshot.TargetOf(vs))
+		}
+	}
+	return targets, nil
+}
+
+// follows answers whether an operation is about the claim of a VolumeSnapshot.
+func follows(operation string, backup *velerov1.Backup, vs *snapshotv1.VolumeSnapshot) bool {
+	claim := vs.Labels[velerov1.PVCUIDLabel]
+	return operation == foreignOperation+claim || operation == UploadOperation(backup, types.UID(claim))
+}
+
+// surplus are the kept snapshots of an operation's claim that this backup's
+// takes the place of, or this backup's where the storage has not cut it.
+func (t *Tracker) surplus(ctx context.Context, operation string, upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) ([]snapshot.Target, error) {
+	claim := ""
+	if upload != nil {
+		claim = upload.Labels[velerov1.PVCUIDLabel]
+	} else {
+		claim = strings.TrimPrefix(operation, foreignOperation)
+	}
+	all, err := t.list(ctx, backup)
+	if err != nil {
+		return nil, err
+	}
+	own := slices.IndexFunc(all, func(vs snapshotv1.VolumeSnapshot) bool { return vs.Labels[snapshot.KeptLabel] == claim })
+	if own < 0 {
+		return nil, nil
+	}
+	if status := all[own].Status; status == nil || status.CreationTime == nil {
+		return []snapshot.Target{snapshot.TargetOf(&all[own])}, nil
+	}
+	installation, err := t.clients.Installation(ctx)
+	if err != nil {
+		return nil, err
+	}
+	selector := labels.SelectorFromSet(labels.Set{snapshot.KeptLabel: claim, snapshot.InstallationLabel: installation})
+	kept, err := t.clients.Snapshots.SnapshotV1().VolumeSnapshots(metav1.NamespaceAll).List(ctx, metav1.ListOptions{LabelSelector: selector.String()})
+	if err != nil {
+		return nil, fmt.Errorf("list the snapshots that are kept of claim %s: %w", claim, err)
+	}
+	var targets []snapshot.Target
+	for _, vs := range snapshot.Surplus(kept.Items) {
+		targets = append(targets, snapshot.TargetOf(&vs))
+	}
+	return targets, nil
+}
+
+// Veleros looks after a snapshot that Velero's own action has taken: it marks the
+// objects, and returns the id of an operation that follows the DataUpload, "" when
+// there is none. What cannot be marked is told as a warning: only the sweep misses
+// it.
+func (t *Tracker) Veleros(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (operation string) {
+	name := claim.Annotations[velerov1.VolumeSnapshotLabel]
+	if name == "" {
+		return ""
+	}
+	upload := claim.Annotations[velerov1.DataUploadNameAnnotation]
+	if err := t.mark(ctx, claim.Namespace, name, upload, backup); err != nil && !apierrors.IsNotFound(err) { // the data mover may be quicker
+		t.log.Warnf("Should VolumeSnapshot %s/%s be left behind, it would not be known as this backup's: %v", claim.Namespace, name, err)
+	}
+	if upload == "" {
+		return ""
+	}
+	return foreignOperation + string(claim.UID)
+}
+
+// mark marks a VolumeSnapshot, its content, and the DataUpload whose name is
+// given as <namespace>/<name>.
+func (t *Tracker) mark(ctx context.Context, namespace, name, upload string, backup *velerov1.Backup) error {
+	installation, err := t.clients.Installation(ctx)
+	if err != nil {
+		return err
+	}
+	origin := snapshot.Origin{Installation: installation, Backup: backup.Name, BackupUID: string(backup.UID)}
+	vs, err := snapshot.Mark(ctx, t.clients.Snapshots, namespace, name, origin)
+	if err != nil {
+		return err
+	}
+	if err := snapshot.MarkContent(ctx, t.clients.Snapshots, vs); err != nil {
+		return err
+	}
+	uploadNamespace, uploadName, moves := strings.Cut(upload, "/")
+	if !moves || vs.Status == nil || vs.Status.BoundVolumeSnapshotContentName == nil {
+		return nil
+	}
+	object := &velerov2alpha1.DataUpload{ObjectMeta: metav1.ObjectMeta{Namespace: uploadNamespace, Name: uploadName}}
+	before := object.DeepCopy()
+	object.Annotations = map[string]string{ContentAnnotation: *vs.Status.BoundVolumeSnapshotContentName}
+	if err := t.clients.Objects.Patch(ctx, object, crclient.MergeFrom(before)); err != nil {
+		return fmt.Errorf("annotate DataUpload %s: %w", upload, err)
+	}
+	return nil
+}
+
+// Cancel ends an operation. Velero calls it once, when its time is up or the
+// backup is cancelled, and does not look at the error; what it does not bring to
+// an end is left to the sweep. It can be repeated.
+func (t *Tracker) Cancel(ctx context.Context, operation string, backup *velerov1.Backup) error {
+	if strings.HasPrefix(operation, snapshotOperation) {
+		return nil // the snapshot is the backup's
+	}
+	ctx, cancel := context.WithTimeout(ctx, cancelPatience)
+	defer cancel()
+	for {
+		upload, err := t.find(ctx, operation, backup)
+		if err != nil {
+			return err
+		}
+		if progressOfUpload(upload).Completed {
+			t.mu.Lock()
+			t.patient = t.clock.Now().Add(cancelPatience)
+			t.mu.Unlock()
+			_, err := t.settle(ctx, operation, upload, backup)
+			return err
+		}
+		if !upload.Spec.Cancel {
+			before := upload.DeepCopy()
+			upload.Spec.Cancel = true
+			if err := t.clients.Objects.Patch(ctx, upload, crclient.MergeFrom(before)); err != nil {
+				return fmt.Errorf("cancel DataUpload %s: %w", upload.Name, err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("cancel DataUpload %s: it is still %s", upload.Name, upload.Status.Phase)
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// find returns the DataUpload of an operation, nil when there is none.
+func (t *Tracker) find(ctx context.Context, operation string, backup *velerov1.Backup) (*velerov2alpha1.DataUpload, error) {
+	by := crclient.MatchingLabels{velerov1.AsyncOperationIDLabel: operation}
+	if claim, foreign := strings.CutPrefix(operation, foreignOperation); foreign {
+		by = crclient.MatchingLabels{velerov1.BackupUIDLabel: string(backup.UID), velerov1.PVCUIDLabel: claim}
+	}
+	list := &velerov2alpha1.DataUploadList{}
+	if err := t.clients.Objects.List(ctx, list, crclient.InNamespace(backup.Namespace), by); err != nil {
+		return nil, fmt.Errorf("list the DataUploads of operation %s: %w", operation, err)
+	}
+	if len(list.Items) == 0 {
+		return nil, nil //nolint:nilnil // none is a valid answer
+	}
+	return &list.Items[0], nil
+}
+
+// waiting bounds how long the storage is waited for.
+func (t *Tracker) waiting(ctx context.Context) (context.Context, context.CancelFunc) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := t.clock.Now()
+	if t.patient.IsZero() {
+		t.patient = now.Add(patience)
+	}
+	return context.WithTimeout(ctx, max(t.patient.Sub(now), attempt))
+}
+
+func (t *Tracker) configuration(ctx context.Context) (*config.Config, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.settings == nil {
+		settings, err := config.Load(ctx, t.clients.Kube, t.clients.VeleroNamespace)
+		if err != nil {
+			return nil, err
+		}
+		t.settings = settings
+	}
+	return t.settings, nil
+}
+
+// list returns the VolumeSnapshots of a backup that Stillpoint took.
+func (t *Tracker) list(ctx context.Context, backup *velerov1.Backup) ([]snapshotv1.VolumeSnapshot, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if have, ok := t.lists[backup.UID]; ok && t.clock.Now().Before(have.until) {
+		return have.items, nil
+	}
+	all, err := t.clients.Snapshots.SnapshotV1().VolumeSnapshots(metav1.NamespaceAll).
+		List(ctx, metav1.ListOptions{LabelSelector: snapshot.OwnedBy(backup).String()})
+	if err != nil {
+		return nil, fmt.Errorf("list the VolumeSnapshots of backup %s: %w", backup.Name, err)
+	}
+	t.lists[backup.UID] = list{t.clock.Now().Add(listLife), all.Items}
+	return all.Items, nil
+}

@@ -1,0 +1,88 @@
+// Package export follows a backup's snapshots to where their data ends up: how
+// far an upload is, what becomes of the storage's snapshot once it has ended,
+// and which snapshots stay beside it.
+package export
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/utils/ptr"
+
+	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/quiesce"
+)
+
+// Policy says what becomes of a volume's snapshots once its data is exported.
+type Policy struct {
+	// Keep tells that a second snapshot stays beside the export.
+	Keep bool
+	// Last is how many of those there are at the most; 0 is any number.
+	Last int
+	// Reason names the object and the key that decided.
+	Reason string
+}
+
+const keepLastPrefix = string(config.LocalSnapshotKeepLast) + "="
+
+// PolicyOf decides for a claim: its own annotations, then the first rule of the
+// configuration that matches, then deletion. A value that is not valid is an
+// error that names the claim, key, value and what is valid.
+func PolicyOf(rules []config.LocalSnapshotRule, claim *corev1.PersistentVolumeClaim, driver string, backup *velerov1.Backup) (Policy, error) {
+	own, err := ofClaim(claim)
+	if own != nil || err != nil {
+		return ptr.Deref(own, Policy{}), err
+	}
+	for i, rule := range rules {
+		if !rule.Match.Matches(driver, ptr.Deref(claim.Spec.StorageClassName, ""), claim.Namespace, claim.Labels, backup.Labels) {
+			continue
+		}
+		return Policy{
+			Keep: rule.Policy != config.LocalSnapshotDelete, Last: rule.Count,
+			Reason: fmt.Sprintf("localSnapshots[%d] of the configuration", i),
+		}, nil
+	}
+	return Policy{Reason: "the default"}, nil
+}
+
+// ofClaim is what the claim's annotations say, nil when they say nothing.
+func ofClaim(claim *corev1.PersistentVolumeClaim) (*Policy, error) {
+	invalid := func(key, value, valid string) error {
+		return fmt.Errorf("PersistentVolumeClaim %s/%s: annotation %s is %q, must be %s", claim.Namespace, claim.Name, key, value, valid)
+	}
+	reason := func(key string) string {
+		return fmt.Sprintf("annotation %s of PersistentVolumeClaim %s/%s", key, claim.Namespace, claim.Name)
+	}
+	keep, vetoed := claim.Annotations[quiesce.AnnotationKeepSnapshot]
+	value, has := claim.Annotations[quiesce.AnnotationLocalSnapshots]
+	switch {
+	case vetoed && has:
+		return nil, fmt.Errorf("PersistentVolumeClaim %s/%s has both annotation %s and %s; remove one of them",
+			claim.Namespace, claim.Name, quiesce.AnnotationKeepSnapshot, quiesce.AnnotationLocalSnapshots)
+	case vetoed && keep == "true":
+		return &Policy{Keep: true, Reason: reason(quiesce.AnnotationKeepSnapshot)}, nil
+	case vetoed && keep != "false":
+		return nil, invalid(quiesce.AnnotationKeepSnapshot, keep, "true or false")
+	case !has:
+		return nil, nil //nolint:nilnil // nothing said is a valid answer
+	}
+	policy := &Policy{Reason: reason(quiesce.AnnotationLocalSnapshots)}
+	count, last := strings.CutPrefix(value, keepLastPrefix)
+	switch {
+	case value == string(config.LocalSnapshotDelete):
+	case value == string(config.LocalSnapshotRetain):
+		policy.Keep = true
+	case last:
+		n, err := strconv.Atoi(count)
+		if err != nil || n < 1 {
+			return nil, invalid(quiesce.AnnotationLocalSnapshots, value, "keepLast=<number>, at least 1")
+		}
+		policy.Keep, policy.Last = true, n
+	default:
+		return nil, invalid(quiesce.AnnotationLocalSnapshots, value, "delete, retain or keepLast=<number>")
+	}
+	return policy, nil
+}

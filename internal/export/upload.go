@@ -1,0 +1,100 @@
+package export
+
+import (
+	"fmt"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
+
+	"stillpoint.io/stillpoint/internal/snapshot"
+)
+
+// ContentAnnotation on a DataUpload names the VolumeSnapshotContent of its
+// snapshot, which can outlive the VolumeSnapshot.
+const ContentAnnotation = "stillpoint.io/volume-snapshot-content"
+
+// ExportedAnnotation on a VolumeSnapshot tells whether the driver exports it by
+// itself, so that its handle names the copy.
+const ExportedAnnotation = "stillpoint.io/exported"
+
+// Targets are the snapshots that a DataUpload may leave behind: the one that it
+// was made for, and the copy of its objects that Velero's mover makes beside
+// itself and names after itself (CSISnapshotExposer in pkg/exposer of Velero
+// 1.18).
+func Targets(upload *velerov2alpha1.DataUpload) []snapshot.Target {
+	targets := []snapshot.Target{{Namespace: upload.Namespace, Name: upload.Name, Content: upload.Name}}
+	if upload.Spec.CSISnapshot != nil {
+		targets = append(targets, snapshot.Target{
+			Namespace: upload.Spec.SourceNamespace, Name: upload.Spec.CSISnapshot.VolumeSnapshot,
+			Content: upload.Annotations[ContentAnnotation],
+		})
+	}
+	return targets
+}
+
+// Ended answers whether nothing more comes of a DataUpload.
+func Ended(upload *velerov2alpha1.DataUpload) bool { return progressOfUpload(upload).Completed }
+
+// progressOfUpload is what Velero's own action tells of a DataUpload. One that is
+// gone has failed.
+func progressOfUpload(upload *velerov2alpha1.DataUpload) velero.OperationProgress {
+	if upload == nil {
+		return velero.OperationProgress{Completed: true, Err: "the DataUpload is gone", Description: "The DataUpload is gone"}
+	}
+	p := velero.OperationProgress{
+		Description:    string(upload.Status.Phase),
+		OperationUnits: "Bytes",
+		NCompleted:     upload.Status.Progress.BytesDone,
+		NTotal:         upload.Status.Progress.TotalBytes,
+	}
+	if upload.Status.StartTimestamp != nil {
+		p.Started = upload.Status.StartTimestamp.Time
+	}
+	if upload.Status.CompletionTimestamp != nil {
+		p.Updated = upload.Status.CompletionTimestamp.Time
+	}
+	switch upload.Status.Phase {
+	case velerov2alpha1.DataUploadPhaseCompleted:
+		p.Completed = true
+	case velerov2alpha1.DataUploadPhaseFailed:
+		p.Completed, p.Err = true, upload.Status.Message
+	case velerov2alpha1.DataUploadPhaseCanceled:
+		p.Completed, p.Err = true, "the DataUpload is canceled"
+	default:
+	}
+	if p.Completed && upload.Status.Phase == velerov2alpha1.DataUploadPhaseFailed && p.Err == "" {
+		p.Err = "the DataUpload failed without a message"
+	}
+	return p
+}
+
+// progressOfSnapshot tells of a snapshot that is the backup's own, and of the
+// copy that a driver makes of it: both are there when it is ready to use.
+func progressOfSnapshot(vs *snapshotv1.VolumeSnapshot) velero.OperationProgress {
+	name := fmt.Sprintf("VolumeSnapshot %s/%s", vs.Namespace, vs.Name)
+	exported := vs.Annotations[ExportedAnnotation] == "true"
+	p := velero.OperationProgress{OperationUnits: "Bytes", Started: vs.CreationTimestamp.Time}
+	status := vs.Status
+	if status == nil {
+		p.Description = name + " is not cut yet"
+		return p
+	}
+	if status.RestoreSize != nil {
+		p.NTotal = status.RestoreSize.Value()
+	}
+	switch {
+	case status.ReadyToUse != nil && *status.ReadyToUse && exported:
+		p.Completed, p.NCompleted, p.Description = true, p.NTotal, name+" is exported by its driver"
+	case status.ReadyToUse != nil && *status.ReadyToUse:
+		p.Completed, p.NCompleted, p.Description = true, p.NTotal, name+" is ready to use; the storage holds it for this backup"
+	case exported:
+		p.Description = name + " is being exported by its driver"
+	default:
+		p.Description = name + " is not ready to use yet"
+	}
+	if !p.Completed && status.Error != nil && status.Error.Message != nil {
+		p.Description += ": " + *status.Error.Message
+	}
+	return p
+}

@@ -1,0 +1,84 @@
+package group
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	"github.com/vmware-tanzu/velero/pkg/util/boolptr"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	crclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"stillpoint.io/stillpoint/internal/snapshot"
+)
+
+// settleLimit is how long unclaimed snapshots are waited for to go.
+const settleLimit = 5 * time.Second
+
+// Settle deletes the snapshots of a backup that no claim took: Velero left the
+// claim out, or a process died before it could hand the snapshot over. It is
+// called when all items are done, since Velero asks for the progress of
+// operations only then. What Velero took carries its annotation, or has a
+// DataUpload; so this process need not be the one that took the snapshots. It
+// waits a little until they are gone. It is done once in a process: Velero asks
+// again from the next one.
+func (g *Groups) Settle(ctx context.Context, backup *velerov1.Backup) error {
+	r := g.run(backup)
+	r.settling.Do(func() { r.settled = r.settle(ctx) })
+	return r.settled
+}
+
+func (r *run) settle(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, settleLimit)
+	defer cancel()
+	list, err := r.clients.Snapshots.SnapshotV1().VolumeSnapshots(metav1.NamespaceAll).
+		List(ctx, metav1.ListOptions{LabelSelector: snapshot.OwnedBy(r.backup).String()})
+	if err != nil {
+		return fmt.Errorf("list the VolumeSnapshots of backup %s: %w", r.backup.Name, err)
+	}
+	uploaded, err := r.uploaded(ctx)
+	if err != nil {
+		return err
+	}
+	targets := unclaimed(list.Items, uploaded)
+	_, err = snapshot.RemoveAll(ctx, r.clients.Snapshots, targets...)
+	if err == nil {
+		for _, target := range targets {
+			r.log.Infof("Deleted VolumeSnapshot %s: Velero left its claim out, or the plugin process ended before it was handed over", target)
+		}
+	}
+	return errors.Join(err, r.forget(ctx))
+}
+
+// uploaded are the UIDs of the claims of a backup that have a DataUpload.
+func (r *run) uploaded(ctx context.Context) (map[string]bool, error) {
+	claims := map[string]bool{}
+	if !boolptr.IsSetToTrue(r.backup.Spec.SnapshotMoveData) {
+		return claims, nil
+	}
+	uploads := &velerov2alpha1.DataUploadList{}
+	if err := r.clients.Objects.List(ctx, uploads, crclient.InNamespace(r.backup.Namespace), crclient.MatchingLabels{velerov1.BackupUIDLabel: string(r.backup.UID)}); err != nil {
+		return nil, fmt.Errorf("list the DataUploads of backup %s: %w", r.backup.Name, err)
+	}
+	for _, upload := range uploads.Items {
+		claims[upload.Labels[velerov1.PVCUIDLabel]] = true
+	}
+	return claims, nil
+}
+
+// unclaimed are the snapshots that Velero did not take. One that is kept beside
+// an upload has the fate of the claim's other one.
+func unclaimed(all []snapshotv1.VolumeSnapshot, uploaded map[string]bool) []snapshot.Target {
+	var targets []snapshot.Target
+	for i := range all {
+		vs := &all[i]
+		if vs.Annotations[velerov1.VolumeSnapshotHandleAnnotation] == "" && !uploaded[vs.Labels[velerov1.PVCUIDLabel]] {
+			targets = append(targets, snapshot.TargetOf(vs))
+		}
+	}
+	return targets
+}
