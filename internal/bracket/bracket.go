@@ -190,7 +190,7 @@ func keyOf(backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim) claimKe
 // for; it is deleted then.
 func (b *Bracket) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) error {
 	if claim.Annotations[velerov1.VolumeSnapshotLabel] != "" && !selection.Finalizing(backup) {
-		b.adviseClass(ctx, claim, backup)
+		b.advise(ctx, claim, backup)
 	}
 	b.mu.Lock()
 	f, decided := b.freezes[keyOf(backup, claim)]

@@ -46,8 +46,9 @@ const (
 	patience = 5 * time.Second
 	// attempt is what each call has even when patience is used up.
 	attempt = 2 * time.Second
-	// cancelPatience is how long Cancel waits for an upload to end, and for its
-	// snapshot to go: Velero does not call it again.
+	// cancelPatience is patience in a process that Velero has started to cancel,
+	// since it does not ask again: the uploads are to end, and their snapshots to
+	// go.
 	cancelPatience = 45 * time.Second
 	// listLife is how long a list of a backup's VolumeSnapshots is used.
 	listLife = 2 * time.Second
@@ -284,7 +285,16 @@ func (t *Tracker) Cancel(ctx context.Context, operation string, backup *velerov1
 	if strings.HasPrefix(operation, snapshotOperation) {
 		return nil // the snapshot is the backup's
 	}
-	ctx, cancel := context.WithTimeout(ctx, cancelPatience)
+	settings, err := t.configuration(ctx)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	if t.patient.IsZero() {
+		t.patient = t.clock.Now().Add(cancelPatience)
+	}
+	t.mu.Unlock()
+	waiting, cancel := t.waiting(ctx)
 	defer cancel()
 	for {
 		upload, err := t.find(ctx, operation, backup)
@@ -292,9 +302,6 @@ func (t *Tracker) Cancel(ctx context.Context, operation string, backup *velerov1
 			return err
 		}
 		if progressOfUpload(upload).Completed {
-			t.mu.Lock()
-			t.patient = t.clock.Now().Add(cancelPatience)
-			t.mu.Unlock()
 			_, err := t.settle(ctx, operation, upload, backup)
 			return err
 		}
@@ -305,9 +312,12 @@ func (t *Tracker) Cancel(ctx context.Context, operation string, backup *velerov1
 				return fmt.Errorf("cancel DataUpload %s: %w", upload.Name, err)
 			}
 		}
+		if !settings.DeletesSnapshotsOf(backup.Spec.DataMover) {
+			return nil
+		}
 		select {
-		case <-ctx.Done():
-			return fmt.Errorf("cancel DataUpload %s: it is still %s", upload.Name, upload.Status.Phase)
+		case <-waiting.Done():
+			return fmt.Errorf("cancel DataUpload %s: its phase is still %q", upload.Name, upload.Status.Phase)
 		case <-time.After(time.Second):
 		}
 	}

@@ -30,6 +30,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/bracket"
 	stillpoint "stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/group"
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/restore"
@@ -54,7 +55,7 @@ func TestRightsOfDeploySuffice(t *testing.T) {
 	t.Run("groups", func(t *testing.T) {
 		groupRights(t, c, a, func() *group.Groups {
 			return group.New(clients, quiesce.NewNamespaces(clients.Kube, clock.RealClock{}), classes, reporter, true, log)
-		}, said)
+		}, export.New(clients, clock.RealClock{}, log), said)
 	})
 	t.Run("check", func(t *testing.T) {
 		table, code := runCheck(t, "--namespace", a.namespace)
@@ -155,7 +156,7 @@ func bracketRights(t *testing.T, c *cluster.Cluster, a *app, b *bracket.Bracket,
 
 // groupRights takes a group in one process, goes on in a second one and clears
 // up in a third, as after two deaths of the plugin.
-func groupRights(t *testing.T, c *cluster.Cluster, a *app, process func() *group.Groups, said *bytes.Buffer) {
+func groupRights(t *testing.T, c *cluster.Cluster, a *app, process func() *group.Groups, tracker *export.Tracker, said *bytes.Buffer) {
 	t.Helper()
 	claim := func(i int) *corev1.PersistentVolumeClaim {
 		found, err := c.Client().CoreV1().PersistentVolumeClaims(a.namespace).Get(t.Context(), fmt.Sprintf("grouped-data%d", i), metav1.GetOptions{})
@@ -204,7 +205,8 @@ func groupRights(t *testing.T, c *cluster.Cluster, a *app, process func() *group
 		_, err := c.Kubectl(t.Context(), nil, "-n", a.namespace, "annotate", "volumesnapshot", answer.Additional[0].Name, velerov1.VolumeSnapshotHandleAnnotation+"=x")
 		require.NoError(t, err)
 	}
-	progress, err := process().Progress(t.Context(), first.Operation, backup)
+	require.NoError(t, process().Settle(t.Context(), backup))
+	progress, err := tracker.Progress(t.Context(), first.Operation, backup)
 	require.NoError(t, err)
 	assert.True(t, progress.Completed, progress.Description)
 	assert.ElementsMatch(t, []string{"grouped-data0", "grouped-data1"}, left())
@@ -213,20 +215,25 @@ func groupRights(t *testing.T, c *cluster.Cluster, a *app, process func() *group
 	assert.Empty(t, records.Items)
 
 	moved := backupOf(true)
-	groups := process()
-	answer, err := groups.Claim(t.Context(), claim(0), moved)
+	answer, err := process().Claim(t.Context(), claim(0), moved)
 	require.NoError(t, err)
 	require.Len(t, answer.Update, 1, said)
 	upload := &velerov2alpha1.DataUpload{}
 	key := crclient.ObjectKey{Namespace: cluster.VeleroNamespace, Name: answer.Update[0].Name}
 	for range 2 { // it can be repeated
-		require.NoError(t, groups.Cancel(t.Context(), answer.Operation, moved))
+		require.NoError(t, tracker.Cancel(t.Context(), answer.Operation, moved))
 	}
 	require.NoError(t, c.Objects().Get(t.Context(), key, upload))
 	assert.True(t, upload.Spec.Cancel)
-	progress, err = groups.Progress(t.Context(), answer.Operation, moved)
+	progress, err = tracker.Progress(t.Context(), answer.Operation, moved)
 	require.NoError(t, err)
 	assert.False(t, progress.Completed)
+	upload.Status.Phase = velerov2alpha1.DataUploadPhaseCanceled
+	require.NoError(t, c.Objects().Update(t.Context(), upload))
+	progress, err = tracker.Progress(t.Context(), answer.Operation, moved)
+	require.NoError(t, err)
+	assert.True(t, progress.Completed, progress.Description)
+	assert.Contains(t, progress.Description, "left to data mover e2e-nobody")
 	assert.NotContains(t, said.String(), "forbidden")
 }
 
