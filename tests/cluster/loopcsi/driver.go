@@ -21,7 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// Name is the driver's name in the Kubernetes API.
+// Name is the driver's name in the Kubernetes API where it is given no other.
 const Name = "loop.csi.stillpoint.io"
 
 // Driver serves the three CSI services for one node.
@@ -30,7 +30,8 @@ type Driver struct {
 	csi.UnimplementedControllerServer
 	csi.UnimplementedNodeServer
 
-	node  string
+	name, node string
+
 	store *Store
 	log   *slog.Logger
 	// mounting lets one stage, publish or their reverse run at a time: each
@@ -38,9 +39,10 @@ type Driver struct {
 	mounting sync.Mutex
 }
 
-// NewDriver serves the volumes of a store on the named node.
-func NewDriver(node string, store *Store, log *slog.Logger) *Driver {
-	return &Driver{node: node, store: store, log: log}
+// NewDriver serves the volumes of a store on the named node, as the driver of
+// this name. Drivers of several names may serve one store.
+func NewDriver(name, node string, store *Store, log *slog.Logger) *Driver {
+	return &Driver{name: name, node: node, store: store, log: log}
 }
 
 // Register adds the driver's services to a server.
@@ -62,7 +64,7 @@ func (d *Driver) LogCalls(ctx context.Context, request any, info *grpc.UnaryServ
 
 // GetPluginInfo names the driver.
 func (d *Driver) GetPluginInfo(context.Context, *csi.GetPluginInfoRequest) (*csi.GetPluginInfoResponse, error) {
-	return &csi.GetPluginInfoResponse{Name: Name, VendorVersion: "1"}, nil
+	return &csi.GetPluginInfoResponse{Name: d.name, VendorVersion: "1"}, nil
 }
 
 // GetPluginCapabilities says that there is a controller service.

@@ -26,8 +26,9 @@ var (
 // make reflinks. Each is a directory that appears and disappears by a rename:
 // after a crash it is there as a whole or not at all.
 type Store struct {
-	dir string
-	mu  sync.Mutex
+	dir  string
+	open *os.File // locked while the store is open, shared by all who have it open
+	mu   sync.Mutex
 }
 
 // Volume is what the store knows about a volume.
@@ -66,23 +67,47 @@ const (
 	image     = "image"      // its content, or
 	tree      = "tree"
 	unsettled = ".unsettled-" // prefix of what is being made or removed
+	lockFile  = ".lock"
 )
 
-// OpenStore opens the store in dir and removes what a crash left half-made.
+// OpenStore opens the store in dir. The first to have it open removes what a
+// crash left half-made; with another it may be that one's work.
 func OpenStore(dir string) (*Store, error) {
-	s := &Store{dir: dir}
 	for _, kind := range []string{volumes, snapshots} {
 		if err := os.MkdirAll(filepath.Join(dir, kind), 0o700); err != nil {
 			return nil, fmt.Errorf("open store %s: %w", dir, err)
 		}
-		rests, _ := filepath.Glob(filepath.Join(dir, kind, unsettled+"*"))
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open store %s: %w", dir, err)
+	}
+	s := &Store{dir: dir, open: lock}
+	if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		err = s.removeRests()
+	}
+	if err == nil {
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_SH)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open store %s: %w", dir, errors.Join(err, lock.Close()))
+	}
+	return s, nil
+}
+
+// Close lets the store go.
+func (s *Store) Close() error { return s.open.Close() }
+
+func (s *Store) removeRests() error {
+	for _, kind := range []string{volumes, snapshots} {
+		rests, _ := filepath.Glob(filepath.Join(s.dir, kind, unsettled+"*"))
 		for _, rest := range rests {
 			if err := os.RemoveAll(rest); err != nil {
-				return nil, fmt.Errorf("open store %s: %w", dir, err)
+				return err
 			}
 		}
 	}
-	return s, nil
+	return nil
 }
 
 // Size is how many bytes the whole store can hold.

@@ -24,28 +24,30 @@ import (
 func main() {
 	endpoint := flag.String("endpoint", "", "socket of the CSI services")
 	register := flag.String("registration", "", "socket by which the kubelet finds the driver")
+	name := flag.String("name", loopcsi.Name, "name of the driver in the Kubernetes API")
 	node := flag.String("node", "", "name of the node")
 	dir := flag.String("store", "", "directory on a file system that can make reflinks")
 	flag.Parse()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := serve(ctx, log, *endpoint, *register, *node, *dir); err != nil {
+	if err := serve(ctx, log, *endpoint, *register, *name, *node, *dir); err != nil {
 		log.Error("loopcsi ends", "error", err)
 		os.Exit(1) //nolint:gocritic // the signal handler dies with us
 	}
 }
 
-func serve(ctx context.Context, log *slog.Logger, endpoint, register, node, dir string) error {
+func serve(ctx context.Context, log *slog.Logger, endpoint, register, name, node, dir string) error {
 	store, err := loopcsi.OpenStore(dir)
 	if err != nil {
 		return err
 	}
-	driver := loopcsi.NewDriver(node, store, log)
+	defer func() { _ = store.Close() }()
+	driver := loopcsi.NewDriver(name, node, store, log)
 	services := grpc.NewServer(grpc.UnaryInterceptor(driver.LogCalls))
 	driver.Register(services)
 	announcement := grpc.NewServer()
-	registration.RegisterRegistrationServer(announcement, &announcer{endpoint: endpoint, log: log})
+	registration.RegisterRegistrationServer(announcement, &announcer{name: name, endpoint: endpoint, log: log})
 
 	ended := make(chan error, 2)
 	for socket, server := range map[string]*grpc.Server{endpoint: services, register: announcement} {
@@ -82,13 +84,13 @@ func listen(ctx context.Context, socket string) (net.Listener, error) {
 // announcer tells the kubelet about the driver.
 type announcer struct {
 	registration.UnimplementedRegistrationServer
-	endpoint string
-	log      *slog.Logger
+	name, endpoint string
+	log            *slog.Logger
 }
 
 func (a *announcer) GetInfo(context.Context, *registration.InfoRequest) (*registration.PluginInfo, error) {
 	return &registration.PluginInfo{
-		Type: registration.CSIPlugin, Name: loopcsi.Name, Endpoint: a.endpoint, SupportedVersions: []string{"1.0.0"},
+		Type: registration.CSIPlugin, Name: a.name, Endpoint: a.endpoint, SupportedVersions: []string{"1.0.0"},
 	}, nil
 }
 
