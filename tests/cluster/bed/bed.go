@@ -36,6 +36,7 @@ const (
 	apiServer        = "https://" + nodeIP + ":6443"
 	s3Address        = nodeIP + ":7070"
 	s3Bucket         = "velero"
+	exportBucket     = "exports" // of the CSI driver
 	s3User, s3Secret = "stillpoint", "stillpoint-secret"
 )
 
@@ -121,7 +122,7 @@ func (b *Bed) store() string { return b.data("store") }
 func (b *Bed) makeDirs() error {
 	for _, dir := range []string{
 		b.Bin(), b.path("build"), b.path("logs"), b.run("processes"), b.run("pki"), b.run("containerd"), b.run("cni"),
-		b.data("images"), b.data("s3", s3Bucket), b.store(), b.KubeletDir(), b.data("podlogs"),
+		b.data("images"), b.data("s3", s3Bucket), b.data("s3", exportBucket), b.store(), b.KubeletDir(), b.data("podlogs"),
 	} {
 		if err := os.MkdirAll(dir, 0o750); err != nil {
 			return fmt.Errorf("make the test bed's directories: %w", err)

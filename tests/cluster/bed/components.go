@@ -121,7 +121,10 @@ func (b *Bed) flags(name string) []string {
 	case Proxy:
 		return []string{"--config=" + b.configFile(name)}
 	case CSIDriver:
-		return []string{"-endpoint", b.csiSocket(), "-registration", b.csiRegistration(), "-node", nodeName, "-store", b.store()}
+		return []string{
+			"-endpoint", b.csiSocket(), "-registration", b.csiRegistration(), "-node", nodeName, "-store", b.store(),
+			"-s3-endpoint", s3Address, "-s3-bucket", exportBucket, "-s3-credentials", b.run("s3-credentials"),
+		}
 	case CSIProvisioner:
 		return append([]string{asAdmin, driver, "--leader-election=false", "--default-fstype=ext4", "--extra-create-metadata=true"}, unthrottled...)
 	case CSISnapshotter:

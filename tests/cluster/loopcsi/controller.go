@@ -26,6 +26,12 @@ const (
 	// paramReadyAfter is a duration for which a snapshot, cut already, is not
 	// ready to use: storage that uploads its snapshots is like that.
 	paramReadyAfter = "readyAfter"
+	// paramExport, "s3", makes the snapshot's copy in the bucket the snapshot.
+	// It is ready when it is there; its upload begins when readyAfter is over.
+	paramExport = "export"
+	// paramDeleteLocal, "true" or "false", removes what was cut locally once it
+	// is in the bucket; otherwise it goes with the snapshot.
+	paramDeleteLocal = "delete-local"
 
 	// paramsOfSidecars is the prefix of what the sidecars add.
 	paramsOfSidecars = "csi.storage.k8s.io/"
@@ -78,12 +84,15 @@ func (d *Driver) CreateVolume(ctx context.Context, r *csi.CreateVolumeRequest) (
 		return nil, err
 	}
 
-	d.store.mu.Lock()
-	defer d.store.mu.Unlock()
 	want := Volume{ID: r.GetName(), Directory: directory, Block: block, Source: Source{
 		Snapshot: r.GetVolumeContentSource().GetSnapshot().GetSnapshotId(),
 		Volume:   r.GetVolumeContentSource().GetVolume().GetVolumeId(),
 	}}
+	unlock, err := d.locks.acquire(ctx, sourcesOf(want)...)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	have, err := d.store.Volume(want.ID)
 	if err == nil {
 		if err := sameVolume(have, want, r.GetCapacityRange()); err != nil {
@@ -95,7 +104,7 @@ func (d *Driver) CreateVolume(ctx context.Context, r *csi.CreateVolumeRequest) (
 		return nil, asStatus(err)
 	}
 
-	least, err := d.leastCapacity(want)
+	least, content, err := d.source(ctx, want)
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +117,7 @@ func (d *Driver) CreateVolume(ctx context.Context, r *csi.CreateVolumeRequest) (
 		fill = func(string) error { return nil }
 		grow = fill
 	}
-	err = d.store.CreateVolume(want, fill, grow)
+	err = d.store.CreateVolume(want, content, fill, grow)
 	if err != nil {
 		return nil, asStatus(err)
 	}
@@ -116,15 +125,18 @@ func (d *Driver) CreateVolume(ctx context.Context, r *csi.CreateVolumeRequest) (
 }
 
 // DeleteVolume removes a volume; one that is not there is no error.
-func (d *Driver) DeleteVolume(_ context.Context, r *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
+func (d *Driver) DeleteVolume(ctx context.Context, r *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
 	if r.GetVolumeId() == "" {
 		return nil, status.Error(codes.InvalidArgument, "no volume id")
 	}
 	if device, err := findLoop(d.store.Image(r.GetVolumeId())); err == nil && device != "" {
 		return nil, status.Errorf(codes.FailedPrecondition, "volume %s is attached as %s", r.GetVolumeId(), device)
 	}
-	d.store.mu.Lock()
-	defer d.store.mu.Unlock()
+	unlock, err := d.locks.acquire(ctx, volumes+r.GetVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	if err := d.store.DeleteVolume(r.GetVolumeId()); err != nil {
 		return nil, asStatus(err)
 	}
@@ -140,6 +152,9 @@ func (d *Driver) CreateSnapshot(ctx context.Context, r *csi.CreateSnapshotReques
 	if err != nil {
 		return nil, err
 	}
+	if class.export && d.bucket == nil {
+		return nil, status.Errorf(codes.InvalidArgument, "parameter %s: the driver was started without a bucket", paramExport)
+	}
 	if have, err := d.haveSnapshot(r); have != nil || err != nil {
 		return have, err
 	}
@@ -153,29 +168,61 @@ func (d *Driver) CreateSnapshot(ctx context.Context, r *csi.CreateSnapshotReques
 		return nil, status.Error(codes.Internal, class.fail)
 	}
 
-	d.store.mu.Lock()
-	defer d.store.mu.Unlock()
+	unlock, err := d.locks.acquire(ctx, snapshots+r.GetName(), volumes+r.GetSourceVolumeId())
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	if have, err := d.haveSnapshot(r); have != nil || err != nil {
 		return have, err
 	}
-	s, err := d.store.CreateSnapshot(Snapshot{ID: r.GetName(), Volume: r.GetSourceVolumeId()}, class.readyAfter)
+	s := Snapshot{ID: r.GetName(), Volume: r.GetSourceVolumeId()}
+	if class.export {
+		s.Export = &Export{Driver: d.name, DeleteLocal: class.deleteLocal}
+	}
+	s, err = d.store.CreateSnapshot(s, class.readyAfter)
 	if err != nil {
 		return nil, asStatus(err)
+	}
+	if s.Export != nil {
+		d.startUpload(s.ID)
 	}
 	return cut(s), nil
 }
 
 // DeleteSnapshot removes a snapshot; one that is not there is no error.
-func (d *Driver) DeleteSnapshot(_ context.Context, r *csi.DeleteSnapshotRequest) (*csi.DeleteSnapshotResponse, error) {
+func (d *Driver) DeleteSnapshot(ctx context.Context, r *csi.DeleteSnapshotRequest) (*csi.DeleteSnapshotResponse, error) {
 	if r.GetSnapshotId() == "" {
 		return nil, status.Error(codes.InvalidArgument, "no snapshot id")
 	}
-	d.store.mu.Lock()
-	defer d.store.mu.Unlock()
-	if err := d.store.DeleteSnapshot(r.GetSnapshotId()); err != nil {
+	if err := d.deleteSnapshot(ctx, r.GetSnapshotId()); err != nil {
 		return nil, asStatus(err)
 	}
 	return &csi.DeleteSnapshotResponse{}, nil
+}
+
+func (d *Driver) deleteSnapshot(ctx context.Context, handle string) error {
+	s, err := d.snapshot(ctx, handle)
+	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrBadID) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if s.Export != nil {
+		d.uploads.stop(s.ID)
+	}
+	unlock, err := d.locks.acquire(ctx, snapshots+s.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if s.Export != nil {
+		if err := d.deleteExport(ctx, s.ID); err != nil {
+			return err
+		}
+	}
+	return d.store.DeleteSnapshot(s.ID)
 }
 
 // haveSnapshot answers a request that was made before; nil when it was not.
@@ -193,36 +240,54 @@ func (d *Driver) haveSnapshot(r *csi.CreateSnapshotRequest) (*csi.CreateSnapshot
 	return cut(s), nil
 }
 
-// leastCapacity is how large a volume must be to hold its source, bytes. The
-// source must exist and be of the same kind.
-func (d *Driver) leastCapacity(v Volume) (int64, error) {
-	var size int64
+// sourcesOf are the locks of a volume that is to be made, and of its source.
+func sourcesOf(v Volume) []string {
+	keys := []string{volumes + v.ID}
+	switch {
+	case v.Source.Snapshot != "":
+		id, _ := parseHandle(v.Source.Snapshot)
+		keys = append(keys, snapshots+id)
+	case v.Source.Volume != "":
+		keys = append(keys, volumes+v.Source.Volume)
+	}
+	return keys
+}
+
+// source is how large a volume must be to hold its source, bytes, and what puts
+// the source into it; nil where it has none. The source must exist and be of
+// the same kind.
+func (d *Driver) source(ctx context.Context, v Volume) (least int64, content func(dir string) error, err error) {
 	var directory, block bool
 	switch {
 	case v.Source.Snapshot != "":
-		s, err := d.store.Snapshot(v.Source.Snapshot)
+		s, err := d.snapshot(ctx, v.Source.Snapshot)
 		if err != nil {
-			return 0, asStatus(err)
+			return 0, nil, asStatus(err)
 		}
-		if time.Now().Before(s.Ready) {
-			return 0, status.Errorf(codes.Unavailable, "snapshot %s is not ready until %s", s.ID, s.Ready.Format(time.RFC3339))
+		if !s.ready(time.Now()) {
+			return 0, nil, status.Errorf(codes.Unavailable, "snapshot %s is not ready: it is being uploaded, or not until %s", v.Source.Snapshot, s.Ready.Format(time.RFC3339))
 		}
-		size, directory, block = s.Size, s.Directory, s.Block
+		least, directory, block = s.Size, s.Directory, s.Block
+		content = d.store.copyOf(snapshots, s.ID)
+		if s.Export != nil && !d.store.HasContent(s.ID) {
+			content = func(dir string) error { return d.download(ctx, s, dir) }
+		}
 	case v.Source.Volume != "":
 		s, err := d.store.Volume(v.Source.Volume)
 		if err != nil {
-			return 0, asStatus(err)
+			return 0, nil, asStatus(err)
 		}
-		size, directory, block = s.Capacity, s.Directory, s.Block
+		least, directory, block = s.Capacity, s.Directory, s.Block
+		content = d.store.copyOf(volumes, s.ID)
 	default:
-		return minCapacity, nil
+		return minCapacity, nil, nil
 	}
 	// A block volume may be made from a file system, as a data mover does, but a
 	// file system is not to be found on any block device.
 	if directory != v.Directory || (block && !v.Block) {
-		return 0, status.Errorf(codes.InvalidArgument, "volume %s cannot come from %+v, which is of another kind", v.ID, v.Source)
+		return 0, nil, status.Errorf(codes.InvalidArgument, "volume %s cannot come from %+v, which is of another kind", v.ID, v.Source)
 	}
-	return size, nil
+	return least, content, nil
 }
 
 // capacity picks the size of a volume that must hold at least least bytes.
@@ -291,14 +356,17 @@ func storageClass(parameters map[string]string) (directory bool, err error) {
 	return directory, nil
 }
 
-// faults is what a VolumeSnapshotClass orders.
-type faults struct {
-	fail              string
-	delay, readyAfter time.Duration
+// orders is what a VolumeSnapshotClass orders.
+type orders struct {
+	fail                string
+	delay, readyAfter   time.Duration
+	export, deleteLocal bool
 }
 
-func snapshotClass(parameters map[string]string) (faults, error) {
-	var f faults
+var snapshotParameters = []string{paramFail, paramDelay, paramReadyAfter, paramExport, paramDeleteLocal}
+
+func snapshotClass(parameters map[string]string) (orders, error) {
+	var f orders
 	for key, value := range parameters {
 		var err error
 		switch {
@@ -308,12 +376,21 @@ func snapshotClass(parameters map[string]string) (faults, error) {
 			f.delay, err = time.ParseDuration(value)
 		case key == paramReadyAfter:
 			f.readyAfter, err = time.ParseDuration(value)
+		case key == paramExport:
+			if f.export = value == toS3; !f.export {
+				err = fmt.Errorf("%q; there is %q", value, toS3)
+			}
+		case key == paramDeleteLocal:
+			f.deleteLocal, err = strconv.ParseBool(value)
 		case !strings.HasPrefix(key, paramsOfSidecars):
-			err = fmt.Errorf("unknown; there are %s, %s and %s", paramFail, paramDelay, paramReadyAfter)
+			err = fmt.Errorf("unknown; there are %s", strings.Join(snapshotParameters, ", "))
 		}
 		if err != nil {
 			return f, status.Errorf(codes.InvalidArgument, "parameter %s: %v", key, err)
 		}
+	}
+	if f.deleteLocal && !f.export {
+		return f, status.Errorf(codes.InvalidArgument, "parameter %s: only with %s", paramDeleteLocal, paramExport)
 	}
 	return f, nil
 }
@@ -326,8 +403,8 @@ func created(v Volume, r *csi.CreateVolumeRequest) *csi.CreateVolumeResponse {
 
 func cut(s Snapshot) *csi.CreateSnapshotResponse {
 	return &csi.CreateSnapshotResponse{Snapshot: &csi.Snapshot{
-		SnapshotId: s.ID, SourceVolumeId: s.Volume, SizeBytes: s.Size,
-		CreationTime: timestamppb.New(s.Created), ReadyToUse: !time.Now().Before(s.Ready),
+		SnapshotId: s.handle(), SourceVolumeId: s.Volume, SizeBytes: s.Size,
+		CreationTime: timestamppb.New(s.Created), ReadyToUse: s.ready(time.Now()),
 	}}
 }
 
@@ -364,6 +441,10 @@ func asStatus(err error) error {
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return status.Error(codes.NotFound, err.Error())
+	case errors.Is(err, errBucket):
+		return status.Error(codes.Unavailable, err.Error())
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return status.FromContextError(err).Err()
 	case errors.Is(err, ErrBadID):
 		return status.Error(codes.InvalidArgument, err.Error())
 	default:

@@ -6,7 +6,9 @@
 // volume from a running one.
 //
 // On request a volume is a plain directory of the store instead, as drivers for
-// hostPath and NFS have it. A VolumeSnapshotClass can order faults.
+// hostPath and NFS have it. A VolumeSnapshotClass can order faults, and that its
+// snapshots go to a bucket, as LINSTOR and Longhorn can have it: the copy there
+// is then the snapshot, and a volume can be made from it on any cluster.
 package loopcsi
 
 import (
@@ -32,8 +34,11 @@ type Driver struct {
 
 	name, node string
 
-	store *Store
-	log   *slog.Logger
+	store   *Store
+	bucket  Bucket // nil where there is none
+	log     *slog.Logger
+	locks   locks
+	uploads uploads
 	// mounting lets one stage, publish or their reverse run at a time: each
 	// looks at what is mounted and then acts on it.
 	mounting sync.Mutex
@@ -41,8 +46,9 @@ type Driver struct {
 
 // NewDriver serves the volumes of a store on the named node, as the driver of
 // this name. Drivers of several names may serve one store.
-func NewDriver(name, node string, store *Store, log *slog.Logger) *Driver {
-	return &Driver{name: name, node: node, store: store, log: log}
+// Without a bucket, which is nil then, it exports nothing.
+func NewDriver(name, node string, store *Store, bucket Bucket, log *slog.Logger) *Driver {
+	return &Driver{name: name, node: node, store: store, bucket: bucket, log: log}
 }
 
 // Register adds the driver's services to a server.

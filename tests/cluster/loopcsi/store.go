@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,7 +27,6 @@ var (
 type Store struct {
 	dir  string
 	open *os.File // locked while the store is open, shared by all who have it open
-	mu   sync.Mutex
 }
 
 // Volume is what the store knows about a volume.
@@ -48,9 +46,10 @@ type Source struct {
 	Volume   string `json:"volume,omitempty"`
 }
 
-// Snapshot is what the store knows about a snapshot.
+// Snapshot is what the store knows about a snapshot. The bucket has the same of
+// one that was exported, and with it all that is needed elsewhere.
 type Snapshot struct {
-	ID      string    `json:"id"`
+	ID      string    `json:"id"` // its name, without what marks an exported one
 	Volume  string    `json:"volume"`
 	Size    int64     `json:"size"` // bytes
 	Created time.Time `json:"created"`
@@ -58,6 +57,24 @@ type Snapshot struct {
 	Ready     time.Time `json:"ready"`
 	Directory bool      `json:"directory,omitempty"`
 	Block     bool      `json:"block,omitempty"`
+	// Export is set when the snapshot is its copy in the bucket.
+	Export *Export `json:"export,omitempty"`
+}
+
+// Export is how a snapshot gets into the bucket.
+type Export struct {
+	// Driver is the name of the driver that uploads it.
+	Driver string `json:"driver"`
+	// DeleteLocal drops the content that is here once it is there. That the
+	// snapshot exists is still known here, also while the bucket does not answer.
+	DeleteLocal bool `json:"deleteLocal,omitempty"`
+	// Uploaded is when all of it was there; zero before.
+	Uploaded time.Time `json:"uploaded,omitzero"`
+}
+
+// ready says whether a volume can be made from the snapshot.
+func (s Snapshot) ready(now time.Time) bool {
+	return !now.Before(s.Ready) && (s.Export == nil || !s.Export.Uploaded.IsZero())
 }
 
 const (
@@ -137,20 +154,19 @@ func (s *Store) Image(id string) string { return filepath.Join(s.dir, volumes, i
 // Tree is the directory of a directory-backed volume.
 func (s *Store) Tree(id string) string { return filepath.Join(s.dir, volumes, id, tree) }
 
-// CreateVolume makes a volume. Its source, if any, must exist, be of the same
-// kind and no larger. fill is called for an image that is empty, grow for one
-// that is larger than its source, to make a file system and to make it larger.
-func (s *Store) CreateVolume(v Volume, fill, grow func(image string) error) error {
+// copyOf copies the content of a volume or snapshot of the store.
+func (s *Store) copyOf(kind, id string) func(dir string) error {
+	return func(dir string) error { return copyContent(filepath.Join(s.dir, kind, id), dir) }
+}
+
+// CreateVolume makes a volume. content, unless nil, puts its first content into
+// a directory: of the volume's kind, and no larger. fill is called for an image
+// that is empty, grow for one that is larger than its source, to make a file
+// system and to make it larger.
+func (s *Store) CreateVolume(v Volume, content func(dir string) error, fill, grow func(image string) error) error {
 	return s.create(volumes, v.ID, v, func(dir string) error {
-		from := ""
-		switch {
-		case v.Source.Snapshot != "":
-			from = filepath.Join(s.dir, snapshots, v.Source.Snapshot)
-		case v.Source.Volume != "":
-			from = filepath.Join(s.dir, volumes, v.Source.Volume)
-		}
-		if from != "" {
-			if err := copyContent(from, dir); err != nil {
+		if content != nil {
+			if err := content(dir); err != nil {
 				return err
 			}
 			if v.Directory {
@@ -198,6 +214,70 @@ func (s *Store) CreateSnapshot(snap Snapshot, readyAfter time.Duration) (Snapsho
 		return err
 	})
 	return snap, err
+}
+
+// UpdateSnapshot replaces what the store knows about a snapshot that it has.
+func (s *Store) UpdateSnapshot(snap Snapshot) error {
+	dir, err := s.path(snapshots, snap.ID)
+	if err != nil {
+		return err
+	}
+	b, err := json.Marshal(snap)
+	if err != nil {
+		return err
+	}
+	aside := filepath.Join(dir, about+".new")
+	if err := os.WriteFile(aside, b, 0o600); err != nil {
+		return fmt.Errorf("update snapshot %s: %w", snap.ID, err)
+	}
+	return os.Rename(aside, filepath.Join(dir, about))
+}
+
+// HasContent tells a snapshot that is more than known to the store.
+func (s *Store) HasContent(id string) bool {
+	for _, content := range []string{image, tree} {
+		if _, err := os.Lstat(filepath.Join(s.dir, snapshots, id, content)); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// DropContent removes the content of a snapshot and goes on knowing it.
+func (s *Store) DropContent(id string) error {
+	dir, err := s.path(snapshots, id)
+	if err != nil {
+		return err
+	}
+	for _, content := range []string{image, tree} {
+		if err := s.removePath(filepath.Join(dir, content)); err != nil {
+			return fmt.Errorf("drop the content of snapshot %s: %w", id, err)
+		}
+	}
+	return nil
+}
+
+// Snapshots lists the snapshots in the store, in the order of their ids.
+func (s *Store) Snapshots() ([]Snapshot, error) {
+	entries, err := os.ReadDir(filepath.Join(s.dir, snapshots))
+	if err != nil {
+		return nil, fmt.Errorf("list snapshots: %w", err)
+	}
+	var all []Snapshot
+	for _, entry := range entries {
+		if !idForm.MatchString(entry.Name()) {
+			continue // it is being made, or removed
+		}
+		snap, err := s.Snapshot(entry.Name())
+		if errors.Is(err, ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, snap)
+	}
+	return all, nil
 }
 
 // DeleteVolume removes a volume; one that does not exist is no error.
@@ -263,12 +343,18 @@ func (s *Store) remove(kind, id string) error {
 	if errors.Is(err, ErrBadID) {
 		return nil // it cannot exist
 	}
-	aside, err := os.MkdirTemp(filepath.Join(s.dir, kind), unsettled)
+	return s.removePath(dir)
+}
+
+// removePath removes a directory or file, as a whole or not at all; one that
+// does not exist is no error.
+func (s *Store) removePath(path string) error {
+	aside, err := os.MkdirTemp(filepath.Join(s.dir, snapshots), unsettled)
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(aside)
-	err = os.Rename(dir, filepath.Join(aside, id))
+	err = os.Rename(path, filepath.Join(aside, filepath.Base(path)))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -38,7 +38,7 @@ func open(t *testing.T, dir string) *Driver {
 	store, err := OpenStore(dir)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, store.Close()) })
-	return NewDriver(Name, "node", store, testLog(t))
+	return NewDriver(Name, "node", store, nil, testLog(t))
 }
 
 func TestOpenStoreRemovesWhatACrashLeft(t *testing.T) {
@@ -75,7 +75,7 @@ func TestIDsStayInTheStore(t *testing.T) {
 // Two drivers of different names are two to Kubernetes, and share what they keep.
 func TestDriversShareAStore(t *testing.T) {
 	first := newDriver(t)
-	second := NewDriver("other.csi.stillpoint.io", "node", first.store, testLog(t))
+	second := NewDriver("other.csi.stillpoint.io", "node", first.store, nil, testLog(t))
 	info, err := second.GetPluginInfo(t.Context(), nil)
 	require.NoError(t, err)
 	require.Equal(t, "other.csi.stillpoint.io", info.GetName())

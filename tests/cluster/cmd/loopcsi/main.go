@@ -19,6 +19,7 @@ import (
 	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 
 	"stillpoint.io/stillpoint/tests/cluster/loopcsi"
+	"stillpoint.io/stillpoint/tests/cluster/loopcsi/bucket"
 )
 
 func main() {
@@ -27,23 +28,46 @@ func main() {
 	name := flag.String("name", loopcsi.Name, "name of the driver in the Kubernetes API")
 	node := flag.String("node", "", "name of the node")
 	dir := flag.String("store", "", "directory on a file system that can make reflinks")
+	var s3 s3
+	flag.StringVar(&s3.endpoint, "s3-endpoint", "", "address and port of the S3 server for exported snapshots; without it none is exported")
+	flag.StringVar(&s3.bucket, "s3-bucket", "exports", "bucket for exported snapshots; it must exist")
+	flag.StringVar(&s3.credentials, "s3-credentials", "", "file with the S3 server's credentials, as AWS's tools have it")
 	flag.Parse()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := serve(ctx, log, *endpoint, *register, *name, *node, *dir); err != nil {
+	if err := serve(ctx, log, *endpoint, *register, *name, *node, *dir, s3); err != nil {
 		log.Error("loopcsi ends", "error", err)
 		os.Exit(1) //nolint:gocritic // the signal handler dies with us
 	}
 }
 
-func serve(ctx context.Context, log *slog.Logger, endpoint, register, name, node, dir string) error {
+// s3 is where exported snapshots go.
+type s3 struct{ endpoint, bucket, credentials string }
+
+// open is nil where no server is named.
+func (s s3) open() (loopcsi.Bucket, error) {
+	if s.endpoint == "" {
+		return nil, nil //nolint:nilnil // no bucket is a valid answer here
+	}
+	return bucket.Open(s.endpoint, s.bucket, s.credentials)
+}
+
+func serve(ctx context.Context, log *slog.Logger, endpoint, register, name, node, dir string, s3 s3) error {
 	store, err := loopcsi.OpenStore(dir)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = store.Close() }()
-	driver := loopcsi.NewDriver(name, node, store, log)
+	bucket, err := s3.open()
+	if err != nil {
+		return err
+	}
+	driver := loopcsi.NewDriver(name, node, store, bucket, log)
+	defer driver.Close()
+	if err := driver.ResumeUploads(); err != nil {
+		return err
+	}
 	services := grpc.NewServer(grpc.UnaryInterceptor(driver.LogCalls))
 	driver.Register(services)
 	announcement := grpc.NewServer()
