@@ -32,6 +32,12 @@ const (
 	// paramDeleteLocal, "true" or "false", removes what was cut locally once it
 	// is in the bucket; otherwise it goes with the snapshot.
 	paramDeleteLocal = "delete-local"
+	// paramFailDelete makes the deletion of the snapshot fail with this message,
+	// paramFailDeleteTimes so many times and otherwise until it is allowed.
+	paramFailDelete      = "failDelete"
+	paramFailDeleteTimes = "failDeleteTimes"
+	// paramDelayDelete is a duration that the deletion of the snapshot takes.
+	paramDelayDelete = "delayDelete"
 
 	// paramsOfSidecars is the prefix of what the sidecars add.
 	paramsOfSidecars = "csi.storage.k8s.io/"
@@ -46,6 +52,7 @@ func (d *Driver) ControllerGetCapabilities(context.Context, *csi.ControllerGetCa
 	for _, t := range []csi.ControllerServiceCapability_RPC_Type{
 		csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME,
 		csi.ControllerServiceCapability_RPC_CREATE_DELETE_SNAPSHOT,
+		csi.ControllerServiceCapability_RPC_LIST_SNAPSHOTS,
 		csi.ControllerServiceCapability_RPC_CLONE_VOLUME,
 	} {
 		response.Capabilities = append(response.Capabilities, &csi.ControllerServiceCapability{
@@ -176,7 +183,7 @@ func (d *Driver) CreateSnapshot(ctx context.Context, r *csi.CreateSnapshotReques
 	if have, err := d.haveSnapshot(r); have != nil || err != nil {
 		return have, err
 	}
-	s := Snapshot{ID: r.GetName(), Volume: r.GetSourceVolumeId()}
+	s := Snapshot{ID: r.GetName(), Volume: r.GetSourceVolumeId(), Deletion: class.deletion}
 	if class.export {
 		s.Export = &Export{Driver: d.name, DeleteLocal: class.deleteLocal}
 	}
@@ -203,10 +210,13 @@ func (d *Driver) DeleteSnapshot(ctx context.Context, r *csi.DeleteSnapshotReques
 
 func (d *Driver) deleteSnapshot(ctx context.Context, handle string) error {
 	s, err := d.snapshot(ctx, handle)
-	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrBadID) {
+	if isMissing(err) {
 		return nil
 	}
 	if err != nil {
+		return err
+	}
+	if err := d.awaitDeletion(ctx, handle); err != nil {
 		return err
 	}
 	if s.Export != nil {
@@ -361,12 +371,16 @@ type orders struct {
 	fail                string
 	delay, readyAfter   time.Duration
 	export, deleteLocal bool
+	deletion            *Deletion // nil when it is to be as fast as it can
 }
 
-var snapshotParameters = []string{paramFail, paramDelay, paramReadyAfter, paramExport, paramDeleteLocal}
+var snapshotParameters = []string{
+	paramFail, paramDelay, paramReadyAfter, paramExport, paramDeleteLocal, paramFailDelete, paramFailDeleteTimes, paramDelayDelete,
+}
 
 func snapshotClass(parameters map[string]string) (orders, error) {
 	var f orders
+	var deletion Deletion
 	for key, value := range parameters {
 		var err error
 		switch {
@@ -382,6 +396,14 @@ func snapshotClass(parameters map[string]string) (orders, error) {
 			}
 		case key == paramDeleteLocal:
 			f.deleteLocal, err = strconv.ParseBool(value)
+		case key == paramFailDelete:
+			deletion.Fail = value
+		case key == paramFailDeleteTimes:
+			if deletion.Times, err = strconv.Atoi(value); err == nil && deletion.Times < 1 {
+				err = fmt.Errorf("%d is not at least 1", deletion.Times)
+			}
+		case key == paramDelayDelete:
+			deletion.Delay, err = time.ParseDuration(value)
 		case !strings.HasPrefix(key, paramsOfSidecars):
 			err = fmt.Errorf("unknown; there are %s", strings.Join(snapshotParameters, ", "))
 		}
@@ -391,6 +413,12 @@ func snapshotClass(parameters map[string]string) (orders, error) {
 	}
 	if f.deleteLocal && !f.export {
 		return f, status.Errorf(codes.InvalidArgument, "parameter %s: only with %s", paramDeleteLocal, paramExport)
+	}
+	if deletion.Times > 0 && deletion.Fail == "" {
+		return f, status.Errorf(codes.InvalidArgument, "parameter %s: only with %s", paramFailDeleteTimes, paramFailDelete)
+	}
+	if deletion != (Deletion{}) {
+		f.deletion = &deletion
 	}
 	return f, nil
 }
@@ -402,10 +430,14 @@ func created(v Volume, r *csi.CreateVolumeRequest) *csi.CreateVolumeResponse {
 }
 
 func cut(s Snapshot) *csi.CreateSnapshotResponse {
-	return &csi.CreateSnapshotResponse{Snapshot: &csi.Snapshot{
+	return &csi.CreateSnapshotResponse{Snapshot: s.message()}
+}
+
+func (s Snapshot) message() *csi.Snapshot {
+	return &csi.Snapshot{
 		SnapshotId: s.handle(), SourceVolumeId: s.Volume, SizeBytes: s.Size,
 		CreationTime: timestamppb.New(s.Created), ReadyToUse: s.ready(time.Now()),
-	}}
+	}
 }
 
 // makeFilesystem writes all of an ext4 at once: what mkfs would leave for later

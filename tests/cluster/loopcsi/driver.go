@@ -56,6 +56,7 @@ func (d *Driver) Register(s grpc.ServiceRegistrar) {
 	csi.RegisterIdentityServer(s, d)
 	csi.RegisterControllerServer(s, d)
 	csi.RegisterNodeServer(s, d)
+	s.RegisterService(&adminDescription, d)
 }
 
 // LogCalls is an interceptor that logs each call with its duration and error.

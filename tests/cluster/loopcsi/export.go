@@ -134,16 +134,19 @@ func (d *Driver) upload(ctx context.Context, id string) error {
 	if err := d.uploadContent(ctx, s); err != nil {
 		return err
 	}
-	s.Export.Uploaded = time.Now()
-	if err := d.writeExport(ctx, s); err != nil {
-		return err
-	}
 
 	unlock, err := d.locks.acquire(ctx, snapshots+id)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	if s, err = d.store.Snapshot(id); err != nil { // what is known of its deletion may have changed
+		return err
+	}
+	s.Export.Uploaded = time.Now()
+	if err := d.writeExport(ctx, s); err != nil {
+		return err
+	}
 	if err := d.store.UpdateSnapshot(s); err != nil || !s.Export.DeleteLocal {
 		return err
 	}

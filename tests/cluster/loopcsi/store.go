@@ -59,6 +59,20 @@ type Snapshot struct {
 	Block     bool      `json:"block,omitempty"`
 	// Export is set when the snapshot is its copy in the bucket.
 	Export *Export `json:"export,omitempty"`
+	// Deletion is set when its deletion is to be slow, or to fail.
+	Deletion *Deletion `json:"deletion,omitempty"`
+}
+
+// Deletion is what a VolumeSnapshotClass ordered for the deletion of a snapshot.
+type Deletion struct {
+	// Fail is the message with which it fails; empty when it does not.
+	Fail string `json:"fail,omitempty"`
+	// Times is how often it fails from now on; 0 is until it is allowed.
+	Times int `json:"times,omitempty"`
+	// Delay is the time that it takes, counted from the first request.
+	Delay time.Duration `json:"delay,omitempty"`
+	// Asked is when it was first requested; zero before.
+	Asked time.Time `json:"asked,omitzero"`
 }
 
 // Export is how a snapshot gets into the bucket.
@@ -227,10 +241,40 @@ func (s *Store) UpdateSnapshot(snap Snapshot) error {
 		return err
 	}
 	aside := filepath.Join(dir, about+".new")
-	if err := os.WriteFile(aside, b, 0o600); err != nil {
+	err = os.WriteFile(aside, b, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = ErrNotFound
+	}
+	if err != nil {
 		return fmt.Errorf("update snapshot %s: %w", snap.ID, err)
 	}
 	return os.Rename(aside, filepath.Join(dir, about))
+}
+
+// isMissing says that there is no such snapshot or volume, or cannot be one.
+func isMissing(err error) bool { return errors.Is(err, ErrNotFound) || errors.Is(err, ErrBadID) }
+
+// SizeOf is how many bytes the content of a snapshot takes, those included that
+// it shares with its volume; 0 when it is not there.
+func (s *Store) SizeOf(id string) (int64, error) {
+	var size int64
+	for _, content := range []string{image, tree} {
+		err := filepath.WalkDir(filepath.Join(s.dir, snapshots, id, content), func(path string, _ fs.DirEntry, err error) error {
+			var st unix.Stat_t
+			if err == nil {
+				err = unix.Lstat(path, &st)
+			}
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // it is of the other kind, or has just gone
+			}
+			size += st.Blocks * 512 // the unit of stat(2)
+			return err
+		})
+		if err != nil {
+			return 0, fmt.Errorf("size of snapshot %s: %w", id, err)
+		}
+	}
+	return size, nil
 }
 
 // HasContent tells a snapshot that is more than known to the store.
