@@ -144,3 +144,6 @@ func (c *Cluster) BackupDir(name string) string { return c.bed.BackupDir(name) }
 // cleanupLimit is how long the clean-up after a test may take. It does not
 // depend on the test's context, which has ended by then.
 const cleanupLimit = 90 * time.Second
+
+// diagnosisLimit is how long it may take to say why that was not enough.
+const diagnosisLimit = 10 * time.Second

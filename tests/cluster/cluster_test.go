@@ -130,7 +130,6 @@ func snapshot(t *testing.T, c *cluster.Cluster, ns string, parameters map[string
 func TestSnapshotFaults(t *testing.T) {
 	t.Parallel()
 	c := cluster.Connect(t)
-	ready := func(s *snapshotv1.VolumeSnapshot) bool { return s.Status.ReadyToUse != nil && *s.Status.ReadyToUse }
 
 	t.Run("none", func(t *testing.T) {
 		began := time.Now()

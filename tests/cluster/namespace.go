@@ -5,14 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 	"testing"
 	"time"
 
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/apimachinery/pkg/util/wait"
+	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/tests/cluster/bed"
 )
@@ -53,7 +56,46 @@ func (c *Cluster) cleanUp(t testing.TB, name string) {
 	defer cancel()
 	if err := c.deleteNamespace(ctx, name); err != nil {
 		t.Errorf("clean up: %v", err)
+		if ctx.Err() != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), diagnosisLimit)
+			defer cancel()
+			t.Errorf("what is left in namespace %s:\n%s", name, c.leftIn(ctx, name))
+		}
 	}
+}
+
+// leftIn describes what keeps a namespace.
+func (c *Cluster) leftIn(ctx context.Context, name string) string {
+	var left []string
+	say := func(format string, args ...any) { left = append(left, fmt.Sprintf(format, args...)) }
+	ns, err := c.typed.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return err.Error()
+	}
+	for _, condition := range ns.Status.Conditions {
+		if condition.Status == corev1.ConditionTrue {
+			say("%s: %s", condition.Type, condition.Message)
+		}
+	}
+	pods := &corev1.PodList{}
+	claims := &corev1.PersistentVolumeClaimList{}
+	snapshots := &snapshotv1.VolumeSnapshotList{}
+	for kind, list := range map[string]crclient.ObjectList{"pods": pods, "claims": claims, "VolumeSnapshots": snapshots} {
+		if err := c.objects.List(ctx, list, crclient.InNamespace(name)); err != nil {
+			say("%s: %v", kind, err)
+		}
+	}
+	for i := range pods.Items {
+		say("pod %s%s: %s", pods.Items[i].Name, terminating(&pods.Items[i]), pods.Items[i].Status.Phase)
+	}
+	for i := range claims.Items {
+		claim := &claims.Items[i]
+		say("claim %s%s: %s, volume %s", claim.Name, terminating(claim), claim.Status.Phase, claim.Spec.VolumeName)
+	}
+	for i := range snapshots.Items {
+		say("%s", c.describeSnapshot(ctx, &snapshots.Items[i]))
+	}
+	return strings.Join(left, "\n")
 }
 
 // deleteNamespace thaws again and again while it waits: a pod with a blocked

@@ -4,11 +4,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -48,38 +45,6 @@ func (c *Cluster) volume(ctx context.Context, namespace, claim string) (string, 
 		return "", fmt.Errorf("find the volume of claim %s/%s: %w: %s is not one of %s", namespace, claim, errNoVolume, pv.Name, loopcsi.Name)
 	}
 	return pv.Spec.CSI.VolumeHandle, nil
-}
-
-// StoredSnapshots looks for a claim's snapshots in the storage, behind the CSI
-// driver's back: that an object is gone does not mean that its snapshot is.
-func (c *Cluster) StoredSnapshots(ctx context.Context, namespace, claim string) ([]string, error) {
-	volume, err := c.volume(ctx, namespace, claim)
-	if err != nil {
-		return nil, err
-	}
-	dir := filepath.Join(c.bed.Dir, "data", "store", "snapshots")
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, fmt.Errorf("list the storage's snapshots: %w", err)
-	}
-	var found []string
-	for _, entry := range entries {
-		about, err := os.ReadFile(filepath.Join(dir, entry.Name(), "about.json"))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // it has just gone, or is being made
-		}
-		var s loopcsi.Snapshot
-		if err == nil {
-			err = json.Unmarshal(about, &s)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("look at the storage's snapshot %s: %w", entry.Name(), err)
-		}
-		if s.Volume == volume {
-			found = append(found, s.ID)
-		}
-	}
-	return found, nil
 }
 
 // Frozen reports whether the volume of a claim is frozen. It finds out by

@@ -110,7 +110,9 @@ func (b *Bed) Kubeconfig() string { return b.run("admin.kubeconfig") }
 func (b *Bed) KubeletDir() string { return b.data("kubelet") }
 
 func (b *Bed) containerdSocket() string { return b.run("containerd", "containerd.sock") }
-func (b *Bed) csiSocket() string {
+
+// CSISocket is where the CSI driver serves.
+func (b *Bed) CSISocket() string {
 	return filepath.Join(b.KubeletDir(), "plugins", "loopcsi", "csi.sock")
 }
 

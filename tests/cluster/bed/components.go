@@ -73,7 +73,7 @@ func (b *Bed) flags(name string) []string {
 	pki := func(file string) string { return b.run("pki", file) }
 	kubeconfig := "--kubeconfig=" + b.run(name+".kubeconfig")
 	asAdmin := "--kubeconfig=" + b.Kubeconfig()
-	driver := "--csi-address=" + b.csiSocket()
+	driver := "--csi-address=" + b.CSISocket()
 	switch name {
 	case Containerd:
 		return []string{"--config", b.configFile(name)}
@@ -122,7 +122,7 @@ func (b *Bed) flags(name string) []string {
 		return []string{"--config=" + b.configFile(name)}
 	case CSIDriver:
 		return []string{
-			"-endpoint", b.csiSocket(), "-registration", b.csiRegistration(), "-node", nodeName, "-store", b.store(),
+			"-endpoint", b.CSISocket(), "-registration", b.csiRegistration(), "-node", nodeName, "-store", b.store(),
 			"-s3-endpoint", s3Address, "-s3-bucket", exportBucket, "-s3-credentials", b.run("s3-credentials"),
 		}
 	case CSIProvisioner:
