@@ -19,7 +19,7 @@ import (
 )
 
 // connect connects to the test bed and has Velero run the plugin under test,
-// which `make test` has built.
+// which `make test` has built. The test must leave no snapshot in the storage.
 func connect(t *testing.T) *cluster.Cluster {
 	t.Helper()
 	c := cluster.Connect(t)
@@ -28,6 +28,7 @@ func connect(t *testing.T) *cluster.Cluster {
 		defer cancel()
 		require.NoError(t, c.InstallPlugin(ctx, binary))
 	}
+	c.LeavesNoSnapshots(t)
 	return c
 }
 
