@@ -173,3 +173,12 @@ func TestDeletionFailsUntilItIsAllowed(t *testing.T) {
 		return !found
 	}, 5*time.Second, 100*time.Millisecond)
 }
+
+// That the namespace goes is looked at by its own clean-up.
+func TestNamespaceIsDeletedWhileASnapshotIsCut(t *testing.T) {
+	t.Parallel()
+	c := cluster.Connect(t)
+	for range 3 { // the fault that this is about does not always show
+		snapshot(t, c, app(t, c), map[string]string{"delay": "2s"}, func(*snapshotv1.VolumeSnapshot) bool { return true })
+	}
+}
