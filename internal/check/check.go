@@ -28,6 +28,7 @@ import (
 	"stillpoint.io/stillpoint/internal/bracket"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/group"
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/selection"
@@ -365,6 +366,14 @@ func (v *visit) class(ctx context.Context, of *volume) {
 	}
 	if of.choice, of.classErr = snapshotclass.Choose(input); of.classErr == nil {
 		of.mend = snapshotclass.Mend(input, of.choice)
+	}
+	settings, err := v.classes.Settings(ctx)
+	if err != nil {
+		return // which Input has told
+	}
+	of.driver = settings.Driver(of.volume.Spec.CSI.Driver)
+	if v.report.Backup.SnapshotMoveData {
+		of.policy, of.policyErr = export.PolicyOf(settings.LocalSnapshots, of.claim, of.driver.Name, v.backup)
 	}
 }
 

@@ -15,6 +15,8 @@ import (
 	"k8s.io/utils/ptr"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/group"
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/selection"
@@ -156,6 +158,11 @@ type volume struct {
 	classErr error
 	taken    string
 	mend     string
+	// driver is the profile of the volume's driver, and policy what becomes of
+	// the snapshot once its data is moved.
+	driver    config.DriverProfile
+	policy    export.Policy
+	policyErr error
 }
 
 // snapshotted tells whether somebody is to take a snapshot, and nothing is in
@@ -240,6 +247,9 @@ func (u *unit) report() Unit {
 	for _, v := range u.volumes {
 		r.Volumes = append(r.Volumes, v.report())
 		r.judge(v, u.asked)
+		if v.snapshotted() {
+			r.judgeExport(v, u.asked || !u.whole.InUse(v.claim.Name))
+		}
 	}
 	switch frozen := slices.ContainsFunc(u.volumes, volume.snapshotted); {
 	case !u.asked:
@@ -282,6 +292,24 @@ func (r *Unit) judge(v volume, asked bool) {
 	case v.verdict.Path == selection.Velero && v.mend != "":
 		warn("claim %s: Velero takes VolumeSnapshotClass %s and not %s, which it should by the %s; annotate the claim with %s",
 			v.name(), v.taken, v.choice.Class.Name, v.choice.Reason, v.mend)
+	}
+}
+
+// judgeExport says what is wrong with a volume's snapshot by the profile of its
+// driver, and what stays beside its export. quiet tells that the volume is
+// quiesced, or not in use.
+func (r *Unit) judgeExport(v volume, quiet bool) {
+	if err := export.Suits(v.driver, v.volume, quiet); err != nil {
+		r.Failures = append(r.Failures, err.Error())
+	}
+	switch {
+	case v.policyErr != nil:
+		r.Failures = append(r.Failures, v.policyErr.Error())
+	case v.policy.Keep && v.verdict.Path == selection.Velero:
+		r.Warnings = append(r.Warnings, fmt.Sprintf("claim %s: no local snapshot is kept beside the export, which the %s asks for: Velero takes the snapshot of this volume; hand it to Stillpoint by a volume policy",
+			v.name(), v.policy.Reason))
+	case v.policy.Keep:
+		r.Notes = append(r.Notes, fmt.Sprintf("A second snapshot of claim %s is kept beside the export: %s.", v.name(), v.policy.Reason))
 	}
 }
 
