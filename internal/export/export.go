@@ -241,7 +241,7 @@ func (t *Tracker) Veleros(ctx context.Context, claim *corev1.PersistentVolumeCla
 		return ""
 	}
 	upload := claim.Annotations[velerov1.DataUploadNameAnnotation]
-	if err := t.mark(ctx, claim.Namespace, name, upload, backup); err != nil && !apierrors.IsNotFound(err) { // the data mover may be quicker
+	if err := t.mark(ctx, claim, name, upload, backup); err != nil && !apierrors.IsNotFound(err) { // the data mover may be quicker
 		t.log.Warnf("Should VolumeSnapshot %s/%s be left behind, it would not be known as this backup's: %v", claim.Namespace, name, err)
 	}
 	if upload == "" {
@@ -250,15 +250,15 @@ func (t *Tracker) Veleros(ctx context.Context, claim *corev1.PersistentVolumeCla
 	return foreignOperation + string(claim.UID)
 }
 
-// mark marks a VolumeSnapshot, its content, and the DataUpload whose name is
+// mark marks the VolumeSnapshot of a claim, its content, and the DataUpload whose name is
 // given as <namespace>/<name>.
-func (t *Tracker) mark(ctx context.Context, namespace, name, upload string, backup *velerov1.Backup) error {
+func (t *Tracker) mark(ctx context.Context, claim *corev1.PersistentVolumeClaim, name, upload string, backup *velerov1.Backup) error {
 	installation, err := t.clients.Installation(ctx)
 	if err != nil {
 		return err
 	}
 	origin := snapshot.Origin{Installation: installation, Backup: backup.Name, BackupUID: string(backup.UID)}
-	vs, err := snapshot.Mark(ctx, t.clients.Snapshots, namespace, name, origin)
+	vs, err := snapshot.Mark(ctx, t.clients.Snapshots, name, claim, origin)
 	if err != nil {
 		return err
 	}

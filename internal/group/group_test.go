@@ -174,8 +174,9 @@ func TestWorkers(t *testing.T) {
 func TestUnclaimed(t *testing.T) {
 	vs := func(claim string, taken bool, kept bool) snapshotv1.VolumeSnapshot {
 		vs := snapshotv1.VolumeSnapshot{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: claim, Labels: map[string]string{velerov1.PVCUIDLabel: claim}}}
+		vs.Annotations = map[string]string{snapshot.ClassReasonAnnotation: "because"}
 		if taken {
-			vs.Annotations = map[string]string{velerov1.VolumeSnapshotHandleAnnotation: "h"}
+			vs.Annotations[velerov1.VolumeSnapshotHandleAnnotation] = "h"
 		}
 		if kept {
 			vs.Name = "kept-" + claim
@@ -183,9 +184,11 @@ func TestUnclaimed(t *testing.T) {
 		}
 		return vs
 	}
+	veleros := vs("veleros", false, false)
+	delete(veleros.Annotations, snapshot.ClassReasonAnnotation)
 	var got []string
 	for _, target := range unclaimed([]snapshotv1.VolumeSnapshot{
-		vs("taken", true, false), vs("left-out", false, false), vs("uploaded", false, false), vs("uploaded", false, true), vs("dropped", false, true),
+		veleros, vs("taken", true, false), vs("left-out", false, false), vs("uploaded", false, false), vs("uploaded", false, true), vs("dropped", false, true),
 	}, map[string]bool{"uploaded": true}) {
 		got = append(got, target.String())
 	}

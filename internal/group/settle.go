@@ -70,13 +70,14 @@ func (r *run) uploaded(ctx context.Context) (map[string]bool, error) {
 	return claims, nil
 }
 
-// unclaimed are the snapshots that Velero did not take. One that is kept beside
-// an upload has the fate of the claim's other one.
+// unclaimed are the snapshots among Stillpoint's that Velero did not take. One
+// that is kept beside an upload has the fate of the claim's other one.
 func unclaimed(all []snapshotv1.VolumeSnapshot, uploaded map[string]bool) []snapshot.Target {
 	var targets []snapshot.Target
 	for i := range all {
 		vs := &all[i]
-		if vs.Annotations[velerov1.VolumeSnapshotHandleAnnotation] == "" && !uploaded[vs.Labels[velerov1.PVCUIDLabel]] {
+		_, ours := vs.Annotations[snapshot.ClassReasonAnnotation] // Velero's are marked with the backup's UID, too
+		if ours && vs.Annotations[velerov1.VolumeSnapshotHandleAnnotation] == "" && !uploaded[vs.Labels[velerov1.PVCUIDLabel]] {
 			targets = append(targets, snapshot.TargetOf(vs))
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	"github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -83,9 +84,11 @@ func (o Origin) Mark(object metav1.Object) {
 // Vetoed answers whether a user wants the object to stay.
 func Vetoed(object metav1.Object) bool { return object.GetAnnotations()[KeepAnnotation] == "true" }
 
-// Mark writes an origin on a VolumeSnapshot, and returns it as it is then.
-func Mark(ctx context.Context, client versioned.Interface, namespace, name string, origin Origin) (*snapshotv1.VolumeSnapshot, error) {
-	patch, err := origin.patch()
+// Mark writes an origin on a VolumeSnapshot that another took of a claim, and
+// returns it as it is then.
+func Mark(ctx context.Context, client versioned.Interface, name string, claim *corev1.PersistentVolumeClaim, origin Origin) (*snapshotv1.VolumeSnapshot, error) {
+	namespace := claim.Namespace
+	patch, err := origin.patch(map[string]string{velerov1.PVCUIDLabel: string(claim.UID)})
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +106,7 @@ func MarkContent(ctx context.Context, client versioned.Interface, vs *snapshotv1
 	if !ours {
 		return fmt.Errorf("VolumeSnapshot %s/%s does not say where it comes from", vs.Namespace, vs.Name)
 	}
-	patch, err := origin.patch()
+	patch, err := origin.patch(nil)
 	if err == nil {
 		_, err = client.SnapshotV1().VolumeSnapshotContents().Patch(ctx, contentName(vs), types.MergePatchType, patch, metav1.PatchOptions{})
 	}
@@ -113,9 +116,9 @@ func MarkContent(ctx context.Context, client versioned.Interface, vs *snapshotv1
 	return nil
 }
 
-// patch is what Mark changes.
-func (o Origin) patch() ([]byte, error) {
-	var blank metav1.ObjectMeta
+// patch is what Mark changes, and labels besides.
+func (o Origin) patch(labels map[string]string) ([]byte, error) {
+	blank := metav1.ObjectMeta{Labels: labels}
 	o.Mark(&blank)
 	return json.Marshal(map[string]any{"metadata": map[string]any{"labels": blank.Labels, "annotations": blank.Annotations}})
 }

@@ -235,3 +235,31 @@ func TestExportByDriver(t *testing.T) {
 	r.finished(2 * time.Minute)
 	r.kubectl("wait", "--for=jsonpath={.status.phase}=Bound", "pvc/app-data0", "--timeout=60s")
 }
+
+// Where Velero takes the snapshot, Stillpoint looks after it all the same; and
+// neither minds the node-agent's death in the middle.
+func TestExportOfVelerosSnapshot(t *testing.T) {
+	c := connect(t)
+	a := newApp(t, c, shape{claim: annotated(map[string]map[string]string{"app-data0": {classOfClaim: retaining(t, c, nil)}})})
+	for name, disturb := range map[string]func(b *backup){
+		"undisturbed": func(*backup) {},
+		"the node-agent is killed": func(b *backup) {
+			require.Eventually(t, func() bool {
+				list := &velerov2alpha1.DataUploadList{}
+				err := c.Objects().List(t.Context(), list, crclient.MatchingLabels{velerov1.BackupNameLabel: b.name})
+				return err == nil && len(list.Items) == 1 && list.Items[0].Status.Phase != "" && list.Items[0].Status.Phase != velerov2alpha1.DataUploadPhaseNew
+			}, limit, 20*time.Millisecond)
+			_, err := c.Kubectl(t.Context(), nil, "-n", cluster.VeleroNamespace, "delete", "pod", "-l", "name=node-agent", "--force", "--grace-period=0")
+			require.NoError(t, err)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := startBackup(t, c, a.namespace, moveData)
+			disturb(b)
+			b.finished(4 * time.Minute)
+			assert.Contains(t, b.describe(), "the local snapshot is deleted")
+			assert.Empty(t, a.stored("app-data0"))
+			a.noSnapshots()
+		})
+	}
+}
