@@ -27,6 +27,10 @@ const (
 	// change ends the sidecar's back-off after an error of the driver, which
 	// grows to five minutes.
 	nudgeAnnotation = "stillpoint.io/deletion-awaited"
+	// beingDeleted is what the snapshot controller writes on the content of a
+	// VolumeSnapshot that is deleted, and without which the CSI sidecar lets no
+	// content go.
+	beingDeleted = "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted"
 	// removalPause lies between two looks at a snapshot that is to go, at the
 	// most; removalFirst is the first such pause, and each is twice the last.
 	removalPause = time.Second
@@ -149,7 +153,7 @@ func Remove(ctx context.Context, client versioned.Interface, t Target) (left str
 
 	policy := cmp.Or(t.Policy, snapshotv1.VolumeSnapshotContentDelete)
 	if content != nil {
-		if err := prepare(ctx, client, content, policy); err != nil {
+		if err := prepare(ctx, client, content, policy, vs == nil); err != nil {
 			return "", err
 		}
 	}
@@ -189,14 +193,21 @@ func (t Target) content(ctx context.Context, client versioned.Interface, name st
 }
 
 // prepare sets the policy of a content, and reminds the sidecar of one that is
-// being deleted.
-func prepare(ctx context.Context, client versioned.Interface, content *snapshotv1.VolumeSnapshotContent, policy snapshotv1.DeletionPolicy) error {
-	change := map[string]any{}
+// being deleted. Of an orphan, whose VolumeSnapshot may have gone without the
+// controller, it must be told besides that it may go.
+func prepare(ctx context.Context, client versioned.Interface, content *snapshotv1.VolumeSnapshotContent, policy snapshotv1.DeletionPolicy, orphan bool) error {
+	change, annotations := map[string]any{}, map[string]string{}
 	if content.Spec.DeletionPolicy != policy {
 		change["spec"] = map[string]any{"deletionPolicy": policy}
 	}
 	if content.DeletionTimestamp != nil {
-		change["metadata"] = map[string]any{"annotations": map[string]string{nudgeAnnotation: time.Now().UTC().Format(time.RFC3339Nano)}}
+		annotations[nudgeAnnotation] = time.Now().UTC().Format(time.RFC3339Nano)
+	}
+	if _, told := content.Annotations[beingDeleted]; orphan && !told {
+		annotations[beingDeleted] = "yes"
+	}
+	if len(annotations) > 0 {
+		change["metadata"] = map[string]any{"annotations": annotations}
 	}
 	if len(change) == 0 {
 		return nil

@@ -41,7 +41,11 @@ func TestRemove(t *testing.T) {
 	assert.Equal(t, snapshotv1.VolumeSnapshotContentDelete, got.Spec.DeletionPolicy)
 	assert.NotContains(t, got.Annotations, nudgeAnnotation, "nothing has to be reminded yet")
 
+	var patched string
+	client.PrependReactor("patch", "volumesnapshotcontents", recordPatch(&patched))
 	left, err = Remove(t.Context(), client, TargetOf(vs)) // nobody else deletes it here
+	require.NoError(t, err)
+	assert.JSONEq(t, `{"metadata":{"annotations":{"snapshot.storage.kubernetes.io/volumesnapshot-being-deleted":"yes"}}}`, patched)
 	require.NoError(t, err)
 	assert.Equal(t, "VolumeSnapshotContent snapcontent-1 being deleted", left)
 	left, err = Remove(t.Context(), client, TargetOf(vs))
