@@ -38,6 +38,8 @@ const (
 	s3Bucket         = "velero"
 	exportBucket     = "exports" // of the CSI driver
 	s3User, s3Secret = "stillpoint", "stillpoint-secret"
+
+	objectStore = "s3" // the S3 server's directory, among the data
 )
 
 // longestSocket is what the kernel takes for the path of a socket.
@@ -51,6 +53,9 @@ type Bed struct {
 	Say func(format string, args ...any)
 
 	Processes process.Table
+
+	// storage is what the cluster calls its storage, or will.
+	storage Storage
 }
 
 // Open finds the bed of this user; it starts nothing.
@@ -67,8 +72,16 @@ func Open(say func(format string, args ...any)) (*Bed, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the test bed's directory: %w", err)
 	}
+	return at(dir, say)
+}
+
+func at(dir string, say func(format string, args ...any)) (*Bed, error) {
 	b := &Bed{Dir: dir, Say: say}
 	b.Processes = process.Table{Records: b.run("processes"), Logs: b.path("logs"), Mark: dir}
+	var err error
+	if b.storage, err = b.recordedStorage(); err != nil {
+		return nil, err
+	}
 	if n := len(b.csiRegistration()); n > longestSocket {
 		return nil, fmt.Errorf("the test bed's directory %s is too deep: a socket's path would have %d characters, the kernel takes %d; set %s", dir, n, longestSocket, DirVariable)
 	}
@@ -121,10 +134,14 @@ func (b *Bed) csiRegistration() string {
 }
 func (b *Bed) store() string { return b.data("store") }
 
+// ObjectStore is the directory of the S3 server, which has a directory for each
+// bucket.
+func (b *Bed) ObjectStore() string { return b.data(objectStore) }
+
 func (b *Bed) makeDirs() error {
 	for _, dir := range []string{
-		b.Bin(), b.path("build"), b.path("logs"), b.run("processes"), b.run("pki"), b.run("containerd"), b.run("cni"),
-		b.data("images"), b.data("s3", s3Bucket), b.data("s3", exportBucket), b.store(), b.KubeletDir(), b.data("podlogs"),
+		b.Bin(), b.path("build"), b.path("own"), b.path("logs"), b.run("processes"), b.run("pki"), b.run("containerd"), b.run("cni"),
+		b.data("images"), b.data(objectStore, s3Bucket), b.data(objectStore, exportBucket), b.store(), b.KubeletDir(), b.data("podlogs"),
 	} {
 		if err := os.MkdirAll(dir, 0o750); err != nil {
 			return fmt.Errorf("make the test bed's directories: %w", err)
@@ -174,4 +191,21 @@ func (b *Bed) Environ() []string {
 		}
 	}
 	return env
+}
+
+// Beside opens a second bed, in a directory of this name beside this one's. It
+// uses this one's builds of foreign programs and leaves all else of it alone;
+// both may run at the same time.
+func (b *Bed) Beside(name string) (*Bed, error) {
+	dir := b.Dir + "-" + name
+	for _, d := range []string{dir, b.path("build")} {
+		if err := os.MkdirAll(d, 0o750); err != nil {
+			return nil, fmt.Errorf("make a test bed beside %s: %w", b.Dir, err)
+		}
+	}
+	err := os.Symlink(b.path("build"), filepath.Join(dir, "build"))
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("make a test bed beside %s: %w", b.Dir, err)
+	}
+	return at(dir, b.Say)
 }

@@ -122,7 +122,7 @@ func (b *Bed) flags(name string) []string {
 		return []string{"--config=" + b.configFile(name)}
 	case CSIDriver:
 		return []string{
-			"-endpoint", b.CSISocket(), "-registration", b.csiRegistration(), "-node", nodeName, "-store", b.store(),
+			"-endpoint", b.CSISocket(), "-registration", b.csiRegistration(), "-name", b.storage.Driver(), "-node", nodeName, "-store", b.store(),
 			"-s3-endpoint", s3Address, "-s3-bucket", exportBucket, "-s3-credentials", b.run("s3-credentials"),
 		}
 	case CSIProvisioner:
@@ -132,7 +132,7 @@ func (b *Bed) flags(name string) []string {
 	case SnapshotController:
 		return append([]string{asAdmin, "--leader-election=false"}, unthrottled...)
 	case S3:
-		return []string{"--access", s3User, "--secret", s3Secret, "--port", s3Address, "posix", b.data("s3")}
+		return []string{"--access", s3User, "--secret", s3Secret, "--port", s3Address, "posix", b.ObjectStore()}
 	default:
 		panic("no component " + name)
 	}

@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"os"
 	"text/template"
-
-	"stillpoint.io/stillpoint/tests/cluster/loopcsi"
 )
 
 //go:embed config
@@ -18,7 +16,8 @@ var configFiles embed.FS
 // settings is what the files in config/ may refer to.
 type settings struct {
 	Run, Data, ContainerdSocket, CNIPlugins, CNINetwork string
-	Bridge, PodCIDR, Node, Cgroup, PauseImage, Driver   string
+	Bridge, PodCIDR, Node, Cgroup, PauseImage           string
+	Storage                                             Storage
 	VeleroUser                                          string
 }
 
@@ -27,7 +26,7 @@ func (b *Bed) settings() settings {
 		Run: b.run(), Data: b.data(), ContainerdSocket: b.containerdSocket(),
 		CNIPlugins: cniDir(), CNINetwork: b.id(),
 		Bridge: bridge, PodCIDR: podCIDR, Node: nodeName, Cgroup: "/" + b.id(),
-		PauseImage: pauseImage, Driver: loopcsi.Name, VeleroUser: veleroUser,
+		PauseImage: pauseImage, Storage: b.storage, VeleroUser: veleroUser,
 	}
 }
 

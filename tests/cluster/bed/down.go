@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -27,9 +28,22 @@ func (b *Bed) Thaw() ([]string, error) {
 	return frozen, err
 }
 
+// Wipe says what of the cluster is forgotten when it goes down.
+type Wipe int
+
+const (
+	// WipeNothing keeps all of it: the next start goes on with the same cluster.
+	WipeNothing Wipe = iota
+	// WipeCluster keeps what lies in the object store, as where a site is lost
+	// and its backups are elsewhere: the next start makes another cluster.
+	WipeCluster
+	// WipeAll keeps nothing.
+	WipeAll
+)
+
 // Down stops everything that belongs to the bed, whether this run of it or one
-// that crashed. The cluster's data stays unless wipe is set.
-func (b *Bed) Down(ctx context.Context, wipe bool) error {
+// that crashed. Builds stay.
+func (b *Bed) Down(ctx context.Context, wipe Wipe) error {
 	if err := CheckMachine(); err != nil {
 		return err
 	}
@@ -41,15 +55,40 @@ func (b *Bed) Down(ctx context.Context, wipe bool) error {
 	if err := b.tearDown(ctx); err != nil {
 		return err
 	}
-	if !wipe {
+	return b.wipe(wipe)
+}
+
+// wipe forgets what a cluster has left that is down.
+func (b *Bed) wipe(what Wipe) error {
+	if what == WipeNothing {
 		return nil
 	}
-	for _, dir := range []string{b.run(), b.data(), b.path("logs")} {
+	data, err := b.wiped(what)
+	if err != nil {
+		return err
+	}
+	// Last what tells of a cluster: a wipe that is cut off is then repeated.
+	for _, dir := range append(append([]string{b.run(), b.path("logs")}, data...), b.storageFile()) {
 		if err := os.RemoveAll(dir); err != nil {
 			return fmt.Errorf("wipe the test bed: %w", err)
 		}
 	}
 	return nil
+}
+
+// wiped lists the data that a wipe would remove, without the storage's name.
+func (b *Bed) wiped(by Wipe) ([]string, error) {
+	entries, err := os.ReadDir(b.data())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list the test bed's data: %w", err)
+	}
+	var data []string
+	for _, entry := range entries {
+		if path := b.data(entry.Name()); path != b.storageFile() && (by == WipeAll || entry.Name() != objectStore) {
+			data = append(data, path)
+		}
+	}
+	return data, nil
 }
 
 // tearDown goes on past an error: what can be cleaned up is.

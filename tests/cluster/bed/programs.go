@@ -112,8 +112,9 @@ func (b *Bed) build(ctx context.Context) error {
 
 // buildOwn builds a program of this module. One that comes out the same keeps
 // its file and so its time, by which it is seen whether it must be restarted.
+// It is not built among the foreign programs, which beds may share.
 func (b *Bed) buildOwn(ctx context.Context, source, name string) error {
-	built, current := b.path("build", name), b.path("bin", name)
+	built, current := b.path("own", name), b.path("bin", name)
 	if err := goBuild(ctx, source, built, "./tests/cluster/cmd/"+name, nil); err != nil {
 		return err
 	}

@@ -20,9 +20,9 @@ import (
 var snapshotKinds = []string{"volumesnapshotclasses", "volumesnapshotcontents", "volumesnapshots"}
 
 // Prepare does what must be done outside of the cluster's network: packages,
-// builds, the network itself, and a clean-up of what a crash left. Start goes
-// on from there, inside.
-func (b *Bed) Prepare(ctx context.Context) error {
+// builds, the network itself, and a clean-up of what a crash left, or of a
+// cluster with another storage. Start goes on from there, inside.
+func (b *Bed) Prepare(ctx context.Context, storage Storage) error {
 	if err := CheckMachine(); err != nil {
 		return err
 	}
@@ -34,7 +34,7 @@ func (b *Bed) Prepare(ctx context.Context) error {
 	if err := b.installPackages(ctx); err != nil {
 		return err
 	}
-	if err := b.makeDirs(); err != nil {
+	if err := b.settle(ctx, storage); err != nil {
 		return err
 	}
 	if err := b.build(ctx); err != nil {

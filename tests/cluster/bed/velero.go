@@ -183,7 +183,7 @@ func (b *Bed) SetVeleroVariable(ctx context.Context, name, value string) error {
 }
 
 // BackupDir is the directory in which the object store keeps a backup.
-func (b *Bed) BackupDir(name string) string { return b.data("s3", s3Bucket, "backups", name) }
+func (b *Bed) BackupDir(name string) string { return b.data(objectStore, s3Bucket, "backups", name) }
 
 // awaitVelero waits until the Velero server runs as it was last configured.
 func (b *Bed) awaitVelero(ctx context.Context, with string) error {

@@ -50,8 +50,8 @@ func open() (*bed.Bed, error) {
 
 func up() *cobra.Command {
 	var (
-		plugin    string
-		inSession bool
+		plugin, storage string
+		inSession       bool
 	)
 	cmd := &cobra.Command{
 		Use:   "up",
@@ -67,7 +67,7 @@ func up() *cobra.Command {
 					return err
 				}
 			}
-			if err := b.Prepare(cmd.Context()); err != nil {
+			if err := b.Prepare(cmd.Context(), bed.Storage(storage)); err != nil {
 				return err
 			}
 			args := []string{"start"}
@@ -78,6 +78,7 @@ func up() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&plugin, "plugin", "", "install our plugin in Velero from this `binary`")
+	cmd.Flags().StringVar(&storage, "storage", string(bed.StandardStorage), "what the cluster calls its storage, a `word`; one that calls it otherwise makes way, but for the object store")
 	cmd.Flags().BoolVar(&inSession, "session", false, "do not take the cluster over from the session that asks for it")
 	_ = cmd.Flags().MarkHidden("session")
 	return cmd
@@ -112,7 +113,7 @@ func start() *cobra.Command {
 }
 
 func down() *cobra.Command {
-	var wipe bool
+	var all, cluster bool
 	cmd := &cobra.Command{
 		Use:   "down",
 		Short: "Stop everything, also what a crashed run left",
@@ -122,10 +123,19 @@ func down() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			wipe := bed.WipeNothing
+			switch {
+			case all:
+				wipe = bed.WipeAll
+			case cluster:
+				wipe = bed.WipeCluster
+			}
 			return b.Down(cmd.Context(), wipe)
 		},
 	}
-	cmd.Flags().BoolVar(&wipe, "wipe", false, "forget the cluster and all volumes, too; builds stay")
+	cmd.Flags().BoolVar(&all, "wipe", false, "forget the cluster and all volumes, too; builds stay")
+	cmd.Flags().BoolVar(&cluster, "wipe-cluster", false, "as --wipe, but for the object store")
+	cmd.MarkFlagsMutuallyExclusive("wipe", "wipe-cluster")
 	return cmd
 }
 
