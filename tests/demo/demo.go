@@ -202,7 +202,7 @@ func (d *demo) checkSnapshots(ctx context.Context) error {
 	var left []string
 	err := stage.Until(wait, "no snapshot is left", func(ctx context.Context) (bool, error) {
 		var err error
-		left, err = d.snapshots(ctx)
+		left, err = d.SnapshotsLeft(ctx, namespace, claim, d.backup)
 		return len(left) == 0, err
 	})
 	d.result.SnapshotsLeft = len(left)

@@ -142,5 +142,5 @@ func (s *Stage) Promised(ctx context.Context, backup *velerov1.Backup) error {
 		return nil
 	}
 	log, err := s.BackupLog(ctx, backup.Name)
-	return errors.Join(fmt.Errorf("backup %s is %s, not Completed: %s", backup.Name, backup.Status.Phase, log.complaints()), err)
+	return errors.Join(fmt.Errorf("backup %s is %s, not Completed: %s", backup.Name, backup.Status.Phase, log.Complaints()), err)
 }

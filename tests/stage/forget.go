@@ -44,7 +44,7 @@ func (s *Stage) ForgetBackups(ctx context.Context, labels client.MatchingLabels)
 
 func (s *Stage) forget(ctx context.Context, backup *velerov1.Backup) error {
 	dir := s.BackupDir(backup.Name)
-	handles, err := handlesIn(filepath.Join(dir, backup.Name+"-volumeinfo.json.gz"))
+	handles, err := s.KeptSnapshots(backup.Name)
 	if err != nil {
 		return err
 	}
@@ -107,15 +107,20 @@ func (s *Stage) DeleteAll(ctx context.Context, objects []client.Object) error {
 	return nil
 }
 
-// handle is a snapshot as Velero's volume information names it.
-type handle struct {
+// Kept is a snapshot that a backup keeps, as Velero's volume information names it.
+type Kept struct {
 	SnapshotHandle string `json:"snapshotHandle"`
 	Driver         string `json:"driver"`
 }
 
-// handlesIn lists the snapshots in a file of volume information. A backup that
-// failed has none.
-func handlesIn(file string) ([]handle, error) {
+// KeptSnapshots lists the snapshots that a backup keeps in the storage.
+func (s *Stage) KeptSnapshots(backup string) ([]Kept, error) {
+	return handlesIn(filepath.Join(s.BackupDir(backup), backup+"-volumeinfo.json.gz"))
+}
+
+// handlesIn lists the snapshots in a file of volume information, without those
+// whose data was moved: they are gone. A backup that failed has none.
+func handlesIn(file string) ([]Kept, error) {
 	f, err := os.Open(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -129,14 +134,15 @@ func handlesIn(file string) ([]handle, error) {
 		return nil, fmt.Errorf("read %s: %w", file, err)
 	}
 	var volumes []struct {
-		CSI *handle `json:"csiSnapshotInfo"`
+		Moved bool  `json:"snapshotDataMoved"`
+		CSI   *Kept `json:"csiSnapshotInfo"`
 	}
 	if err := json.NewDecoder(plain).Decode(&volumes); err != nil {
 		return nil, fmt.Errorf("read %s: %w", file, err)
 	}
-	var found []handle
+	var found []Kept
 	for _, volume := range volumes {
-		if volume.CSI != nil && volume.CSI.SnapshotHandle != "" {
+		if !volume.Moved && volume.CSI != nil && volume.CSI.SnapshotHandle != "" {
 			found = append(found, *volume.CSI)
 		}
 	}

@@ -26,10 +26,11 @@ func TestHandlesIn(t *testing.T) {
 		require.NoError(t, f.Close())
 	}
 	write(`[{"pvcName":"a","csiSnapshotInfo":{"snapshotHandle":"s1","driver":"d"}},{"pvcName":"b","skipped":true},` +
-		`{"pvcName":"c","csiSnapshotInfo":{"snapshotHandle":"","driver":"d"}},{"pvcName":"d","csiSnapshotInfo":{"snapshotHandle":"s2","driver":"e"}}]`)
+		`{"pvcName":"c","csiSnapshotInfo":{"snapshotHandle":"","driver":"d"}},{"pvcName":"d","csiSnapshotInfo":{"snapshotHandle":"s2","driver":"e"}},` +
+		`{"pvcName":"e","snapshotDataMoved":true,"csiSnapshotInfo":{"snapshotHandle":"unknown","driver":"d"}}]`)
 	found, err := handlesIn(file)
 	require.NoError(t, err)
-	assert.Equal(t, []handle{{"s1", "d"}, {"s2", "e"}}, found)
+	assert.Equal(t, []Kept{{"s1", "d"}, {"s2", "e"}}, found)
 
 	write("{}")
 	_, err = handlesIn(file)

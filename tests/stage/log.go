@@ -29,7 +29,7 @@ var (
 func (l Log) Frozen() (time.Duration, error) {
 	lines := thawedLine.FindAllStringSubmatch(string(l), -1)
 	if len(lines) != 1 {
-		return 0, fmt.Errorf("the backup's log tells of %d thawed workloads, not of one: was the plugin installed? %s", len(lines), l.complaints())
+		return 0, fmt.Errorf("the backup's log tells of %d thawed workloads, not of one: was the plugin installed? %s", len(lines), l.Complaints())
 	}
 	if strings.Contains(lines[0][1], " early: ") {
 		return 0, errors.New(lines[0][1])
@@ -42,8 +42,8 @@ func (l Log) Frozen() (time.Duration, error) {
 	return time.Duration(millis) * time.Millisecond, err
 }
 
-// complaints are the lines of errors and warnings.
-func (l Log) complaints() string {
+// Complaints are the lines of errors and warnings.
+func (l Log) Complaints() string {
 	var found []string
 	for line := range strings.Lines(string(l)) {
 		if strings.Contains(line, " level=error ") || strings.Contains(line, " level=warning ") {

@@ -18,7 +18,12 @@ type Timeline struct {
 }
 
 // NewTimeline begins a timeline.
-func NewTimeline(out io.Writer) *Timeline { return &Timeline{began: time.Now(), out: out} }
+func NewTimeline(out io.Writer) *Timeline { return ContinueTimeline(out, time.Now()) }
+
+// ContinueTimeline goes on with one that another program has begun.
+func ContinueTimeline(out io.Writer, began time.Time) *Timeline {
+	return &Timeline{began: began, out: out}
+}
 
 // Say adds an entry.
 func (t *Timeline) Say(format string, args ...any) {

@@ -1,8 +1,9 @@
-package main
+package stage
 
 import (
 	"context"
 	"errors"
+	"slices"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
@@ -12,17 +13,18 @@ import (
 	"stillpoint.io/stillpoint/tests/cluster"
 )
 
-// snapshots names every snapshot of the application that there is: objects of
-// its namespace, copies that Velero's exporter makes in its own, named after
-// the DataUpload, and what the storage holds.
-func (d *demo) snapshots(ctx context.Context) ([]string, error) {
+// SnapshotsLeft names every snapshot that there is of a claim that a backup with
+// data movement has exported: objects of its namespace, copies that Velero's
+// exporter makes in its own, named after the DataUpload, and what the storage
+// holds. What it holds in its bucket alone is not left but exported.
+func (s *Stage) SnapshotsLeft(ctx context.Context, namespace, claim, backup string) ([]string, error) {
 	uploads := &velerov2alpha1.DataUploadList{}
 	objects := &snapshotv1.VolumeSnapshotList{}
 	contents := &snapshotv1.VolumeSnapshotContentList{}
 	err := errors.Join(
-		d.Objects().List(ctx, uploads, client.InNamespace(cluster.VeleroNamespace), client.MatchingLabels{velerov1.BackupNameLabel: d.backup}),
-		d.Objects().List(ctx, objects),
-		d.Objects().List(ctx, contents),
+		s.Objects().List(ctx, uploads, client.InNamespace(cluster.VeleroNamespace), client.MatchingLabels{velerov1.BackupNameLabel: backup}),
+		s.Objects().List(ctx, objects),
+		s.Objects().List(ctx, contents),
 	)
 	if err != nil {
 		return nil, err
@@ -48,9 +50,15 @@ func (d *demo) snapshots(ctx context.Context) ([]string, error) {
 			found = append(found, "VolumeSnapshotContent "+content.Name)
 		}
 	}
-	stored, err := d.StoredSnapshots(ctx, namespace, claim)
-	for _, id := range stored {
-		found = append(found, "snapshot "+id+" of the storage")
+	handles, err := s.StoredSnapshots(ctx, namespace, claim)
+	if err != nil {
+		return found, err
+	}
+	stored, err := s.Snapshots(ctx)
+	for _, snapshot := range stored {
+		if slices.Contains(handles, snapshot.ID) && (!snapshot.Remote || snapshot.Size > 0) {
+			found = append(found, "snapshot "+snapshot.ID+" of the storage")
+		}
 	}
 	return found, err
 }
