@@ -51,6 +51,15 @@ func TestWipe(t *testing.T) {
 	}
 }
 
+// A cluster of before there was a choice is the standard one.
+func TestSettleWithoutARecord(t *testing.T) {
+	b := used(t, StandardStorage)
+	require.NoError(t, os.Remove(b.storageFile()))
+	require.NoError(t, b.settle(t.Context(), StandardStorage))
+	assert.FileExists(t, b.data("etcd", "db"))
+	assert.FileExists(t, b.storageFile())
+}
+
 func TestSettle(t *testing.T) {
 	b := used(t, "vault")
 	again, err := at(b.Dir, t.Logf)
