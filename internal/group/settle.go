@@ -45,12 +45,10 @@ func (r *run) settle(ctx context.Context) error {
 		return err
 	}
 	targets := unclaimed(list.Items, uploaded)
-	_, err = snapshot.RemoveAll(ctx, r.clients.Snapshots, targets...)
-	if err == nil {
-		for _, target := range targets {
-			r.log.Infof("Deleted VolumeSnapshot %s: Velero left its claim out, or the plugin process ended before it was handed over", target)
-		}
+	for _, target := range targets { // the next process would not write into the backup's log
+		r.log.Infof("Deleting VolumeSnapshot %s: Velero left the claim out, or the plugin process ended before it was handed over", target)
 	}
+	_, err = snapshot.RemoveAll(ctx, r.clients.Snapshots, targets...)
 	return errors.Join(err, r.forget(ctx))
 }
 
