@@ -16,6 +16,8 @@ const usage = `stillpoint is a Velero plugin set: the Velero server starts it.
   velero plugin add IMAGE      adds it to a server
   stillpoint check             tells what a backup would do, and what would fail;
                                see stillpoint check --help
+  stillpoint sweep             finds snapshots that are left of backups that are
+                               over; see stillpoint sweep --help
   stillpoint [DIRECTORY]       copies itself into DIRECTORY, /target by default,
                                which is what its image does in the server's pod`
 

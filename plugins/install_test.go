@@ -106,6 +106,8 @@ func TestInstall(t *testing.T) {
   velero plugin add IMAGE      adds it to a server
   stillpoint check             tells what a backup would do, and what would fail;
                                see stillpoint check --help
+  stillpoint sweep             finds snapshots that are left of backups that are
+                               over; see stillpoint sweep --help
   stillpoint [DIRECTORY]       copies itself into DIRECTORY, /target by default,
                                which is what its image does in the server's pod`
 	for name, test := range map[string]struct {

@@ -6,6 +6,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"strings"
@@ -17,16 +18,18 @@ import (
 	"stillpoint.io/stillpoint/plugins/backup"
 	"stillpoint.io/stillpoint/plugins/check"
 	"stillpoint.io/stillpoint/plugins/restore"
+	"stillpoint.io/stillpoint/plugins/sweep"
 )
 
 func main() {
 	// Velero says who is calling by go-plugin's handshake; without it this is a
-	// person who checks, or a container that `velero plugin add` has put into
+	// person with a command, or a container that `velero plugin add` has put into
 	// the server's pod.
 	handshake := framework.Handshake()
 	if os.Getenv(handshake.MagicCookieKey) != handshake.MagicCookieValue {
-		if len(os.Args) > 1 && os.Args[1] == "check" {
-			os.Exit(runCheck(os.Args[2:]))
+		commands := map[string]command{"check": check.Run, "sweep": sweep.Run}
+		if len(os.Args) > 1 && commands[os.Args[1]] != nil {
+			os.Exit(run(commands[os.Args[1]], os.Args[2:]))
 		}
 		if err := install(os.Args[1:]); err != nil {
 			fmt.Fprintf(os.Stderr, "stillpoint: %v\n", err)
@@ -50,10 +53,13 @@ func main() {
 		Serve()
 }
 
-func runCheck(args []string) int {
+// command is what a person runs; it returns its exit code.
+type command func(ctx context.Context, args []string, stdout, stderr io.Writer) int
+
+func run(command command, args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	return check.Run(ctx, args, os.Stdout, os.Stderr)
+	return command(ctx, args, os.Stdout, os.Stderr)
 }
 
 func enabled(features, name string) bool {

@@ -1,0 +1,135 @@
+package sweep
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"stillpoint.io/stillpoint/internal/snapshot"
+)
+
+const (
+	// atOnce is how many objects are deleted at the same time.
+	atOnce = 8
+	// firstLook and lastLook bound the time between two looks at what is to go.
+	firstLook = 100 * time.Millisecond
+	lastLook  = 2 * time.Second
+)
+
+// errSpared says that a finding is not what it was.
+var errSpared = errors.New("it is kept now")
+
+// removal is one finding on its way out.
+type removal struct {
+	*Sweeper
+	facts   *facts
+	finding *Finding
+	named   func(string) bool
+	asked   bool
+}
+
+// ask looks again at what the finding was judged by, and has it deleted where
+// nothing has changed. It does not wait for the storage.
+func (r *removal) ask(ctx context.Context) (left string, err error) {
+	if r.finding.Kind == Record {
+		return "", r.record(ctx)
+	}
+	if !r.asked {
+		if err := r.still(ctx); err != nil {
+			return "", err
+		}
+	}
+	left, err = r.remove(ctx)
+	r.asked = r.asked || err == nil
+	return left, err
+}
+
+// still is an error where the finding must not go any more.
+func (r *removal) still(ctx context.Context) error {
+	facts, err := r.now(ctx, r.facts, r.finding)
+	if err != nil {
+		return err
+	}
+	for _, finding := range facts.judge(r.named) {
+		switch {
+		case finding.Object() != r.finding.Object() || !r.same(&finding):
+		case finding.Action != r.finding.Action:
+			return fmt.Errorf("%w: %s", errSpared, finding.Reason)
+		default:
+			return nil
+		}
+	}
+	return nil // It is gone.
+}
+
+// same tells an object from another of its name.
+func (r *removal) same(other *Finding) bool {
+	uid := func(t target) types.UID { return subject(t).objects()[0].GetUID() }
+	return other.Kind == r.finding.Kind && uid(other.target) == uid(r.finding.target)
+}
+
+// remove deletes what there is of the finding, and tells what is left.
+func (r *removal) remove(ctx context.Context) (left string, err error) {
+	t := snapshot.Target{Namespace: r.finding.Namespace, Name: r.finding.Name, Content: r.finding.Content, Policy: snapshotv1.VolumeSnapshotContentDelete}
+	if r.finding.Action == DeleteObjectsOnly {
+		t.Policy = snapshotv1.VolumeSnapshotContentRetain
+	}
+	if vs := r.finding.target.snapshot; vs != nil {
+		t.UID = vs.UID
+	} else {
+		// A VolumeSnapshot of that name is another one. A content that was never
+		// bound knows no UID; its own is that of no VolumeSnapshot.
+		content := r.finding.target.content
+		t.UID = cmp.Or(content.Spec.VolumeSnapshotRef.UID, content.UID)
+	}
+	return snapshot.Remove(ctx, r.clients.Snapshots, t)
+}
+
+func (r *removal) record(ctx context.Context) error {
+	err := r.clients.Kube.CoreV1().ConfigMaps(r.finding.Namespace).Delete(ctx, r.finding.Name, metav1.DeleteOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("delete ConfigMap %s/%s: %w", r.finding.Namespace, r.finding.Name, err)
+	}
+	return nil
+}
+
+// insist goes on until the finding is gone, as the storage has confirmed, or
+// until ctx ends. What is in the way then is the error.
+func (r *removal) insist(ctx context.Context) error {
+	for pause := firstLook; ; pause = min(2*pause, lastLook) {
+		left, err := r.ask(ctx)
+		switch {
+		case errors.Is(err, errSpared) || errors.Is(err, snapshot.ErrVetoed) || (err == nil && left == ""):
+			return err
+		case err == nil:
+			err = errors.New(left)
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+		}
+	}
+}
+
+// sideBySide calls do for each of the removals.
+func sideBySide(removals []*removal, do func(*removal)) {
+	slots := make(chan struct{}, atOnce)
+	var wait sync.WaitGroup
+	for _, r := range removals {
+		slots <- struct{}{}
+		wait.Go(func() {
+			defer func() { <-slots }()
+			do(r)
+		})
+	}
+	wait.Wait()
+}

@@ -1,0 +1,99 @@
+package sweep
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/duration"
+)
+
+// Table writes what was found for people.
+func (r *Report) Table(to io.Writer) error {
+	if len(r.Findings) == 0 {
+		_, err := fmt.Fprintln(to, "Nothing is left of backups and restores that are over.")
+		return err
+	}
+	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "OBJECT\tSIZE\tAGE\tBACKUP\tACTION\tREASON")
+	for i := range r.Findings {
+		f := &r.Findings[i]
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", f.Object(), size(f.Size), duration.HumanDuration(f.Age(r.now)), orDash(f.Backup), f.shown(), oneLine(f.Reason))
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(to, "\n%s\n", r.summary())
+	return err
+}
+
+// JSON writes what was found for programs.
+func (r *Report) JSON(to io.Writer) error {
+	encoder := json.NewEncoder(to)
+	encoder.SetIndent("", "  ")
+	encoder.SetEscapeHTML(false)
+	return encoder.Encode(r)
+}
+
+// shown is the action in words.
+func (f *Finding) shown() string {
+	words := map[Action]string{Delete: "delete", DeleteObjectsOnly: "delete objects", List: "list", Keep: "keep"}
+	return words[f.Action]
+}
+
+// summary counts. A snapshot of the storage that several objects stand for has
+// its size once.
+func (r *Report) summary() string {
+	counts := map[Action]int{}
+	sizes := map[string]int64{}
+	for i := range r.Findings {
+		f := &r.Findings[i]
+		counts[f.Action]++
+		if f.Action == Delete {
+			key := f.Driver + " " + f.Handle
+			if f.Handle == "" {
+				key = f.Object()
+			}
+			sizes[key] = max(sizes[key], f.Size)
+		}
+	}
+	var bytes int64
+	for _, size := range sizes {
+		bytes += size
+	}
+	return fmt.Sprintf("%d to delete (snapshots of %s), %d to delete without the storage's snapshot, %d only listed, %d kept.",
+		counts[Delete], size(bytes), counts[DeleteObjectsOnly], counts[List], counts[Keep])
+}
+
+// Line tells what became of a finding.
+func (r Result) Line() string {
+	switch {
+	case r.Err != nil:
+		return fmt.Sprintf("NOT DELETED: %s: %s", r.Finding.Object(), oneLine(r.Err.Error()))
+	case r.Finding.Action == DeleteObjectsOnly:
+		return fmt.Sprintf("Deleted the objects of %s; the storage's snapshot stays", r.Finding.Object())
+	default:
+		return fmt.Sprintf("Deleted %s, gone after %s", r.Finding.Object(), r.Took.Round(time.Millisecond*100))
+	}
+}
+
+func size(bytes int64) string {
+	if bytes == 0 {
+		return "-"
+	}
+	return resource.NewQuantity(bytes, resource.BinarySI).String()
+}
+
+func orDash(text string) string {
+	if text == "" {
+		return "-"
+	}
+	return text
+}
+
+// oneLine is for a table: errors can have several lines.
+func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }

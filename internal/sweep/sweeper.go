@@ -1,0 +1,222 @@
+package sweep
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"k8s.io/apimachinery/pkg/util/duration"
+	"k8s.io/utils/clock"
+
+	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/snapshot"
+)
+
+// Settings reads the configuration.
+type Settings func(context.Context) (*config.Config, error)
+
+// Sweeper looks at one cluster.
+type Sweeper struct {
+	clients  *cluster.Clients
+	settings Settings
+	clock    clock.PassiveClock
+}
+
+// New returns a Sweeper. The settings are read only where there is a data mover
+// other than Velero's.
+func New(clients *cluster.Clients, settings Settings, clock clock.PassiveClock) *Sweeper {
+	return &Sweeper{clients: clients, settings: settings, clock: clock}
+}
+
+// Options say what a user asks about.
+type Options struct {
+	// Namespaces are those of the VolumeSnapshots; none are all.
+	Namespaces []string
+	// Objects are the only ones to look at, as Finding.Object has them; none are
+	// all. What is only listed else is deleted when it is named here.
+	Objects []string
+	// All has what is no orphan reported, too.
+	All bool
+}
+
+// Report is what was found. Its JSON is for programs, as that of a Finding.
+type Report struct {
+	Findings []Finding `json:"findings"`
+
+	facts *facts
+	named func(string) bool
+	now   time.Time
+}
+
+// Find looks at the whole cluster, and changes nothing. An object that is named
+// and not there is an error.
+func (s *Sweeper) Find(ctx context.Context, options Options) (*Report, error) {
+	facts, err := s.everything(ctx, true)
+	if err != nil {
+		return nil, err
+	}
+	named := func(object string) bool { return slices.Contains(options.Objects, object) }
+	report := &Report{Findings: []Finding{}, facts: facts, named: named, now: s.clock.Now()}
+	there := map[string]bool{}
+	for _, finding := range facts.judge(named) {
+		object := finding.Object()
+		there[object] = true
+		switch {
+		case len(options.Objects) > 0 && !named(object):
+		case len(options.Namespaces) > 0 && !slices.Contains(options.Namespaces, finding.Namespace):
+		case !finding.Orphan && !options.All && !named(object):
+		default:
+			report.Findings = append(report.Findings, finding)
+		}
+	}
+	for _, object := range options.Objects {
+		if !there[object] {
+			return nil, fmt.Errorf("there is no %s; it must be namespace/name of a VolumeSnapshot, or content/name of a VolumeSnapshotContent whose VolumeSnapshot is gone", object)
+		}
+	}
+	return report, nil
+}
+
+// Result is what became of a finding. The error says why it is still there.
+type Result struct {
+	Finding *Finding
+	Took    time.Duration
+	Err     error
+}
+
+// Delete deletes what a report says, and tells of each finding when it is gone,
+// which the storage has confirmed, or when ctx has ended. A finding that was
+// named and must stay is told of with an error.
+func (s *Sweeper) Delete(ctx context.Context, report *Report, tell func(Result)) {
+	var mu sync.Mutex
+	for i := range report.Findings {
+		if finding := &report.Findings[i]; finding.Action == Keep && report.named(finding.Object()) {
+			tell(Result{Finding: finding, Err: errors.New(finding.Reason)})
+		}
+	}
+	sideBySide(s.removals(report.facts, report.Findings, report.named), func(r *removal) {
+		start := s.clock.Now()
+		err := r.insist(ctx)
+		mu.Lock()
+		defer mu.Unlock()
+		tell(Result{Finding: r.finding, Took: s.clock.Since(start), Err: err})
+	})
+}
+
+func (s *Sweeper) removals(facts *facts, findings []Finding, named func(string) bool) []*removal {
+	var all []*removal
+	for i := range findings {
+		if findings[i].goes() {
+			all = append(all, &removal{Sweeper: s, facts: facts, finding: &findings[i], named: named})
+		}
+	}
+	return all
+}
+
+const (
+	// askLimit bounds what a backup waits for, confirmLimit what goes on beside it.
+	askLimit     = 10 * time.Second
+	confirmLimit = 30 * time.Second
+	// atBackup is how many objects one backup deletes at the most.
+	atBackup = 100
+)
+
+// AtBackup deletes what is certainly ours and over, at the start of a backup.
+// It returns when that has been asked for, 10 s later at the most, and looks on
+// for 30 s in the background until the storage has confirmed it; the channel is
+// closed then.
+//
+// It must have returned before Velero lists the items of the backup, that is in
+// AppliesTo of an action: a VolumeSnapshot that is being deleted is left out by
+// Velero, while one that is gone by its turn is an error of the backup.
+//
+// When there is nothing to delete it sends 6 requests, one of which is for
+// Velero's namespace, and 8 to 11 where there are snapshots that are kept on
+// purpose. Trouble is one warning: it concerns another backup than the one it is
+// logged in.
+func (s *Sweeper) AtBackup(ctx context.Context, log logrus.FieldLogger) <-chan struct{} {
+	done := make(chan struct{})
+	ctx, cancel := context.WithTimeout(ctx, confirmLimit)
+	asking, asked := context.WithTimeout(ctx, askLimit)
+	defer asked()
+	facts, findings, err := s.orphans(asking)
+	if err != nil {
+		log.Warnf("Snapshots that earlier backups may have left are not looked for: %v", err)
+	}
+	removals := s.removals(facts, findings, nobody)
+	if len(removals) > atBackup {
+		log.Infof("Earlier backups have left %d objects; %d of them are deleted now, the others by the next backup or by `stillpoint sweep --delete`", len(removals), atBackup)
+		removals = removals[:atBackup]
+	}
+	sideBySide(removals, func(r *removal) {
+		_, _ = r.ask(asking) // insist finds out
+	})
+	tellListed(log, findings)
+	go func() {
+		defer close(done)
+		defer cancel()
+		var mu sync.Mutex
+		var stay []string
+		sideBySide(removals, func(r *removal) {
+			err := r.insist(ctx)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case errors.Is(err, errSpared), errors.Is(err, snapshot.ErrVetoed):
+				log.Infof("%s %s stays: %v", r.finding.Kind, r.finding.Object(), err)
+			case err != nil:
+				stay = append(stay, fmt.Sprintf("%s: %v", r.finding.Object(), err))
+			default:
+				log.Infof("Deleted %s %s, %s: %s", r.finding.Kind, r.finding.Object(), describe(r.finding, s.clock.Now()), r.finding.Reason)
+			}
+		})
+		if len(stay) > 0 {
+			log.Warnf("%d objects that earlier backups have left are not gone yet, and the next backup tries again: %s", len(stay), strings.Join(stay, "; "))
+		}
+	}()
+	return done
+}
+
+// orphans looks at what has a mark, and at everything only where that has
+// something to delete: what is shared with others shows only there.
+func (s *Sweeper) orphans(ctx context.Context) (*facts, []Finding, error) {
+	facts, err := s.suspects(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	findings := facts.judge(nobody)
+	if !slices.ContainsFunc(findings, func(f Finding) bool { return f.goes() && f.Kind != Record }) {
+		return facts, findings, nil
+	}
+	if facts, err = s.everything(ctx, false); err != nil {
+		return nil, nil, err
+	}
+	return facts, facts.judge(nobody), nil
+}
+
+func tellListed(log logrus.FieldLogger, findings []Finding) {
+	listed := 0
+	for i := range findings {
+		if findings[i].Action == List {
+			listed++
+		}
+	}
+	if listed > 0 {
+		log.Infof("%d snapshots of earlier backups or restores do not say for certain whose they are, and stay: `stillpoint sweep` lists them", listed)
+	}
+}
+
+// describe is size and age of a finding.
+func describe(f *Finding, now time.Time) string {
+	age := duration.HumanDuration(f.Age(now)) + " old"
+	if f.Size == 0 {
+		return age
+	}
+	return size(f.Size) + ", " + age
+}
