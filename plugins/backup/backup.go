@@ -20,11 +20,13 @@ import (
 
 	"stillpoint.io/stillpoint/internal/bracket"
 	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/group"
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
+	"stillpoint.io/stillpoint/internal/sweep"
 )
 
 // callLimit bounds one call of Velero's, which brings no context along. It
@@ -43,6 +45,8 @@ type Shared struct {
 	bracket *bracket.Bracket
 	groups  *group.Groups
 	tracker *export.Tracker
+	sweeper *sweep.Sweeper
+	swept   sync.Once
 }
 
 // NewShared returns a Shared. csi is asked when the first action is made; only
@@ -63,6 +67,9 @@ func (s *Shared) connect(log logrus.FieldLogger) error {
 		s.bracket = bracket.New(clients, namespaces, classes, reporter, s.csi(), log)
 		s.tracker = export.New(clients, clock, log)
 		s.groups = group.New(clients, namespaces, classes, reporter, s.csi(), log)
+		s.sweeper = sweep.New(clients, func(ctx context.Context) (*config.Config, error) {
+			return config.Load(ctx, clients.Kube, clients.VeleroNamespace)
+		}, clock)
 	})
 	return s.err
 }
@@ -74,7 +81,7 @@ func (s *Shared) Volume(log logrus.FieldLogger) (any, error) {
 
 // Claim makes the action on PersistentVolumeClaims.
 func (s *Shared) Claim(log logrus.FieldLogger) (any, error) {
-	return &claimAction{s}, s.connect(log)
+	return &claimAction{s, log}, s.connect(log)
 }
 
 // Pods makes the action that keeps a workload's pods together.
@@ -102,12 +109,18 @@ func (a *volumeAction) Execute(item runtime.Unstructured, backup *velerov1.Backu
 	return item, nil, nil
 }
 
-type claimAction struct{ *Shared }
+type claimAction struct {
+	*Shared
+	log logrus.FieldLogger
+}
 
 // Name is not called through the plugin protocol; Velero uses the registered one.
 func (*claimAction) Name() string { return "stillpoint.io/claim" }
 
-func (*claimAction) AppliesTo() (velero.ResourceSelector, error) {
+// AppliesTo is asked once per backup, before Velero lists its items, which is
+// when what earlier backups have left must be on its way out.
+func (a *claimAction) AppliesTo() (velero.ResourceSelector, error) {
+	a.swept.Do(func() { a.sweeper.AtBackup(context.Background(), a.log) })
 	return velero.ResourceSelector{IncludedResources: []string{"persistentvolumeclaims"}}, nil
 }
 
