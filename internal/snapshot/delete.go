@@ -31,6 +31,9 @@ const (
 	// VolumeSnapshot that is deleted, and without which the CSI sidecar lets no
 	// content go.
 	beingDeleted = "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted"
+	// unusual is how long storage may take to delete a snapshot before somebody
+	// wonders why.
+	unusual = 5 * time.Second
 	// removalPause lies between two looks at a snapshot that is to go, at the
 	// most; removalFirst is the first such pause, and each is twice the last.
 	removalPause = time.Second
@@ -231,8 +234,12 @@ func remains(t Target, vs *snapshotv1.VolumeSnapshot, content *snapshotv1.Volume
 		left = append(left, "VolumeSnapshotContent "+content.Name)
 	}
 	text := strings.Join(left, " and ") + " being deleted"
-	if content != nil && content.Status != nil && content.Status.Error != nil {
+	switch {
+	case content == nil:
+	case content.Status != nil && content.Status.Error != nil:
 		text += ": " + message(content.Status.Error)
+	case content.DeletionTimestamp != nil && time.Since(content.DeletionTimestamp.Time) > unusual:
+		text += fmt.Sprintf(" since %s; the CSI sidecar csi-snapshotter has the driver's error in its log and nowhere else", content.DeletionTimestamp.UTC().Format(time.RFC3339))
 	}
 	return text
 }
