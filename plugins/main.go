@@ -17,6 +17,7 @@ import (
 
 	"stillpoint.io/stillpoint/plugins/backup"
 	"stillpoint.io/stillpoint/plugins/check"
+	"stillpoint.io/stillpoint/plugins/delete"
 	"stillpoint.io/stillpoint/plugins/restore"
 	"stillpoint.io/stillpoint/plugins/sweep"
 )
@@ -48,8 +49,9 @@ func main() {
 		RegisterBackupItemActionV2("stillpoint.io/claim", shared.Claim).
 		RegisterItemBlockAction("stillpoint.io/quiesce-pods", shared.Pods).
 		RegisterRestoreItemAction("stillpoint.io/restore-snapshot", restores.Snapshots).
-		RegisterRestoreItemAction("stillpoint.io/restore-claim", restores.Claims).
+		RegisterRestoreItemActionV2("stillpoint.io/restore-claim", restores.Claims).
 		RegisterRestoreItemAction("stillpoint.io/restore-statefulset", restores.StatefulSets).
+		RegisterDeleteItemAction("stillpoint.io/delete-leftovers", delete.New).
 		Serve()
 }
 

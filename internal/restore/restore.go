@@ -1,15 +1,18 @@
 // Package restore decides how the snapshots in a backup come back in the
 // cluster that is restored to: with which driver, class and deletion policy,
-// and which claims are refused. It changes what Velero's own actions have made
-// of an item only where the configuration or a mark in the backup asks for it.
+// and which volumes are refused. It changes what Velero's own actions have made
+// of an item only where the configuration or a mark in the backup asks for it,
+// and removes what a claim was filled from when that is done.
 package restore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	"github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned"
@@ -25,18 +28,23 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/utils/clock"
 
+	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
-	"stillpoint.io/stillpoint/internal/group"
+	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
 // Restorer works on the items of restores. Velero starts a process for each
 // restore, so what it remembers is of one; it is safe for concurrent use.
 type Restorer struct {
-	kube            kubernetes.Interface
-	snapshots       versioned.Interface
-	veleroNamespace string
-	log             logrus.FieldLogger
+	clients   *cluster.Clients
+	kube      kubernetes.Interface
+	snapshots versioned.Interface
+	clock     clock.PassiveClock
+	log       logrus.FieldLogger
+	// wait is how long the process of a restore waits for its claims.
+	wait time.Duration
 
 	mu       sync.Mutex
 	restores map[types.UID]*memory
@@ -52,11 +60,20 @@ type memory struct {
 	// decided is by the VolumeSnapshot as backed up. Its content comes first,
 	// and the claim that wants it last.
 	decided map[types.NamespacedName]decision
+	// parameters are those of the VolumeSnapshotClasses in the backup, as far as
+	// they were restored.
+	parameters map[string]map[string]string
+	// lent are the VolumeSnapshots that this process has restored for claims.
+	lent []loan
+	// backup is that which is restored from, nil until somebody asks.
+	backup *velerov1.Backup
 }
 
 type decision struct {
 	mapped *Mapped // nil where the maps do not name it
-	err    error
+	// settled says that it is known whether the snapshot may be restored from.
+	settled bool
+	err     error
 }
 
 // Item is one object of a restore.
@@ -69,9 +86,12 @@ type Item struct {
 	Restore  *velerov1.Restore
 }
 
-// NewRestorer returns a Restorer for the Velero of a namespace.
-func NewRestorer(kube kubernetes.Interface, snapshots versioned.Interface, veleroNamespace string, log logrus.FieldLogger) *Restorer {
-	return &Restorer{kube: kube, snapshots: snapshots, veleroNamespace: veleroNamespace, log: log, restores: map[types.UID]*memory{}, refused: map[types.UID][]types.NamespacedName{}}
+// NewRestorer returns a Restorer for the Velero that the clients reach.
+func NewRestorer(clients *cluster.Clients, clock clock.PassiveClock, log logrus.FieldLogger) *Restorer {
+	return &Restorer{
+		clients: clients, kube: clients.Kube, snapshots: clients.Snapshots, clock: clock, log: log, wait: pollsWorth,
+		restores: map[types.UID]*memory{}, refused: map[types.UID][]types.NamespacedName{},
+	}
 }
 
 // of reads the configuration at the restore's first item. What could not be
@@ -82,8 +102,8 @@ func (r *Restorer) of(ctx context.Context, restore *velerov1.Restore) *memory {
 	defer r.mu.Unlock()
 	known, ok := r.restores[restore.UID]
 	if !ok {
-		known = &memory{decided: map[types.NamespacedName]decision{}}
-		if known.settings, known.err = config.Load(ctx, r.kube, r.veleroNamespace); known.err != nil {
+		known = &memory{decided: map[types.NamespacedName]decision{}, parameters: map[string]map[string]string{}}
+		if known.settings, known.err = config.Load(ctx, r.kube, r.clients.VeleroNamespace); known.err != nil {
 			known.err = fmt.Errorf("read the restore maps: %w", known.err)
 		}
 		r.restores[restore.UID] = known
@@ -102,18 +122,24 @@ func (r *Restorer) Class(ctx context.Context, item Item) (skip bool, err error) 
 	if known.err != nil {
 		return false, fmt.Errorf("VolumeSnapshotClass %s is not restored: %w", name, known.err)
 	}
-	if !known.maps() {
-		return false, nil
-	}
 	class := &snapshotv1.VolumeSnapshotClass{}
 	if err := convert(item.BackedUp, class); err != nil {
 		return false, err
+	}
+	r.mu.Lock()
+	known.parameters[name] = class.Parameters
+	r.mu.Unlock()
+	if !known.maps() && !known.exportsOnly(class.Driver) {
+		return false, nil
 	}
 	target, err := r.target(ctx)
 	if err != nil {
 		return false, fmt.Errorf("VolumeSnapshotClass %s is not restored: %w", name, err)
 	}
 	plan, err := MapClass(Source{Driver: class.Driver, Class: name}, known.settings, target, boolptr.IsSetToTrue(item.Restore.Spec.IncludeClusterResources))
+	if err == nil && !plan.Skip && named(plan.Name, target) == nil {
+		err = usable(known.settings, class.Driver, plan.Driver, class.Parameters)
+	}
 	if err != nil {
 		return false, fmt.Errorf("VolumeSnapshotClass %s is not restored: %w", name, err)
 	}
@@ -137,10 +163,11 @@ func (r *Restorer) Content(ctx context.Context, item Item) error {
 	}
 	snapshot := types.NamespacedName{Namespace: content.Spec.VolumeSnapshotRef.Namespace, Name: content.Spec.VolumeSnapshotRef.Name}
 	known := r.of(ctx, item.Restore)
-	decided := r.decide(ctx, known, snapshot, Source{Driver: content.Spec.Driver, Class: value(content.Spec.VolumeSnapshotClassName)})
+	decided := r.decide(ctx, known, snapshot, Source{Driver: content.Spec.Driver, Class: value(content.Spec.VolumeSnapshotClassName)}, content)
 	if decided.err != nil {
-		return fmt.Errorf("VolumeSnapshotContent %s of VolumeSnapshot %s is not restored: %w", content.Name, snapshot, decided.err)
+		return fmt.Errorf("VolumeSnapshotContent %s of VolumeSnapshot %s is not restored: %w", content.Name, snapshot, r.advise(ctx, decided.err, types.NamespacedName{}))
 	}
+	unmark(item.Object)
 	if mapped := decided.mapped; mapped != nil {
 		r.log.Infof("VolumeSnapshotContent %s of VolumeSnapshot %s comes back with driver %s and class %s: %s",
 			content.Name, snapshot, mapped.Driver, orNone(mapped.Class), mapped.Reason)
@@ -169,15 +196,17 @@ func (r *Restorer) Snapshot(ctx context.Context, item Item) error {
 	}
 	name := types.NamespacedName{Namespace: snapshot.Namespace, Name: snapshot.Name}
 	known := r.of(ctx, item.Restore)
-	decided := r.decide(ctx, known, name, Source{Driver: snapshot.Annotations[velerov1.DriverNameAnnotation], Class: value(snapshot.Spec.VolumeSnapshotClassName)})
-	if decided.err == nil && known.maps() {
+	decided := r.decide(ctx, known, name, Source{Driver: snapshot.Annotations[velerov1.DriverNameAnnotation], Class: value(snapshot.Spec.VolumeSnapshotClassName)}, snapshot)
+	if decided.err == nil && (known.maps() || known.exportsOnly(snapshot.Annotations[velerov1.DriverNameAnnotation])) {
 		if decided.err = r.hasContent(ctx, item.Object); decided.err != nil {
 			r.remember(known, name, decided)
 		}
 	}
 	if decided.err != nil {
-		return fmt.Errorf("VolumeSnapshot %s is not restored: %w", name, decided.err)
+		claim := types.NamespacedName{Namespace: snapshot.Namespace, Name: value(snapshot.Spec.Source.PersistentVolumeClaimName)}
+		return errors.Join(fmt.Errorf("VolumeSnapshot %s is not restored: %w", name, r.advise(ctx, decided.err, claim)), r.dropContent(ctx, item))
 	}
+	unmark(item.Object)
 	if decided.mapped != nil {
 		if snapshot.Annotations[velerov1.VolumeGroupSnapshotHandleAnnotation] != "" {
 			r.log.Warnf("VolumeSnapshot %s is of a group snapshot, for which Velero makes a VolumeGroupSnapshotContent of the backup's driver; the map does not reach that", name)
@@ -188,6 +217,20 @@ func (r *Restorer) Snapshot(ctx context.Context, item Item) error {
 		annotate(item.Object, velerov1.VSCDeletionPolicyAnnotation, string(policy))
 	}
 	return nil
+}
+
+// dropContent removes the content of a VolumeSnapshot that is refused: whether
+// the snapshot may be restored from was not known when it was made.
+func (r *Restorer) dropContent(ctx context.Context, item Item) error {
+	name, _, err := unstructured.NestedString(item.Object.Object, "spec", "source", "volumeSnapshotContentName")
+	if err != nil || name == "" {
+		return err
+	}
+	_, err = snapshot.Remove(ctx, r.snapshots, snapshot.Target{
+		Namespace: targetNamespace(item.Restore, item.BackedUp.GetNamespace()), Name: item.Object.GetName(), Content: name,
+		Policy: snapshotv1.VolumeSnapshotContentRetain,
+	})
+	return err
 }
 
 // hasContent is an error when the content that the VolumeSnapshot names is not
@@ -209,15 +252,17 @@ func (r *Restorer) hasContent(ctx context.Context, snapshot *unstructured.Unstru
 }
 
 // Claim works on a PersistentVolumeClaim. It refuses one that would come back
-// empty, and one whose VolumeSnapshot was refused.
-func (r *Restorer) Claim(ctx context.Context, item Item) error {
-	err := r.claim(ctx, item)
+// empty, and one whose VolumeSnapshot was refused. One that comes from a
+// VolumeSnapshot has an operation, which removes that when it is not needed any
+// more; "" is none.
+func (r *Restorer) Claim(ctx context.Context, item Item) (operation string, err error) {
+	operation, err = r.claim(ctx, item)
 	if err != nil {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.refused[item.Restore.UID] = append(r.refused[item.Restore.UID], types.NamespacedName{Namespace: item.BackedUp.GetNamespace(), Name: item.BackedUp.GetName()})
 	}
-	return err
+	return operation, err
 }
 
 // StatefulSet refuses a StatefulSet that is missing a claim because that was
@@ -242,44 +287,56 @@ func (r *Restorer) StatefulSet(item Item) error {
 	return nil
 }
 
-func (r *Restorer) claim(ctx context.Context, item Item) error {
+func (r *Restorer) claim(ctx context.Context, item Item) (operation string, err error) {
 	claim := types.NamespacedName{Namespace: item.BackedUp.GetNamespace(), Name: item.BackedUp.GetName()}
-	target := claim
-	if mapped, ok := item.Restore.Spec.NamespaceMapping[claim.Namespace]; ok {
-		target.Namespace = mapped
-	}
-	if reason, marked := item.BackedUp.GetAnnotations()[group.NoSnapshotAnnotation]; marked {
-		exists, err := r.exists(ctx, target)
-		if err != nil {
-			return err
-		}
-		if err := guard(unsaved{
-			claim: claim, backup: item.Restore.Spec.BackupName, reason: reason,
-			volumes: !boolptr.IsSetToFalse(item.Restore.Spec.RestorePVs), exists: exists,
-		}); err != nil {
-			return err
-		}
-		if !exists {
-			r.log.Infof("Claim %s comes back empty, as asked: RestorePVs is false", claim)
-		}
-		unannotate(item.Object, group.NoSnapshotAnnotation)
+	target := types.NamespacedName{Namespace: targetNamespace(item.Restore, claim.Namespace), Name: claim.Name}
+	if err := r.guard(ctx, item, claim, target); err != nil {
+		return "", err
 	}
 
-	snapshot := types.NamespacedName{Namespace: claim.Namespace, Name: item.BackedUp.GetAnnotations()[velerov1.VolumeSnapshotLabel]}
+	from := types.NamespacedName{Namespace: claim.Namespace, Name: item.BackedUp.GetAnnotations()[velerov1.VolumeSnapshotLabel]}
+	if from.Name == "" {
+		return "", nil
+	}
 	// Velero has pointed the claim at the VolumeSnapshot unless it leaves the
 	// claim alone, has it filled otherwise, or was asked to make it empty.
-	source := util.GenerateSha256FromRestoreUIDAndVsName(string(item.Restore.UID), snapshot.Name)
+	source := util.GenerateSha256FromRestoreUIDAndVsName(string(item.Restore.UID), from.Name)
 	restored := &corev1.PersistentVolumeClaim{}
 	if err := convert(item.Object, restored); err != nil {
-		return err
+		return "", err
 	}
-	if from := restored.Spec.DataSource; snapshot.Name == "" || from == nil || from.Name != source {
-		return nil
+	pointed := restored.Spec.DataSource != nil && restored.Spec.DataSource.Name == source
+	if known := r.of(ctx, item.Restore); pointed {
+		if err := r.allowed(known, from); err != nil {
+			return "", fmt.Errorf("claim %s is not restored: %w", claim, r.advise(ctx, err, claim))
+		}
+	} else if boolptr.IsSetToFalse(item.Restore.Spec.RestorePVs) {
+		return "", nil
 	}
-	if err := r.hasSnapshot(ctx, r.of(ctx, item.Restore), snapshot, types.NamespacedName{Namespace: target.Namespace, Name: source}); err != nil {
-		return fmt.Errorf("claim %s is not restored: %w", claim, err)
+	// The VolumeSnapshot may be there for a claim that Velero leaves alone, too.
+	l := loan{target.Namespace, target.Name, source}
+	there, err := r.lend(ctx, l, item.Restore)
+	switch {
+	case err != nil && pointed:
+		return "", fmt.Errorf("claim %s is not restored: %w", claim, err)
+	case err != nil:
+		r.log.Warnf("Claim %s is there already, and what the restore has made for it stays: %v", target, err)
+		return "", nil
+	case !there && pointed:
+		return "", fmt.Errorf("claim %s is not restored: its VolumeSnapshot %s, %s/%s here, was not restored, for a reason among the errors of this restore",
+			claim, from, target.Namespace, source)
+	case !there:
+		return "", nil
 	}
-	return nil
+	return l.operation(), nil
+}
+
+// targetNamespace is where the restore brings a namespace of the backup.
+func targetNamespace(restore *velerov1.Restore, namespace string) string {
+	if mapped, ok := restore.Spec.NamespaceMapping[namespace]; ok {
+		return mapped
+	}
+	return namespace
 }
 
 // exists tells whether the cluster has a claim that is not about to go.
@@ -294,34 +351,23 @@ func (r *Restorer) exists(ctx context.Context, claim types.NamespacedName) (bool
 	return live.DeletionTimestamp == nil, nil
 }
 
-// hasSnapshot is an error when the VolumeSnapshot that a claim is to come from
-// was refused. Without maps nothing is refused, and nothing is looked up.
-func (r *Restorer) hasSnapshot(ctx context.Context, known *memory, snapshot, restored types.NamespacedName) error {
+// allowed is an error when the VolumeSnapshot that a claim is to come from was
+// refused, as far as this process knows.
+func (r *Restorer) allowed(known *memory, snapshot types.NamespacedName) error {
 	if known.err != nil {
 		return known.err
 	}
-	if !known.maps() {
-		return nil
-	}
 	r.mu.Lock()
-	decided := known.decided[snapshot]
-	r.mu.Unlock()
-	if decided.err != nil {
+	defer r.mu.Unlock()
+	if decided := known.decided[snapshot]; decided.err != nil {
 		return fmt.Errorf("its VolumeSnapshot %s was refused: %w", snapshot, decided.err)
-	}
-	_, err := r.snapshots.SnapshotV1().VolumeSnapshots(restored.Namespace).Get(ctx, restored.Name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return fmt.Errorf("its VolumeSnapshot %s, %s here, was not restored, for a reason among the errors of this restore", snapshot, restored)
-	}
-	if err != nil {
-		return fmt.Errorf("get VolumeSnapshot %s: %w", restored, err)
 	}
 	return nil
 }
 
 // decide gives the decision on a snapshot, which is made once: content and
-// VolumeSnapshot must not differ.
-func (r *Restorer) decide(ctx context.Context, known *memory, snapshot types.NamespacedName, source Source) decision {
+// VolumeSnapshot must not differ. item is the one of them that is restored.
+func (r *Restorer) decide(ctx context.Context, known *memory, snapshot types.NamespacedName, source Source, item metav1.Object) decision {
 	if known.err != nil {
 		return decision{err: known.err}
 	}
@@ -330,14 +376,18 @@ func (r *Restorer) decide(ctx context.Context, known *memory, snapshot types.Nam
 	r.mu.Unlock()
 	// Without a driver it is a VolumeSnapshot that no Velero has backed up with
 	// its content, and all depends on that.
-	if ok || !known.maps() || source.Driver == "" {
+	if source.Driver == "" || (ok && (decided.settled || decided.err != nil)) {
 		return decided
 	}
-	target, err := r.target(ctx)
-	if err != nil {
+	if !ok && known.maps() {
+		target, err := r.target(ctx)
+		if err == nil {
+			decided.mapped, err = Map(source, known.settings, target)
+		}
 		decided.err = err
-	} else {
-		decided.mapped, decided.err = Map(source, known.settings, target)
+	}
+	if decided.err == nil {
+		decided.settled, decided.err = r.restorable(ctx, known, source, decided.mapped, item)
 	}
 	r.remember(known, snapshot, decided)
 	return decided
@@ -387,6 +437,15 @@ func annotate(item *unstructured.Unstructured, key, value string) {
 	}
 	annotations[key] = value
 	item.SetAnnotations(annotations)
+}
+
+// unmark takes away what the backup's copy says of its origin.
+func unmark(item *unstructured.Unstructured) {
+	snapshot.Unmark(item)
+	if len(item.GetLabels()) == 0 {
+		item.SetLabels(nil)
+	}
+	unannotate(item, exportedAnnotation)
 }
 
 func unannotate(item *unstructured.Unstructured, key string) {

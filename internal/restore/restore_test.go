@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	snapshotfake "github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned/fake"
@@ -24,10 +25,12 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
+	clocktesting "k8s.io/utils/clock/testing"
 	"k8s.io/utils/ptr"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 	crfake "sigs.k8s.io/controller-runtime/pkg/client/fake"
 
+	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/group"
 )
 
@@ -45,10 +48,15 @@ type target struct {
 	t         *testing.T
 	kube      *fake.Clientset
 	snapshots *snapshotfake.Clientset
-	velero    crclient.Client
+	velero    crclient.WithWatch
+	clock     *clocktesting.FakePassiveClock
 	restorer  *Restorer
 	log       *logtest.Hook
 	restore   *velerov1.Restore
+	// exported is what the backup says of its snapshots, "" for nothing.
+	exported string
+	// operation is that of the last claim.
+	operation string
 	// forgetful targets have a new process for each item.
 	forgetful bool
 }
@@ -77,7 +85,11 @@ func newTarget(t *testing.T, settings string, classes ...snapshotv1.VolumeSnapsh
 	}
 	w.kube = fake.NewClientset(cluster...)
 	w.snapshots = snapshotfake.NewSimpleClientset()
-	seen := []runtime.Object{&velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "monday"}}}
+	w.clock = clocktesting.NewFakePassiveClock(time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC))
+	seen := []runtime.Object{
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "velero", UID: "here"}},
+		&velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "monday", UID: "b1"}},
+	}
 	for _, class := range classes {
 		_, err := w.snapshots.SnapshotV1().VolumeSnapshotClasses().Create(t.Context(), &class, metav1.CreateOptions{})
 		require.NoError(t, err)
@@ -111,7 +123,8 @@ func veleroScheme(t *testing.T) *runtime.Scheme {
 func (w *target) newProcess() {
 	log, hook := logtest.NewNullLogger()
 	w.log = hook
-	w.restorer = NewRestorer(w.kube, w.snapshots, "velero", log)
+	w.restorer = NewRestorer(&cluster.Clients{Kube: w.kube, Snapshots: w.snapshots, Objects: w.velero, Remembered: w.velero, VeleroNamespace: "velero"}, w.clock, log)
+	w.restorer.wait = 3 * pause
 }
 
 // factory gives Velero's actions their client.
@@ -136,6 +149,9 @@ func backedUp(t *testing.T, file string) *unstructured.Unstructured {
 func (w *target) item(file string) *Item {
 	w.t.Helper()
 	original := backedUp(w.t, file)
+	if kind := original.GetKind(); w.exported != "" && (kind == "VolumeSnapshot" || kind == "VolumeSnapshotContent") {
+		annotate(original, exportedAnnotation, w.exported)
+	}
 	var initialize common.HandlerInitializer
 	switch original.GetKind() {
 	case "VolumeSnapshotClass":
@@ -191,7 +207,7 @@ func (w *target) bring(file string) (*unstructured.Unstructured, error) {
 			require.NoError(w.t, err)
 		}
 	default:
-		err = w.restorer.Claim(w.t.Context(), *item)
+		w.operation, err = w.restorer.Claim(w.t.Context(), *item)
 	}
 	if err != nil || skip {
 		return nil, err
@@ -285,8 +301,9 @@ func messages(log *logtest.Hook) string {
 	return strings.Join(all, "\n")
 }
 
-// Without a configuration there is one request in all, the one for it.
-func TestWithoutMapsNothingIsAsked(t *testing.T) {
+// Without a configuration there is one request for it, one for the backup, and
+// those that mark what a claim comes from.
+func TestWithoutMapsLittleIsAsked(t *testing.T) {
 	w := newTarget(t, "", class("a", sourceDriver))
 	for _, file := range append([]string{"class"}, volume...) {
 		_, err := w.bring(file)
@@ -294,9 +311,13 @@ func TestWithoutMapsNothingIsAsked(t *testing.T) {
 	}
 	require.Len(t, w.kube.Actions(), 1)
 	assert.True(t, w.kube.Actions()[0].Matches("list", "configmaps"))
+	var asked []string
 	for _, action := range w.snapshots.Actions() {
-		assert.Equal(t, "create", action.GetVerb()) // by this test
+		if action.GetVerb() != "create" { // which is this test's
+			asked = append(asked, action.GetVerb()+" "+action.GetResource().Resource)
+		}
 	}
+	assert.Equal(t, []string{"patch volumesnapshots", "patch volumesnapshotcontents"}, asked)
 }
 
 // What is wrong with a map is said at each object of the volume, and none of
@@ -489,13 +510,14 @@ func TestStatefulSetOfAnUnsavedClaim(t *testing.T) {
 			w := newTarget(t, "{driver: []}")
 			item := w.item("claim-unsaved")
 			item.BackedUp.SetName("data-db-0")
-			require.Error(t, w.restorer.Claim(t.Context(), *item))
+			_, err := w.restorer.Claim(t.Context(), *item)
+			require.Error(t, err)
 			set := &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{"volumeClaimTemplates": []any{
 				map[string]any{"metadata": map[string]any{"name": test.template}},
 			}}}}
 			set.SetNamespace(test.namespace)
 			set.SetName(test.set)
-			err := w.restorer.StatefulSet(Item{Object: set, BackedUp: set, Restore: item.Restore})
+			err = w.restorer.StatefulSet(Item{Object: set, BackedUp: set, Restore: item.Restore})
 			if test.refused {
 				require.EqualError(t, err, "StatefulSet e2e-gs7xq/db is not restored: its claim data-db-0 was refused, and its controller would make an empty one")
 			} else {
@@ -510,9 +532,11 @@ func TestClaimWithAnotherSource(t *testing.T) {
 	w := newTarget(t, "{driver: []}")
 	item := w.item("claim")
 	require.NoError(t, set(item.Object, "of-its-own", "spec", "dataSource", "name"))
-	require.NoError(t, w.restorer.Claim(t.Context(), *item))
+	_, err := w.restorer.Claim(t.Context(), *item)
+	require.NoError(t, err)
 	unstructured.RemoveNestedField(item.Object.Object, "spec", "dataSource")
-	require.NoError(t, w.restorer.Claim(t.Context(), *item))
+	_, err = w.restorer.Claim(t.Context(), *item)
+	require.NoError(t, err)
 }
 
 // A claim with a snapshot that is to be empty needs no map either.

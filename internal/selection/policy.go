@@ -9,6 +9,7 @@ import (
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	"github.com/vmware-tanzu/velero/pkg/kuberesource"
 	"github.com/vmware-tanzu/velero/pkg/plugin/utils/volumehelper"
+	"github.com/vmware-tanzu/velero/pkg/util/boolptr"
 	vhutil "github.com/vmware-tanzu/velero/pkg/util/volumehelper"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -159,6 +160,24 @@ func (s *Selection) misses(claim *corev1.PersistentVolumeClaim) (bool, error) {
 		}
 	}
 	return true, nil
+}
+
+// LeftOut says why a backup was to leave out the data of a claim, by its volume
+// policies and its spec; "" when it was not.
+func (s *Selection) LeftOut(claim *corev1.PersistentVolumeClaim) (string, error) {
+	action, err := s.action(claim)
+	if err != nil {
+		return "", err
+	}
+	switch {
+	case action.kind == "skip":
+		return "a volume policy skips it", nil
+	case action.custom() && !action.ours():
+		return fmt.Sprintf("a volume policy hands it to another snapshotter (%s)", action), nil
+	case action.kind == "" && boolptr.IsSetToFalse(s.backup.Spec.SnapshotVolumes):
+		return "the backup was asked for no snapshots (snapshotVolumes: false)", nil
+	}
+	return "", nil
 }
 
 func asItem(claim *corev1.PersistentVolumeClaim) (runtime.Unstructured, error) {

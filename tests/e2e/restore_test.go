@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -53,8 +54,10 @@ func TestRestore(t *testing.T) {
 
 	t.Run("a class that is mapped, and a claim without a snapshot", func(t *testing.T) {
 		configure(t, c, fmt.Sprintf("deletionPolicy: Delete\nsnapshotClasses:\n- {from: %s, to: %s}", from, to))
+		contents := watchContents(t, c)
 		r := b.restore(t, nil)
 		require.Equal(t, velerov1.RestorePhasePartiallyFailed, r.finished(limit))
+		t.Logf("the restore took %s", r.took())
 		errors := said(r.log(), "error")
 		assert.Equal(t, 1, strings.Count(errors, "stillpoint:"), errors)
 		for _, want := range []string{a.namespace + "/unsaved-data0", b.name, "not frozen in time", "--restore-volumes=false"} {
@@ -62,12 +65,21 @@ func TestRestore(t *testing.T) {
 		}
 		assert.Equal(t, []string{"app-data0"}, r.claims())
 
-		content := r.contentOf("app-data0")
+		content := contents(r.namespace)
+		require.NotNil(t, content)
 		assert.Equal(t, to, *content.Spec.VolumeSnapshotClassName)
 		assert.Equal(t, snapshotv1.VolumeSnapshotContentDelete, content.Spec.DeletionPolicy)
 		assert.Contains(t, r.log(), fmt.Sprintf("class %s: class by restore.snapshotClasses maps %s to %s", to, from, to))
 		r.kubectl("rollout", "status", "deployment/app", "--timeout=60s")
 		assert.Equal(t, "kept\n", r.kubectl("exec", "deployment/app", "-c", "sidecar", "--", "cat", "/mnt/data0/marker"))
+
+		// What the claim came from is gone, and the storage's snapshot is the backup's,
+		// whatever the map says of policies.
+		assert.Contains(t, r.log(), "its content are removed; the storage's snapshot stays the backup's")
+		r.leavesNothing()
+		stored, err := c.StoredSnapshots(t.Context(), a.namespace, "app-data0")
+		require.NoError(t, err)
+		assert.Len(t, stored, 1)
 	})
 
 	t.Run("a class that is mapped to none", func(t *testing.T) {
@@ -145,12 +157,19 @@ func className(annotate func(*corev1.PersistentVolumeClaim)) string {
 // section is given.
 func configure(t *testing.T, c *cluster.Cluster, section string) {
 	t.Helper()
+	configuration(t, c, "restore:\n  "+strings.ReplaceAll(section, "\n", "\n  ")+"\n")
+}
+
+// configuration gives Velero's namespace one for one test; what follows the
+// version is given.
+func configuration(t *testing.T, c *cluster.Cluster, text string) {
+	t.Helper()
 	configMap := &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: cluster.VeleroNamespace, Name: "e2e-restore",
 			Labels: map[string]string{"velero.io/plugin-config": "", "stillpoint.io/stillpoint": "Configuration"},
 		},
-		Data: map[string]string{"config.yaml": "version: v1\nrestore:\n  " + strings.ReplaceAll(section, "\n", "\n  ") + "\n"},
+		Data: map[string]string{"config.yaml": "version: v1\n" + text},
 	}
 	require.NoError(t, c.Objects().Create(t.Context(), configMap))
 	t.Cleanup(func() { assert.NoError(t, c.Objects().Delete(context.Background(), configMap)) })
@@ -224,6 +243,13 @@ func (r *restored) refused(wants ...string) {
 		}), "no %sis refused for %q: %s", object, wants, errors)
 	}
 	assert.Empty(r.t, r.claims())
+	r.leavesNothing()
+}
+
+// leavesNothing checks that there is no VolumeSnapshot and no content for one in
+// the namespace that was restored.
+func (r *restored) leavesNothing() {
+	r.t.Helper()
 	assert.Empty(r.t, r.kubectl("get", "volumesnapshots", "-o", "name"))
 	assert.NotContains(r.t, r.kubectl("get", "volumesnapshotcontents", "-o", "jsonpath={.items[*].spec.volumeSnapshotRef.namespace}"), r.namespace)
 }
@@ -233,15 +259,28 @@ func (r *restored) claims() []string {
 	return strings.Fields(r.kubectl("get", "persistentvolumeclaims", "-o", "jsonpath={.items[*].metadata.name}"))
 }
 
-// contentOf is the content that a claim was filled from.
-func (r *restored) contentOf(claim string) snapshotv1.VolumeSnapshotContent {
-	r.t.Helper()
-	found, err := r.c.Client().CoreV1().PersistentVolumeClaims(r.namespace).Get(r.t.Context(), claim, metav1.GetOptions{})
-	require.NoError(r.t, err)
-	content := snapshotv1.VolumeSnapshotContent{}
-	// Velero gives both the same name.
-	require.NoError(r.t, r.c.Objects().Get(r.t.Context(), crclient.ObjectKey{Name: found.Spec.DataSource.Name}, &content))
-	return content
+// watchContents follows the VolumeSnapshotContents that come into being from now
+// on, and gives the first of a namespace as it was made: it does not stay.
+func watchContents(t *testing.T, c *cluster.Cluster) func(namespace string) *snapshotv1.VolumeSnapshotContent {
+	t.Helper()
+	now := &snapshotv1.VolumeSnapshotContentList{}
+	require.NoError(t, c.Objects().List(t.Context(), now, crclient.Limit(1)))
+	watch, err := c.Objects().Watch(t.Context(), &snapshotv1.VolumeSnapshotContentList{}, &crclient.ListOptions{Raw: &metav1.ListOptions{ResourceVersion: now.ResourceVersion}})
+	require.NoError(t, err)
+	t.Cleanup(watch.Stop)
+	var made sync.Map
+	go func() {
+		for event := range watch.ResultChan() {
+			if content, ok := event.Object.(*snapshotv1.VolumeSnapshotContent); ok {
+				made.LoadOrStore(content.Spec.VolumeSnapshotRef.Namespace, content)
+			}
+		}
+	}()
+	return func(namespace string) *snapshotv1.VolumeSnapshotContent {
+		found, _ := made.Load(namespace)
+		content, _ := found.(*snapshotv1.VolumeSnapshotContent)
+		return content
+	}
 }
 
 func (r *restored) kubectl(args ...string) string {

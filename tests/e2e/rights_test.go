@@ -65,7 +65,7 @@ func TestRightsOfDeploySuffice(t *testing.T) {
 	})
 	t.Run("restore", func(t *testing.T) {
 		configure(t, c, "drivers:\n- {from: old.csi, to: loop.csi.stillpoint.io}\n- {from: lost.csi, to: nowhere.csi}")
-		restoreRights(t, restore.NewRestorer(clients.Kube, clients.Snapshots, clients.VeleroNamespace, log))
+		restoreRights(t, restore.NewRestorer(clients, clock.RealClock{}, log))
 	})
 }
 

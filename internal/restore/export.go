@@ -1,0 +1,196 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	"github.com/vmware-tanzu/velero/pkg/label"
+	"github.com/vmware-tanzu/velero/pkg/util/boolptr"
+	"github.com/vmware-tanzu/velero/pkg/util/collections"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	crclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"stillpoint.io/stillpoint/internal/config"
+)
+
+// exportedAnnotation stands on a VolumeSnapshot in a backup, and on its content,
+// and says whether the driver has exported it: "true" or "false". Stillpoint
+// writes it on those that it takes itself.
+const exportedAnnotation = "stillpoint.io/exported"
+
+// exportsOnly answers whether snapshots of a driver in the backup can be
+// restored from their export only.
+func (m *memory) exportsOnly(driver string) bool {
+	return exportsOnly(m.settings, driver, renamed(m.settings.Restore, driver))
+}
+
+// exportsOnly goes by the profile of the driver here, which is what restores.
+func exportsOnly(settings *config.Config, source, target string) bool {
+	return settings.Driver(target).RestoreFrom == config.RestoreFromExport ||
+		(source == target && settings.Driver(source).RestoreFrom == config.RestoreFromExport)
+}
+
+func renamed(maps config.Restore, driver string) string {
+	if i := slices.IndexFunc(maps.Drivers, func(m config.DriverMapping) bool { return m.From == driver }); i >= 0 {
+		return maps.Drivers[i].To
+	}
+	return driver
+}
+
+// exportedBy answers whether a driver, by either of its names, exports the
+// snapshots of a class.
+func exportedBy(settings *config.Config, source, target string, parameters map[string]string) bool {
+	return settings.Driver(source).Exported(parameters) || settings.Driver(target).Exported(parameters)
+}
+
+// usable is an error for a VolumeSnapshotClass none of whose snapshots can be
+// restored from.
+func usable(settings *config.Config, source, target string, parameters map[string]string) error {
+	if !exportsOnly(settings, source, target) || exportedBy(settings, source, target, parameters) {
+		return nil
+	}
+	return fmt.Errorf("driver %s restores from exports only (restoreFrom: export in its profile), and snapshots of this class stay in the storage; "+
+		"back up with data movement, and leave the class out with restore.snapshotClasses and skip: true", target)
+}
+
+// restorable is an error for a snapshot that was not exported, of a driver that
+// restores from exports only. known is false where that cannot be told by this
+// item: a content does not say as much as its VolumeSnapshot.
+func (r *Restorer) restorable(ctx context.Context, known *memory, source Source, mapped *Mapped, item metav1.Object) (settled bool, err error) {
+	driver := renamed(known.settings.Restore, source.Driver)
+	if !exportsOnly(known.settings, source.Driver, driver) {
+		return true, nil
+	}
+	var why string
+	switch item.GetAnnotations()[exportedAnnotation] {
+	case "true":
+		return true, nil
+	case "false":
+		why = "the backup says that it was not exported"
+	default:
+		parameters, found, err := r.classParameters(ctx, known, source, mapped)
+		switch {
+		case err != nil:
+			return true, err
+		case exportedBy(known.settings, source.Driver, driver, parameters):
+			return true, nil
+		case found:
+			why = fmt.Sprintf("VolumeSnapshotClass %s has no parameter by which the driver exports", source.Class)
+		default:
+			why = fmt.Sprintf("VolumeSnapshotClass %s, which could tell whether it was exported, is neither here nor in this restore", orNone(source.Class))
+		}
+		if _, isContent := item.(*snapshotv1.VolumeSnapshotContent); isContent && !found {
+			return false, nil
+		}
+	}
+	return true, &localError{driver, why}
+}
+
+// localError says that a snapshot was not exported, of a driver that restores
+// from exports only.
+type localError struct{ driver, why string }
+
+func (e *localError) Error() string {
+	return fmt.Sprintf("driver %s restores from exports only (restoreFrom: export in its profile), and this snapshot stayed in the storage: %s", e.driver, e.why)
+}
+
+// advise adds to a localError which backup has an export of the claim; its name
+// is "" where only the VolumeSnapshot can say.
+func (r *Restorer) advise(ctx context.Context, err error, claim types.NamespacedName) error {
+	if local := (*localError)(nil); !errors.As(err, &local) {
+		return err
+	}
+	if claim.Name == "" {
+		return fmt.Errorf("%w; the error of its VolumeSnapshot says which backup has an export", err)
+	}
+	return fmt.Errorf("%w; %s", err, r.exports(ctx, claim))
+}
+
+// classParameters are those of the class that a snapshot was taken with: as the
+// backup has it, as the cluster has it, or of the class that stands for it here.
+func (r *Restorer) classParameters(ctx context.Context, known *memory, source Source, mapped *Mapped) (parameters map[string]string, found bool, err error) {
+	r.mu.Lock()
+	parameters, found = known.parameters[source.Class]
+	r.mu.Unlock()
+	if found || source.Class == "" {
+		return parameters, found, nil
+	}
+	target, err := r.target(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	if class := named(source.Class, target); class != nil && class.Driver == source.Driver {
+		return class.Parameters, true, nil
+	}
+	if _, entry := classEntry(known.settings.Restore, source.Class); entry && mapped != nil && mapped.Class != "" {
+		if class := named(mapped.Class, target); class != nil {
+			return class.Parameters, true, nil
+		}
+	}
+	return nil, false, nil
+}
+
+// exports tells which backup has an export of a claim. That nothing is found
+// out is not worth another error.
+func (r *Restorer) exports(ctx context.Context, claim types.NamespacedName) string {
+	backups, uploads := &velerov1.BackupList{}, &velerov2alpha1.DataUploadList{}
+	err := r.clients.Objects.List(ctx, backups, crclient.InNamespace(r.clients.VeleroNamespace))
+	if err == nil {
+		err = r.clients.Objects.List(ctx, uploads, crclient.InNamespace(r.clients.VeleroNamespace))
+	}
+	if err != nil {
+		return fmt.Sprintf("which backup has an export of claim %s could not be found out: %v", claim, err)
+	}
+	return exportOf(claim, backups.Items, uploads.Items)
+}
+
+// exportOf names the newest backup that has exported a claim, or else those of
+// another cluster that may have.
+func exportOf(claim types.NamespacedName, backups []velerov1.Backup, uploads []velerov2alpha1.DataUpload) string {
+	var newest *velerov1.Backup
+	var maybe []string
+	for i := range backups {
+		backup := &backups[i]
+		phase := backup.Status.Phase
+		if !boolptr.IsSetToTrue(backup.Spec.SnapshotMoveData) || (phase != velerov1.BackupPhaseCompleted && phase != velerov1.BackupPhasePartiallyFailed) {
+			continue
+		}
+		of := func(u velerov2alpha1.DataUpload) bool {
+			return u.Labels[velerov1.BackupNameLabel] == label.GetValidName(backup.Name)
+		}
+		switch {
+		case slices.ContainsFunc(uploads, func(u velerov2alpha1.DataUpload) bool {
+			return of(u) && u.Status.Phase == velerov2alpha1.DataUploadPhaseCompleted && u.Spec.SourceNamespace == claim.Namespace && u.Spec.SourcePVC == claim.Name
+		}):
+			if newest == nil || started(backup).After(started(newest)) {
+				newest = backup
+			}
+		case !slices.ContainsFunc(uploads, of) && collections.NewNamespaceIncludesExcludes().
+			Includes(backup.Spec.IncludedNamespaces...).Excludes(backup.Spec.ExcludedNamespaces...).ShouldInclude(claim.Namespace):
+			maybe = append(maybe, backup.Name)
+		}
+	}
+	switch {
+	case newest != nil:
+		return fmt.Sprintf("backup %s of %s has an export of claim %s", newest.Name, started(newest).UTC().Format(time.RFC3339), claim)
+	case len(maybe) > 0:
+		slices.Sort(maybe)
+		return fmt.Sprintf("no backup that was made here has an export of claim %s; one of another cluster may: %s", claim, strings.Join(maybe, ", "))
+	}
+	return fmt.Sprintf("no backup has an export of claim %s", claim)
+}
+
+func started(backup *velerov1.Backup) time.Time {
+	if backup.Status.StartTimestamp == nil {
+		return backup.CreationTimestamp.Time
+	}
+	return backup.Status.StartTimestamp.Time
+}

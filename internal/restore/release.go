@@ -1,0 +1,357 @@
+package restore
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+
+	"stillpoint.io/stillpoint/internal/snapshot"
+)
+
+const (
+	// pollsWorth is how long the process of the restore itself waits, for all
+	// claims together. Velero asks it once, when all items are done, and only
+	// every 10 s after that: to wait here costs no more than to be asked again.
+	pollsWorth = 10 * time.Second
+	// pause lies between two looks at a claim while the process waits.
+	pause = 200 * time.Millisecond
+	// sideBySide is how many claims are looked at at the same time.
+	sideBySide = 8
+	// patience is how long a restore stays open for one claim that is not bound,
+	// and for objects that do not go. Velero's finalizer is as patient.
+	patience = 10 * time.Minute
+	// podGrace is how long a controller may take to make the first pod of a claim
+	// that waits for one.
+	podGrace = 5 * time.Second
+)
+
+// operationPrefix begins the ids of operations that remove a restored
+// VolumeSnapshot and its content.
+const operationPrefix = "restored-snapshot"
+
+// loan is a VolumeSnapshot that a restore has made for a claim. Its content has
+// the same name. All that is known of it is in the id of its operation, and in
+// the cluster: Velero asks each time from a new process.
+type loan struct{ namespace, claim, snapshot string }
+
+func (l loan) operation() string {
+	return strings.Join([]string{operationPrefix, l.namespace, l.claim, l.snapshot}, "/")
+}
+
+func loanOf(operation string) (loan, error) {
+	parts := strings.Split(operation, "/")
+	if len(parts) != 4 || parts[0] != operationPrefix || slices.Contains(parts, "") {
+		return loan{}, fmt.Errorf("operation ID %q is invalid: it is to be %s/<namespace>/<claim>/<VolumeSnapshot>", operation, operationPrefix)
+	}
+	return loan{parts[1], parts[2], parts[3]}, nil
+}
+
+// lend marks a VolumeSnapshot and its content as made for a claim by a restore.
+// It is false when the VolumeSnapshot is not there.
+func (r *Restorer) lend(ctx context.Context, l loan, restore *velerov1.Restore) (bool, error) {
+	installation, err := r.clients.Installation(ctx)
+	if err != nil {
+		return false, err
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": snapshot.Restored(installation, string(restore.UID))}})
+	if err != nil {
+		return false, fmt.Errorf("mark VolumeSnapshot %s/%s: %w", l.namespace, l.snapshot, err)
+	}
+	_, err = r.snapshots.SnapshotV1().VolumeSnapshots(l.namespace).Patch(ctx, l.snapshot, types.MergePatchType, patch, metav1.PatchOptions{})
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("mark VolumeSnapshot %s/%s: %w", l.namespace, l.snapshot, err)
+	}
+	_, err = r.snapshots.SnapshotV1().VolumeSnapshotContents().Patch(ctx, l.snapshot, types.MergePatchType, patch, metav1.PatchOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return false, fmt.Errorf("mark VolumeSnapshotContent %s: %w", l.snapshot, err)
+	}
+	known := r.of(ctx, restore)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	known.lent = append(known.lent, l)
+	return true, nil
+}
+
+// Progress tells how the removal of a restored VolumeSnapshot stands, and does
+// what there is to do. Trouble that may pass is told in the description: Velero
+// never asks again after an error.
+func (r *Restorer) Progress(ctx context.Context, operation string, restore *velerov1.Restore) (velero.OperationProgress, error) {
+	l, err := loanOf(operation)
+	if err != nil {
+		return velero.OperationProgress{}, err
+	}
+	r.await(ctx, restore)
+	done, text := r.takeBack(ctx, l, restore)
+	return velero.OperationProgress{Completed: done, Description: text, Updated: r.clock.Now()}, nil
+}
+
+// Cancel removes what may go now. It can be repeated; what stays is the
+// sweep's.
+func (r *Restorer) Cancel(ctx context.Context, operation string, restore *velerov1.Restore) error {
+	l, err := loanOf(operation)
+	if err != nil {
+		return err
+	}
+	if done, text := r.takeBack(ctx, l, restore); !done {
+		return errors.New(text)
+	}
+	return nil
+}
+
+// await gives the claims of a restore a little time, in the process that has
+// restored them. Any other has nothing to wait for here.
+func (r *Restorer) await(ctx context.Context, restore *velerov1.Restore) {
+	r.mu.Lock()
+	known := r.restores[restore.UID]
+	var lent []loan
+	if known != nil {
+		lent, known.lent = known.lent, nil
+	}
+	r.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, r.wait)
+	defer cancel()
+	places := make(chan struct{}, sideBySide)
+	pause := pause * time.Duration(1+len(lent)/sideBySide)
+	var wait sync.WaitGroup
+	for _, l := range lent {
+		wait.Go(func() {
+			for {
+				places <- struct{}{}
+				done, text := r.takeBack(ctx, l, restore)
+				<-places
+				if done {
+					r.log.Infof("Claim %s/%s: %s", l.namespace, l.claim, text)
+					return
+				}
+				select {
+				case <-time.After(pause):
+				case <-ctx.Done():
+					return
+				}
+			}
+		})
+	}
+	wait.Wait()
+}
+
+// takeBack removes a VolumeSnapshot and its content when the claim does not
+// need them any more, and keeps what they stand for in the storage: that is the
+// backup's. done says that nothing more is to be waited for.
+func (r *Restorer) takeBack(ctx context.Context, l loan, restore *velerov1.Restore) (done bool, text string) {
+	facts, err := r.facts(ctx, l, restore)
+	if err != nil {
+		return false, err.Error()
+	}
+	verdict := judge(facts)
+	if verdict.step != remove {
+		return verdict.step == leave, verdict.text
+	}
+	left, err := snapshot.Remove(ctx, r.snapshots, snapshot.Target{
+		Namespace: l.namespace, Name: l.snapshot, Content: l.snapshot, Policy: snapshotv1.VolumeSnapshotContentRetain,
+	})
+	switch {
+	case errors.Is(err, snapshot.ErrVetoed):
+		return true, err.Error()
+	case err != nil:
+		return false, err.Error()
+	case left == "":
+		return true, fmt.Sprintf("%s and its content are removed; the storage's snapshot stays the backup's", facts.name())
+	}
+	return false, left
+}
+
+// facts are what decides on a restored VolumeSnapshot.
+type facts struct {
+	loan
+
+	restoreUID string
+	// snapshot and content are nil when they are gone.
+	snapshot *snapshotv1.VolumeSnapshot
+	content  *snapshotv1.VolumeSnapshotContent
+	claim    *corev1.PersistentVolumeClaim // nil when it is not there
+	// awaitsPod says that the claim is bound when a pod uses it, and none does.
+	awaitsPod bool
+	// trouble is the last warning about the claim.
+	trouble string
+	// others are the Pending claims that name the VolumeSnapshot beside this one.
+	others []string
+
+	now      time.Time
+	patience time.Duration
+}
+
+func (f facts) name() string { return "VolumeSnapshot " + f.namespace + "/" + f.loan.snapshot }
+
+type step int
+
+// What to do with a restored VolumeSnapshot.
+const (
+	remain step = iota // it is still needed; look again
+	leave              // nothing more is to be waited for
+	remove
+)
+
+type verdict struct {
+	step step
+	text string
+}
+
+// later is what becomes of objects that the restore does not stay open for.
+const later = "the sweep removes it later"
+
+// judge decides whether a restored VolumeSnapshot may go.
+func judge(f facts) verdict {
+	if f.snapshot == nil && f.content == nil {
+		return verdict{leave, f.name() + " and its content are removed; the storage's snapshot stays the backup's"}
+	}
+	// Whoever made these, it was not this restore.
+	if (f.snapshot != nil && f.snapshot.Labels[snapshot.RestoreLabel] != f.restoreUID) ||
+		(f.content != nil && f.content.Labels[snapshot.RestoreLabel] != f.restoreUID) {
+		return verdict{leave, fmt.Sprintf("%s stays: it or its content lacks the label %s of this restore", f.name(), snapshot.RestoreLabel)}
+	}
+	if needs(f.claim, f.loan.snapshot) {
+		age := f.now.Sub(f.claim.CreationTimestamp.Time)
+		text := fmt.Sprintf("claim %s/%s is Pending", f.namespace, f.loan.claim)
+		switch {
+		case f.awaitsPod && age > podGrace:
+			return verdict{leave, fmt.Sprintf("%s and needs %s until a pod uses it; %s", text, f.name(), later)}
+		case age > f.patience:
+			return verdict{leave, fmt.Sprintf("%s after %s (%s) and needs %s; %s", text, f.patience, cmp.Or(f.trouble, "no event says why"), f.name(), later)}
+		case f.trouble != "":
+			return verdict{remain, text + ": " + f.trouble}
+		}
+		return verdict{remain, text}
+	}
+	if len(f.others) > 0 {
+		return verdict{leave, fmt.Sprintf("%s stays for the claims %s, which are Pending; %s", f.name(), strings.Join(f.others, ", "), later)}
+	}
+	if deleted := f.deleted(); !deleted.IsZero() && f.now.Sub(deleted) > f.patience {
+		return verdict{leave, fmt.Sprintf("%s or its content is still there %s after its deletion; %s", f.name(), f.patience, later)}
+	}
+	return verdict{step: remove}
+}
+
+// deleted is when the removal began.
+func (f facts) deleted() time.Time {
+	switch {
+	case f.snapshot != nil && f.snapshot.DeletionTimestamp != nil:
+		return f.snapshot.DeletionTimestamp.Time
+	case f.content != nil && f.content.DeletionTimestamp != nil:
+		return f.content.DeletionTimestamp.Time
+	}
+	return time.Time{}
+}
+
+// needs answers whether a claim is waiting to be filled from a VolumeSnapshot.
+func needs(claim *corev1.PersistentVolumeClaim, name string) bool {
+	if claim == nil || claim.DeletionTimestamp != nil || claim.Status.Phase == corev1.ClaimBound || claim.Status.Phase == corev1.ClaimLost {
+		return false
+	}
+	source, ref := claim.Spec.DataSource, claim.Spec.DataSourceRef
+	return (source != nil && source.Kind == "VolumeSnapshot" && source.Name == name) ||
+		(ref != nil && ref.Kind == "VolumeSnapshot" && ref.Name == name)
+}
+
+func (r *Restorer) facts(ctx context.Context, l loan, restore *velerov1.Restore) (facts, error) {
+	f := facts{loan: l, restoreUID: string(restore.UID), now: r.clock.Now(), patience: patience}
+	if limit := restore.Spec.ItemOperationTimeout.Duration / 2; limit > 0 {
+		f.patience = min(patience, limit)
+	}
+	var err error
+	if f.snapshot, err = r.snapshots.SnapshotV1().VolumeSnapshots(l.namespace).Get(ctx, l.snapshot, metav1.GetOptions{}); apierrors.IsNotFound(err) {
+		f.snapshot = nil
+	} else if err != nil {
+		return f, fmt.Errorf("get VolumeSnapshot %s/%s: %w", l.namespace, l.snapshot, err)
+	}
+	if f.content, err = r.snapshots.SnapshotV1().VolumeSnapshotContents().Get(ctx, l.snapshot, metav1.GetOptions{}); apierrors.IsNotFound(err) {
+		f.content = nil
+	} else if err != nil {
+		return f, fmt.Errorf("get VolumeSnapshotContent %s: %w", l.snapshot, err)
+	}
+	if f.snapshot == nil && f.content == nil {
+		return f, nil
+	}
+	if f.claim, err = r.kube.CoreV1().PersistentVolumeClaims(l.namespace).Get(ctx, l.claim, metav1.GetOptions{}); apierrors.IsNotFound(err) {
+		f.claim = nil
+	} else if err != nil {
+		return f, fmt.Errorf("get claim %s/%s: %w", l.namespace, l.claim, err)
+	}
+	if needs(f.claim, l.snapshot) {
+		if f.awaitsPod, err = r.awaitsPod(ctx, f.claim); err != nil {
+			return f, err
+		}
+		f.trouble, err = r.trouble(ctx, f.claim)
+		return f, err
+	}
+	claims, err := r.kube.CoreV1().PersistentVolumeClaims(l.namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return f, fmt.Errorf("list the claims of namespace %s: %w", l.namespace, err)
+	}
+	for i := range claims.Items {
+		if needs(&claims.Items[i], l.snapshot) {
+			f.others = append(f.others, claims.Items[i].Name)
+		}
+	}
+	return f, nil
+}
+
+// awaitsPod answers whether a claim is bound for its first pod only, and has
+// none. With a node chosen for it the pod is on its way.
+func (r *Restorer) awaitsPod(ctx context.Context, claim *corev1.PersistentVolumeClaim) (bool, error) {
+	if claim.Annotations["volume.kubernetes.io/selected-node"] != "" || value(claim.Spec.StorageClassName) == "" {
+		return false, nil
+	}
+	class, err := r.kube.StorageV1().StorageClasses().Get(ctx, *claim.Spec.StorageClassName, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("get StorageClass %s: %w", *claim.Spec.StorageClassName, err)
+	}
+	if class.VolumeBindingMode == nil || *class.VolumeBindingMode != storagev1.VolumeBindingWaitForFirstConsumer {
+		return false, nil
+	}
+	pods, err := r.kube.CoreV1().Pods(claim.Namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return false, fmt.Errorf("list the pods of namespace %s: %w", claim.Namespace, err)
+	}
+	return !slices.ContainsFunc(pods.Items, func(pod corev1.Pod) bool {
+		return slices.ContainsFunc(pod.Spec.Volumes, func(volume corev1.Volume) bool {
+			return volume.PersistentVolumeClaim != nil && volume.PersistentVolumeClaim.ClaimName == claim.Name
+		})
+	}), nil
+}
+
+// trouble is what the last warning about a claim says.
+func (r *Restorer) trouble(ctx context.Context, claim *corev1.PersistentVolumeClaim) (string, error) {
+	events, err := r.kube.CoreV1().Events(claim.Namespace).List(ctx, metav1.ListOptions{
+		FieldSelector: fields.SelectorFromSet(fields.Set{"involvedObject.uid": string(claim.UID), "type": corev1.EventTypeWarning}).String(),
+	})
+	if err != nil {
+		return "", fmt.Errorf("list the events of claim %s/%s: %w", claim.Namespace, claim.Name, err)
+	}
+	if len(events.Items) == 0 {
+		return "", nil
+	}
+	last := slices.MaxFunc(events.Items, func(a, b corev1.Event) int { return a.LastTimestamp.Compare(b.LastTimestamp.Time) })
+	return strings.TrimSpace(last.Message), nil
+}

@@ -1,0 +1,306 @@
+package restore
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+
+	"stillpoint.io/stillpoint/internal/snapshot"
+)
+
+func TestJudge(t *testing.T) {
+	now := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+	const name = "vs"
+	claim := func(age time.Duration, phase corev1.PersistentVolumeClaimPhase) *corev1.PersistentVolumeClaim {
+		return &corev1.PersistentVolumeClaim{
+			ObjectMeta: metav1.ObjectMeta{CreationTimestamp: metav1.NewTime(now.Add(-age))},
+			Spec:       corev1.PersistentVolumeClaimSpec{DataSource: &corev1.TypedLocalObjectReference{Kind: "VolumeSnapshot", Name: name}},
+			Status:     corev1.PersistentVolumeClaimStatus{Phase: phase},
+		}
+	}
+	for title, test := range map[string]struct {
+		change func(*facts)
+		want   step
+		text   string
+	}{
+		"bound":         {func(f *facts) { f.claim = claim(time.Minute, corev1.ClaimBound) }, remove, ""},
+		"no claim":      {func(*facts) {}, remove, ""},
+		"claim is lost": {func(f *facts) { f.claim = claim(time.Minute, corev1.ClaimLost) }, remove, ""},
+		"claim of another source": {func(f *facts) {
+			f.claim = claim(time.Minute, corev1.ClaimPending)
+			f.claim.Spec.DataSource.Name = "other"
+		}, remove, ""},
+		"claim is going": {func(f *facts) {
+			f.claim = claim(time.Minute, corev1.ClaimPending)
+			f.claim.DeletionTimestamp = ptr.To(metav1.NewTime(now))
+		}, remove, ""},
+		"all is gone":         {func(f *facts) { f.snapshot, f.content = nil, nil }, leave, "VolumeSnapshot shop/vs and its content are removed"},
+		"the content is left": {func(f *facts) { f.snapshot = nil }, remove, ""},
+		"pending":             {func(f *facts) { f.claim = claim(time.Minute, corev1.ClaimPending) }, remain, "claim shop/data is Pending"},
+		"not looked at yet":   {func(f *facts) { f.claim = claim(0, "") }, remain, "claim shop/data is Pending"},
+		"pending, by its other reference": {func(f *facts) {
+			f.claim = claim(time.Minute, corev1.ClaimPending)
+			f.claim.Spec.DataSource = nil
+			f.claim.Spec.DataSourceRef = &corev1.TypedObjectReference{Kind: "VolumeSnapshot", Name: name}
+		}, remain, "claim shop/data is Pending"},
+		"pending, and a reason": {func(f *facts) {
+			f.claim, f.trouble = claim(time.Minute, corev1.ClaimPending), "no space"
+		}, remain, "claim shop/data is Pending: no space"},
+		"pending for too long": {func(f *facts) {
+			f.claim, f.trouble = claim(11*time.Minute, corev1.ClaimPending), "no space"
+		}, leave, "claim shop/data is Pending after 10m0s (no space) and needs VolumeSnapshot shop/vs; the sweep removes it later"},
+		"pending for too long, and nobody knows": {func(f *facts) {
+			f.claim = claim(11*time.Minute, corev1.ClaimPending)
+		}, leave, "(no event says why)"},
+		"waits for a pod": {func(f *facts) {
+			f.claim, f.awaitsPod = claim(6*time.Second, corev1.ClaimPending), true
+		}, leave, "needs VolumeSnapshot shop/vs until a pod uses it; the sweep removes it later"},
+		"a pod may be on its way": {func(f *facts) {
+			f.claim, f.awaitsPod = claim(4*time.Second, corev1.ClaimPending), true
+		}, remain, "Pending"},
+		"another claim needs it": {func(f *facts) { f.others = []string{"copy"} }, leave, "stays for the claims copy, which are Pending"},
+		"of another restore":     {func(f *facts) { f.snapshot.Labels[snapshot.RestoreLabel] = "r2" }, leave, "lacks the label"},
+		"unmarked content":       {func(f *facts) { f.content.Labels = nil }, leave, "lacks the label"},
+		"being deleted":          {func(f *facts) { f.snapshot.DeletionTimestamp = ptr.To(metav1.NewTime(now.Add(-time.Minute))) }, remove, ""},
+		"stuck": {func(f *facts) {
+			f.snapshot = nil
+			f.content.DeletionTimestamp = ptr.To(metav1.NewTime(now.Add(-11 * time.Minute)))
+		}, leave, "is still there 10m0s after its deletion"},
+	} {
+		t.Run(title, func(t *testing.T) {
+			marks := func() metav1.ObjectMeta {
+				return metav1.ObjectMeta{Labels: map[string]string{snapshot.RestoreLabel: "r1"}}
+			}
+			f := facts{
+				loan: loan{"shop", "data", name}, restoreUID: "r1", now: now, patience: patience,
+				snapshot: &snapshotv1.VolumeSnapshot{ObjectMeta: marks()}, content: &snapshotv1.VolumeSnapshotContent{ObjectMeta: marks()},
+			}
+			test.change(&f)
+			got := judge(f)
+			assert.Equal(t, test.want, got.step)
+			assert.Contains(t, got.text, test.text)
+		})
+	}
+}
+
+// volumeWithClaim restores a volume and creates its claim, as Velero does.
+func volumeWithClaim(t *testing.T, settings string) (*target, *corev1.PersistentVolumeClaim) {
+	t.Helper()
+	w := newTarget(t, settings, class("a", sourceDriver))
+	var claim *corev1.PersistentVolumeClaim
+	for _, file := range volume {
+		made, err := w.bring(file)
+		require.NoError(t, err)
+		if file == "claim" {
+			claim = typed(t, made, &corev1.PersistentVolumeClaim{})
+		}
+	}
+	claim.Namespace, claim.CreationTimestamp = "shop", metav1.NewTime(w.clock.Now())
+	claim.Status.Phase = corev1.ClaimPending
+	require.NoError(t, w.kube.Tracker().Add(claim))
+	return w, claim
+}
+
+func (w *target) left() (snapshots, contents int) {
+	w.t.Helper()
+	vss, err := w.snapshots.SnapshotV1().VolumeSnapshots("shop").List(w.t.Context(), metav1.ListOptions{})
+	require.NoError(w.t, err)
+	vscs, err := w.snapshots.SnapshotV1().VolumeSnapshotContents().List(w.t.Context(), metav1.ListOptions{})
+	require.NoError(w.t, err)
+	return len(vss.Items), len(vscs.Items)
+}
+
+func (w *target) phase(claim *corev1.PersistentVolumeClaim, phase corev1.PersistentVolumeClaimPhase) {
+	w.t.Helper()
+	claim = claim.DeepCopy()
+	claim.Status.Phase = phase
+	_, err := w.kube.CoreV1().PersistentVolumeClaims(claim.Namespace).UpdateStatus(w.t.Context(), claim, metav1.UpdateOptions{})
+	require.NoError(w.t, err)
+}
+
+// What a claim was filled from goes when it is bound, with policy Retain
+// whatever the map says, and other processes finish what the first could not.
+func TestWhatAClaimCameFromGoes(t *testing.T) {
+	for name, forgetful := range map[string]bool{"in the restore's process": false, "in another": true} {
+		t.Run(name, func(t *testing.T) {
+			w, claim := volumeWithClaim(t, "{deletionPolicy: Delete}")
+			vss, err := w.snapshots.SnapshotV1().VolumeSnapshots("shop").List(t.Context(), metav1.ListOptions{})
+			require.NoError(t, err)
+			assert.Equal(t, "5c0d6a3e", vss.Items[0].Labels[snapshot.RestoreLabel])
+			assert.Equal(t, "here", vss.Items[0].Labels[snapshot.InstallationLabel])
+
+			progress, err := w.restorer.Progress(t.Context(), w.operation, w.restore)
+			require.NoError(t, err)
+			assert.False(t, progress.Completed)
+			assert.Equal(t, "claim shop/app-data0 is Pending", progress.Description)
+			snapshots, contents := w.left()
+			assert.Equal(t, []int{1, 1}, []int{snapshots, contents})
+
+			w.phase(claim, corev1.ClaimBound)
+			if forgetful {
+				w.newProcess()
+			}
+			var policies []string
+			for range 3 {
+				if progress, err = w.restorer.Progress(t.Context(), w.operation, w.restore); progress.Completed {
+					break
+				}
+			}
+			require.NoError(t, err)
+			assert.True(t, progress.Completed, progress.Description)
+			assert.Empty(t, progress.Err)
+			snapshots, contents = w.left()
+			assert.Equal(t, []int{0, 0}, []int{snapshots, contents})
+			for _, action := range w.snapshots.Actions() {
+				if patch, ok := action.(interface{ GetPatch() []byte }); ok && action.GetResource().Resource == "volumesnapshotcontents" {
+					policies = append(policies, string(patch.GetPatch()))
+				}
+			}
+			assert.Contains(t, policies, `{"spec":{"deletionPolicy":"Retain"}}`)
+			require.NoError(t, w.restorer.Cancel(t.Context(), w.operation, w.restore), "it can be repeated")
+		})
+	}
+}
+
+// The first call waits for claims that are being bound, and no longer.
+func TestFirstCallWaits(t *testing.T) {
+	w, claim := volumeWithClaim(t, "")
+	w.restorer.wait = 20 * time.Second
+	ctx, bound := context.WithCancel(t.Context())
+	go func() {
+		defer bound()
+		time.Sleep(2 * pause)
+		w.phase(claim, corev1.ClaimBound)
+	}()
+	progress, err := w.restorer.Progress(t.Context(), w.operation, w.restore)
+	require.NoError(t, err)
+	<-ctx.Done()
+	assert.True(t, progress.Completed, progress.Description)
+	assert.Contains(t, messages(w.log), "Claim shop/app-data0: VolumeSnapshot shop/")
+}
+
+// A claim that waits for its first pod does not keep the restore open.
+func TestClaimWithoutAPod(t *testing.T) {
+	for name, test := range map[string]struct {
+		mode storagev1.VolumeBindingMode
+		node string
+		pod  bool
+		done bool
+	}{
+		"no pod":             {mode: storagev1.VolumeBindingWaitForFirstConsumer, done: true},
+		"a pod":              {mode: storagev1.VolumeBindingWaitForFirstConsumer, pod: true},
+		"a node":             {mode: storagev1.VolumeBindingWaitForFirstConsumer, node: "n1"},
+		"bound without pods": {mode: storagev1.VolumeBindingImmediate},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, claim := volumeWithClaim(t, "")
+			require.NoError(t, w.kube.Tracker().Add(&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "loop"}, VolumeBindingMode: &test.mode}))
+			if test.node != "" {
+				metav1.SetMetaDataAnnotation(&claim.ObjectMeta, "volume.kubernetes.io/selected-node", test.node)
+				_, err := w.kube.CoreV1().PersistentVolumeClaims("shop").Update(t.Context(), claim, metav1.UpdateOptions{})
+				require.NoError(t, err)
+			}
+			if test.pod {
+				require.NoError(t, w.kube.Tracker().Add(&corev1.Pod{
+					ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "app"},
+					Spec: corev1.PodSpec{Volumes: []corev1.Volume{{VolumeSource: corev1.VolumeSource{
+						PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim.Name},
+					}}}},
+				}))
+			}
+			w.clock.SetTime(w.clock.Now().Add(podGrace + time.Second))
+			progress, err := w.restorer.Progress(t.Context(), w.operation, w.restore)
+			require.NoError(t, err)
+			assert.Equal(t, test.done, progress.Completed, progress.Description)
+			assert.Empty(t, progress.Err)
+			snapshots, contents := w.left()
+			assert.Equal(t, []int{1, 1}, []int{snapshots, contents})
+		})
+	}
+}
+
+// A user who wants them to stay has them stay.
+func TestVeto(t *testing.T) {
+	w, claim := volumeWithClaim(t, "")
+	vss, err := w.snapshots.SnapshotV1().VolumeSnapshots("shop").List(t.Context(), metav1.ListOptions{})
+	require.NoError(t, err)
+	metav1.SetMetaDataAnnotation(&vss.Items[0].ObjectMeta, snapshot.KeepAnnotation, "true")
+	_, err = w.snapshots.SnapshotV1().VolumeSnapshots("shop").Update(t.Context(), &vss.Items[0], metav1.UpdateOptions{})
+	require.NoError(t, err)
+	w.phase(claim, corev1.ClaimBound)
+	progress, err := w.restorer.Progress(t.Context(), w.operation, w.restore)
+	require.NoError(t, err)
+	assert.True(t, progress.Completed)
+	assert.Contains(t, progress.Description, snapshot.KeepAnnotation)
+	snapshots, contents := w.left()
+	assert.Equal(t, []int{1, 1}, []int{snapshots, contents})
+}
+
+func TestOperation(t *testing.T) {
+	l := loan{"shop", "data", "vs"}
+	got, err := loanOf(l.operation())
+	require.NoError(t, err)
+	assert.Equal(t, l, got)
+	for _, id := range []string{"", "dd-x", "restored-snapshot/shop/data", "restored-snapshot/shop//vs", "other/shop/data/vs"} {
+		_, err := loanOf(id)
+		assert.ErrorContains(t, err, "operation ID", id)
+	}
+}
+
+// A restored copy has none of the backup's marks: it is not what the backup has
+// left behind, nor another installation's.
+func TestCopiesHaveNoOrigin(t *testing.T) {
+	w := newTarget(t, "", class("a", sourceDriver))
+	for _, file := range []string{"content", "snapshot"} {
+		item := w.item(file)
+		snapshot.Origin{Installation: "there", Backup: "monday", BackupUID: "b0"}.Mark(item.Object)
+		annotate(item.Object, exportedAnnotation, "true")
+		var err error
+		if file == "content" {
+			err = w.restorer.Content(t.Context(), *item)
+			_, err2 := w.snapshots.SnapshotV1().VolumeSnapshotContents().Create(t.Context(), typed(t, item.Object, &snapshotv1.VolumeSnapshotContent{}), metav1.CreateOptions{})
+			require.NoError(t, err2)
+		} else {
+			err = w.restorer.Snapshot(t.Context(), *item)
+		}
+		require.NoError(t, err)
+		for key := range item.Object.GetLabels() {
+			assert.NotContains(t, key, "stillpoint.io/")
+			assert.NotEqual(t, "velero.io/backup-uid", key)
+		}
+		for key := range item.Object.GetAnnotations() {
+			assert.NotContains(t, key, "stillpoint.io/")
+		}
+	}
+}
+
+// Velero restores the VolumeSnapshot of a claim that it then leaves alone.
+func TestClaimThatIsThere(t *testing.T) {
+	w := newTarget(t, "", class("a", sourceDriver))
+	require.NoError(t, w.velero.Create(t.Context(), &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "app-data0"}}))
+	for _, file := range volume {
+		_, err := w.bring(file)
+		require.NoError(t, err)
+	}
+	progress, err := w.restorer.Progress(t.Context(), w.operation, w.restore)
+	require.NoError(t, err)
+	assert.True(t, progress.Completed, progress.Description)
+	_, err = w.snapshots.SnapshotV1().VolumeSnapshots("shop").Get(t.Context(), mustLoan(t, w.operation).snapshot, metav1.GetOptions{})
+	assert.True(t, apierrors.IsNotFound(err))
+}
+
+func mustLoan(t *testing.T, operation string) loan {
+	t.Helper()
+	l, err := loanOf(operation)
+	require.NoError(t, err)
+	return l
+}
