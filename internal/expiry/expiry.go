@@ -58,11 +58,20 @@ func (e *Expiry) Backup(ctx context.Context, backup *velerov1.Backup) error {
 	if len(targets) == 0 {
 		return nil
 	}
-	if err := snapshot.RemoveAll(ctx, e.clients.Snapshots, targets...); err != nil {
+	// A veto on a content alone is seen only now.
+	vetoed, err := snapshot.RemoveAll(ctx, e.clients.Snapshots, targets...)
+	for _, target := range vetoed {
+		e.log.Warnf("Backup %s is deleted: %s", backup.Name, vetoText(target.String()))
+	}
+	if err != nil {
 		return fmt.Errorf("remove what backup %s has left, which is the sweep's now: %w", backup.Name, err)
 	}
 	e.log.Infof("Backup %s is deleted: removed what it had left: %v", backup.Name, targets)
 	return nil
+}
+
+func vetoText(name string) string {
+	return fmt.Sprintf("VolumeSnapshot %s stays: it or its content has the annotation %s", name, snapshot.KeepAnnotation)
 }
 
 // remains are the objects that may be of a backup.
@@ -146,7 +155,7 @@ func (r remains) plan() (targets []snapshot.Target, kept []string) {
 		seen[name] = true
 		switch claim, needed := r.needed[name]; {
 		case snapshot.Vetoed(object):
-			kept = append(kept, fmt.Sprintf("VolumeSnapshot %s stays: it or its content has the annotation %s", name, snapshot.KeepAnnotation))
+			kept = append(kept, vetoText(name.String()))
 		case needed:
 			kept = append(kept, fmt.Sprintf("VolumeSnapshot %s stays until the sweep: claim %s is Pending and waits for it", name, claim))
 		default:

@@ -53,7 +53,9 @@ func (p *place) content(namespace, name string, change func(metav1.Object)) {
 	require.NoError(p.t, p.snapshots.Tracker().Add(content))
 }
 
-func mark(origin snapshot.Origin) func(metav1.Object) { return func(o metav1.Object) { origin.Mark(o) } }
+func mark(origin snapshot.Origin) func(metav1.Object) {
+	return func(o metav1.Object) { origin.Mark(o) }
+}
 
 func annotated(key, value string) func(metav1.Object) {
 	return func(o metav1.Object) {

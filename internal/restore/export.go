@@ -19,12 +19,8 @@ import (
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/export"
 )
-
-// exportedAnnotation stands on a VolumeSnapshot in a backup, and on its content,
-// and says whether the driver has exported it: "true" or "false". Stillpoint
-// writes it on those that it takes itself.
-const exportedAnnotation = "stillpoint.io/exported"
 
 // exportsOnly answers whether snapshots of a driver in the backup can be
 // restored from their export only.
@@ -70,7 +66,7 @@ func (r *Restorer) restorable(ctx context.Context, known *memory, source Source,
 		return true, nil
 	}
 	var why string
-	switch item.GetAnnotations()[exportedAnnotation] {
+	switch item.GetAnnotations()[export.ExportedAnnotation] {
 	case "true":
 		return true, nil
 	case "false":

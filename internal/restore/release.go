@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -13,6 +14,7 @@ import (
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	"github.com/vmware-tanzu/velero/pkg/label"
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -39,6 +41,9 @@ const (
 	// podGrace is how long a controller may take to make the first pod of a claim
 	// that waits for one.
 	podGrace = 5 * time.Second
+	// nodeGrace is how long the scheduler may take to choose a node for that pod.
+	// One that fits nowhere may wait for good.
+	nodeGrace = time.Minute
 )
 
 // operationPrefix begins the ids of operations that remove a restored
@@ -62,25 +67,78 @@ func loanOf(operation string) (loan, error) {
 	return loan{parts[1], parts[2], parts[3]}, nil
 }
 
-// lend marks a VolumeSnapshot and its content as made for a claim by a restore.
-// It is false when the VolumeSnapshot is not there.
-func (r *Restorer) lend(ctx context.Context, l loan, restore *velerov1.Restore) (bool, error) {
+// lend marks, before it is made, what a restore makes for claims alone: a
+// VolumeSnapshot that the backup itself took, or its content. Users' own stay,
+// and so does what is restored without claims. Marked later, it would be in the
+// way of the controllers that are about to bind it.
+func (r *Restorer) lend(ctx context.Context, item Item) error {
+	_, marked := snapshot.OriginOf(item.BackedUp)
+	labels := item.BackedUp.GetLabels()
+	// Velero gives this label to contents of users' own snapshots, too.
+	taken := item.BackedUp.GetKind() == "VolumeSnapshot" && labels[velerov1.RestoreNameLabel] == "" &&
+		labels[velerov1.BackupNameLabel] == label.GetValidName(item.Restore.Spec.BackupName)
+	unmark(item.Object)
+	if (!marked && !taken) || !bringsClaims(item.Restore) {
+		return nil
+	}
+	marks, err := r.marks(ctx, item.Restore)
+	if err != nil {
+		return err
+	}
+	all := item.Object.GetLabels()
+	if all == nil {
+		all = map[string]string{}
+	}
+	maps.Copy(all, marks)
+	item.Object.SetLabels(all)
+	return nil
+}
+
+func (r *Restorer) marks(ctx context.Context, restore *velerov1.Restore) (map[string]string, error) {
 	installation, err := r.clients.Installation(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return snapshot.Restored(installation, string(restore.UID)), nil
+}
+
+// bringsClaims answers whether claims are among the resources of a restore.
+func bringsClaims(restore *velerov1.Restore) bool {
+	listed := func(names []string) bool {
+		return slices.ContainsFunc(names, func(name string) bool {
+			return slices.Contains([]string{"*", "persistentvolumeclaims", "persistentvolumeclaim", "pvc"}, name)
+		})
+	}
+	return !listed(restore.Spec.ExcludedResources) && (len(restore.Spec.IncludedResources) == 0 || listed(restore.Spec.IncludedResources))
+}
+
+// lent makes sure that what a claim comes from is marked. It is false when the
+// VolumeSnapshot is not there.
+func (r *Restorer) lent(ctx context.Context, l loan, restore *velerov1.Restore) (bool, error) {
+	marks, err := r.marks(ctx, restore)
 	if err != nil {
 		return false, err
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": snapshot.Restored(installation, string(restore.UID))}})
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": marks}})
 	if err != nil {
 		return false, fmt.Errorf("mark VolumeSnapshot %s/%s: %w", l.namespace, l.snapshot, err)
 	}
-	_, err = r.snapshots.SnapshotV1().VolumeSnapshots(l.namespace).Patch(ctx, l.snapshot, types.MergePatchType, patch, metav1.PatchOptions{})
+	snapshots := r.snapshots.SnapshotV1().VolumeSnapshots(l.namespace)
+	vs, err := snapshots.Get(ctx, l.snapshot, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return false, nil
 	}
+	if err == nil && vs.Labels[snapshot.RestoreLabel] == "" {
+		_, err = snapshots.Patch(ctx, l.snapshot, types.MergePatchType, patch, metav1.PatchOptions{})
+	}
 	if err != nil {
 		return false, fmt.Errorf("mark VolumeSnapshot %s/%s: %w", l.namespace, l.snapshot, err)
 	}
-	_, err = r.snapshots.SnapshotV1().VolumeSnapshotContents().Patch(ctx, l.snapshot, types.MergePatchType, patch, metav1.PatchOptions{})
+	contents := r.snapshots.SnapshotV1().VolumeSnapshotContents()
+	content, err := contents.Get(ctx, l.snapshot, metav1.GetOptions{})
+	if err == nil && content.Labels[snapshot.RestoreLabel] == "" {
+		_, err = contents.Patch(ctx, l.snapshot, types.MergePatchType, patch, metav1.PatchOptions{})
+	}
 	if err != nil && !apierrors.IsNotFound(err) {
 		return false, fmt.Errorf("mark VolumeSnapshotContent %s: %w", l.snapshot, err)
 	}
@@ -190,6 +248,8 @@ type facts struct {
 	claim    *corev1.PersistentVolumeClaim // nil when it is not there
 	// awaitsPod says that the claim is bound when a pod uses it, and none does.
 	awaitsPod bool
+	// awaitsNode says that a pod uses it, for which no node is chosen yet.
+	awaitsNode bool
 	// trouble is the last warning about the claim.
 	trouble string
 	// others are the Pending claims that name the VolumeSnapshot beside this one.
@@ -228,12 +288,18 @@ func judge(f facts) verdict {
 		(f.content != nil && f.content.Labels[snapshot.RestoreLabel] != f.restoreUID) {
 		return verdict{leave, fmt.Sprintf("%s stays: it or its content lacks the label %s of this restore", f.name(), snapshot.RestoreLabel)}
 	}
+	// Velero gives both the same name; another content would go by its own policy.
+	if f.snapshot != nil && value(f.snapshot.Spec.Source.VolumeSnapshotContentName) != f.loan.snapshot {
+		return verdict{leave, fmt.Sprintf("%s stays: it is not bound to the content that Velero has restored for it", f.name())}
+	}
 	if needs(f.claim, f.loan.snapshot) {
 		age := f.now.Sub(f.claim.CreationTimestamp.Time)
 		text := fmt.Sprintf("claim %s/%s is Pending", f.namespace, f.loan.claim)
 		switch {
 		case f.awaitsPod && age > podGrace:
 			return verdict{leave, fmt.Sprintf("%s and needs %s until a pod uses it; %s", text, f.name(), later)}
+		case f.awaitsNode && age > nodeGrace:
+			return verdict{leave, fmt.Sprintf("%s and needs %s until its pod has a node, which it has not after %s (%s); %s", text, f.name(), nodeGrace, cmp.Or(f.trouble, "no event says why"), later)}
 		case age > f.patience:
 			return verdict{leave, fmt.Sprintf("%s after %s (%s) and needs %s; %s", text, f.patience, cmp.Or(f.trouble, "no event says why"), f.name(), later)}
 		case f.trouble != "":
@@ -296,7 +362,7 @@ func (r *Restorer) facts(ctx context.Context, l loan, restore *velerov1.Restore)
 		return f, fmt.Errorf("get claim %s/%s: %w", l.namespace, l.claim, err)
 	}
 	if needs(f.claim, l.snapshot) {
-		if f.awaitsPod, err = r.awaitsPod(ctx, f.claim); err != nil {
+		if f.awaitsPod, f.awaitsNode, err = r.awaits(ctx, f.claim); err != nil {
 			return f, err
 		}
 		f.trouble, err = r.trouble(ctx, f.claim)
@@ -314,31 +380,32 @@ func (r *Restorer) facts(ctx context.Context, l loan, restore *velerov1.Restore)
 	return f, nil
 }
 
-// awaitsPod answers whether a claim is bound for its first pod only, and has
-// none. With a node chosen for it the pod is on its way.
-func (r *Restorer) awaitsPod(ctx context.Context, claim *corev1.PersistentVolumeClaim) (bool, error) {
+// awaits answers whether a claim is bound for its first pod only, and has none,
+// or one without a node.
+func (r *Restorer) awaits(ctx context.Context, claim *corev1.PersistentVolumeClaim) (pod, node bool, err error) {
 	if claim.Annotations["volume.kubernetes.io/selected-node"] != "" || value(claim.Spec.StorageClassName) == "" {
-		return false, nil
+		return false, false, nil
 	}
 	class, err := r.kube.StorageV1().StorageClasses().Get(ctx, *claim.Spec.StorageClassName, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return false, nil
+		return false, false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("get StorageClass %s: %w", *claim.Spec.StorageClassName, err)
+		return false, false, fmt.Errorf("get StorageClass %s: %w", *claim.Spec.StorageClassName, err)
 	}
 	if class.VolumeBindingMode == nil || *class.VolumeBindingMode != storagev1.VolumeBindingWaitForFirstConsumer {
-		return false, nil
+		return false, false, nil
 	}
 	pods, err := r.kube.CoreV1().Pods(claim.Namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return false, fmt.Errorf("list the pods of namespace %s: %w", claim.Namespace, err)
+		return false, false, fmt.Errorf("list the pods of namespace %s: %w", claim.Namespace, err)
 	}
-	return !slices.ContainsFunc(pods.Items, func(pod corev1.Pod) bool {
+	used := slices.ContainsFunc(pods.Items, func(pod corev1.Pod) bool {
 		return slices.ContainsFunc(pod.Spec.Volumes, func(volume corev1.Volume) bool {
 			return volume.PersistentVolumeClaim != nil && volume.PersistentVolumeClaim.ClaimName == claim.Name
 		})
-	}), nil
+	})
+	return !used, used, nil
 }
 
 // trouble is what the last warning about a claim says.

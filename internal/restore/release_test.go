@@ -2,6 +2,7 @@ package restore
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,8 +13,10 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/utils/ptr"
 
+	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
@@ -67,8 +70,15 @@ func TestJudge(t *testing.T) {
 		"a pod may be on its way": {func(f *facts) {
 			f.claim, f.awaitsPod = claim(4*time.Second, corev1.ClaimPending), true
 		}, remain, "Pending"},
+		"its pod fits nowhere": {func(f *facts) {
+			f.claim, f.awaitsNode = claim(2*time.Minute, corev1.ClaimPending), true
+		}, leave, "until its pod has a node, which it has not after 1m0s"},
+		"its pod is being scheduled": {func(f *facts) {
+			f.claim, f.awaitsNode = claim(30*time.Second, corev1.ClaimPending), true
+		}, remain, "Pending"},
 		"another claim needs it": {func(f *facts) { f.others = []string{"copy"} }, leave, "stays for the claims copy, which are Pending"},
 		"of another restore":     {func(f *facts) { f.snapshot.Labels[snapshot.RestoreLabel] = "r2" }, leave, "lacks the label"},
+		"of another content":     {func(f *facts) { f.snapshot.Spec.Source.VolumeSnapshotContentName = ptr.To("other") }, leave, "is not bound to the content"},
 		"unmarked content":       {func(f *facts) { f.content.Labels = nil }, leave, "lacks the label"},
 		"being deleted":          {func(f *facts) { f.snapshot.DeletionTimestamp = ptr.To(metav1.NewTime(now.Add(-time.Minute))) }, remove, ""},
 		"stuck": {func(f *facts) {
@@ -82,7 +92,8 @@ func TestJudge(t *testing.T) {
 			}
 			f := facts{
 				loan: loan{"shop", "data", name}, restoreUID: "r1", now: now, patience: patience,
-				snapshot: &snapshotv1.VolumeSnapshot{ObjectMeta: marks()}, content: &snapshotv1.VolumeSnapshotContent{ObjectMeta: marks()},
+				snapshot: &snapshotv1.VolumeSnapshot{ObjectMeta: marks(), Spec: snapshotv1.VolumeSnapshotSpec{Source: snapshotv1.VolumeSnapshotSource{VolumeSnapshotContentName: ptr.To(name)}}},
+				content:  &snapshotv1.VolumeSnapshotContent{ObjectMeta: marks()},
 			}
 			test.change(&f)
 			got := judge(f)
@@ -257,29 +268,67 @@ func TestOperation(t *testing.T) {
 }
 
 // A restored copy has none of the backup's marks: it is not what the backup has
-// left behind, nor another installation's.
-func TestCopiesHaveNoOrigin(t *testing.T) {
-	w := newTarget(t, "", class("a", sourceDriver))
-	for _, file := range []string{"content", "snapshot"} {
-		item := w.item(file)
-		snapshot.Origin{Installation: "there", Backup: "monday", BackupUID: "b0"}.Mark(item.Object)
-		annotate(item.Object, exportedAnnotation, "true")
-		var err error
-		if file == "content" {
-			err = w.restorer.Content(t.Context(), *item)
-			_, err2 := w.snapshots.SnapshotV1().VolumeSnapshotContents().Create(t.Context(), typed(t, item.Object, &snapshotv1.VolumeSnapshotContent{}), metav1.CreateOptions{})
-			require.NoError(t, err2)
-		} else {
-			err = w.restorer.Snapshot(t.Context(), *item)
-		}
-		require.NoError(t, err)
-		for key := range item.Object.GetLabels() {
-			assert.NotContains(t, key, "stillpoint.io/")
-			assert.NotEqual(t, "velero.io/backup-uid", key)
-		}
-		for key := range item.Object.GetAnnotations() {
-			assert.NotContains(t, key, "stillpoint.io/")
-		}
+// left behind, nor another installation's. It has the restore's, where it is for
+// a claim.
+func TestMarksOfCopies(t *testing.T) {
+	restored := map[string]string{snapshot.InstallationLabel: "here", snapshot.RestoreLabel: "5c0d6a3e"}
+	for name, test := range map[string]struct {
+		origin  bool
+		change  func(*target, *Item)
+		content bool // is marked
+		vs      bool
+	}{
+		"taken by Stillpoint": {origin: true, content: true, vs: true},
+		"taken by Velero":     {vs: true},
+		"a user's": {change: func(_ *target, item *Item) {
+			item.BackedUp.SetLabels(nil)
+		}},
+		"restored before": {change: func(_ *target, item *Item) {
+			item.BackedUp.SetLabels(map[string]string{"velero.io/backup-name": "monday", "velero.io/restore-name": "before"})
+		}},
+		"without claims": {origin: true, change: func(w *target, _ *Item) { w.restore.Spec.ExcludedResources = []string{"pvc"} }},
+		"snapshots only": {origin: true, change: func(w *target, _ *Item) { w.restore.Spec.IncludedResources = []string{"volumesnapshots"} }},
+		"claims and pods": {origin: true, change: func(w *target, _ *Item) {
+			w.restore.Spec.IncludedResources = []string{"pods", "persistentvolumeclaims"}
+		}, content: true, vs: true},
+		"no configuration": {origin: true, content: true, vs: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newTarget(t, "", class("a", sourceDriver))
+			for _, file := range []string{"content", "snapshot"} {
+				item := w.item(file)
+				if test.origin {
+					for _, object := range []*unstructured.Unstructured{item.BackedUp, item.Object} {
+						snapshot.Origin{Installation: "there", Backup: "monday", BackupUID: "b0"}.Mark(object)
+						annotate(object, export.ExportedAnnotation, "true")
+					}
+				}
+				if test.change != nil {
+					test.change(w, item)
+				}
+				if file == "content" {
+					require.NoError(t, w.restorer.Content(t.Context(), *item))
+				} else {
+					require.NoError(t, w.restorer.Snapshot(t.Context(), *item))
+				}
+				labels := map[string]string{}
+				for key, value := range item.Object.GetLabels() {
+					if strings.HasPrefix(key, "stillpoint.io/") || key == "velero.io/backup-uid" {
+						labels[key] = value
+					}
+				}
+				if (file == "content" && test.content) || (file == "snapshot" && test.vs) {
+					assert.Equal(t, restored, labels, file)
+				} else {
+					assert.Empty(t, labels, file)
+				}
+				for key := range item.Object.GetAnnotations() {
+					assert.NotContains(t, key, "stillpoint.io/")
+				}
+				_, marked := snapshot.OriginOf(item.Object)
+				assert.False(t, marked)
+			}
+		})
 	}
 }
 

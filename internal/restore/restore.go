@@ -32,6 +32,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
@@ -167,7 +168,9 @@ func (r *Restorer) Content(ctx context.Context, item Item) error {
 	if decided.err != nil {
 		return fmt.Errorf("VolumeSnapshotContent %s of VolumeSnapshot %s is not restored: %w", content.Name, snapshot, r.advise(ctx, decided.err, types.NamespacedName{}))
 	}
-	unmark(item.Object)
+	if err := r.lend(ctx, item); err != nil {
+		return fmt.Errorf("VolumeSnapshotContent %s of VolumeSnapshot %s is not restored: %w", content.Name, snapshot, err)
+	}
 	if mapped := decided.mapped; mapped != nil {
 		r.log.Infof("VolumeSnapshotContent %s of VolumeSnapshot %s comes back with driver %s and class %s: %s",
 			content.Name, snapshot, mapped.Driver, orNone(mapped.Class), mapped.Reason)
@@ -206,7 +209,9 @@ func (r *Restorer) Snapshot(ctx context.Context, item Item) error {
 		claim := types.NamespacedName{Namespace: snapshot.Namespace, Name: value(snapshot.Spec.Source.PersistentVolumeClaimName)}
 		return errors.Join(fmt.Errorf("VolumeSnapshot %s is not restored: %w", name, r.advise(ctx, decided.err, claim)), r.dropContent(ctx, item))
 	}
-	unmark(item.Object)
+	if err := r.lend(ctx, item); err != nil {
+		return fmt.Errorf("VolumeSnapshot %s is not restored: %w", name, err)
+	}
 	if decided.mapped != nil {
 		if snapshot.Annotations[velerov1.VolumeGroupSnapshotHandleAnnotation] != "" {
 			r.log.Warnf("VolumeSnapshot %s is of a group snapshot, for which Velero makes a VolumeGroupSnapshotContent of the backup's driver; the map does not reach that", name)
@@ -315,7 +320,7 @@ func (r *Restorer) claim(ctx context.Context, item Item) (operation string, err 
 	}
 	// The VolumeSnapshot may be there for a claim that Velero leaves alone, too.
 	l := loan{target.Namespace, target.Name, source}
-	there, err := r.lend(ctx, l, item.Restore)
+	there, err := r.lent(ctx, l, item.Restore)
 	switch {
 	case err != nil && pointed:
 		return "", fmt.Errorf("claim %s is not restored: %w", claim, err)
@@ -445,7 +450,7 @@ func unmark(item *unstructured.Unstructured) {
 	if len(item.GetLabels()) == 0 {
 		item.SetLabels(nil)
 	}
-	unannotate(item, exportedAnnotation)
+	unannotate(item, export.ExportedAnnotation)
 }
 
 func unannotate(item *unstructured.Unstructured, key string) {

@@ -33,7 +33,11 @@ func TestLeftovers(t *testing.T) {
 	}
 	require.NoError(t, c.Objects().Create(t.Context(), waits))
 	t.Cleanup(func() { _ = c.Objects().Delete(context.Background(), waits) })
-	retains := retainClass(t, c)
+	// Volumes whose snapshots outlive their objects, and that the driver exports.
+	retains, exports := retainClass(t, c), slowClass(t, c, map[string]string{"export": "s3"})
+	profile := "drivers:\n- name: loop.csi.stillpoint.io\n  exports: {when: [{parameter: export, value: s3}]}\n"
+	configure := configuration(t, c)
+	configure(profile)
 	a := newApp(t, c, shape{volumes: 3, claim: func(claim *corev1.PersistentVolumeClaim) {
 		claim.Labels = map[string]string{"claim": claim.Name}
 		switch claim.Name {
@@ -41,6 +45,7 @@ func TestLeftovers(t *testing.T) {
 			claim.Annotations = map[string]string{"velero.io/csi-volumesnapshot-class": retains}
 		case "app-data2":
 			claim.Spec.StorageClassName = &waits.Name
+			exports(claim)
 		}
 	}})
 	a.kubectl("exec", "deployment/app", "-c", "sidecar", "--", "sh", "-c", "for v in 0 1 2; do echo kept > /mnt/data$v/marker; done; sync")
@@ -48,16 +53,17 @@ func TestLeftovers(t *testing.T) {
 
 	local := startBackup(t, c, a.namespace, handOver(t, c, ""))
 	skipped := policyFile(t, c, "volumePolicies:\n- conditions: {pvcLabels: {claim: app-data1}}\n  action: {type: skip}\n"+byStillpoint)
+	require.Equal(t, velerov1.BackupPhaseCompleted, local.finished(limit), local.log())
+	stored := map[string]string{}
+	for _, claim := range claims {
+		found := a.stored(claim)
+		require.Len(t, found, 1, "%s: %s", claim, local.log())
+		stored[claim] = found[0]
+	}
 	exported := startBackup(t, c, a.namespace, func(spec *velerov1.BackupSpec) {
 		spec.SnapshotMoveData = ptr.To(true)
 		spec.ResourcePolicy = &corev1.TypedLocalObjectReference{Kind: "configmap", Name: skipped}
 	})
-	require.Equal(t, velerov1.BackupPhaseCompleted, local.finished(limit), local.log())
-	stored := map[string]string{}
-	for _, claim := range claims {
-		stored[claim] = local.handle(a, claim)
-		require.Contains(t, a.stored(claim), stored[claim])
-	}
 
 	t.Run("restore of claims whose pods are not restored", func(t *testing.T) {
 		r := local.restore(t, volumes)
@@ -90,18 +96,26 @@ func TestLeftovers(t *testing.T) {
 	require.Equal(t, velerov1.BackupPhaseCompleted, exported.finished(2*limit), exported.log())
 
 	t.Run("a driver that restores from exports only", func(t *testing.T) {
-		configuration(t, c, "drivers:\n- {name: loop.csi.stillpoint.io, restoreFrom: export}\n")
-		r := local.restore(t, nil)
+		configure(profile + "  restoreFrom: export\n")
+		r := local.restore(t, volumes)
 		require.Equal(t, velerov1.RestorePhasePartiallyFailed, r.finished(limit))
 		errors := said(r.log(), "error")
 		for _, object := range []string{"VolumeSnapshotContent ", "VolumeSnapshot ", "claim "} {
-			assert.Equal(t, 3, strings.Count(errors, "stillpoint: "+object), "%s: %s", object, errors)
+			assert.Equal(t, 2, strings.Count(errors, "stillpoint: "+object), "%s: %s", object, errors)
 		}
 		assert.Contains(t, errors, "backup "+exported.name+" of ")
 		assert.Contains(t, errors, " has an export of claim "+a.namespace+"/app-data0")
 		assert.Contains(t, errors, "no backup has an export of claim "+a.namespace+"/app-data1")
-		assert.Empty(t, r.claims())
-		r.leavesNothing()
+		assert.Equal(t, []string{"app-data2"}, r.claims(), "the one that the driver has exported")
+		content := &snapshotv1.VolumeSnapshotContent{}
+		left := &snapshotv1.VolumeSnapshotList{}
+		require.NoError(t, c.Objects().List(t.Context(), left, crclient.InNamespace(r.namespace)))
+		require.Len(t, left.Items, 1)
+		assert.NotContains(t, left.Items[0].Annotations, "stillpoint.io/exported")
+		require.NoError(t, c.Objects().Get(t.Context(), crclient.ObjectKey{Name: left.Items[0].Name}, content))
+		require.NoError(t, c.Objects().Delete(t.Context(), &left.Items[0]))
+		require.NoError(t, c.Objects().Delete(t.Context(), content))
+		configure(profile)
 	})
 
 	t.Run("a claim that the exported backup left out", func(t *testing.T) {
@@ -165,18 +179,6 @@ func retainClass(t *testing.T, c *cluster.Cluster) string {
 	return class.Name
 }
 
-// handle is what the storage calls the snapshot of a claim in a backup without
-// data movement.
-func (b *backup) handle(a *app, claim string) string {
-	b.t.Helper()
-	text, err := b.c.Velero(b.t.Context(), "backup", "describe", b.name, "--details")
-	require.NoError(b.t, err)
-	_, text, _ = strings.Cut(text, a.namespace+"/"+claim+":")
-	_, text, _ = strings.Cut(text, "Storage Snapshot ID:")
-	handle, _, _ := strings.Cut(text, "\n")
-	return strings.TrimSpace(handle)
-}
-
 // snapshot takes a snapshot of the first claim as Stillpoint would, and waits
 // until it is ready.
 func (a *app) snapshot(name, class string, origin snapshot.Origin) *snapshotv1.VolumeSnapshot {
@@ -228,4 +230,3 @@ func (r *restored) details() string {
 	require.NoError(r.t, err)
 	return text
 }
-

@@ -75,7 +75,7 @@ func TestRestore(t *testing.T) {
 
 		// What the claim came from is gone, and the storage's snapshot is the backup's,
 		// whatever the map says of policies.
-		assert.Contains(t, r.log(), "its content are removed; the storage's snapshot stays the backup's")
+		assert.Contains(t, r.details(), "its content are removed; the storage's snapshot stays the backup's")
 		r.leavesNothing()
 		stored, err := c.StoredSnapshots(t.Context(), a.namespace, "app-data0")
 		require.NoError(t, err)
@@ -157,22 +157,27 @@ func className(annotate func(*corev1.PersistentVolumeClaim)) string {
 // section is given.
 func configure(t *testing.T, c *cluster.Cluster, section string) {
 	t.Helper()
-	configuration(t, c, "restore:\n  "+strings.ReplaceAll(section, "\n", "\n  ")+"\n")
+	configuration(t, c)("restore:\n  " + strings.ReplaceAll(section, "\n", "\n  ") + "\n")
 }
 
-// configuration gives Velero's namespace one for one test; what follows the
-// version is given.
-func configuration(t *testing.T, c *cluster.Cluster, text string) {
+// configuration gives Velero's namespace one for one test, which can be set
+// again and again; what follows the version is given.
+func configuration(t *testing.T, c *cluster.Cluster) (set func(text string)) {
 	t.Helper()
 	configMap := &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: cluster.VeleroNamespace, Name: "e2e-restore",
 			Labels: map[string]string{"velero.io/plugin-config": "", "stillpoint.io/stillpoint": "Configuration"},
 		},
-		Data: map[string]string{"config.yaml": "version: v1\n" + text},
+		Data: map[string]string{"config.yaml": "version: v1\n"},
 	}
 	require.NoError(t, c.Objects().Create(t.Context(), configMap))
 	t.Cleanup(func() { assert.NoError(t, c.Objects().Delete(context.Background(), configMap)) })
+	return func(text string) {
+		t.Helper()
+		configMap.Data["config.yaml"] = "version: v1\n" + text
+		require.NoError(t, c.Objects().Update(t.Context(), configMap))
+	}
 }
 
 // restored is a restore that has been asked for, into a namespace of its own.

@@ -16,8 +16,10 @@ import (
 	"github.com/stretchr/testify/require"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	"github.com/vmware-tanzu/velero/pkg/util"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
@@ -30,10 +32,12 @@ import (
 
 	"stillpoint.io/stillpoint/internal/bracket"
 	stillpoint "stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/expiry"
 	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/group"
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/restore"
+	"stillpoint.io/stillpoint/internal/snapshot"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
 	"stillpoint.io/stillpoint/tests/cluster"
 )
@@ -65,7 +69,19 @@ func TestRightsOfDeploySuffice(t *testing.T) {
 	})
 	t.Run("restore", func(t *testing.T) {
 		configure(t, c, "drivers:\n- {from: old.csi, to: loop.csi.stillpoint.io}\n- {from: lost.csi, to: nowhere.csi}")
-		restoreRights(t, restore.NewRestorer(clients, clock.RealClock{}, log))
+		r := restore.NewRestorer(clients, clock.RealClock{}, log)
+		restoreRights(t, r)
+		takeBackRights(t, c, a, r)
+		guardRights(t, c, a, r)
+		assert.NotContains(t, said.String(), "forbidden")
+	})
+	t.Run("deletion of backups", func(t *testing.T) {
+		backup := &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: "e2e-deleted", UID: "e2e-deleted"}}
+		installation, err := clients.Installation(t.Context())
+		require.NoError(t, err)
+		vs := a.snapshot("deleted", cluster.SnapshotClass, snapshot.Origin{Installation: installation, Backup: backup.Name, BackupUID: string(backup.UID)})
+		require.NoError(t, expiry.New(clients, log).Backup(t.Context(), backup))
+		assert.True(t, apierrors.IsNotFound(c.Objects().Get(t.Context(), crclient.ObjectKeyFromObject(vs), vs)))
 	})
 }
 
@@ -254,6 +270,90 @@ func restoreRights(t *testing.T, r *restore.Restorer) {
 	require.NoError(t, err)
 	assert.Equal(t, "loop.csi.stillpoint.io", driver)
 	require.ErrorContains(t, r.Content(t.Context(), content("lost.csi")), "nowhere.csi")
+}
+
+// takeBackRights has a claim come from a VolumeSnapshot, as Velero's own actions
+// leave it.
+func takeBackRights(t *testing.T, c *cluster.Cluster, a *app, r *restore.Restorer) {
+	t.Helper()
+	backup := &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: "e2e-" + rand.String(6)}}
+	backup.Status.Phase = velerov1.BackupPhaseFailedValidation
+	require.NoError(t, c.Objects().Create(t.Context(), backup))
+	t.Cleanup(func() { _ = c.Objects().Delete(context.Background(), backup) })
+	of := &velerov1.Restore{ObjectMeta: metav1.ObjectMeta{UID: types.UID(rand.String(10))}, Spec: velerov1.RestoreSpec{BackupName: backup.Name}}
+	name := util.GenerateSha256FromRestoreUIDAndVsName(string(of.UID), "lent")
+	original := a.snapshot("original", cluster.SnapshotClass, snapshot.Origin{})
+	made := &snapshotv1.VolumeSnapshotContent{}
+	require.NoError(t, c.Objects().Get(t.Context(), crclient.ObjectKey{Name: *original.Status.BoundVolumeSnapshotContentName}, made))
+	require.NoError(t, c.Objects().Create(t.Context(), &snapshotv1.VolumeSnapshotContent{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec: snapshotv1.VolumeSnapshotContentSpec{
+			Driver: made.Spec.Driver, DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete,
+			Source:            snapshotv1.VolumeSnapshotContentSource{SnapshotHandle: made.Status.SnapshotHandle},
+			VolumeSnapshotRef: corev1.ObjectReference{Namespace: a.namespace, Name: name},
+		},
+	}))
+	require.NoError(t, c.Objects().Create(t.Context(), &snapshotv1.VolumeSnapshot{
+		ObjectMeta: metav1.ObjectMeta{Namespace: a.namespace, Name: name},
+		Spec:       snapshotv1.VolumeSnapshotSpec{Source: snapshotv1.VolumeSnapshotSource{VolumeSnapshotContentName: &name}},
+	}))
+	item := claimItem(a.namespace, of, map[string]any{velerov1.VolumeSnapshotLabel: "lent"})
+	require.NoError(t, unstructured.SetNestedField(item.Object.Object, map[string]any{"kind": "VolumeSnapshot", "name": name}, "spec", "dataSource"))
+	operation, err := r.Claim(t.Context(), item)
+	require.NoError(t, err)
+	progress, err := r.Progress(t.Context(), operation, of)
+	require.NoError(t, err)
+	assert.True(t, progress.Completed, progress.Description)
+	assert.Contains(t, progress.Description, "are removed")
+	assert.Contains(t, a.stored("app-data0"), *made.Status.SnapshotHandle)
+	require.NoError(t, r.Cancel(t.Context(), operation, of))
+}
+
+// guardRights has a claim of a backup that moves data and has none of it.
+func guardRights(t *testing.T, c *cluster.Cluster, a *app, r *restore.Restorer) {
+	t.Helper()
+	backup := &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: "e2e-" + rand.String(6)}}
+	backup.Spec.SnapshotMoveData = ptr.To(true)
+	backup.Status.Phase = velerov1.BackupPhaseFailedValidation
+	require.NoError(t, c.Objects().Create(t.Context(), backup))
+	t.Cleanup(func() { _ = c.Objects().Delete(context.Background(), backup) })
+	of := &velerov1.Restore{ObjectMeta: metav1.ObjectMeta{Name: backup.Name, UID: types.UID(rand.String(10))}}
+	of.Spec.BackupName, of.Spec.NamespaceMapping = backup.Name, map[string]string{a.namespace: "e2e-nowhere"}
+	_, err := r.Claim(t.Context(), claimItem(a.namespace, of, nil))
+	require.ErrorContains(t, err, "but has no DataUpload of the claim)")
+
+	// And of a DataUpload that has left nothing.
+	result := &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: backup.Name, Labels: map[string]string{
+			velerov1.RestoreUIDLabel: string(of.UID), velerov1.PVCNamespaceNameLabel: a.namespace + ".app-data0",
+			velerov1.ResourceUsageLabel: string(velerov1.VeleroResourceUsageDataUploadResult),
+		}},
+		Data: map[string]string{string(of.UID): "{}"},
+	}
+	download := &velerov2alpha1.DataDownload{
+		ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: backup.Name, Labels: map[string]string{
+			velerov1.AsyncOperationIDLabel: "dd-" + string(of.UID) + ".",
+		}},
+		Spec: velerov2alpha1.DataDownloadSpec{DataMover: "e2e-nobody", TargetVolume: velerov2alpha1.TargetVolumeSpec{PVC: "x", PV: "x", Namespace: "x"}},
+	}
+	for _, object := range []crclient.Object{result, download} {
+		require.NoError(t, c.Objects().Create(t.Context(), object))
+		t.Cleanup(func() { _ = c.Objects().Delete(context.Background(), object) })
+	}
+	_, err = r.Claim(t.Context(), claimItem(a.namespace, of, map[string]any{velerov1.DataUploadNameAnnotation: "velero/gone"}))
+	require.ErrorContains(t, err, "its DataUpload velero/gone was not completed")
+	require.NoError(t, c.Objects().Get(t.Context(), crclient.ObjectKeyFromObject(download), download))
+	assert.True(t, download.Spec.Cancel)
+}
+
+// claimItem is a claim of a restore, as the backup has it and otherwise empty.
+func claimItem(namespace string, of *velerov1.Restore, annotations map[string]any) restore.Item {
+	object := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+		"metadata": map[string]any{"namespace": namespace, "name": "app-data0", "annotations": annotations},
+		"spec":     map[string]any{"volumeName": "gone"},
+	}}
+	return restore.Item{Object: object, BackedUp: object.DeepCopy(), Restore: of}
 }
 
 // useAccount has Velero's client configuration, and with it ours, be that of a
