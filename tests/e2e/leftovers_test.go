@@ -52,7 +52,8 @@ func TestLeftovers(t *testing.T) {
 	claims := []string{"app-data0", "app-data1", "app-data2"}
 
 	local := startBackup(t, c, a.namespace, handOver(t, c, ""))
-	skipped := policyFile(t, c, "volumePolicies:\n- conditions: {pvcLabels: {claim: app-data1}}\n  action: {type: skip}\n"+byStillpoint)
+	skip := "- conditions: {pvcLabels: {claim: app-data2}}\n  action: {type: skip}\n"
+	skipped := policyFile(t, c, "volumePolicies:\n- conditions: {pvcLabels: {claim: app-data1}}\n  action: {type: skip}\n"+skip+byStillpoint)
 	require.Equal(t, velerov1.BackupPhaseCompleted, local.finished(limit), local.log())
 	stored := map[string]string{}
 	for _, claim := range claims {
@@ -130,7 +131,7 @@ func TestLeftovers(t *testing.T) {
 		// If it was not left out on purpose, it is missing.
 		policy := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: skipped}}
 		require.NoError(t, c.Objects().Get(t.Context(), crclient.ObjectKeyFromObject(policy), policy))
-		policy.Data["policy.yaml"] = "version: v1\nvolumePolicies:\n" + byStillpoint
+		policy.Data["policy.yaml"] = "version: v1\nvolumePolicies:\n" + skip + byStillpoint
 		require.NoError(t, c.Objects().Update(t.Context(), policy))
 		r = exported.restore(t, only)
 		require.Equal(t, velerov1.RestorePhasePartiallyFailed, r.finished(limit))
