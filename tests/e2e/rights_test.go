@@ -332,7 +332,7 @@ func guardRights(t *testing.T, c *cluster.Cluster, a *app, r *restore.Restorer) 
 	}
 	download := &velerov2alpha1.DataDownload{
 		ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: backup.Name, Labels: map[string]string{
-			velerov1.AsyncOperationIDLabel: "dd-" + string(of.UID) + ".",
+			velerov1.AsyncOperationIDLabel: "dd-" + string(of.UID) + ".claim",
 		}},
 		Spec: velerov2alpha1.DataDownloadSpec{DataMover: "e2e-nobody", TargetVolume: velerov2alpha1.TargetVolumeSpec{PVC: "x", PV: "x", Namespace: "x"}},
 	}
@@ -350,7 +350,7 @@ func guardRights(t *testing.T, c *cluster.Cluster, a *app, r *restore.Restorer) 
 func claimItem(namespace string, of *velerov1.Restore, annotations map[string]any) restore.Item {
 	object := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": "v1", "kind": "PersistentVolumeClaim",
-		"metadata": map[string]any{"namespace": namespace, "name": "app-data0", "annotations": annotations},
+		"metadata": map[string]any{"namespace": namespace, "name": "app-data0", "uid": "claim", "annotations": annotations},
 		"spec":     map[string]any{"volumeName": "gone"},
 	}}
 	return restore.Item{Object: object, BackedUp: object.DeepCopy(), Restore: of}
