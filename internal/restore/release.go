@@ -20,6 +20,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -73,10 +74,11 @@ func loanOf(operation string) (loan, error) {
 // way of the controllers that are about to bind it.
 func (r *Restorer) lend(ctx context.Context, item Item) error {
 	_, marked := snapshot.OriginOf(item.BackedUp)
-	labels := item.BackedUp.GetLabels()
-	// Velero gives this label to contents of users' own snapshots, too.
-	taken := item.BackedUp.GetKind() == "VolumeSnapshot" && labels[velerov1.RestoreNameLabel] == "" &&
-		labels[velerov1.BackupNameLabel] == label.GetValidName(item.Restore.Spec.BackupName)
+	// One that was restored before has this label of another backup, and is made of
+	// a content. Velero gives the label to contents of users' own snapshots, too.
+	_, static, _ := unstructured.NestedString(item.BackedUp.Object, "spec", "source", "volumeSnapshotContentName")
+	taken := item.BackedUp.GetKind() == "VolumeSnapshot" && !static &&
+		item.BackedUp.GetLabels()[velerov1.BackupNameLabel] == label.GetValidName(item.Restore.Spec.BackupName)
 	unmark(item.Object)
 	if (!marked && !taken) || !bringsClaims(item.Restore) {
 		return nil

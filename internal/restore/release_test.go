@@ -284,7 +284,10 @@ func TestMarksOfCopies(t *testing.T) {
 			item.BackedUp.SetLabels(nil)
 		}},
 		"restored before": {change: func(_ *target, item *Item) {
-			item.BackedUp.SetLabels(map[string]string{"velero.io/backup-name": "monday", "velero.io/restore-name": "before"})
+			unstructured.RemoveNestedField(item.BackedUp.Object, "spec", "source", "persistentVolumeClaimName")
+			if item.BackedUp.GetKind() == "VolumeSnapshot" {
+				require.NoError(t, set(item.BackedUp, "content", "spec", "source", "volumeSnapshotContentName"))
+			}
 		}},
 		"without claims": {origin: true, change: func(w *target, _ *Item) { w.restore.Spec.ExcludedResources = []string{"pvc"} }},
 		"snapshots only": {origin: true, change: func(w *target, _ *Item) { w.restore.Spec.IncludedResources = []string{"volumesnapshots"} }},
