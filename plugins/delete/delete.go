@@ -5,11 +5,14 @@ package delete
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	"github.com/sirupsen/logrus"
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
+	"k8s.io/apimachinery/pkg/runtime"
 
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/expiry"
@@ -31,15 +34,24 @@ func New(log logrus.FieldLogger) (any, error) {
 	return &action{expiry.New(clients, log)}, nil
 }
 
-// AppliesTo is what every backup with volumes has: any item will do.
+// AppliesTo is what every backup with volumes has, any item of which will do, and
+// the contents of those that are snapshots.
 func (*action) AppliesTo() (velero.ResourceSelector, error) {
-	return velero.ResourceSelector{IncludedResources: []string{"namespaces", "persistentvolumeclaims"}}, nil
+	return velero.ResourceSelector{IncludedResources: []string{"namespaces", "persistentvolumeclaims", "volumesnapshotcontents.snapshot.storage.k8s.io"}}, nil
 }
 
 func (a *action) Execute(input *velero.DeleteItemActionExecuteInput) error {
 	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
 	defer cancel()
-	if err := a.expiry.Backup(ctx, input.Backup); err != nil {
+	err := a.expiry.Backup(ctx, input.Backup)
+	if input.Item.GetObjectKind().GroupVersionKind().Kind == "VolumeSnapshotContent" {
+		content := &snapshotv1.VolumeSnapshotContent{}
+		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(input.Item.UnstructuredContent(), content); err != nil {
+			return fmt.Errorf("stillpoint: read the item that Velero passed: %w", err)
+		}
+		err = errors.Join(err, a.expiry.Content(ctx, content, input.Backup))
+	}
+	if err != nil {
 		return fmt.Errorf("stillpoint: %w", err)
 	}
 	return nil

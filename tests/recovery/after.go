@@ -22,6 +22,8 @@ const (
 	// syncLimit is how long Velero may take to find the backups in the bucket.
 	// It looks once a minute.
 	syncLimit = 3 * time.Minute
+	// forgetLimit is how long the export of a deleted backup may stay.
+	forgetLimit = 2 * time.Minute
 	// goingOn is how many lines the restored application must add.
 	goingOn = 10
 	// rootCertificates is the one warning of a restore that is as it should be:
@@ -53,6 +55,9 @@ func after(ctx context.Context, s *stage.Stage, n *notes) error {
 		if err := restore(ctx, s, one, began); err != nil {
 			broken = append(broken, fmt.Errorf("restore what was %s: %w", one.Way, err))
 		}
+	}
+	if len(broken) == 0 {
+		broken = append(broken, forget(ctx, s, n))
 	}
 	now, err := snapshotClasses(ctx, s)
 	if err == nil && !slices.Equal(classes, now) {
@@ -185,6 +190,41 @@ func volume(ctx context.Context, s *stage.Stage, one saved, log string) error {
 	}) {
 		return fmt.Errorf("the export %s is gone after its restore; there are %+v", one.Handle, stored)
 	}
+	return nil
+}
+
+// forget deletes the backups of the export, as expiry would, which must take the
+// copies along although another driver made them.
+func forget(ctx context.Context, s *stage.Stage, n *notes) error {
+	for _, one := range n.Ways {
+		if one.Way == moved {
+			continue
+		}
+		for _, name := range []string{one.Earlier, one.Backup} {
+			if err := s.Run(ctx, "velero", "backup", "delete", name, "--confirm"); err != nil {
+				return err
+			}
+		}
+	}
+	wait, cancel := context.WithTimeout(ctx, forgetLimit)
+	defer cancel()
+	began, left := time.Now(), 0
+	err := stage.Until(wait, "the exports of deleted backups are gone", func(ctx context.Context) (bool, error) {
+		stored, err := s.Snapshots(ctx)
+		left = len(stored)
+		return left == 0, err
+	})
+	if err != nil {
+		return fmt.Errorf("%d are left: %w", left, err)
+	}
+	contents := &snapshotv1.VolumeSnapshotContentList{}
+	if err := stage.Until(wait, "no VolumeSnapshotContent of the lost driver is left", func(ctx context.Context) (bool, error) {
+		err := s.Objects().List(ctx, contents)
+		return !slices.ContainsFunc(contents.Items, func(c snapshotv1.VolumeSnapshotContent) bool { return c.Spec.Driver == lostStorage.Driver() }), err
+	}); err != nil {
+		return err
+	}
+	s.Say("The backups of the exports are deleted, and %.0f s later the exports are gone from the bucket.", time.Since(began).Seconds())
 	return nil
 }
 

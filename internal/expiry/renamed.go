@@ -1,0 +1,145 @@
+package expiry
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	"github.com/vmware-tanzu/velero/pkg/label"
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
+
+	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/snapshot"
+)
+
+// boundProtection keeps a content until the CSI sidecar has deleted what it stands
+// for. The snapshot controller writes it on contents that are bound, only.
+const boundProtection = "snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection"
+
+// look is how often a content is looked at until the driver knows it.
+const look = 500 * time.Millisecond
+
+// Content deletes the storage's snapshot of a content in a backup that is being
+// deleted, where the driver has another name in this cluster by the maps of the
+// configuration. Velero's own action makes a content with the old name and
+// deletes it; nobody serves that, so it stays for good, and so does the snapshot
+// (volumesnapshotcontent_action.go in internal/delete/actions/csi of Velero
+// 1.18). It waits until the storage has confirmed the deletion.
+func (e *Expiry) Content(ctx context.Context, content *snapshotv1.VolumeSnapshotContent, backup *velerov1.Backup) error {
+	// Velero deletes what it took for the backup, and no other.
+	if content.Labels[velerov1.BackupNameLabel] != label.GetValidName(backup.Name) || content.Status == nil || content.Status.SnapshotHandle == nil {
+		return nil
+	}
+	settings, err := config.Load(ctx, e.clients.Kube, e.clients.VeleroNamespace)
+	if err != nil {
+		return fmt.Errorf("delete the snapshot of VolumeSnapshotContent %s: %w", content.Name, err)
+	}
+	driver := renamed(settings.Restore.Drivers, content.Spec.Driver)
+	if driver == "" {
+		return nil
+	}
+	drivers, err := e.clients.Kube.StorageV1().CSIDrivers().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("list the CSIDrivers: %w", err)
+	}
+	if slices.ContainsFunc(drivers.Items, func(d storagev1.CSIDriver) bool { return d.Name == content.Spec.Driver }) {
+		return nil // it serves its snapshots itself
+	}
+	if err := e.deleteAs(ctx, content, driver); err != nil {
+		return fmt.Errorf("delete snapshot %s of backup %s with driver %s: %w", *content.Status.SnapshotHandle, backup.Name, driver, err)
+	}
+	e.log.Infof("Backup %s is deleted: snapshot %s is gone, which driver %s had taken and driver %s serves", backup.Name, *content.Status.SnapshotHandle, content.Spec.Driver, driver)
+	return e.unserved(ctx, content)
+}
+
+// renamed is the name that a driver has here, "" where it keeps its own.
+func renamed(drivers []config.DriverMapping, from string) string {
+	i := slices.IndexFunc(drivers, func(d config.DriverMapping) bool { return d.From == from })
+	if i < 0 {
+		return ""
+	}
+	return drivers[i].To
+}
+
+// deleteAs has another driver delete the snapshot of a content. The driver must
+// have answered for it first: a content that it never looked at is let go without
+// a word to the storage.
+func (e *Expiry) deleteAs(ctx context.Context, of *snapshotv1.VolumeSnapshotContent, driver string) error {
+	contents := e.clients.Snapshots.SnapshotV1().VolumeSnapshotContents()
+	made := substitute(of, driver)
+	if _, err := contents.Create(ctx, made, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("create VolumeSnapshotContent %s: %w", made.Name, err)
+	}
+	why := errors.New("the driver has not answered for it")
+	for {
+		found, err := contents.Get(ctx, made.Name, metav1.GetOptions{})
+		switch {
+		case err != nil:
+			why = err
+		case found.Status != nil && found.Status.SnapshotHandle != nil:
+			ref := made.Spec.VolumeSnapshotRef
+			_, err := snapshot.RemoveAll(ctx, e.clients.Snapshots, snapshot.Target{Namespace: ref.Namespace, Name: ref.Name, Content: made.Name})
+			return err
+		case found.Status != nil && found.Status.Error != nil:
+			why = errors.New(ptr.Deref(found.Status.Error.Message, "the driver fails without a message"))
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("VolumeSnapshotContent %s: %w", made.Name, why)
+		case <-time.After(look):
+		}
+	}
+}
+
+// substitute is a content by which another driver finds the snapshot of one. It
+// has the same name whenever it is asked for, and names a VolumeSnapshot that
+// there is not.
+func substitute(of *snapshotv1.VolumeSnapshotContent, driver string) *snapshotv1.VolumeSnapshotContent {
+	sum := sha256.Sum256([]byte(driver + "/" + *of.Status.SnapshotHandle))
+	name := "stillpoint-delete-" + hex.EncodeToString(sum[:8])
+	return &snapshotv1.VolumeSnapshotContent{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Finalizers: []string{boundProtection}},
+		Spec: snapshotv1.VolumeSnapshotContentSpec{
+			DeletionPolicy:    snapshotv1.VolumeSnapshotContentDelete,
+			Driver:            driver,
+			Source:            snapshotv1.VolumeSnapshotContentSource{SnapshotHandle: of.Status.SnapshotHandle},
+			SourceVolumeMode:  of.Spec.SourceVolumeMode,
+			VolumeSnapshotRef: corev1.ObjectReference{Namespace: cmp.Or(of.Spec.VolumeSnapshotRef.Namespace, name), Name: name},
+		},
+	}
+}
+
+// unserved lets go of the contents that Velero's action has made for the old
+// driver. Nobody else can: it is the driver's sidecar that takes the finalizer
+// away.
+func (e *Expiry) unserved(ctx context.Context, of *snapshotv1.VolumeSnapshotContent) error {
+	contents := e.clients.Snapshots.SnapshotV1().VolumeSnapshotContents()
+	list, err := contents.List(ctx, metav1.ListOptions{LabelSelector: velerov1.BackupNameLabel + "=" + of.Labels[velerov1.BackupNameLabel]})
+	if err != nil {
+		return fmt.Errorf("list the VolumeSnapshotContents of backup %s: %w", of.Labels[velerov1.BackupNameLabel], err)
+	}
+	for i := range list.Items {
+		left := &list.Items[i]
+		if left.DeletionTimestamp == nil || left.Spec.Driver != of.Spec.Driver || ptr.Deref(left.Spec.Source.SnapshotHandle, "") != *of.Status.SnapshotHandle {
+			continue
+		}
+		patch := fmt.Sprintf(`{"metadata":{"uid":%q,"finalizers":null}}`, left.UID)
+		_, err := contents.Patch(ctx, left.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("release VolumeSnapshotContent %s, whose driver is not in this cluster: %w", left.Name, err)
+		}
+	}
+	return nil
+}
