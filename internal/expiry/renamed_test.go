@@ -43,8 +43,10 @@ func TestContentOfARenamedDriver(t *testing.T) {
 		"not renamed":          {objects: []runtime.Object{renaming}, labels: monday, driver: "other.csi"},
 		"no map":               {labels: monday, driver: "old.csi"},
 		"not the backup's":     {objects: []runtime.Object{renaming}, labels: map[string]string{velerov1.BackupNameLabel: "sunday"}, driver: "old.csi"},
-		"the new one is not there": {objects: []runtime.Object{renaming}, labels: monday, driver: "old.csi", silent: true,
-			err: "delete snapshot h1 of backup monday with driver new.csi: VolumeSnapshotContent stillpoint-delete-7d6ce653d0904baa: the driver has not answered for it"},
+		"the new one is not there": {
+			objects: []runtime.Object{renaming}, labels: monday, driver: "old.csi", silent: true,
+			err: "delete snapshot h1 of backup monday with driver new.csi: VolumeSnapshotContent stillpoint-delete-7d6ce653d0904baa: the driver has not answered for it",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			content := &snapshotv1.VolumeSnapshotContent{

@@ -14,10 +14,6 @@ import (
 // snapshot, which can outlive the VolumeSnapshot.
 const ContentAnnotation = "stillpoint.io/volume-snapshot-content"
 
-// ExportedAnnotation on a VolumeSnapshot tells whether the driver exports it by
-// itself, so that its handle names the copy.
-const ExportedAnnotation = "stillpoint.io/exported"
-
 // Targets are the snapshots that a DataUpload may leave behind: the one that it
 // was made for, and the copy of its objects that Velero's mover makes beside
 // itself and names after itself (CSISnapshotExposer in pkg/exposer of Velero
@@ -73,7 +69,7 @@ func progressOfUpload(upload *velerov2alpha1.DataUpload) velero.OperationProgres
 // copy that a driver makes of it: both are there when it is ready to use.
 func progressOfSnapshot(vs *snapshotv1.VolumeSnapshot) velero.OperationProgress {
 	name := fmt.Sprintf("VolumeSnapshot %s/%s", vs.Namespace, vs.Name)
-	exported := vs.Annotations[ExportedAnnotation] == "true"
+	exported := vs.Annotations[snapshot.ExportedAnnotation] == "true"
 	p := velero.OperationProgress{OperationUnits: "Bytes", Started: vs.CreationTimestamp.Time}
 	status := vs.Status
 	if status == nil {

@@ -187,7 +187,7 @@ func (g *group) profile(m *member, settings *config.Config, volume *corev1.Persi
 	}
 	m.unquiesced = export.Suits(driver, volume, !g.quiesce.InUse(m.claim.Name))
 	exported := driver.Exported(class.Parameters)
-	m.snapshot.Annotations[export.ExportedAnnotation] = strconv.FormatBool(exported)
+	m.snapshot.Annotations[snapshot.ExportedAnnotation] = strconv.FormatBool(exported)
 	if !boolptr.IsSetToTrue(g.backup.Spec.SnapshotMoveData) {
 		return nil
 	}

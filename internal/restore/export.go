@@ -19,7 +19,7 @@ import (
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/internal/config"
-	"stillpoint.io/stillpoint/internal/export"
+	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
 // exportsOnly answers whether snapshots of a driver in the backup can be
@@ -66,7 +66,7 @@ func (r *Restorer) restorable(ctx context.Context, known *memory, source Source,
 		return true, nil
 	}
 	var why string
-	switch item.GetAnnotations()[export.ExportedAnnotation] {
+	switch item.GetAnnotations()[snapshot.ExportedAnnotation] {
 	case "true":
 		return true, nil
 	case "false":

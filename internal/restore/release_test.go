@@ -16,7 +16,6 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/utils/ptr"
 
-	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
@@ -303,7 +302,7 @@ func TestMarksOfCopies(t *testing.T) {
 				if test.origin {
 					for _, object := range []*unstructured.Unstructured{item.BackedUp, item.Object} {
 						snapshot.Origin{Installation: "there", Backup: "monday", BackupUID: "b0"}.Mark(object)
-						annotate(object, export.ExportedAnnotation, "true")
+						annotate(object, snapshot.ExportedAnnotation, "true")
 					}
 				}
 				if test.change != nil {

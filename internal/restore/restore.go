@@ -32,7 +32,6 @@ import (
 
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
-	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
@@ -450,7 +449,7 @@ func unmark(item *unstructured.Unstructured) {
 	if len(item.GetLabels()) == 0 {
 		item.SetLabels(nil)
 	}
-	unannotate(item, export.ExportedAnnotation)
+	unannotate(item, snapshot.ExportedAnnotation)
 }
 
 func unannotate(item *unstructured.Unstructured, key string) {

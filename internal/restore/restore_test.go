@@ -31,8 +31,8 @@ import (
 	crfake "sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"stillpoint.io/stillpoint/internal/cluster"
-	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/group"
+	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
 // The files in testdata are the items of one volume in a backup that Velero
@@ -151,7 +151,7 @@ func (w *target) item(file string) *Item {
 	w.t.Helper()
 	original := backedUp(w.t, file)
 	if kind := original.GetKind(); w.exported != "" && (kind == "VolumeSnapshot" || kind == "VolumeSnapshotContent") {
-		annotate(original, export.ExportedAnnotation, w.exported)
+		annotate(original, snapshot.ExportedAnnotation, w.exported)
 	}
 	var initialize common.HandlerInitializer
 	switch original.GetKind() {

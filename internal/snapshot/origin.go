@@ -30,6 +30,10 @@ const (
 	backupUIDAnnotation = "stillpoint.io/backup-uid"
 )
 
+// ExportedAnnotation tells whether the driver exports a snapshot by itself, so that
+// its handle names the copy: "true" or "false".
+const ExportedAnnotation = "stillpoint.io/exported"
+
 // KeepAnnotation is a user's word, when it is "true" on a VolumeSnapshot or its
 // content, that Stillpoint is not to delete it. On a claim it has a snapshot kept
 // of each backup.
@@ -88,7 +92,7 @@ func Vetoed(object metav1.Object) bool { return object.GetAnnotations()[KeepAnno
 // returns it as it is then.
 func Mark(ctx context.Context, client versioned.Interface, name string, claim *corev1.PersistentVolumeClaim, origin Origin) (*snapshotv1.VolumeSnapshot, error) {
 	namespace := claim.Namespace
-	patch, err := origin.patch(map[string]string{velerov1.PVCUIDLabel: string(claim.UID)})
+	patch, err := origin.patch(metav1.ObjectMeta{Labels: map[string]string{velerov1.PVCUIDLabel: string(claim.UID)}})
 	if err != nil {
 		return nil, err
 	}
@@ -100,13 +104,17 @@ func Mark(ctx context.Context, client versioned.Interface, name string, claim *c
 }
 
 // MarkContent writes the origin of a VolumeSnapshot on its content, which the
-// snapshot controller makes without.
+// snapshot controller makes without, and whether it is exported.
 func MarkContent(ctx context.Context, client versioned.Interface, vs *snapshotv1.VolumeSnapshot) error {
 	origin, ours := OriginOf(vs)
 	if !ours {
 		return fmt.Errorf("VolumeSnapshot %s/%s does not say where it comes from", vs.Namespace, vs.Name)
 	}
-	patch, err := origin.patch(nil)
+	blank := metav1.ObjectMeta{}
+	if exported, known := vs.Annotations[ExportedAnnotation]; known {
+		blank.Annotations = map[string]string{ExportedAnnotation: exported}
+	}
+	patch, err := origin.patch(blank)
 	if err == nil {
 		_, err = client.SnapshotV1().VolumeSnapshotContents().Patch(ctx, contentName(vs), types.MergePatchType, patch, metav1.PatchOptions{})
 	}
@@ -116,9 +124,8 @@ func MarkContent(ctx context.Context, client versioned.Interface, vs *snapshotv1
 	return nil
 }
 
-// patch is what Mark changes, and labels besides.
-func (o Origin) patch(labels map[string]string) ([]byte, error) {
-	blank := metav1.ObjectMeta{Labels: labels}
+// patch is what Mark changes, with what is there besides.
+func (o Origin) patch(blank metav1.ObjectMeta) ([]byte, error) {
 	o.Mark(&blank)
 	return json.Marshal(map[string]any{"metadata": map[string]any{"labels": blank.Labels, "annotations": blank.Annotations}})
 }

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -52,17 +54,47 @@ func (c *Cluster) Adopt(t testing.TB, name string) {
 	t.Cleanup(func() { c.cleanUp(t, name) })
 }
 
+// deletions are those of namespaces whose tests have ended. Nobody waits for them
+// but the last: pods and volumes take their time, and the next test need not.
+var deletions struct {
+	sync.WaitGroup
+	mu     sync.Mutex
+	failed []error
+}
+
+// Main is what the TestMain of a package calls whose tests make namespaces. It
+// waits until these are gone; one that stays fails the package.
+func Main(m *testing.M) {
+	code := m.Run()
+	deletions.Wait()
+	for _, err := range deletions.failed {
+		fmt.Fprintf(os.Stderr, "--- FAIL: clean up: %v\n", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// cleanUp begins the deletion of a namespace, which Main waits for.
 func (c *Cluster) cleanUp(t testing.TB, name string) {
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupLimit)
-	defer cancel()
-	if err := c.deleteNamespace(ctx, name); err != nil {
+	ours, err := c.beginDeletion(ctx, name)
+	if err != nil {
+		cancel()
 		t.Errorf("clean up: %v", err)
-		if ctx.Err() != nil {
-			ctx, cancel := context.WithTimeout(context.Background(), diagnosisLimit)
-			defer cancel()
-			t.Errorf("what is left in namespace %s:\n%s", name, c.leftIn(ctx, name))
-		}
+		return
 	}
+	deletions.Go(func() {
+		defer cancel()
+		err := c.awaitDeletion(ctx, name, ours)
+		if err == nil {
+			return
+		}
+		diagnosis, cancel := context.WithTimeout(context.Background(), diagnosisLimit)
+		defer cancel()
+		deletions.mu.Lock()
+		defer deletions.mu.Unlock()
+		deletions.failed = append(deletions.failed, fmt.Errorf("%s: %w; what is left in namespace %s:\n%s", t.Name(), err, name, c.leftIn(diagnosis, name)))
+	})
 }
 
 // leftIn describes what keeps a namespace.
@@ -99,39 +131,42 @@ func (c *Cluster) leftIn(ctx context.Context, name string) string {
 	return strings.Join(left, "\n")
 }
 
-// deleteNamespace thaws again and again while it waits: a pod with a blocked
-// writer cannot be killed, and something may still be freezing.
-func (c *Cluster) deleteNamespace(ctx context.Context, name string) error {
+// beginDeletion thaws the volumes of a namespace and has it deleted. It returns
+// the VolumeSnapshots that were alive until then.
+func (c *Cluster) beginDeletion(ctx context.Context, name string) (ours map[types.UID]bool, err error) {
 	if err := c.thawNamespace(ctx, name); err != nil {
-		return err
+		return nil, err
 	}
-	ours, err := c.liveSnapshots(ctx, name)
+	ours, err = c.liveSnapshots(ctx, name)
 	if err != nil {
-		return fmt.Errorf("delete namespace %s: %w", name, err)
+		return nil, fmt.Errorf("delete namespace %s: %w", name, err)
 	}
 	now := int64(0)
 	err = c.typed.CoreV1().Namespaces().Delete(ctx, name, metav1.DeleteOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("delete namespace %s: %w", name, err)
+		return nil, fmt.Errorf("delete namespace %s: %w", name, err)
 	}
 	// No test needs its pods' goodbye.
 	err = c.typed.CoreV1().Pods(name).DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &now}, metav1.ListOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("delete the pods of namespace %s: %w", name, err)
+		return nil, fmt.Errorf("delete the pods of namespace %s: %w", name, err)
 	}
+	return ours, nil
+}
+
+// awaitDeletion thaws again and again while it waits: a pod with a blocked writer
+// cannot be killed, and something may still be freezing. The API server may be
+// away, if the next test has killed it.
+func (c *Cluster) awaitDeletion(ctx context.Context, name string, ours map[types.UID]bool) error {
 	for rounds := 1; ; rounds++ {
 		_, err := c.typed.CoreV1().Namespaces().Get(ctx, name, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
 			return nil
 		}
 		if len(ours) > 0 && rounds%wakeRounds == 0 {
-			if err := c.wakeContentsOf(ctx, ours); err != nil {
-				return fmt.Errorf("delete namespace %s: %w", name, err)
-			}
+			err = errors.Join(err, c.wakeContentsOf(ctx, ours))
 		}
-		if err := c.thawNamespace(ctx, name); err != nil {
-			return err
-		}
+		err = errors.Join(err, c.thawNamespace(ctx, name))
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("delete namespace %s: %w", name, errors.Join(ctx.Err(), err))

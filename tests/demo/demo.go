@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -73,6 +74,10 @@ type demo struct {
 func (d *demo) walk(ctx context.Context, to string) error {
 	ctx, cancel := context.WithTimeout(ctx, runLimit)
 	defer cancel()
+	had, err := d.Snapshots(ctx)
+	if err != nil {
+		return err
+	}
 	if err := d.install(ctx); err != nil {
 		return err
 	}
@@ -88,7 +93,7 @@ func (d *demo) walk(ctx context.Context, to string) error {
 	if err := d.restore(ctx); err != nil {
 		return errors.Join(append(broken, err)...)
 	}
-	broken = append(broken, d.compare(ctx, before, lost, at), stage.WriteResult(to, d.result))
+	broken = append(broken, d.compare(ctx, before, lost, at), d.checkStorage(ctx, had), stage.WriteResult(to, d.result))
 	return errors.Join(broken...)
 }
 
@@ -213,6 +218,26 @@ func (d *demo) checkSnapshots(ctx context.Context) error {
 		return err
 	}
 	d.Say("No snapshot of it is left, in the cluster or on the storage: the export is all there is.")
+	return nil
+}
+
+// checkStorage asks the driver, and not the API, what there is at the end.
+func (d *demo) checkStorage(ctx context.Context, had []cluster.StoredSnapshot) error {
+	has, err := d.Snapshots(ctx)
+	if err != nil {
+		return err
+	}
+	var left []string
+	for _, s := range has {
+		if !slices.ContainsFunc(had, func(before cluster.StoredSnapshot) bool { return before.ID == s.ID }) {
+			left = append(left, s.ID)
+		}
+	}
+	d.result.SnapshotsLeft += len(left)
+	if len(left) > 0 {
+		return fmt.Errorf("the storage holds snapshots that were not there before: %s", strings.Join(left, ", "))
+	}
+	d.Say("The CSI driver, asked at the end, holds no snapshot that was not there before: %d then, %d now.", len(had), len(has))
 	return nil
 }
 
