@@ -158,6 +158,18 @@ func TestExportFails(t *testing.T) {
 		a.noSnapshots()
 	})
 
+	t.Run("Velero's time is up", func(t *testing.T) {
+		b := startBackup(t, c, a.namespace, handOver(t, c, "", moveData, func(spec *velerov1.BackupSpec) { spec.ItemOperationTimeout.Duration = time.Second }))
+		require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(4*time.Minute), b.log())
+		for _, upload := range uploads(b) {
+			assert.True(t, upload.Spec.Cancel || upload.Status.Phase == velerov2alpha1.DataUploadPhaseCompleted, upload.Name)
+		}
+		for _, claim := range []string{"app-data0", "app-data1"} {
+			assert.Empty(t, a.stored(claim), "%s: Cancel has waited for the upload's end", claim)
+		}
+		a.noSnapshots()
+	})
+
 	t.Run("a mover that keeps its snapshots, and one that does not", func(t *testing.T) {
 		document(t, c, "dataMovers:\n- {name: e2e-tidy, deleteSnapshots: true}\n")
 		for mover, left := range map[string]int{"e2e-keeper": 1, "e2e-tidy": 0} {
