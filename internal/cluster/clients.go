@@ -57,6 +57,13 @@ type Connection struct {
 	Wrap transport.WrapperFunc
 }
 
+// AddFlags lets a command's user say which cluster and which Velero.
+func (c *Connection) AddFlags(set *pflag.FlagSet) {
+	set.StringVar(&c.Kubeconfig, "kubeconfig", "", "`file` to find the API server by (default: KUBECONFIG, or the pod's service account)")
+	set.StringVar(&c.Context, "context", "", "`name` of a context of the kubeconfig")
+	set.StringVar(&c.VeleroNamespace, "velero-namespace", "", "`namespace` of Velero (default: VELERO_NAMESPACE, or Velero's client configuration, or velero)")
+}
+
 // Open makes the clients. It sends nothing yet.
 func (c Connection) Open() (*Clients, error) {
 	defaults, err := client.LoadConfig()

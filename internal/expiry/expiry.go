@@ -79,8 +79,7 @@ type remains struct {
 	origin    snapshot.Origin // of the backup
 	snapshots []snapshotv1.VolumeSnapshot
 	contents  []snapshotv1.VolumeSnapshotContent
-	// needed are the Pending claims by the VolumeSnapshot that they wait for.
-	needed map[types.NamespacedName]string
+	claims    []corev1.PersistentVolumeClaim // of the namespaces of the snapshots
 }
 
 func (e *Expiry) left(ctx context.Context, backup *velerov1.Backup) (remains, error) {
@@ -90,7 +89,6 @@ func (e *Expiry) left(ctx context.Context, backup *velerov1.Backup) (remains, er
 	}
 	found := remains{
 		origin: snapshot.Origin{Installation: installation, Backup: backup.Name, BackupUID: string(backup.UID)},
-		needed: map[types.NamespacedName]string{},
 	}
 	client := e.clients.Snapshots.SnapshotV1()
 	ours := metav1.ListOptions{LabelSelector: snapshot.OwnedBy(backup).String()}
@@ -113,9 +111,7 @@ func (e *Expiry) left(ctx context.Context, backup *velerov1.Backup) (remains, er
 		if err != nil {
 			return remains{}, fmt.Errorf("list the claims of namespace %s: %w", namespace, err)
 		}
-		for i := range claims.Items {
-			found.need(&claims.Items[i])
-		}
+		found.claims = append(found.claims, claims.Items...)
 	}
 	return found, nil
 }
@@ -129,17 +125,14 @@ func (r remains) namespaces() []string {
 	return slices.Compact(names)
 }
 
-// need takes note of a claim that waits to be filled from a VolumeSnapshot.
-func (r remains) need(claim *corev1.PersistentVolumeClaim) {
-	if claim.Status.Phase != corev1.ClaimPending {
-		return
+// neededBy is a claim that waits for a VolumeSnapshot, "" when none does.
+func (r remains) neededBy(name types.NamespacedName) string {
+	for i := range r.claims {
+		if snapshot.Awaits(&r.claims[i], name.Namespace, name.Name) {
+			return r.claims[i].Name
+		}
 	}
-	if source := claim.Spec.DataSource; source != nil && source.Kind == "VolumeSnapshot" {
-		r.needed[types.NamespacedName{Namespace: claim.Namespace, Name: source.Name}] = claim.Name
-	}
-	if source := claim.Spec.DataSourceRef; source != nil && source.Kind == "VolumeSnapshot" {
-		r.needed[types.NamespacedName{Namespace: claim.Namespace, Name: source.Name}] = claim.Name
-	}
+	return ""
 }
 
 // plan decides what goes: all that was taken for the backup by this
@@ -153,10 +146,10 @@ func (r remains) plan() (targets []snapshot.Target, kept []string) {
 			return
 		}
 		seen[name] = true
-		switch claim, needed := r.needed[name]; {
+		switch claim := r.neededBy(name); {
 		case snapshot.Vetoed(object):
 			kept = append(kept, vetoText(name.String()))
-		case needed:
+		case claim != "":
 			kept = append(kept, fmt.Sprintf("VolumeSnapshot %s stays until the sweep: claim %s is Pending and waits for it", name, claim))
 		default:
 			targets = append(targets, target)

@@ -294,7 +294,7 @@ func judge(f facts) verdict {
 	if f.snapshot != nil && value(f.snapshot.Spec.Source.VolumeSnapshotContentName) != f.loan.snapshot {
 		return verdict{leave, fmt.Sprintf("%s stays: it is not bound to the content that Velero has restored for it", f.name())}
 	}
-	if needs(f.claim, f.loan.snapshot) {
+	if f.claim != nil && snapshot.Awaits(f.claim, f.namespace, f.loan.snapshot) {
 		age := f.now.Sub(f.claim.CreationTimestamp.Time)
 		text := fmt.Sprintf("claim %s/%s is Pending", f.namespace, f.loan.claim)
 		switch {
@@ -329,16 +329,6 @@ func (f facts) deleted() time.Time {
 	return time.Time{}
 }
 
-// needs answers whether a claim is waiting to be filled from a VolumeSnapshot.
-func needs(claim *corev1.PersistentVolumeClaim, name string) bool {
-	if claim == nil || claim.DeletionTimestamp != nil || claim.Status.Phase == corev1.ClaimBound || claim.Status.Phase == corev1.ClaimLost {
-		return false
-	}
-	source, ref := claim.Spec.DataSource, claim.Spec.DataSourceRef
-	return (source != nil && source.Kind == "VolumeSnapshot" && source.Name == name) ||
-		(ref != nil && ref.Kind == "VolumeSnapshot" && ref.Name == name)
-}
-
 func (r *Restorer) facts(ctx context.Context, l loan, restore *velerov1.Restore) (facts, error) {
 	f := facts{loan: l, restoreUID: string(restore.UID), now: r.clock.Now(), patience: patience}
 	if limit := restore.Spec.ItemOperationTimeout.Duration / 2; limit > 0 {
@@ -363,7 +353,7 @@ func (r *Restorer) facts(ctx context.Context, l loan, restore *velerov1.Restore)
 	} else if err != nil {
 		return f, fmt.Errorf("get claim %s/%s: %w", l.namespace, l.claim, err)
 	}
-	if needs(f.claim, l.snapshot) {
+	if f.claim != nil && snapshot.Awaits(f.claim, l.namespace, l.snapshot) {
 		if f.awaitsPod, f.awaitsNode, err = r.awaits(ctx, f.claim); err != nil {
 			return f, err
 		}
@@ -375,7 +365,7 @@ func (r *Restorer) facts(ctx context.Context, l loan, restore *velerov1.Restore)
 		return f, fmt.Errorf("list the claims of namespace %s: %w", l.namespace, err)
 	}
 	for i := range claims.Items {
-		if needs(&claims.Items[i], l.snapshot) {
+		if snapshot.Awaits(&claims.Items[i], l.namespace, l.snapshot) {
 			f.others = append(f.others, claims.Items[i].Name)
 		}
 	}

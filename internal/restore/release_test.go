@@ -24,8 +24,8 @@ func TestJudge(t *testing.T) {
 	const name = "vs"
 	claim := func(age time.Duration, phase corev1.PersistentVolumeClaimPhase) *corev1.PersistentVolumeClaim {
 		return &corev1.PersistentVolumeClaim{
-			ObjectMeta: metav1.ObjectMeta{CreationTimestamp: metav1.NewTime(now.Add(-age))},
-			Spec:       corev1.PersistentVolumeClaimSpec{DataSource: &corev1.TypedLocalObjectReference{Kind: "VolumeSnapshot", Name: name}},
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "data", CreationTimestamp: metav1.NewTime(now.Add(-age))},
+			Spec:       corev1.PersistentVolumeClaimSpec{DataSource: &corev1.TypedLocalObjectReference{APIGroup: ptr.To(snapshotv1.GroupName), Kind: "VolumeSnapshot", Name: name}},
 			Status:     corev1.PersistentVolumeClaimStatus{Phase: phase},
 		}
 	}
@@ -52,7 +52,7 @@ func TestJudge(t *testing.T) {
 		"pending, by its other reference": {func(f *facts) {
 			f.claim = claim(time.Minute, corev1.ClaimPending)
 			f.claim.Spec.DataSource = nil
-			f.claim.Spec.DataSourceRef = &corev1.TypedObjectReference{Kind: "VolumeSnapshot", Name: name}
+			f.claim.Spec.DataSourceRef = &corev1.TypedObjectReference{APIGroup: ptr.To(snapshotv1.GroupName), Kind: "VolumeSnapshot", Name: name}
 		}, remain, "claim shop/data is Pending"},
 		"pending, and a reason": {func(f *facts) {
 			f.claim, f.trouble = claim(time.Minute, corev1.ClaimPending), "no space"

@@ -504,15 +504,8 @@ func (f *facts) ofRecord(record *corev1.ConfigMap, finding *Finding) verdict {
 
 // needed is the claim that waits for a VolumeSnapshot, "" for none.
 func (f *facts) needed(namespace, name string) string {
-	of := func(group *string, kind string) bool {
-		return kind == "VolumeSnapshot" && ptr.Deref(group, "") == snapshotv1.GroupName
-	}
 	for i := range f.claims {
-		claim := &f.claims[i]
-		if source := claim.Spec.DataSource; source != nil && of(source.APIGroup, source.Kind) && claim.Namespace == namespace && source.Name == name {
-			return claim.Namespace + "/" + claim.Name
-		}
-		if source := claim.Spec.DataSourceRef; source != nil && of(source.APIGroup, source.Kind) && ptr.Deref(source.Namespace, claim.Namespace) == namespace && source.Name == name {
+		if claim := &f.claims[i]; snapshot.Awaits(claim, namespace, name) {
 			return claim.Namespace + "/" + claim.Name
 		}
 	}

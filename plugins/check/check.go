@@ -42,9 +42,10 @@ Flags:
 // flags are the command line's.
 type flags struct {
 	check.Options
-	workload, output, kubeconfig, context, velero string
-	move                                          bool
-	serverArgs                                    string
+	connection       cluster.Connection
+	workload, output string
+	move             bool
+	serverArgs       string
 }
 
 // Run runs the command and returns its exit code.
@@ -85,9 +86,7 @@ func (f *flags) set() *pflag.FlagSet {
 	set.StringToStringVar(&f.Labels, "labels", nil, "labels of the backup, `key=value`")
 	set.StringToStringVar(&f.Annotations, "annotations", nil, "annotations of the backup, `key=value`")
 	set.StringVarP(&f.output, "output", "o", "table", "`format`: table or json")
-	set.StringVar(&f.kubeconfig, "kubeconfig", "", "`file` to find the API server by (default: KUBECONFIG, or the pod's service account)")
-	set.StringVar(&f.context, "context", "", "`name` of a context of the kubeconfig")
-	set.StringVar(&f.velero, "velero-namespace", "", "`namespace` of Velero (default: VELERO_NAMESPACE, or Velero's client configuration, or velero)")
+	f.connection.AddFlags(set)
 	set.StringVar(&f.Deployment, "velero-deployment", "velero", "`name` of the Velero server's Deployment, whose flags say how backups are made")
 	set.StringVar(&f.serverArgs, "server-args", "", "`flags` of the Velero server, where its Deployment cannot be read: \"--features=EnableCSI --item-block-worker-count=2\"; NAME=VALUE is its environment")
 	return set
@@ -154,9 +153,8 @@ func kindOf(name string) string {
 
 func (f *flags) run(ctx context.Context) (*check.Report, error) {
 	glance := cluster.NewGlance()
-	clients, err := cluster.Connection{
-		Kubeconfig: f.kubeconfig, Context: f.context, VeleroNamespace: f.velero, Wrap: glance.Wrap,
-	}.Open()
+	f.connection.Wrap = glance.Wrap
+	clients, err := f.connection.Open()
 	if err != nil {
 		return nil, err
 	}

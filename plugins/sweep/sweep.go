@@ -44,9 +44,10 @@ Flags:
 // flags are the command line's.
 type flags struct {
 	sweep.Options
-	remove                              bool
-	timeout                             time.Duration
-	output, kubeconfig, context, velero string
+	connection cluster.Connection
+	remove     bool
+	timeout    time.Duration
+	output     string
 }
 
 // Run runs the command and returns its exit code.
@@ -81,9 +82,7 @@ func (f *flags) set() *pflag.FlagSet {
 	set.StringSliceVarP(&f.Namespaces, "namespace", "n", nil, "`namespace` of VolumeSnapshots to look at; may be given several times (default: all)")
 	set.BoolVar(&f.All, "all", false, "show what is not left over, too, and why")
 	set.StringVarP(&f.output, "output", "o", "table", "`format`: table or json")
-	set.StringVar(&f.kubeconfig, "kubeconfig", "", "`file` to find the API server by (default: KUBECONFIG, or the pod's service account)")
-	set.StringVar(&f.context, "context", "", "`name` of a context of the kubeconfig")
-	set.StringVar(&f.velero, "velero-namespace", "", "`namespace` of Velero (default: VELERO_NAMESPACE, or Velero's client configuration, or velero)")
+	f.connection.AddFlags(set)
 	return set
 }
 
@@ -124,7 +123,7 @@ func parse(args []string) (*flags, error) {
 
 // run reports whether something is left that was to be deleted.
 func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) (left bool, err error) {
-	clients, err := cluster.Connection{Kubeconfig: f.kubeconfig, Context: f.context, VeleroNamespace: f.velero}.Open()
+	clients, err := f.connection.Open()
 	if err != nil {
 		return false, err
 	}
