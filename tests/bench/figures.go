@@ -4,17 +4,63 @@ import (
 	"math"
 	"slices"
 	"time"
+
+	"k8s.io/utils/ptr"
 )
 
 // figures are what build/bench.json holds: medians of the runs, with one digit
 // after the point. What was not measured is null.
 type figures struct {
-	Runs           int      `json:"runs"`
-	Stall          []stall  `json:"stall"`
-	Backup50       backup50 `json:"backup50"`
-	RequestsPerPVC perPVC   `json:"requestsPerPVC"`
-	Process        needs    `json:"process"`
-	Planning       planned  `json:"planning"`
+	Runs           int            `json:"runs"`
+	Stall          []stall        `json:"stall"`
+	Backup50       backup50       `json:"backup50"`
+	RequestsPerPVC perPVC         `json:"requestsPerPVC"`
+	Process        needs          `json:"process"`
+	Planning       planned        `json:"planning"`
+	AfterExport    afterExport    `json:"afterExport"`
+	WriteLatency   []writeLatency `json:"writeLatency"`
+}
+
+// afterExport is how long Stillpoint takes, with a class of policy Retain and a
+// mover that deletes nothing, from when an upload is Completed until the storage's
+// snapshot is gone; and how many are left in the storage after all the backups by
+// Stillpoint of the part left.
+type afterExport struct {
+	Median  *float64      `json:"medianSeconds"`
+	Worst   *float64      `json:"worstSeconds"`
+	Left    *int          `json:"left"`
+	Exports []exportsOf   `json:"exports"`
+	Backups []leftBackups `json:"backups"`
+}
+
+// exportsOf are the exports with one class by "stillpoint", or by "velero" without
+// the plugin. DataMover is Velero's, "velero", or the one that the bench plays. Those that stayed in the storage have no time.
+type exportsOf struct {
+	By        string   `json:"by"`
+	DataMover string   `json:"dataMover"`
+	Class     string   `json:"class"`
+	Exports   int      `json:"exports"`
+	Median    *float64 `json:"medianSeconds"`
+	Worst     *float64 `json:"worstSeconds"`
+	Left      int      `json:"left"`
+}
+
+// leftBackups are backups of 5 volumes each, and what they left.
+type leftBackups struct {
+	By        string         `json:"by"`
+	DataMover string         `json:"dataMover"`
+	Backups   int            `json:"backups"`
+	Uploads   map[string]int `json:"uploads"`
+	Left      int            `json:"left"`
+	ByClass   map[string]int `json:"leftByClass"`
+}
+
+// writeLatency is of small writes to a volume of which the storage holds so many
+// snapshots: medians of the rounds.
+type writeLatency struct {
+	Held   int     `json:"snapshotsHeld"`
+	Median float64 `json:"medianMillis"`
+	P99    float64 `json:"p99Millis"`
 }
 
 // stall is for how long an application was kept waiting for a write. Floor is
@@ -55,7 +101,7 @@ type needs struct {
 }
 
 func summarize(found results) figures {
-	f := figures{Runs: found.runs, Stall: []stall{}}
+	f := figures{Runs: found.runs, Stall: []stall{}, WriteLatency: []writeLatency{}}
 	for _, s := range found.stalls {
 		row := stall{Volumes: s.volumes}
 		for _, w := range ways {
@@ -71,7 +117,51 @@ func summarize(found results) figures {
 		f.Process.Binary = figure([]float64{found.process.binary}, itself)
 	}
 	f.Planning = found.planning
+	f.AfterExport = summarizeExports(found)
+	for i, l := range found.latencies {
+		if len(l.median) > 0 {
+			f.WriteLatency = append(f.WriteLatency, writeLatency{
+				held[i], hundredths(median(values(l.median, millis))), hundredths(median(values(l.p99, millis))),
+			})
+		}
+	}
 	return f
+}
+
+func summarizeExports(found results) afterExport {
+	a := afterExport{Exports: []exportsOf{}, Backups: []leftBackups{}}
+	for _, e := range found.exports {
+		row := exportsOf{By: e.by.String(), DataMover: dataMoverOf(e.played), Class: e.class.name(), Exports: len(e.gone) + e.left, Left: e.left}
+		if len(e.gone) > 0 {
+			row.Median = figure(e.gone, time.Duration.Seconds)
+			row.Worst = ptr.To(rounded(slices.Max(e.gone).Seconds()))
+		}
+		if e.played && e.class == snapshotClasses[0] {
+			a.Median, a.Worst = row.Median, row.Worst
+		}
+		a.Exports = append(a.Exports, row)
+	}
+	for _, l := range found.leftovers {
+		row := leftBackups{By: l.by.String(), DataMover: dataMoverOf(l.played), Backups: l.backups, Uploads: l.ended, Left: l.total(), ByClass: map[string]int{}}
+		for class, n := range l.left {
+			row.ByClass[class.name()] = n
+		}
+		if l.by == byStillpoint {
+			if a.Left == nil {
+				a.Left = new(int)
+			}
+			*a.Left += row.Left
+		}
+		a.Backups = append(a.Backups, row)
+	}
+	return a
+}
+
+func dataMoverOf(plays bool) string {
+	if plays {
+		return played
+	}
+	return veleroMover
 }
 
 func millis(d time.Duration) float64   { return float64(d) / float64(time.Millisecond) }
@@ -79,6 +169,7 @@ func seconds(t taken) float64          { return t.time.Seconds() }
 func requestsPerClaim(t taken) float64 { return float64(len(t.requests)) / claims }
 func itself(f float64) float64         { return f }
 func rounded(f float64) float64        { return math.Round(f*10) / 10 }
+func hundredths(f float64) float64     { return math.Round(f*100) / 100 }
 
 // figure is the median, nil when nothing was measured.
 func figure[T any](runs []T, value func(T) float64) *float64 {

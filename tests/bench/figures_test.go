@@ -36,6 +36,7 @@ func times(n int, program, verb, resource string) []cluster.Request {
 func measured() results {
 	velero := slices.Concat(times(500, "velero", "get", "volumesnapshots"), times(50, "velero", "create", "volumesnapshots"), times(3, "velero-server", "get", "/apis"))
 	ours := slices.Concat(times(50, "stillpoint", "create", "volumesnapshots"), times(1, "stillpoint", "watch", "volumesnapshots"), times(100, "velero", "list", "pods"))
+	retain, remove, fails := snapshotClasses[0], snapshotClasses[1], snapshotClasses[2]
 	return results{
 		runs: 5,
 		stalls: []series{
@@ -46,6 +47,17 @@ func measured() results {
 		process: process{
 			starts: ms(10, 12, 11), rss: []float64{34.04, 35, 33}, binary: 61,
 		},
+		exports: []*exports{
+			{byStillpoint, true, retain, ms(1000, 2000, 11000), 0},
+			{byStillpoint, false, retain, ms(1000, 4000), 0},
+			{byVelero, false, retain, ms(4000, 6000), 1},
+			{byVelero, false, fails, nil, 1},
+		},
+		leftovers: []leftovers{
+			{byStillpoint, true, 2, map[string]int{"Completed": 9, "gone": 1}, map[snapshotClass]int{retain: 1}, map[snapshotClass]int{retain: 10}, time.Minute},
+			{byVelero, false, 2, map[string]int{"Completed": 10}, map[snapshotClass]int{retain: 3, remove: 0}, map[snapshotClass]int{retain: 6, remove: 4}, 2 * time.Minute},
+		},
+		latencies: latencies{{ms(1), ms(2)}, {}, {ms(1, 2), ms(2, 4)}},
 	}
 }
 
@@ -61,10 +73,29 @@ The floor is no stall: the storage cuts all snapshots at once, without a backup.
         1     5  5200 (5100 to 5300)                    1200  200 (190 to 210)   100 (90 to 110)     50
        16     3                81000  17100 (17000 to 17200)             75000  925 (900 to 950)    500
 
+From Completed to the storage's snapshot gone, in s: the median of the exports (the shortest to the longest).
+                     class  Velero/Stillpoint  Stillpoint, the bench as the mover  exports  left  Stillpoint, Velero's mover  exports  left      Velero alone  exports  left
+                    Retain               2.0x                   2.0 (1.0 to 11.0)        3     0            2.5 (1.0 to 4.0)        2     0  5.0 (4.0 to 6.0)        3     1
+                    Delete                  -                                   -        0     0                           -        0     0                 -        0     0
+  Retain, 2 deletions fail                  -                                   -        0     0                           -        0     0                 -        1     1
+
+Snapshots left in the storage after backups of 5 volumes, every 10th upload of which was spoiled.
+  Stillpoint, the bench as the mover, 2 backups of 5 volumes (9 Completed, 1 gone; 1 min): left 1 of 10 with class Retain
+  Velero alone, 2 backups of 5 volumes (10 Completed; 2 min): left 3 of 6 with class Retain, 0 of 4 with class Delete
+
+Writes of 4 KiB to a volume of which the storage holds snapshots, each on stable storage before the next:
+ratios to the median without one, then ms: the median of the rounds (the shortest to the longest).
+  held  rounds  median  99 of 100            median ms         99 of 100 ms
+     0       1   1.00x      1.00x                 1.00                 2.00
+     5       2   1.50x      1.50x  1.50 (1.00 to 2.00)  3.00 (2.00 to 4.00)
+
 stall with volumes=1: 100 ms in the group path, target at most 1.5 x floor + 30 ms = 105 ms: met by 5 ms
 stall with volumes=16: 925 ms in the group path, target at most 1.5 x floor + 30 ms = 780 ms: MISSED by 145 ms
 backup of 50 claims: Velero alone 256.0 s in 1 run, with the volume policy 10.0 (9.0 to 11.0) s in 3 runs: 25.6 times faster, target at least 10: met by 15.6
 requests for each of them: Velero alone 11.1, with the volume policy 3.0 (3.0 to 3.0), target at most Velero's: met by 8.1
+after the export, class bench-retain, mover bench-mover: gone after 11.0 s at the worst, target one poll of Velero and the driver's time = 10 s and that: MISSED by 1.0 s; 0 of 3 left, target none: met by 0
+after the export, class bench-retain, mover velero: gone after 4.0 s at the worst, target one poll of Velero and the driver's time = 10 s and that: met by 6.0 s; 0 of 2 left, target none: met by 0
+after all backups by Stillpoint: 1 in the storage, target none: MISSED by 1
 plugin: serves after 11.0 (10.0 to 12.0) ms, 3 starts
 plugin: 34.0 (33.0 to 35.0) MiB resident at the most during the backup of 50 claims, target at most 60: met by 26.0 MiB
 plugin: 61.0 MiB on disk, target at most 60: MISSED by 1.0 MiB
@@ -103,7 +134,9 @@ The floor is no stall: the storage cuts all snapshots at once, without a backup.
 		"backup50": {"veleroSeconds": null, "stillpointSeconds": null},
 		"requestsPerPVC": {"velero": null, "stillpoint": null},
 		"process": {"startMillis": null, "rssMiB": null, "binaryMiB": null},
-		"planning": {"claims": null, "workloads": null, "namespaces": null, "requests": null, "seconds": null, "memoryMiB": null, "requestsAt10Claims": null, "requestsAt500Claims": null}}`, string(written))
+		"planning": {"claims": null, "workloads": null, "namespaces": null, "requests": null, "seconds": null, "memoryMiB": null, "requestsAt10Claims": null, "requestsAt500Claims": null},
+		"afterExport": {"medianSeconds": null, "worstSeconds": null, "left": null, "exports": [], "backups": []},
+		"writeLatency": []}`, string(written))
 }
 
 func TestFigures(t *testing.T) {
@@ -116,5 +149,16 @@ func TestFigures(t *testing.T) {
 		"backup50": {"veleroSeconds": 256, "stillpointSeconds": 10},
 		"requestsPerPVC": {"velero": 11.1, "stillpoint": 3},
 		"process": {"startMillis": 11, "rssMiB": 34, "binaryMiB": 61},
-		"planning": {"claims": null, "workloads": null, "namespaces": null, "requests": null, "seconds": null, "memoryMiB": null, "requestsAt10Claims": null, "requestsAt500Claims": null}}`, string(written))
+		"planning": {"claims": null, "workloads": null, "namespaces": null, "requests": null, "seconds": null, "memoryMiB": null, "requestsAt10Claims": null, "requestsAt500Claims": null},
+		"afterExport": {"medianSeconds": 2, "worstSeconds": 11, "left": 1,
+			"exports": [
+				{"by": "stillpoint", "dataMover": "bench-mover", "class": "bench-retain", "exports": 3, "medianSeconds": 2, "worstSeconds": 11, "left": 0},
+				{"by": "stillpoint", "dataMover": "velero", "class": "bench-retain", "exports": 2, "medianSeconds": 2.5, "worstSeconds": 4, "left": 0},
+				{"by": "velero", "dataMover": "velero", "class": "bench-retain", "exports": 3, "medianSeconds": 5, "worstSeconds": 6, "left": 1},
+				{"by": "velero", "dataMover": "velero", "class": "bench-retain-fails", "exports": 1, "medianSeconds": null, "worstSeconds": null, "left": 1}],
+			"backups": [
+				{"by": "stillpoint", "dataMover": "bench-mover", "backups": 2, "uploads": {"Completed": 9, "gone": 1}, "left": 1, "leftByClass": {"bench-retain": 1}},
+				{"by": "velero", "dataMover": "velero", "backups": 2, "uploads": {"Completed": 10}, "left": 3, "leftByClass": {"bench-retain": 3, "bench-delete": 0}}]},
+		"writeLatency": [
+			{"snapshotsHeld": 0, "medianMillis": 1, "p99Millis": 2}, {"snapshotsHeld": 5, "medianMillis": 1.5, "p99Millis": 3}]}`, string(written))
 }

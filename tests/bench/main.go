@@ -1,13 +1,15 @@
 // Command bench measures Stillpoint against Velero alone, on one cluster in one
 // run: for how long a backup keeps an application from writing, how long a
-// backup of many volumes takes, what it asks of the API server, and what the
-// plugin itself needs.
+// backup of many volumes takes, what it asks of the API server, what the plugin
+// itself needs, how soon after an export the storage's snapshot is gone, what
+// stays of many backups, and what a snapshot that stays costs.
 //
 //	testbed run -- build/bench --runs 5
 //	testbed run -- build/bench --parts stall --ways hooks,bracket --volumes 1,4
 //
-// It prints what it has found and writes the medians to build/bench.json. A
-// target that is missed is a result; a measurement that fails is an error.
+// It prints what it has found and writes the medians to build/bench.json, after
+// each part, so that one that fails leaves what the others have found. A target
+// that is missed is a result; a measurement that fails is an error.
 package main
 
 import (
@@ -31,8 +33,12 @@ func main() {
 	flag.StringVar(&o.ways, "ways", strings.Join(names[:], ","), "`list` of the ways whose stall is measured")
 	flag.StringVar(&o.volumes, "volumes", "1,4,16", "`list` of the numbers of volumes of the applications")
 	flag.StringVar(&o.parts, "parts", strings.Join(parts, ","), "`list` of what is measured")
+	flag.StringVar(&o.movers, "movers", strings.Join(dataMovers, ","), "`list` of the data movers whose exports are measured")
 	flag.StringVar(&o.plugin, "plugin", filepath.Join("build", "stillpoint"), "`binary` of the plugin that is installed")
 	flag.StringVar(&o.result, "result", filepath.Join("build", "bench.json"), "`file` for the medians")
+	flag.IntVar(&o.backups, "backups", 20, "`number` of backups with Velero's data mover after which the part left counts snapshots; 100 take 40 minutes and more")
+	flag.IntVar(&o.veleroBackups, "velero-backups", 10, "the same `number` for Velero without the plugin")
+	flag.IntVar(&o.played, "played-backups", playedBackups, "the same `number` for a data mover that the bench plays")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -44,8 +50,9 @@ func main() {
 
 // options are the command line's.
 type options struct {
-	runs                                 int
-	ways, volumes, parts, plugin, result string
+	runs                                         int
+	backups, veleroBackups, played               int
+	ways, volumes, parts, movers, plugin, result string
 }
 
 // The parts of the bench.
@@ -54,13 +61,22 @@ const (
 	partClaims   = "backup50"
 	partProcess  = "process"
 	partPlanning = "planning"
+	partExport   = "export"
+	partLeft     = "left"
+	partLatency  = "latency"
 )
 
-var parts = []string{partStall, partClaims, partProcess, partPlanning}
+var parts = []string{partStall, partClaims, partProcess, partPlanning, partExport, partLeft, partLatency}
+
+// dataMovers are those whose exports are measured.
+var dataMovers = []string{played, veleroMover}
 
 func run(ctx context.Context, o options) error {
 	if o.runs < 1 {
 		return fmt.Errorf("--runs %d: it must be at least 1", o.runs)
+	}
+	if min(o.backups, o.veleroBackups, o.played) < 0 {
+		return errors.New("--backups, --velero-backups and --played-backups must not be negative")
 	}
 	chosen, err := parseWays(o.ways)
 	if err != nil {
@@ -76,6 +92,11 @@ func run(ctx context.Context, o options) error {
 			return fmt.Errorf("--parts: no part %q; there are %s", part, strings.Join(parts, ", "))
 		}
 	}
+	for _, name := range strings.Split(o.movers, ",") {
+		if !slices.Contains(dataMovers, name) {
+			return fmt.Errorf("--movers: no mover %q; there are %s", name, strings.Join(dataMovers, ", "))
+		}
+	}
 	on, err := stage.Open(ctx, stage.NewTimeline(os.Stderr))
 	if err != nil {
 		return err
@@ -83,7 +104,10 @@ func run(ctx context.Context, o options) error {
 	if err := on.Lock(ctx, "bench"); err != nil {
 		return err
 	}
-	b := &bench{Stage: on, runs: o.runs, ways: chosen, parts: asked, plugin: o.plugin}
+	b := &bench{
+		Stage: on, runs: o.runs, ways: chosen, parts: asked, plugin: o.plugin, result: o.result,
+		backups: o.backups, veleroBackups: o.veleroBackups, playedBackups: o.played, dataMovers: strings.Split(o.movers, ","),
+	}
 	for _, n := range volumes {
 		b.apps = append(b.apps, &app{Stage: on, volumes: n})
 	}
@@ -95,10 +119,8 @@ func run(ctx context.Context, o options) error {
 	after := context.WithoutCancel(ctx)
 	if err != nil {
 		b.thaw(after)
-	} else {
-		fmt.Print(report(found))
-		err = stage.WriteResult(o.result, summarize(found))
 	}
+	fmt.Print(report(found))
 	b.Say("clearing away")
 	return errors.Join(err, b.clear(after))
 }

@@ -2,10 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -34,19 +37,33 @@ type bench struct {
 	ways   []way
 	parts  []string
 	plugin string // the binary
+	result string // the file for the figures
+	// The backups of the part left: with Velero's mover, by Velero alone, and
+	// with the bench as the mover.
+	backups, veleroBackups, playedBackups int
+	dataMovers                            []string // of the part export
 }
 
 // results are all that was measured; a part that was not is empty.
 type results struct {
-	runs     int
-	stalls   []series
-	claims   bulk
-	process  process
-	planning planned
+	runs      int
+	stalls    []series
+	claims    bulk
+	process   process
+	planning  planned
+	exports   []*exports
+	leftovers []leftovers
+	latencies latencies
 }
 
+// run measures part after part and writes the figures after each, so that a part
+// that fails takes only its own with it. What was measured is returned in any case.
 func (b *bench) run(ctx context.Context) (results, error) {
 	found := results{runs: b.runs}
+	// A run that was killed may have left Velero without it.
+	if err := b.InstallPlugin(ctx, b.plugin); err != nil {
+		return found, err
+	}
 	if err := b.makePolicy(ctx); err != nil {
 		return found, err
 	}
@@ -58,12 +75,19 @@ func (b *bench) run(ctx context.Context) (results, error) {
 		{partStall, b.measureStalls},
 		{partClaims, b.measureClaims},
 		{partPlanning, b.measurePlanning},
+		{partExport, b.measureExports},
+		{partLeft, b.measureLeft},
+		{partLatency, b.measureLatency},
 	} {
 		if !slices.Contains(b.parts, part.name) {
 			continue
 		}
-		if err := part.measure(ctx, &found); err != nil {
-			return found, fmt.Errorf("%s: %w", part.name, err)
+		err := part.measure(ctx, &found)
+		if err != nil {
+			err = fmt.Errorf("%s: %w", part.name, err)
+		}
+		if err := errors.Join(err, stage.WriteResult(b.result, summarize(found))); err != nil {
+			return found, err
 		}
 	}
 	return found, nil
@@ -112,10 +136,19 @@ func (b *bench) clear(ctx context.Context) error {
 	if err := b.SetVeleroVariable(ctx, earlyVariable, ""); err != nil {
 		return err
 	}
+	if err := b.forgetMoved(ctx); err != nil {
+		return err
+	}
+	if err := b.untune(ctx); err != nil {
+		return err
+	}
 	if err := b.ForgetBackups(ctx, ours); err != nil {
 		return err
 	}
-	if err := b.DeleteAll(ctx, []client.Object{policyObject()}); err != nil {
+	if err := b.forgetRepositories(ctx); err != nil {
+		return err
+	}
+	if err := b.DeleteAll(ctx, []client.Object{policyObject(), moverConfig()}); err != nil {
 		return err
 	}
 	objects, err := b.planObjects()
@@ -131,11 +164,22 @@ func (b *bench) clear(ctx context.Context) error {
 		return err
 	}
 	for i := range left.Items {
+		if name := left.Items[i].Name; name == exportNamespace || name == latencyNamespace || strings.HasPrefix(name, leftPrefix) {
+			if err := b.dropAll(ctx, name); err != nil {
+				return err
+			}
+		}
 		if err := b.DeleteNamespace(ctx, left.Items[i].Name); err != nil {
 			return err
 		}
 	}
-	return nil
+	// The next run makes those of the same names.
+	for i := range left.Items {
+		if err := b.DeleteAll(ctx, []client.Object{&left.Items[i]}); err != nil {
+			return err
+		}
+	}
+	return b.Objects().DeleteAllOf(ctx, &snapshotv1.VolumeSnapshotClass{}, ours)
 }
 
 // thaw thaws what a failure may have left frozen; it must not wait for backups.

@@ -18,6 +18,7 @@ const (
 	floorFactor, floorMargin = 1.5, 30.0 // the stall of the group path: by the floor, and more, ms
 	claimsFactor             = 10.0      // times faster than Velero
 	mostMemory, mostDisk     = 60.0, 60.0
+	mostAfterExport          = 10.0 // s: one poll of Velero; the driver's own time comes on top
 )
 
 // kindsListed is how many kinds of requests are listed of each backup.
@@ -33,6 +34,24 @@ func report(found results) string {
 		b.WriteString("\nThe same in ms: the median of the runs (the shortest to the longest).\n")
 		b.WriteString("The floor is no stall: the storage cuts all snapshots at once, without a backup.\n")
 		b.WriteString(table(stalls(found)))
+		b.WriteString("\n")
+	}
+	if len(found.exports) > 0 {
+		b.WriteString("From Completed to the storage's snapshot gone, in s: the median of the exports (the shortest to the longest).\n")
+		b.WriteString(table(exportRows(found)))
+		b.WriteString("\n")
+	}
+	if len(found.leftovers) > 0 {
+		fmt.Fprintf(&b, "Snapshots left in the storage after backups of %d volumes, every %dth upload of which was spoiled.\n", leftVolumes, leftEvery)
+		for _, l := range found.leftovers {
+			fmt.Fprintf(&b, "  %s\n", l)
+		}
+		b.WriteString("\n")
+	}
+	if rows := latencyRows(found); len(rows) > 1 {
+		fmt.Fprintf(&b, "Writes of %d KiB to a volume of which the storage holds snapshots, each on stable storage before the next:\n", latencyBlock>>10)
+		b.WriteString("ratios to the median without one, then ms: the median of the rounds (the shortest to the longest).\n")
+		b.WriteString(table(rows))
 		b.WriteString("\n")
 	}
 	for _, line := range targets(found, f) {
@@ -105,6 +124,45 @@ func spreadOf(of []float64, format string) string {
 	return fmt.Sprintf("%s ("+format+" to "+format+")", middle, slices.Min(of), slices.Max(of))
 }
 
+// exportRows has a line for each class, with the ratio of the medians of Velero
+// alone and of Stillpoint with the same mover.
+func exportRows(found results) [][]string {
+	rows := [][]string{{"class", "Velero/Stillpoint"}}
+	for _, who := range []exports{{played: true}, {}, {by: byVelero}} {
+		rows[0] = append(rows[0], who.who(), "exports", "left")
+	}
+	for _, class := range snapshotClasses {
+		mine, peer := found.exportsOf(byStillpoint, false, class), found.exportsOf(byVelero, false, class)
+		row := []string{class.String(), ratio(figure(peer.gone, time.Duration.Seconds), figure(mine.gone, time.Duration.Seconds))}
+		for _, e := range []*exports{found.exportsOf(byStillpoint, true, class), mine, peer} {
+			row = append(row, spreadOf(values(e.gone, time.Duration.Seconds), "%.1f"), strconv.Itoa(len(e.gone)+e.left), strconv.Itoa(e.left))
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+func latencyRows(found results) [][]string {
+	rows := [][]string{{"held", "rounds", "median", "99 of 100", "median ms", "99 of 100 ms"}}
+	none := found.latencies[0]
+	for i, l := range found.latencies {
+		if len(l.median) == 0 {
+			continue
+		}
+		times := func(of, by []time.Duration) string {
+			if len(by) == 0 {
+				return "-"
+			}
+			return fmt.Sprintf("%.2fx", median(values(of, millis))/median(values(by, millis)))
+		}
+		rows = append(rows, []string{
+			strconv.Itoa(held[i]), strconv.Itoa(len(l.median)), times(l.median, none.median), times(l.p99, none.p99),
+			spreadOf(values(l.median, millis), "%.2f"), spreadOf(values(l.p99, millis), "%.2f"),
+		})
+	}
+	return rows
+}
+
 // targets are lines with a figure each, and whether it is what we want.
 func targets(found results, f figures) []string {
 	var lines []string
@@ -124,6 +182,15 @@ func targets(found results, f figures) []string {
 		say("requests for each of them: Velero alone %s, with the volume policy %s, target at most Velero's: %s",
 			spreadOf(values(velero, requestsPerClaim), "%.1f"), spreadOf(values(ours, requestsPerClaim), "%.1f"),
 			verdict(*f.RequestsPerPVC.Velero-*f.RequestsPerPVC.Stillpoint, "%.1f"))
+	}
+	for _, e := range f.AfterExport.Exports {
+		if e.By == byStillpoint.String() && e.Worst != nil {
+			say("after the export, class %s, mover %s: gone after %.1f s at the worst, target one poll of Velero and the driver's time = %.0f s and that: %s; %d of %d left, target none: %s", e.Class, e.DataMover,
+				*e.Worst, mostAfterExport, verdict(mostAfterExport-*e.Worst, "%.1f s"), e.Left, e.Exports, verdict(float64(-e.Left), "%.0f"))
+		}
+	}
+	if left := f.AfterExport.Left; left != nil {
+		say("after all backups by Stillpoint: %d in the storage, target none: %s", *left, verdict(float64(-*left), "%.0f"))
 	}
 	if len(found.process.starts) > 0 {
 		say("plugin: serves after %s ms, %d starts", spreadOf(values(found.process.starts, millis), "%.1f"), len(found.process.starts))
