@@ -170,8 +170,9 @@ func (t *Tracker) settle(ctx context.Context, operation string, upload *velerov2
 	return said, nil
 }
 
-// targets are the objects of the snapshot that an upload was made from. That of
-// an upload that is gone is found by its claim.
+// targets are the objects of the snapshot that an upload was made from. Those of
+// an upload that is gone are found by its claim, the mover's copy included: it
+// makes that before it lets go of the other.
 func (t *Tracker) targets(ctx context.Context, operation string, upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) ([]snapshot.Target, error) {
 	if upload != nil {
 		return Targets(upload), nil
@@ -186,12 +187,22 @@ func (t *Tracker) targets(ctx context.Context, operation string, upload *velerov
 			targets = append(targets, snapshot.TargetOf(vs))
 		}
 	}
+	copies, err := t.clients.Snapshots.SnapshotV1().VolumeSnapshots(backup.Namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("list the VolumeSnapshots of namespace %s: %w", backup.Namespace, err)
+	}
+	for i := range copies.Items {
+		vs := &copies.Items[i]
+		if origin, ours := snapshot.OriginOf(vs); ours && origin.BackupUID == string(backup.UID) && follows(operation, backup, vs) {
+			targets = append(targets, snapshot.TargetOf(vs))
+		}
+	}
 	return targets, nil
 }
 
 // follows answers whether an operation is about the claim of a VolumeSnapshot.
 func follows(operation string, backup *velerov1.Backup, vs *snapshotv1.VolumeSnapshot) bool {
-	claim := vs.Labels[velerov1.PVCUIDLabel]
+	claim := snapshot.ClaimOf(vs)
 	return operation == foreignOperation+claim || operation == UploadOperation(backup, types.UID(claim))
 }
 

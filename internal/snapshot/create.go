@@ -56,7 +56,7 @@ func New(installation string, backup *velerov1.Backup, claim *corev1.PersistentV
 	}
 	maps.Copy(vs.Labels, claim.Labels)
 	vs.Labels[velerov1.BackupNameLabel] = label.GetValidName(backup.Name)
-	vs.Labels[velerov1.PVCUIDLabel] = string(claim.UID)
+	vs.Labels[velerov1.PVCUIDLabel], vs.Annotations[claimAnnotation] = string(claim.UID), string(claim.UID)
 	Origin{Installation: installation, Backup: backup.Name, BackupUID: string(backup.UID)}.Mark(vs)
 	return vs
 }

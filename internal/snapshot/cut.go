@@ -311,6 +311,9 @@ func contentName(vs *snapshotv1.VolumeSnapshot) string {
 	if vs.Status != nil && vs.Status.BoundVolumeSnapshotContentName != nil {
 		return *vs.Status.BoundVolumeSnapshotContentName
 	}
+	if name := vs.Spec.Source.VolumeSnapshotContentName; name != nil {
+		return *name
+	}
 	return "snapcontent-" + string(vs.UID)
 }
 

@@ -28,7 +28,16 @@ const (
 
 	backupAnnotation    = "stillpoint.io/backup"
 	backupUIDAnnotation = "stillpoint.io/backup-uid"
+	// claimAnnotation has the UID of the claim, as its label has; a data mover's
+	// copy has the annotation only.
+	claimAnnotation = "stillpoint.io/claim-uid"
 )
+
+// ClaimOf is the UID of the claim that a VolumeSnapshot was taken of, or that a
+// data mover's copy of one is of; "" where Stillpoint did not mark it.
+func ClaimOf(vs *snapshotv1.VolumeSnapshot) string {
+	return cmp.Or(vs.Labels[velerov1.PVCUIDLabel], vs.Annotations[claimAnnotation])
+}
 
 // ExportedAnnotation tells whether the driver exports a snapshot by itself, so that
 // its handle names the copy: "true" or "false".
@@ -92,7 +101,10 @@ func Vetoed(object metav1.Object) bool { return object.GetAnnotations()[KeepAnno
 // returns it as it is then.
 func Mark(ctx context.Context, client versioned.Interface, name string, claim *corev1.PersistentVolumeClaim, origin Origin) (*snapshotv1.VolumeSnapshot, error) {
 	namespace := claim.Namespace
-	patch, err := origin.patch(metav1.ObjectMeta{Labels: map[string]string{velerov1.PVCUIDLabel: string(claim.UID)}})
+	patch, err := origin.patch(metav1.ObjectMeta{
+		Labels:      map[string]string{velerov1.PVCUIDLabel: string(claim.UID)},
+		Annotations: map[string]string{claimAnnotation: string(claim.UID)},
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -10,10 +10,10 @@ import (
 // installation that took the snapshot.
 func Unmark(object metav1.Object) {
 	labels, annotations := object.GetLabels(), object.GetAnnotations()
-	for _, key := range []string{InstallationLabel, velerov1.BackupUIDLabel, KeptLabel} {
+	for _, key := range []string{InstallationLabel, velerov1.BackupUIDLabel, velerov1.PVCUIDLabel, KeptLabel} {
 		delete(labels, key)
 	}
-	for _, key := range []string{InstallationLabel, backupAnnotation, backupUIDAnnotation, nudgeAnnotation} {
+	for _, key := range []string{InstallationLabel, backupAnnotation, backupUIDAnnotation, claimAnnotation, nudgeAnnotation} {
 		delete(annotations, key)
 	}
 	object.SetLabels(labels)

@@ -74,6 +74,16 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
+// DeleteNamespace thaws the volumes of a namespace, deletes it and waits until it
+// is gone. It need not exist.
+func (c *Cluster) DeleteNamespace(ctx context.Context, name string) error {
+	ours, err := c.beginDeletion(ctx, name)
+	if err != nil {
+		return err
+	}
+	return c.awaitDeletion(ctx, name, ours)
+}
+
 // cleanUp begins the deletion of a namespace, which Main waits for.
 func (c *Cluster) cleanUp(t testing.TB, name string) {
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupLimit)

@@ -50,12 +50,6 @@ func (s *Stage) Run(ctx context.Context, program string, args ...string) error {
 	return err
 }
 
-// DeleteNamespace thaws the volumes of a namespace, deletes it and waits until
-// it is gone. It need not exist.
-func (s *Stage) DeleteNamespace(ctx context.Context, name string) error {
-	return act(ctx, func(p *program) { s.Adopt(p, name) })
-}
-
 // Container is a container of a Deployment with one pod.
 type Container struct{ Namespace, Deployment, Name string }
 
