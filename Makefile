@@ -59,7 +59,7 @@ endif
 recovery: build/stillpoint build/testbed build/recovery
 	build/recovery
 
-## Velero alone against Stillpoint, on the same cluster in one run: about 25 minutes.
+## Velero alone against Stillpoint, on the same cluster in one run: more than an hour.
 bench: build/stillpoint build/bench build/testbed
 	$(SESSION) $(TESTBED) run -- build/bench
 
