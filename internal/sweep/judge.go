@@ -482,9 +482,20 @@ func (f *facts) ofCopy(s subject) verdict {
 		return stand("copy of DataUpload %s, which is %s", name, phase(f.uploads[i].Status.Phase, nil))
 	case !f.config.DeletesSnapshotsOf(f.uploads[i].Spec.DataMover):
 		return hold("data mover %s may keep its snapshots: dataMovers of the configuration does not say deleteSnapshots", f.uploads[i].Spec.DataMover)
-	default:
-		return remove("copy of DataUpload %s, which is %s", name, f.uploads[i].Status.Phase).onlyListed("without a mark: ")
 	}
+	// The mover may be quicker than the mark. Its DataUpload is as good: it stands
+	// in this Velero's own namespace, and has the backup's UID.
+	upload := &f.uploads[i]
+	v := remove("copy of DataUpload %s, which is %s", name, upload.Status.Phase)
+	uid := upload.Labels[velerov1.BackupUIDLabel]
+	if uid == "" {
+		return v.onlyListed("without a mark: ")
+	}
+	b := slices.IndexFunc(f.backups, func(b velerov1.Backup) bool { return string(b.UID) == uid })
+	if b >= 0 && lifetimeOf(&f.backups[b]) == alive {
+		return stand("%s", stateOf(&f.backups[b]))
+	}
+	return v
 }
 
 // ofRecord judges the record of a freeze. The Backup owns it, so that the

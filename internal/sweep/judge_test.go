@@ -263,7 +263,7 @@ func TestJudge(t *testing.T) {
 		"copy, backup running":  {all(ours, copied, in(velerov1.BackupPhaseWaitingForPluginOperations), moving(""), upload("Completed")), Keep, "", false, "backup nightly is WaitingForPluginOperations"},
 		"copy, backup failed":   {all(ours, copied, moving(""), upload("InProgress")), Delete, "", true, "backup nightly is Failed"},
 		"copy, content only":    {all(ours, copied, onlyContent, in(completed), moving(""), upload("Failed")), Delete, "", true, "is Failed"},
-		"copy, no mark, done":   {all(copied, moving(""), upload("Failed")), List, Delete, true, "without a mark: copy of DataUpload nightly-x, which is Failed"},
+		"copy, no mark, done":   {all(copied, moving(""), upload("Failed")), Delete, "", true, "copy of DataUpload nightly-x, which is Failed"},
 		"copy, no mark, gone":   {all(copied), List, Delete, true, "made as a data mover's copy, without a mark: there is no DataUpload nightly-x"},
 		"copy, no mark, runs":   {all(copied, moving(""), upload("Accepted")), Keep, "", false, "copy of DataUpload nightly-x, which is Accepted"},
 		"copy, no mark, third":  {all(copied, moving("shuttle"), upload("Completed")), Keep, "", true, "data mover shuttle may keep"},
