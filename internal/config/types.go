@@ -201,6 +201,16 @@ type SnapshotClassMapping struct {
 	Skip bool `json:"skip"`
 }
 
+// Driver is the name that a CSI driver of a backup has in this cluster. renamed is
+// false for one that keeps its own.
+func (r Restore) Driver(name string) (here string, renamed bool) {
+	i := slices.IndexFunc(r.Drivers, func(m DriverMapping) bool { return m.From == name })
+	if i < 0 {
+		return name, false
+	}
+	return r.Drivers[i].To, true
+}
+
 // Default is the configuration where there is no ConfigMap.
 func Default(veleroNamespace string) *Config {
 	return &Config{Version: Version, BlueprintNamespaces: []string{veleroNamespace}}

@@ -46,8 +46,8 @@ func (e *Expiry) Content(ctx context.Context, content *snapshotv1.VolumeSnapshot
 	if err != nil {
 		return fmt.Errorf("delete the snapshot of VolumeSnapshotContent %s: %w", content.Name, err)
 	}
-	driver := renamed(settings.Restore.Drivers, content.Spec.Driver)
-	if driver == "" {
+	driver, renamed := settings.Restore.Driver(content.Spec.Driver)
+	if !renamed {
 		return nil
 	}
 	drivers, err := e.clients.Kube.StorageV1().CSIDrivers().List(ctx, metav1.ListOptions{})
@@ -62,15 +62,6 @@ func (e *Expiry) Content(ctx context.Context, content *snapshotv1.VolumeSnapshot
 	}
 	e.log.Infof("Backup %s is deleted: snapshot %s is gone, which driver %s had taken and driver %s serves", backup.Name, *content.Status.SnapshotHandle, content.Spec.Driver, driver)
 	return e.unserved(ctx, content)
-}
-
-// renamed is the name that a driver has here, "" where it keeps its own.
-func renamed(drivers []config.DriverMapping, from string) string {
-	i := slices.IndexFunc(drivers, func(d config.DriverMapping) bool { return d.From == from })
-	if i < 0 {
-		return ""
-	}
-	return drivers[i].To
 }
 
 // deleteAs has another driver delete the snapshot of a content. The driver must

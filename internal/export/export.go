@@ -146,13 +146,13 @@ func (t *Tracker) settle(ctx context.Context, operation string, upload *velerov2
 	if err != nil {
 		return "", err
 	}
-	said := "the local snapshot is deleted"
-	targets, err := t.targets(ctx, operation, upload, backup)
-	if err != nil {
-		return "", err
-	}
-	if mover := backup.Spec.DataMover; !settings.DeletesSnapshotsOf(mover) {
-		said, targets = "the local snapshot is left to data mover "+mover, nil
+	said := "the local snapshot is left to data mover " + backup.Spec.DataMover
+	var targets []snapshot.Target
+	if settings.DeletesSnapshotsOf(backup.Spec.DataMover) {
+		said = "the local snapshot is deleted"
+		if targets, err = t.targets(ctx, operation, upload, backup); err != nil {
+			return "", err
+		}
 	}
 	surplus, err := t.surplus(ctx, operation, upload, backup)
 	if err != nil {

@@ -1,6 +1,7 @@
 package export
 
 import (
+	"cmp"
 	"fmt"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
@@ -54,13 +55,10 @@ func progressOfUpload(upload *velerov2alpha1.DataUpload) velero.OperationProgres
 	case velerov2alpha1.DataUploadPhaseCompleted:
 		p.Completed = true
 	case velerov2alpha1.DataUploadPhaseFailed:
-		p.Completed, p.Err = true, upload.Status.Message
+		p.Completed, p.Err = true, cmp.Or(upload.Status.Message, "the DataUpload failed without a message")
 	case velerov2alpha1.DataUploadPhaseCanceled:
 		p.Completed, p.Err = true, "the DataUpload is canceled"
 	default:
-	}
-	if p.Completed && upload.Status.Phase == velerov2alpha1.DataUploadPhaseFailed && p.Err == "" {
-		p.Err = "the DataUpload failed without a message"
 	}
 	return p
 }

@@ -82,9 +82,7 @@ func (g *group) answer(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 
 // drop deletes the snapshot of a member that cannot be used.
 func (g *group) drop(ctx context.Context, m *member) {
-	ctx, cancel := context.WithTimeout(ctx, removalLimit)
-	defer cancel()
-	if err := snapshot.Delete(ctx, g.clients.Snapshots, m.claim.Namespace, snapshot.OwnedBy(g.backup), m.claim.Name); err != nil {
+	if err := g.remove(ctx, m.claim.Name); err != nil {
 		g.log.Errorf("%v", err)
 	}
 }

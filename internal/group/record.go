@@ -16,13 +16,14 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
 // A record is a ConfigMap beside Velero that outlives this process: a freeze
 // that was begun and is not known to have lasted must not be taken for one that
 // did. The Backup owns it, and settle deletes it.
 const (
-	recordLabel     = "stillpoint.io/backup-uid"
 	recordNamespace = "namespace"
 	recordClaims    = "claims" // with blanks between them
 	recordPhase     = "phase"
@@ -94,7 +95,7 @@ func (g *group) earlier(ctx context.Context) (*record, error) {
 }
 
 func (r *run) listRecords(ctx context.Context) (*corev1.ConfigMapList, error) {
-	list, err := r.clients.Kube.CoreV1().ConfigMaps(r.backup.Namespace).List(ctx, metav1.ListOptions{LabelSelector: recordLabel + "=" + string(r.backup.UID)})
+	list, err := r.clients.Kube.CoreV1().ConfigMaps(r.backup.Namespace).List(ctx, metav1.ListOptions{LabelSelector: snapshot.BackupUIDKey + "=" + string(r.backup.UID)})
 	if err != nil {
 		return nil, fmt.Errorf("list the ConfigMaps of backup %s: %w", r.backup.Name, err)
 	}
@@ -109,7 +110,7 @@ func (g *group) begin(ctx context.Context) (*record, error) {
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: g.backup.Namespace,
 			Name:      "stillpoint-group-" + hex.EncodeToString(sum[:8]),
-			Labels:    map[string]string{recordLabel: string(g.backup.UID)},
+			Labels:    map[string]string{snapshot.BackupUIDKey: string(g.backup.UID)},
 			OwnerReferences: []metav1.OwnerReference{{
 				APIVersion: velerov1.SchemeGroupVersion.String(), Kind: "Backup", Name: g.backup.Name, UID: g.backup.UID,
 			}},

@@ -385,8 +385,11 @@ func (g *group) timeout() time.Duration {
 }
 
 // discard deletes what there is of a group that must not be restored from.
-func (g *group) discard(ctx context.Context) error {
+func (g *group) discard(ctx context.Context) error { return g.remove(ctx, g.claims()...) }
+
+// remove deletes all snapshots of claims of the group.
+func (g *group) remove(ctx context.Context, claims ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, removalLimit)
 	defer cancel()
-	return snapshot.Delete(ctx, g.clients.Snapshots, g.quiesce.Claims[0].Namespace, snapshot.OwnedBy(g.backup), g.claims()...)
+	return snapshot.Delete(ctx, g.clients.Snapshots, g.quiesce.Claims[0].Namespace, snapshot.OwnedBy(g.backup), claims...)
 }

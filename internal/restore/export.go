@@ -35,10 +35,8 @@ func exportsOnly(settings *config.Config, source, target string) bool {
 }
 
 func renamed(maps config.Restore, driver string) string {
-	if i := slices.IndexFunc(maps.Drivers, func(m config.DriverMapping) bool { return m.From == driver }); i >= 0 {
-		return maps.Drivers[i].To
-	}
-	return driver
+	here, _ := maps.Driver(driver)
+	return here
 }
 
 // exportedBy answers whether a driver, by either of its names, exports the

@@ -26,8 +26,11 @@ const (
 	// beside its export.
 	KeptLabel = "stillpoint.io/kept"
 
-	backupAnnotation    = "stillpoint.io/backup"
-	backupUIDAnnotation = "stillpoint.io/backup-uid"
+	// BackupUIDKey has the UID of the Backup: an annotation here, and a label on the
+	// records of freezes.
+	BackupUIDKey = "stillpoint.io/backup-uid"
+
+	backupAnnotation = "stillpoint.io/backup"
 	// claimAnnotation has the UID of the claim, as its label has; a data mover's
 	// copy has the annotation only.
 	claimAnnotation = "stillpoint.io/claim-uid"
@@ -69,7 +72,7 @@ func OriginOf(object metav1.Object) (Origin, bool) {
 		label, annotation string
 	}{
 		{&origin.Installation, labels[InstallationLabel], annotations[InstallationLabel]},
-		{&origin.BackupUID, labels[velerov1.BackupUIDLabel], annotations[backupUIDAnnotation]},
+		{&origin.BackupUID, labels[velerov1.BackupUIDLabel], annotations[BackupUIDKey]},
 	} {
 		*mark.into = cmp.Or(mark.label, mark.annotation)
 		if *mark.into == "" || *mark.into != cmp.Or(mark.annotation, mark.label) {
@@ -89,7 +92,7 @@ func (o Origin) Mark(object metav1.Object) {
 		annotations = map[string]string{}
 	}
 	labels[InstallationLabel], labels[velerov1.BackupUIDLabel] = o.Installation, o.BackupUID
-	annotations[InstallationLabel], annotations[backupUIDAnnotation], annotations[backupAnnotation] = o.Installation, o.BackupUID, o.Backup
+	annotations[InstallationLabel], annotations[BackupUIDKey], annotations[backupAnnotation] = o.Installation, o.BackupUID, o.Backup
 	object.SetLabels(labels)
 	object.SetAnnotations(annotations)
 }

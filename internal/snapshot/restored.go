@@ -13,7 +13,7 @@ func Unmark(object metav1.Object) {
 	for _, key := range []string{InstallationLabel, velerov1.BackupUIDLabel, velerov1.PVCUIDLabel, KeptLabel} {
 		delete(labels, key)
 	}
-	for _, key := range []string{InstallationLabel, backupAnnotation, backupUIDAnnotation, claimAnnotation, nudgeAnnotation} {
+	for _, key := range []string{InstallationLabel, backupAnnotation, BackupUIDKey, claimAnnotation, nudgeAnnotation} {
 		delete(annotations, key)
 	}
 	object.SetLabels(labels)

@@ -78,7 +78,7 @@ func (s *Sweeper) start(ctx context.Context) (*facts, error) {
 func (s *Sweeper) rest(ctx context.Context, f *facts) error {
 	maps := s.clients.Kube.CoreV1().ConfigMaps(f.velero)
 	var err error
-	if f.records, err = pages[corev1.ConfigMap](ctx, "ConfigMaps", recordLabel, list(maps.List)); err != nil {
+	if f.records, err = pages[corev1.ConfigMap](ctx, "ConfigMaps", snapshot.BackupUIDKey, list(maps.List)); err != nil {
 		return err
 	}
 	var marked, restored, others bool

@@ -21,9 +21,6 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-// recordLabel is on the records of package group and has the backup's UID.
-const recordLabel = "stillpoint.io/backup-uid"
-
 // facts are what the cluster has, as far as somebody has looked. What is decided
 // follows from them alone.
 type facts struct {
@@ -501,7 +498,7 @@ func (f *facts) ofCopy(s subject) verdict {
 // ofRecord judges the record of a freeze. The Backup owns it, so that the
 // cluster deletes it when that is gone.
 func (f *facts) ofRecord(record *corev1.ConfigMap, finding *Finding) verdict {
-	uid := record.Labels[recordLabel]
+	uid := record.Labels[snapshot.BackupUIDKey]
 	i := slices.IndexFunc(f.backups, func(b velerov1.Backup) bool { return string(b.UID) == uid })
 	if i < 0 {
 		return stand("its Backup is gone, and the cluster deletes it")

@@ -450,7 +450,7 @@ func TestPairs(t *testing.T) {
 }
 
 func TestRecords(t *testing.T) {
-	record := corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "stillpoint-group-1", Labels: map[string]string{recordLabel: "b1"}}}
+	record := corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "stillpoint-group-1", Labels: map[string]string{snapshot.BackupUIDKey: "b1"}}}
 	for name, c := range map[string]struct {
 		change func(*scene)
 		action Action
