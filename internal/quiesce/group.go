@@ -1,0 +1,302 @@
+package quiesce
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"stillpoint.io/stillpoint/internal/workload"
+)
+
+// Group is the volumes that one freeze covers, and what their annotations ask
+// for.
+type Group struct {
+	// Unit is all workloads that share volumes with these.
+	Unit workload.Unit
+	// Claims are the volumes of the freeze, sorted by name.
+	Claims []corev1.PersistentVolumeClaim
+	// OnError is valid even when the rest is not.
+	OnError OnError
+
+	parts []part
+	of    string // the claim that the group was found by
+}
+
+// part is one workload's share of a group.
+type part struct {
+	workload workload.Workload
+	settings Settings
+	// source is the object that named the blueprints.
+	source map[string]any
+	claim  *corev1.PersistentVolumeClaim // when source is a claim
+}
+
+// Asked tells whether anything is to be quiesced.
+func (g *Group) Asked() bool {
+	return slices.ContainsFunc(g.parts, func(p part) bool { return len(p.settings.Blueprints) > 0 })
+}
+
+// quiesced are the parts that are to be quiesced; all of them when annotations
+// are not valid and it is not known which.
+func (g *Group) quiesced() []part {
+	asked := slices.DeleteFunc(slices.Clone(g.parts), func(p part) bool { return len(p.settings.Blueprints) == 0 })
+	if len(asked) == 0 {
+		return g.parts
+	}
+	return asked
+}
+
+// Name is what messages call the group: its workloads, or the claims where no
+// workload stands for them.
+func (g *Group) Name() string {
+	var names []string
+	for _, part := range g.quiesced() {
+		if part.claim != nil {
+			return claimName(part.claim)
+		}
+		names = append(names, part.workload.String())
+	}
+	if len(names) == 0 {
+		for i := range g.Claims {
+			names = append(names, claimName(&g.Claims[i]))
+		}
+	}
+	return strings.Join(names, " and ")
+}
+
+// Split is the error of a group whose volumes take both paths to a snapshot: one
+// claim that is handed to Stillpoint, and one that is left to Velero.
+func (g *Group) Split(ours, veleros string) error {
+	return fmt.Errorf("the volumes of %s cannot be of one moment: a volume policy hands claim %s to Stillpoint's group snapshots and leaves claim %s to Velero; "+
+		"treat them alike, or give one of the claims an annotation %s of its own", g.Name(), ours, veleros, AnnotationQuiesce)
+}
+
+func claimName(claim *corev1.PersistentVolumeClaim) string {
+	return fmt.Sprintf("PersistentVolumeClaim %s/%s", claim.Namespace, claim.Name)
+}
+
+// Objects are the workloads that are quiesced, for events.
+func (g *Group) Objects() []workload.Ref {
+	var refs []workload.Ref
+	for _, part := range g.quiesced() {
+		refs = append(refs, part.workload.Ref)
+	}
+	return refs
+}
+
+// Group finds out what is frozen together with a claim: the volumes of its
+// unit, except those whose claims have quiesce annotations of their own; each
+// of these is a group by itself. Where nothing is to be quiesced, a group is
+// what is snapshotted together. It is returned even with an error, as far as it
+// is known.
+func (f *Facts) Group(claim *corev1.PersistentVolumeClaim) (*Group, error) {
+	group := &Group{OnError: Fail, Claims: []corev1.PersistentVolumeClaim{*claim}, of: claim.Name}
+	own, err := hasOwn(claim)
+	if err != nil {
+		return group, err
+	}
+	group.Unit = f.inventory.Unit(claim.Name)
+	var invalid error // the first; the others still have a say in OnError
+	for _, w := range group.Unit.Workloads {
+		if own && !mounts(w, claim.Name) {
+			continue
+		}
+		part, err := newPart(w, f.namespace, claim, own)
+		if asks := len(part.settings.Blueprints) > 0; asks || err != nil {
+			group.OnError = strictest(invalid != nil || group.Asked(), part.settings.OnError, group.OnError)
+		}
+		group.parts = append(group.parts, part)
+		if invalid == nil {
+			invalid = err
+		}
+		if own { // one claim, one plan: the first workload stands for all that mount it
+			break
+		}
+	}
+	if invalid != nil || own {
+		return group, invalid
+	}
+
+	quiesced := func(name string) bool {
+		return slices.ContainsFunc(group.parts, func(p part) bool {
+			return len(p.settings.Blueprints) > 0 && mounts(p.workload, name)
+		})
+	}
+	asked := quiesced(claim.Name)
+	for _, other := range f.claims {
+		if other.Name == claim.Name || !slices.Contains(group.Unit.Claims, other.Name) || quiesced(other.Name) != asked {
+			continue
+		}
+		if own, err := hasOwn(&other); err != nil || own {
+			continue // its own group, or its own error
+		}
+		group.Claims = append(group.Claims, other)
+	}
+	if !asked && group.Asked() { // others of the unit are quiesced, without it
+		group.parts = nil
+	}
+	slices.SortFunc(group.Claims, func(a, b corev1.PersistentVolumeClaim) int { return cmp.Compare(a.Name, b.Name) })
+	return group, nil
+}
+
+// Keep leaves in the group the claim that it was found by, and those others for
+// which included says yes.
+func (g *Group) Keep(included func(corev1.PersistentVolumeClaim) (bool, error)) error {
+	var kept []corev1.PersistentVolumeClaim
+	for _, claim := range g.Claims {
+		in := claim.Name == g.of
+		if !in {
+			var err error
+			if in, err = included(claim); err != nil {
+				return err
+			}
+		}
+		if in {
+			kept = append(kept, claim)
+		}
+	}
+	g.Claims = kept
+	return nil
+}
+
+// Asked tells whether any workload of pod's unit is to be quiesced, and returns
+// the unit. Annotations that are not valid count as yes: they come to light
+// where the plan is made.
+func (f *Facts) Asked(pod *corev1.Pod) (workload.Unit, bool) {
+	unit := f.inventory.Of(pod)
+	for _, w := range unit.Workloads {
+		part, err := newPart(w, f.namespace, nil, false)
+		if err != nil || len(part.settings.Blueprints) > 0 {
+			return unit, true
+		}
+	}
+	return unit, false
+}
+
+// strictest joins the setting of one more workload to that of those before. One
+// that is not to be quiesced has no say.
+func strictest(before bool, next, so OnError) OnError {
+	if !before || next == Fail {
+		return next
+	}
+	return so
+}
+
+// InUse tells whether a pod that runs, or is about to, mounts a claim.
+func (g *Group) InUse(claim string) bool {
+	return slices.ContainsFunc(g.Unit.Workloads, func(w workload.Workload) bool { return mounts(w, claim) })
+}
+
+func mounts(w workload.Workload, claim string) bool {
+	return slices.ContainsFunc(w.Pods, func(pod corev1.Pod) bool {
+		return slices.ContainsFunc(workload.Mounts(&pod), func(m workload.Mount) bool { return m.Claim == claim })
+	})
+}
+
+// hasOwn tells whether a claim itself says what to do for it. Other settings on
+// a claim that says nothing of the kind would have no effect, so they are an
+// error.
+func hasOwn(claim *corev1.PersistentVolumeClaim) (bool, error) {
+	_, quiesce := claim.Annotations[AnnotationQuiesce]
+	_, kanister := claim.Annotations[AnnotationKanister]
+	if quiesce || kanister {
+		return true, nil
+	}
+	layer := Layer{Object: claimName(claim), Annotations: claim.Annotations, Claim: true}
+	if err := unknown(layer); err != nil {
+		return false, err
+	}
+	for _, key := range slices.Sorted(maps.Keys(claim.Annotations)) {
+		if slices.Contains(known, key) || strings.HasPrefix(key, AnnotationOptionPrefix) {
+			return false, fmt.Errorf("%s: annotation %s has no effect without %s beside it; to set it for all volumes of the workload, annotate the workload",
+				layer.Object, key, AnnotationQuiesce)
+		}
+	}
+	return false, nil
+}
+
+// newPart resolves the annotations of one workload: the claim's own where it has
+// some, those of the pod template, the controller and the namespace.
+func newPart(w workload.Workload, namespace *corev1.Namespace, claim *corev1.PersistentVolumeClaim, own bool) (part, error) {
+	result := part{workload: w, settings: Settings{OnError: Fail}}
+	var (
+		layers  []Layer
+		sources []func() (map[string]any, error)
+	)
+	add := func(name string, annotations map[string]string, source func() (map[string]any, error)) {
+		layers = append(layers, Layer{Object: name, Annotations: annotations})
+		sources = append(sources, source)
+	}
+	if own {
+		add(claimName(claim), claim.Annotations, func() (map[string]any, error) {
+			return asMap("v1", "PersistentVolumeClaim", claim)
+		})
+		layers[0].Claim = true
+	}
+	if w.Kind != "Pod" {
+		template, err := templateAnnotations(w)
+		if err != nil {
+			return result, err
+		}
+		add("the pods of "+w.String(), template, func() (map[string]any, error) {
+			if w.Object == nil {
+				return asMap("v1", "Pod", &w.Pods[0])
+			}
+			return asMap(w.APIVersion, w.Kind, w.Object)
+		})
+	}
+	if w.Object != nil {
+		add(w.String(), w.Object.GetAnnotations(), func() (map[string]any, error) { return asMap(w.APIVersion, w.Kind, w.Object) })
+	}
+	add("Namespace "+namespace.Name, namespace.Annotations, func() (map[string]any, error) { return asMap("v1", "Namespace", namespace) })
+
+	var err error
+	if result.settings, err = Resolve(layers); err != nil {
+		return result, err
+	}
+	if i := result.settings.SourceLayer; i >= 0 {
+		if result.source, err = sources[i](); err != nil {
+			return result, err
+		}
+		if own && i == 0 {
+			result.claim = claim
+		}
+	}
+	return result, nil
+}
+
+// templateAnnotations are ours among the annotations of a controller's pods,
+// which carry what its template says. Pods that disagree, as in the middle of a
+// rollout, are an error: neither can be taken for what the user means now.
+func templateAnnotations(w workload.Workload) (map[string]string, error) {
+	var first map[string]string
+	for i, pod := range w.Pods {
+		ours := map[string]string{}
+		for key, value := range pod.Annotations {
+			if strings.HasPrefix(key, AnnotationDomain) || strings.HasPrefix(key, AnnotationOptionPrefix) || key == AnnotationKanister {
+				ours[key] = value
+			}
+		}
+		if i == 0 {
+			first = ours
+		} else if !maps.Equal(first, ours) {
+			return nil, fmt.Errorf("%s: pods %s and %s have different quiesce annotations; wait for the rollout to end, or annotate the %s itself",
+				w, w.Pods[0].Name, pod.Name, w.Kind)
+		}
+	}
+	return first, nil
+}
+
+func asMap(apiVersion, kind string, object any) (map[string]any, error) {
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(object)
+	if err != nil {
+		return nil, fmt.Errorf("convert a %s: %w", kind, err)
+	}
+	content["apiVersion"], content["kind"] = apiVersion, kind
+	return content, nil
+}
