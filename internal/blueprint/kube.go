@@ -21,19 +21,37 @@ type Call struct {
 	Pod       string
 	Container string
 	Command   []string
+	// Env is set for the command alone. Its values never stand in a list of
+	// processes. Only functions of this program's own set it.
+	Env map[string]string `json:",omitempty"`
+	// Hold is set when the command is a client that stays open.
+	Hold *Hold `json:",omitempty"`
 }
 
-// Step is a phase, ready to run: its calls run at the same time, steps one
-// after another.
+// Hold is what a client that stays open is told on its standard input: Begin
+// when it is opened, End when it may go.
+type Hold struct{ Begin, End string }
+
+// Step is a phase of a hook. Its calls run at the same time, steps one after
+// another.
 type Step struct {
 	Phase string
 	Func  string
+	// Calls are commands in containers; nil where the function has a Task.
 	Calls []Call
+	// Task is what the function does through the API server.
+	Task *Task
+	// Needs says what has to happen before the step can be rendered, such as
+	// "the output of phase dump"; "" when it is rendered.
+	Needs string
+	// Last marks the action's deferPhase, which runs whatever happened before
+	// it.
+	Last bool
 }
 
-// Function turns the rendered args of a phase into its calls. A function that
-// looks at a namespace which its args choose takes it from the argument
-// "namespace": that is the one which is held against the blueprint's
+// Function turns the rendered args of a phase into its calls, or into a task.
+// A function that looks at a namespace which its args choose takes it from the
+// argument "namespace": that is the one which is held against the blueprint's
 // confinement before Calls runs. The namespaces of its calls are checked
 // after.
 type Function struct {

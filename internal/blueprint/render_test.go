@@ -41,9 +41,9 @@ func secret(namespace, name string, data map[string]string) *corev1.Secret {
 	return s
 }
 
-// cluster is what the tests of rendering run against: a tenant in shop, and
+// tenants is what the tests of rendering run against: a tenant in shop, and
 // others that are none of its business.
-func cluster() []runtime.Object {
+func tenants() []runtime.Object {
 	gone := pod("shop", "db-2", "mongodb")
 	gone.Status.Phase = corev1.PodSucceeded
 	return []runtime.Object{
@@ -60,7 +60,7 @@ func cluster() []runtime.Object {
 }
 
 func renderer(confineTo string) *Renderer {
-	client := fake.NewClientset(cluster()...)
+	client := fake.NewClientset(tenants()...)
 	functions := KubeFunctions(NewPods(client))
 	functions["Elsewhere"] = Function{Calls: func(context.Context, Args) ([]Call, error) {
 		return []Call{{Namespace: "payments", Pod: "ledger-0", Container: "postgres", Command: []string{"id"}}}, nil
@@ -93,6 +93,11 @@ func statefulSet() Params {
 	}
 }
 
+// command is a call in the tenant's own namespace.
+func command(pod, container string, words ...string) Call {
+	return Call{Namespace: "shop", Pod: pod, Container: container, Command: words}
+}
+
 func load(t *testing.T, file string) *Blueprint {
 	t.Helper()
 	doc, err := os.ReadFile(filepath.Join("testdata", file))
@@ -106,8 +111,8 @@ func load(t *testing.T, file string) *Blueprint {
 func TestPublishedFsfreeze(t *testing.T) {
 	bp := load(t, "fsfreeze-hooks-deployment.yaml")
 	for action, want := range map[string]Step{
-		Prehook:  {"freeze", "KubeExec", []Call{{"shop", "app-1", "sidecar", []string{"fsfreeze", "--freeze", "/mnt"}}}},
-		Posthook: {"unfreeze", "KubeExec", []Call{{"shop", "app-1", "sidecar", []string{"fsfreeze", "--unfreeze", "/mnt"}}}},
+		Prehook:  {Phase: "freeze", Func: "KubeExec", Calls: []Call{command("app-1", "sidecar", "fsfreeze", "--freeze", "/mnt")}},
+		Posthook: {Phase: "unfreeze", Func: "KubeExec", Calls: []Call{command("app-1", "sidecar", "fsfreeze", "--unfreeze", "/mnt")}},
 	} {
 		for _, confineTo := range []string{"", "shop"} {
 			steps, _, err := renderer(confineTo).Steps(t.Context(), bp, action, deployment())
@@ -127,7 +132,7 @@ func TestPublishedMongo(t *testing.T) {
 		require.NoError(t, err)
 		require.Len(t, steps, 1)
 		call := steps[0].Calls[0]
-		require.Equal(t, Call{"shop", "db-0", "mongodb", []string{"bash", "-o", "errexit", "-o", "pipefail", "-c", want}}, call)
+		require.Equal(t, command("db-0", "mongodb", "bash", "-o", "errexit", "-o", "pipefail", "-c", want), call)
 		require.Equal(t, strings.ReplaceAll(want, password, "***"), masker.Mask(want))
 	}
 }
@@ -180,22 +185,22 @@ func withSecret(template string) string {
 func TestRender(t *testing.T) {
 	object := deployment()
 	for template, want := range map[string]string{
-		"plain":                                                         "plain",
-		"{{ .Deployment.Name | upper }}":                                "APP",
-		"{{ .Object.metadata.namespace }}":                              "shop",
-		"{{ .Object.spec.replicas }}":                                   "1000000",
-		"{{ .Options.container }}":                                      "sidecar",
-		`{{ index .Options "none" | default "x" }}`:                     "x",
+		"plain":                                     "plain",
+		"{{ .Deployment.Name | upper }}":            "APP",
+		"{{ .Object.metadata.namespace }}":          "shop",
+		"{{ .Object.spec.replicas }}":               "1000000",
+		"{{ .Options.container }}":                  "sidecar",
+		`{{ index .Options "none" | default "x" }}`: "x",
 		`{{ index .Deployment.PersistentVolumeClaims "app-1" "data" }}`: "/mnt",
-		"{{ .Time }}":                                                   "2026-02-03T04:05:06.000000007Z",
-		"{{ if .StatefulSet }}a{{ else }}b{{ end }}":                    "b",
-		"{{ if .Namespace }}a{{ end }}{{ if .PVC }}b{{ end }}":          "",
-		`{{ set .Object "kind" "changed" | len }}`:                      "3",
+		"{{ .Time }}": "2026-02-03T04:05:06.000000007Z",
+		"{{ if .StatefulSet }}a{{ else }}b{{ end }}":           "b",
+		"{{ if .Namespace }}a{{ end }}{{ if .PVC }}b{{ end }}": "",
+		`{{ set .Object "kind" "changed" | len }}`:             "3",
 	} {
 		t.Run(template, func(t *testing.T) {
 			got, _, err := steps(t.Context(), renderer("shop"), exec(template), object)
 			require.NoError(t, err)
-			require.Equal(t, Call{"shop", "app-1", "date", []string{"sh", "-c", want}}, got[0].Calls[0])
+			require.Equal(t, command("app-1", "date", "sh", "-c", want), got[0].Calls[0])
 		})
 	}
 	require.Equal(t, "Deployment", object.Object["kind"], "a template changed the caller's object")
@@ -237,10 +242,10 @@ func TestPhasesSeeEarlierObjects(t *testing.T) {
       args: {namespace: shop, pods: ' db-0  db-1', containers: mongodb, command: [echo, '{{ .Phases.first.ConfigMaps.cm.Data.user }}', 1, 2.5, true]}
 `, deployment())
 	require.NoError(t, err)
-	command := []string{"echo", "root", "1", "2.5", "1"}
+	said := []string{"echo", "root", "1", "2.5", "1"}
 	require.Equal(t, []Step{
-		{"first", "KubeExec", []Call{{"shop", "app-1", "date", []string{"true"}}}},
-		{"second", "KubeExecAll", []Call{{"shop", "db-0", "mongodb", command}, {"shop", "db-1", "mongodb", command}}},
+		{Phase: "first", Func: "KubeExec", Calls: []Call{command("app-1", "date", "true")}},
+		{Phase: "second", Func: "KubeExecAll", Calls: []Call{command("db-0", "mongodb", said...), command("db-1", "mongodb", said...)}},
 	}, got)
 }
 
