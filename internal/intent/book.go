@@ -1,0 +1,289 @@
+package intent
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/rand"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/utils/clock"
+	kjson "sigs.k8s.io/json"
+
+	"stillpoint.io/stillpoint/internal/cluster"
+)
+
+const (
+	// Label is set by Open on the Secret of an intent, with an empty value.
+	Label = "stillpoint.io/intent"
+	// excludeLabel keeps a Secret out of Velero's backups: one that is restored
+	// would undo what nobody has done.
+	excludeLabel = "velero.io/exclude-from-backup"
+
+	secretType = "stillpoint.io/intent"
+	secretKey  = "intent"
+	prefix     = "stillpoint-intent-"
+)
+
+// Book is where the intents of one Velero are kept, which are Secrets in its
+// namespace. It is safe for concurrent use, but an Intent is not.
+type Book struct {
+	kube      kubernetes.Interface
+	namespace string
+	clock     clock.PassiveClock
+
+	mu sync.Mutex
+	// held are the versions of the intents that this process has opened.
+	held map[string]string
+	// closing are those whose deletion was asked for, with no answer.
+	closing map[string]bool
+}
+
+// NewBook returns the Book of a Velero.
+func NewBook(clients *cluster.Clients, clock clock.PassiveClock) *Book {
+	return &Book{
+		kube: clients.Kube, namespace: clients.VeleroNamespace, clock: clock,
+		held: map[string]string{}, closing: map[string]bool{},
+	}
+}
+
+// NewID returns a name for an intent.
+func NewID() string { return prefix + rand.String(10) }
+
+// Open writes an intent down, with one request. Nothing may be frozen before it
+// has returned. It fills in ID, Since and Holder where they are empty.
+func (b *Book) Open(ctx context.Context, i *Intent) error {
+	i.ID = cmp.Or(i.ID, NewID())
+	if i.Since.IsZero() {
+		i.Since = b.clock.Now()
+	}
+	if i.Holder == (Holder{}) {
+		i.Holder = Here()
+	}
+	data, err := encode(i)
+	if err != nil {
+		return err
+	}
+	secret, err := b.kube.CoreV1().Secrets(b.namespace).Create(ctx, &corev1.Secret{
+		ObjectMeta: b.meta(i), Type: secretType, Data: data,
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return fmt.Errorf("record that %s is about to be quiesced: create Secret %s/%s: %w", i.Name, b.namespace, i.ID, err)
+	}
+	b.hold(i, secret.ResourceVersion)
+	return nil
+}
+
+func (b *Book) meta(i *Intent) metav1.ObjectMeta {
+	return metav1.ObjectMeta{
+		Namespace: b.namespace, Name: i.ID,
+		Labels: map[string]string{Label: "", excludeLabel: "true"},
+	}
+}
+
+func (b *Book) hold(i *Intent, version string) {
+	i.version = version
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.held[i.ID] = version
+}
+
+// Update writes down what has changed about an intent that this process has
+// opened or claimed. The error is ErrTaken when it is not this process's any more.
+func (b *Book) Update(ctx context.Context, i *Intent) error {
+	err := b.write(ctx, i)
+	if apierrors.IsConflict(err) {
+		// An answer of the API server may have been lost on its way.
+		now, gone := b.get(ctx, i.ID)
+		if gone != nil {
+			return b.failed(i.ID, gone)
+		}
+		if now.Holder != i.Holder {
+			return b.failed(i.ID, ErrTaken)
+		}
+		i.version = now.version
+		err = b.write(ctx, i)
+	}
+	if err != nil {
+		return b.failed(i.ID, err)
+	}
+	return nil
+}
+
+// write is conditional on the version.
+func (b *Book) write(ctx context.Context, i *Intent) error {
+	data, err := encode(i)
+	if err != nil {
+		return err
+	}
+	meta := b.meta(i)
+	meta.ResourceVersion = i.version
+	secret, err := b.kube.CoreV1().Secrets(b.namespace).Update(ctx, &corev1.Secret{ObjectMeta: meta, Type: secretType, Data: data}, metav1.UpdateOptions{})
+	if err != nil {
+		return err
+	}
+	b.hold(i, secret.ResourceVersion)
+	return nil
+}
+
+func (b *Book) failed(id string, err error) error {
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		err = ErrTaken
+	}
+	return fmt.Errorf("update Secret %s/%s: %w", b.namespace, id, err)
+}
+
+// Claim makes this process the holder of an intent that List has returned, until
+// then. The error is ErrTaken when somebody else was quicker.
+func (b *Book) Claim(ctx context.Context, i *Intent, until time.Time) error {
+	before := *i
+	i.Holder, i.Until = Here(), until
+	if err := b.write(ctx, i); err != nil {
+		*i = before
+		return b.failed(i.ID, err)
+	}
+	return nil
+}
+
+// Close deletes an intent, of which nothing is left to do. The error is ErrTaken
+// when it is not this process's any more: then somebody else has undone what it
+// stood for, perhaps before this process has. It may be called again after any
+// other error.
+func (b *Book) Close(ctx context.Context, id string) error {
+	b.mu.Lock()
+	version, ours := b.held[id]
+	asked := b.closing[id]
+	b.mu.Unlock()
+	err := b.remove(ctx, id, version)
+	if apierrors.IsConflict(err) && ours {
+		var now *Intent
+		if now, err = b.get(ctx, id); err == nil {
+			err = ErrTaken
+			if now.Holder == Here() {
+				err = b.remove(ctx, id, now.version)
+			}
+		}
+	}
+	if apierrors.IsNotFound(err) {
+		if err = ErrTaken; asked || !ours {
+			err = nil
+		}
+	}
+	if err != nil && !errors.Is(err, ErrTaken) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.closing[id] = true
+		return fmt.Errorf("delete Secret %s/%s: %w", b.namespace, id, err)
+	}
+	b.mu.Lock()
+	delete(b.held, id)
+	delete(b.closing, id)
+	b.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("delete Secret %s/%s: %w", b.namespace, id, err)
+	}
+	return nil
+}
+
+func (b *Book) remove(ctx context.Context, id, version string) error {
+	options := metav1.DeleteOptions{}
+	if version != "" {
+		options.Preconditions = &metav1.Preconditions{ResourceVersion: &version}
+	}
+	return b.kube.CoreV1().Secrets(b.namespace).Delete(ctx, id, options)
+}
+
+func (b *Book) get(ctx context.Context, id string) (*Intent, error) {
+	secret, err := b.kube.CoreV1().Secrets(b.namespace).Get(ctx, id, metav1.GetOptions{})
+	if err != nil {
+		return nil, err
+	}
+	return decode(secret)
+}
+
+// List returns all intents, the oldest first. Those that cannot be read are in
+// the error, and the others are returned all the same.
+func (b *Book) List(ctx context.Context) ([]Intent, error) {
+	list, err := b.kube.CoreV1().Secrets(b.namespace).List(ctx, metav1.ListOptions{LabelSelector: Label})
+	if err != nil {
+		return nil, fmt.Errorf("list Secrets of namespace %s with label %s: %w", b.namespace, Label, err)
+	}
+	var intents []Intent
+	var errs []error
+	for i := range list.Items {
+		intent, err := decode(&list.Items[i])
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		intents = append(intents, *intent)
+	}
+	slices.SortFunc(intents, func(a, b Intent) int {
+		return cmp.Or(a.Since.Compare(b.Since), strings.Compare(a.ID, b.ID))
+	})
+	return intents, errors.Join(errs...)
+}
+
+// Abandoned returns those intents that nobody holds any more: the holder's
+// process has ended, as far as that can be seen from here, or its time is over.
+func (b *Book) Abandoned(ctx context.Context) ([]Intent, error) {
+	intents, err := b.List(ctx)
+	errs := []error{err}
+	intents = slices.DeleteFunc(intents, func(i Intent) bool {
+		gone, err := b.Gone(ctx, &i)
+		errs = append(errs, err)
+		return gone == ""
+	})
+	return intents, errors.Join(errs...)
+}
+
+// Gone says why nobody holds an intent any more; "" while somebody may. It sends
+// a request where the holder is in another pod.
+func (b *Book) Gone(ctx context.Context, i *Intent) (string, error) {
+	f := facts{now: b.clock.Now(), here: Here(), started: started}
+	if i.Holder.Pod != "" && !f.near(i.Holder) {
+		pod, err := b.kube.CoreV1().Pods(b.namespace).Get(ctx, i.Holder.Pod, metav1.GetOptions{})
+		switch {
+		case err == nil:
+			f.pod = pod
+		case !apierrors.IsNotFound(err):
+			return "", fmt.Errorf("look whether %s lives: get pod %s/%s: %w", i.Holder, b.namespace, i.Holder.Pod, err)
+		}
+	}
+	return f.gone(i), nil
+}
+
+func encode(i *Intent) (map[string][]byte, error) {
+	text, err := json.Marshal(i)
+	if err != nil {
+		return nil, fmt.Errorf("record what undoes the quiescing of %s: %w", i.Name, err)
+	}
+	if len(text) > corev1.MaxSecretSize {
+		return nil, fmt.Errorf("what undoes the quiescing of %s is %d bytes long, and a Secret that records it holds %d: shorten the commands of the posthooks, or give them what they need in a file of the container", i.Name, len(text), corev1.MaxSecretSize)
+	}
+	return map[string][]byte{secretKey: text}, nil
+}
+
+// decode is strict: a step with a part that is not understood must not pass for
+// one that is done.
+func decode(secret *corev1.Secret) (*Intent, error) {
+	i := &Intent{}
+	unknown, err := kjson.UnmarshalStrict(secret.Data[secretKey], i)
+	if err == nil {
+		err = errors.Join(unknown...)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the intent in Secret %s/%s: %w", secret.Namespace, secret.Name, err)
+	}
+	i.ID, i.version = secret.Name, secret.ResourceVersion
+	return i, nil
+}

@@ -1,0 +1,155 @@
+package intent
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// Holder is a process that holds a freeze.
+type Holder struct {
+	// Pod is the name of its pod, which is in Velero's namespace; "" outside of a
+	// cluster.
+	Pod    string    `json:"pod,omitempty"`
+	PodUID types.UID `json:"podUID,omitempty"`
+	// Host is its host name.
+	Host string `json:"host"`
+	PID  int    `json:"pid"`
+	// Started is when the process started, in clock ticks since the kernel did: a
+	// later process can have the same PID. 0 is not known.
+	Started uint64 `json:"started,omitempty"`
+}
+
+func (h Holder) String() string {
+	if h.Pod != "" {
+		return fmt.Sprintf("process %d of pod %s", h.PID, h.Pod)
+	}
+	return fmt.Sprintf("process %d of host %s", h.PID, h.Host)
+}
+
+// tokenFile is what the kubelet gives a pod. The token says whose it is, which a
+// host name does not where the pod shares its node's network.
+const tokenFile = "/var/run/secrets/kubernetes.io/serviceaccount/token" //nolint:gosec // a path
+
+// Here is the Holder that this process is.
+var Here = sync.OnceValue(func() Holder {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	here := Holder{Host: host, PID: os.Getpid()}
+	here.Started, _ = started(here.PID)
+	if token, err := os.ReadFile(tokenFile); err == nil {
+		here.Pod, here.PodUID = podOf(token)
+	}
+	return here
+})
+
+// podOf reads the claims of a service account's token. Nothing is trusted that
+// follows from them but which pod to ask for.
+func podOf(token []byte) (name string, uid types.UID) {
+	parts := bytes.Split(token, []byte("."))
+	if len(parts) != 3 {
+		return "", ""
+	}
+	text, err := base64.RawURLEncoding.DecodeString(string(parts[1]))
+	if err != nil {
+		return "", ""
+	}
+	var claims struct {
+		Kubernetes struct {
+			Pod struct {
+				Name string    `json:"name"`
+				UID  types.UID `json:"uid"`
+			} `json:"pod"`
+		} `json:"kubernetes.io"`
+	}
+	if json.Unmarshal(text, &claims) != nil {
+		return "", ""
+	}
+	return claims.Kubernetes.Pod.Name, claims.Kubernetes.Pod.UID
+}
+
+// started is when a process of this machine, or of this container, started. A
+// zombie has ended.
+func started(pid int) (ticks uint64, lives bool) {
+	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	if err != nil {
+		return 0, false
+	}
+	// The second field is the program's name in brackets, which may hold anything.
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
+		return 0, false
+	}
+	ticks, err = strconv.ParseUint(fields[19], 10, 64)
+	return ticks, err == nil
+}
+
+// facts are what a holder is judged by.
+type facts struct {
+	now  time.Time
+	here Holder
+	// started looks at a process beside this one.
+	started func(pid int) (ticks uint64, lives bool)
+	// pod is the holder's, nil when it does not exist or was not asked for.
+	pod *corev1.Pod
+}
+
+// near tells that the holder's processes can be seen from here.
+func (f facts) near(h Holder) bool {
+	if h.Pod != "" {
+		return h.PodUID == f.here.PodUID
+	}
+	return f.here.Pod == "" && h.Host == f.here.Host
+}
+
+// gone says why nobody holds an intent any more; "" while somebody may.
+func (f facts) gone(i *Intent) string {
+	h := i.Holder
+	if !i.Until.IsZero() && f.now.After(i.Until) {
+		return fmt.Sprintf("%s was to be done with it at %s", h, i.Until.UTC().Format(time.RFC3339))
+	}
+	if f.near(h) {
+		ticks, lives := f.started(h.PID)
+		if h.Started != 0 && (!lives || ticks != h.Started) {
+			return h.String() + " has ended"
+		}
+		return ""
+	}
+	if h.Pod == "" {
+		return "" // on another machine, where nothing can be seen
+	}
+	switch pod := f.pod; {
+	case pod == nil || pod.UID != h.PodUID:
+		return fmt.Sprintf("pod %s is gone", h.Pod)
+	case pod.DeletionTimestamp != nil:
+		return fmt.Sprintf("pod %s is being deleted", h.Pod)
+	case pod.Status.Phase == corev1.PodSucceeded, pod.Status.Phase == corev1.PodFailed:
+		return fmt.Sprintf("pod %s has ended", h.Pod)
+	case restarted(pod, i.Since):
+		return fmt.Sprintf("the container of pod %s was started anew", h.Pod)
+	}
+	return ""
+}
+
+// restarted tells that none of a pod's containers has run since then. Times of
+// containers are whole seconds.
+func restarted(pod *corev1.Pod, since time.Time) bool {
+	for _, status := range pod.Status.ContainerStatuses {
+		if running := status.State.Running; running != nil && !running.StartedAt.After(since) {
+			return false
+		}
+	}
+	return len(pod.Status.ContainerStatuses) > 0
+}

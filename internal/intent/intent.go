@@ -1,0 +1,83 @@
+// Package intent keeps a record in the cluster of every thaw that is owed: what
+// is quiesced now, by which backup, and what undoes it. It outlives the process
+// that froze, so that the next one, or a person, can do what that one cannot any
+// more.
+package intent
+
+import (
+	"errors"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/workload"
+)
+
+// Intent is a thaw that is owed. Its commands can hold secrets: Name and ByHand
+// are what may be shown of it.
+type Intent struct {
+	// ID is the name of the Secret that holds the intent. Open gives one where it
+	// is empty; NewID makes one before that.
+	ID string `json:"-"`
+	// Backup is the name of Velero's Backup.
+	Backup    string    `json:"backup"`
+	BackupUID types.UID `json:"backupUID"`
+	// Name is what is quiesced, as users call it: "Deployment shop/db".
+	Name      string `json:"name"`
+	Namespace string `json:"namespace"`
+	// Objects get the events that tell what came of it.
+	Objects []workload.Ref `json:"objects,omitempty"`
+	// Since is when it began; Open fills in now.
+	Since time.Time `json:"since"`
+	// Until is when the session that made it is over at the latest. From then on
+	// the intent is abandoned, whoever lives. The zero time is a session that ends
+	// with its process only.
+	Until time.Time `json:"until"`
+	// Holder is the process that is going to undo it; Open fills in this one.
+	Holder Holder `json:"holder"`
+	// Undo is what is left to be done, in the order in which to run it.
+	Undo []Undo `json:"undo"`
+
+	// Tried is when somebody else than the first holder tried to undo it, and
+	// Failure why that did not succeed. They are zero while nobody has.
+	Tried   time.Time `json:"tried,omitzero"`
+	Failure string    `json:"failure,omitempty"`
+
+	// version is the Secret's, as this process knows it.
+	version string
+}
+
+// Undo is one step of an intent. It has either a Call, a Task or Unknown.
+type Undo struct {
+	Blueprint string          `json:"blueprint"`
+	Phase     string          `json:"phase"`
+	Call      *blueprint.Call `json:"call,omitempty"`
+	Task      *blueprint.Task `json:"task,omitempty"`
+	// Guarded tells that a guard stands in the container: it runs the command by
+	// itself when its session dies.
+	Guarded bool `json:"guarded,omitempty"`
+	// Unknown says why nobody but the first holder can do it: what it needs was
+	// lost with that process. It is for people.
+	Unknown string `json:"unknown,omitempty"`
+	// ByHand is what a person runs. Secrets in it are masked.
+	ByHand string `json:"byHand,omitempty"`
+	// Volumes are the file systems that the step thaws. Those stay frozen when the
+	// container dies.
+	Volumes []Volume `json:"volumes,omitempty"`
+}
+
+// Volume is a file system that may be frozen.
+type Volume struct {
+	// Claim is the name of the PersistentVolumeClaim, in the call's namespace.
+	Claim string `json:"claim"`
+	// MountPath is where the call's container has it.
+	MountPath string `json:"mountPath,omitempty"`
+	// Node is the name of the node, and Path where that has the volume mounted.
+	Node string `json:"node"`
+	Path string `json:"path"`
+}
+
+// ErrTaken says that an intent is not this process's any more: somebody else has
+// released it, or is about to.
+var ErrTaken = errors.New("somebody else has released it meanwhile, as `stillpoint thaw` does")
