@@ -122,7 +122,7 @@ func (f *freeze) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	plan, err := planner.Plan(ctx, f.group, started)
+	plan, err := planner.Plan(ctx, f.group, f.backup)
 	if err != nil {
 		return err
 	}
@@ -138,7 +138,7 @@ func (f *freeze) begin(ctx context.Context) error {
 		stop()
 		return err
 	}
-	f.session, err = quiesce.Freeze(ctx, f.bracket.executor, plan, f.log)
+	f.session, err = quiesce.Freeze(ctx, planner.Tools, plan, f.log)
 	if err != nil {
 		stop()
 		return err

@@ -306,7 +306,7 @@ func (v *visit) unit(ctx context.Context, whole *quiesce.Group, invalid error) (
 	case faulty != nil:
 		u.cause = faulty
 	default:
-		if u.plan, u.cause = planner.Plan(ctx, frozen, v.backup.Status.StartTimestamp.Time); u.cause == nil && u.path == selection.Velero {
+		if u.plan, u.cause = planner.Plan(ctx, frozen, v.backup); u.cause == nil && u.path == selection.Velero {
 			u.cause = bracket.Refusal(frozen.Claims, v.backup, v.server.Poll, u.plan.QuiesceTimeout)
 		}
 	}

@@ -99,13 +99,18 @@ type Blueprint struct {
 	Post    []Command `json:"post"`
 }
 
-// Command is one command in one container. Secret values are *** in it.
+// Command is one command in one container, or what is done in its place. Secret
+// values are *** in it.
 type Command struct {
 	Phase     string   `json:"phase"`
-	Namespace string   `json:"namespace"`
-	Pod       string   `json:"pod"`
-	Container string   `json:"container"`
-	Command   []string `json:"command"`
+	Namespace string   `json:"namespace,omitempty"`
+	Pod       string   `json:"pod,omitempty"`
+	Container string   `json:"container,omitempty"`
+	Command   []string `json:"command,omitempty"`
+	// Task is what is done through the API server.
+	Task string `json:"task,omitempty"`
+	// Needs is what has to be known before the command is; "" where it is.
+	Needs string `json:"needs,omitempty"`
 }
 
 // The values of Volume.Path.
@@ -377,9 +382,15 @@ func last(name string) int {
 }
 
 // commands are those of a hook's steps, without secrets.
-func commands(steps []blueprint.Step, mask blueprint.Masker) []Command {
+func commands(steps []*blueprint.Step, mask blueprint.Masker) []Command {
 	all := []Command{}
 	for _, step := range steps {
+		switch {
+		case step.Needs != "":
+			all = append(all, Command{Phase: step.Phase, Task: step.Func, Needs: step.Needs})
+		case step.Task != nil:
+			all = append(all, Command{Phase: step.Phase, Task: mask.Mask(step.Task.String())})
+		}
 		for _, call := range step.Calls {
 			command := Command{Phase: step.Phase, Namespace: call.Namespace, Pod: mask.Mask(call.Pod), Container: mask.Mask(call.Container)}
 			for _, word := range call.Command {

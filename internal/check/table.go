@@ -73,10 +73,10 @@ func (u Unit) table(w *tabwriter.Writer) {
 		for _, blueprint := range q.Blueprints {
 			line("blueprint\t%s (%s), asked for by %s", blueprint.Name, orNotKnown(blueprint.Source), blueprint.AskedBy)
 			for _, command := range blueprint.Pre {
-				line("  pre\t%s/%s: %s", command.Pod, command.Container, shell(command.Command))
+				line("  pre\t%s", command)
 			}
 			for _, command := range blueprint.Post {
-				line("  post\t%s/%s: %s", command.Pod, command.Container, shell(command.Command))
+				line("  post\t%s", command)
 			}
 		}
 		line("limits\tprepare %s, frozen %s, on error %s", q.PrepareTimeout, q.QuiesceTimeout, q.OnError)
@@ -95,6 +95,17 @@ func (u Unit) table(w *tabwriter.Writer) {
 	}
 	_ = w.Flush()
 	says(w, "  ", u.Failures, u.Warnings, u.Notes)
+}
+
+// String is what a person sees of a command.
+func (c Command) String() string {
+	switch {
+	case c.Needs != "":
+		return fmt.Sprintf("%s, when %s is known", c.Task, c.Needs)
+	case c.Task != "":
+		return c.Task
+	}
+	return fmt.Sprintf("%s/%s: %s", c.Pod, c.Container, shell(c.Command))
 }
 
 // title names a unit. A claim without a workload has no running pod.

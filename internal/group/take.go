@@ -277,11 +277,7 @@ func (g *group) takeFrozen(ctx context.Context) error {
 	if err != nil {
 		return g.refuse(err)
 	}
-	started := time.Now()
-	if g.backup.Status.StartTimestamp != nil {
-		started = g.backup.Status.StartTimestamp.Time
-	}
-	plan, err := planner.Plan(ctx, g.quiesce, started)
+	plan, err := planner.Plan(ctx, g.quiesce, g.backup)
 	if err != nil {
 		return g.refuse(err)
 	}
@@ -289,7 +285,7 @@ func (g *group) takeFrozen(ctx context.Context) error {
 	if err != nil {
 		return g.refuse(err)
 	}
-	session, err := quiesce.Freeze(ctx, g.executor, plan, g.log)
+	session, err := quiesce.Freeze(ctx, planner.Tools, plan, g.log)
 	if err != nil {
 		return g.refuse(errors.Join(err, record.end(ctx, err)))
 	}

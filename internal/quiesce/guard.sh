@@ -4,6 +4,7 @@
 #
 # Standard input, a line each:
 #   :TEXT      a line of the post command
+#   =TEXT      a line of its environment
 #   armed      the command is complete
 #   prepare N  pre commands begin: from now on the freeze is ours to undo, in N
 #              seconds at the latest
@@ -11,12 +12,12 @@
 #   thaw       run the post command now
 #   release    there is nothing to undo: leave
 # Standard output, a line each: armed, holding, thawed, failed CODE, expired CODE.
-# What the post command prints goes to standard error.
+# What the post command prints goes to standard error, which `stillpoint: end`
+# closes after each run that somebody waits for.
 held=
 while [ -z "$signalled" ] && IFS= read -r line; do
 	case $line in
-	:*) command="$command${line#:}
-" ;;
+	:* | =*) note "$line" ;;
 	armed) echo armed ;;
 	'prepare '* | 'hold '*)
 		held=${line%% *}
@@ -24,8 +25,9 @@ while [ -z "$signalled" ] && IFS= read -r line; do
 		echo holding
 		;;
 	thaw)
-		(run) >&2
+		(run </dev/null) >&2
 		code=$?
+		echo 'stillpoint: end' >&2
 		if [ $code = 0 ]; then
 			disarm
 			echo thawed
@@ -46,11 +48,11 @@ disarm
 # command that is still being killed could freeze after a thaw that came too
 # early, so the first one is not trusted then.
 if [ $held = prepare ]; then
-	(run) >/dev/null 2>&1
+	(run) </dev/null >/dev/null 2>&1
 	sleep 3
 fi
 for pause in 1 1 1 2 2 3 5 5 5 0; do
-	(run) >/dev/null 2>&1
+	(run) </dev/null >/dev/null 2>&1
 	code=$?
 	[ $code != 0 ] || break
 	sleep $pause

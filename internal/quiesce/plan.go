@@ -7,6 +7,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/intent"
 )
 
 // Plan is everything that one session will do, rendered before anything is
@@ -31,22 +32,45 @@ type Plan struct {
 	// Mask knows the secret values that the commands contain.
 	Mask blueprint.Masker
 
+	// Owed is the record of what undoes the plan, as far as it is known before the
+	// session has begun.
+	Owed intent.Intent
+
 	// Alternatives gives other ways to run a post command whose own container
 	// cannot; nil means that there are none.
 	Alternatives func(ctx context.Context, call blueprint.Call) []blueprint.Call
 	// ByHand tells a person how to run a post command; nil says nothing.
 	ByHand func(call blueprint.Call) string
+	// Volumes are the file systems that call's container has mounted, as their
+	// node sees them; nil knows none.
+	Volumes func(call blueprint.Call) []intent.Volume
 }
 
 // Hook is one blueprint's part of a plan.
 type Hook struct {
 	Blueprint string
-	Pre, Post []blueprint.Step
+	Pre, Post []*blueprint.Step
+	// Script renders what cannot be rendered before a phase has run, and is told
+	// what phases put out; nil where everything is rendered.
+	Script *blueprint.Script
+}
+
+// disruptive tells whether the hook may end containers, and with them the guards
+// that stand there: losing one is no surprise then.
+func (h *Hook) disruptive() bool {
+	return slices.ContainsFunc(slices.Concat(h.Pre, h.Post), func(step *blueprint.Step) bool {
+		return step.Task != nil && slices.Contains([]string{"ScaleWorkload", "KubeOps"}, step.Task.Func)
+	})
+}
+
+// waiting tells whether a phase of the posthook is not rendered yet.
+func (h *Hook) waiting() bool {
+	return slices.ContainsFunc(h.Post, func(step *blueprint.Step) bool { return step.Needs != "" })
 }
 
 // prepares tells whether a pre command of the blueprint runs in container.
 func (h *Hook) prepares(container cluster.Container) bool {
-	return slices.ContainsFunc(h.Pre, func(step blueprint.Step) bool {
+	return slices.ContainsFunc(h.Pre, func(step *blueprint.Step) bool {
 		return slices.ContainsFunc(step.Calls, func(call blueprint.Call) bool {
 			return containerOf(call) == container
 		})
@@ -74,4 +98,11 @@ func (p *Plan) byHand(call blueprint.Call) string {
 		return "no way to undo it is known"
 	}
 	return p.ByHand(call)
+}
+
+func (p *Plan) volumes(call blueprint.Call) []intent.Volume {
+	if p.Volumes == nil {
+		return nil
+	}
+	return p.Volumes(call)
 }

@@ -7,11 +7,14 @@ import (
 	"slices"
 	"time"
 
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/utils/clock"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/intent"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -21,6 +24,11 @@ type Planner struct {
 	Kube     kubernetes.Interface
 	Executor Executor
 	Finder   *blueprint.Finder
+	Clock    clock.PassiveClock
+	// KubeletDirectory is the kubelet's on the nodes.
+	KubeletDirectory string
+	// Tools are what a session of a plan of this planner works with.
+	Tools Tools
 	// Warn is told what is no error but should not go unnoticed.
 	Warn func(format string, args ...any)
 }
@@ -32,19 +40,32 @@ func NewPlanner(ctx context.Context, clients *cluster.Clients, executor Executor
 	if err != nil {
 		return nil, err
 	}
+	clock := clock.RealClock{}
 	return &Planner{
-		Kube:     clients.Kube,
-		Executor: executor,
-		Finder:   blueprint.NewFinder(clients.Kube, clients.Dynamic, clients.VeleroNamespace, settings.BlueprintNamespaces),
-		Warn:     warn,
+		Kube:             clients.Kube,
+		Executor:         executor,
+		Finder:           blueprint.NewFinder(clients.Kube, clients.Dynamic, clients.VeleroNamespace, settings.BlueprintNamespaces),
+		Clock:            clock,
+		KubeletDirectory: "/var/lib/kubelet",
+		Tools:            Tools{Executor: executor, Tasks: blueprint.NewTasks(clients), Intents: intent.NewBook(clients, clock)},
+		Warn:             warn,
 	}, nil
 }
 
-// Plan renders everything that freezing a group will take. started is when the
-// backup began, which templates see as .Time.
-func (p *Planner) Plan(ctx context.Context, group *Group, started time.Time) (*Plan, error) {
+// Plan renders everything that freezing a group will take, as far as it can be
+// known before. Templates see the backup's start as .Time.
+func (p *Planner) Plan(ctx context.Context, group *Group, backup *velerov1.Backup) (*Plan, error) {
 	plan := &Plan{Name: group.Name(), OnError: group.OnError}
 	namespace := group.Claims[0].Namespace
+	plan.Owed = intent.Intent{
+		ID:     intent.NewID(),
+		Backup: backup.Name, BackupUID: backup.UID,
+		Name: plan.Name, Namespace: namespace, Objects: group.Objects(),
+	}
+	started := p.Clock.Now()
+	if backup.Status.StartTimestamp != nil {
+		started = backup.Status.StartTimestamp.Time
+	}
 	files := newFileSystems(p.Executor, namespace, group.Claims)
 	for _, part := range group.parts {
 		if len(part.settings.Blueprints) == 0 {
@@ -53,7 +74,7 @@ func (p *Planner) Plan(ctx context.Context, group *Group, started time.Time) (*P
 		plan.PrepareTimeout = shorter(plan.PrepareTimeout, part.settings.PrepareTimeout)
 		plan.QuiesceTimeout = shorter(plan.QuiesceTimeout, part.settings.QuiesceTimeout)
 		for _, name := range part.settings.Blueprints {
-			hook, mask, err := p.hook(ctx, name, part, files, started)
+			hook, mask, err := p.hook(ctx, name, part, files, started, plan.Owed.ID)
 			plan.Mask = plan.Mask.Merge(mask)
 			if err != nil {
 				return nil, fmt.Errorf("%s: blueprint %s, which %s names: %w", part.workload, name, part.settings.Source, err)
@@ -64,8 +85,8 @@ func (p *Planner) Plan(ctx context.Context, group *Group, started time.Time) (*P
 	// The file systems of all workloads go last.
 	slices.SortStableFunc(plan.Hooks, func(a, b Hook) int { return rank(a) - rank(b) })
 	plan.Flush = flushes(plan.Hooks)
-	rescue := &rescue{kube: p.Kube, group: group}
-	plan.Alternatives, plan.ByHand = rescue.alternatives, rescue.byHand
+	rescue := &rescue{kube: p.Kube, group: group, kubelet: p.KubeletDirectory}
+	plan.Alternatives, plan.ByHand, plan.Volumes = rescue.alternatives, rescue.byHand, rescue.volumes
 	return plan, nil
 }
 
@@ -83,7 +104,7 @@ func shorter(a, b time.Duration) time.Duration {
 	return min(a, b)
 }
 
-func (p *Planner) hook(ctx context.Context, name string, part part, files *fileSystems, started time.Time) (Hook, blueprint.Masker, error) {
+func (p *Planner) hook(ctx context.Context, name string, part part, files *fileSystems, started time.Time, session string) (Hook, blueprint.Masker, error) {
 	hook := Hook{Blueprint: name}
 	var mask blueprint.Masker
 	found, err := p.Finder.Find(ctx, name, part.workload.Namespace)
@@ -95,22 +116,24 @@ func (p *Planner) hook(ctx context.Context, name string, part part, files *fileS
 	}
 	functions := blueprint.KubeFunctions(blueprint.NewPods(p.Kube))
 	maps.Copy(functions, files.functions(part.workload.Pods))
+	maps.Copy(functions, inPods{part.workload.Namespace, part.workload.CurrentPods, session}.functions())
 	renderer := &blueprint.Renderer{
 		Functions: functions,
 		Objects:   blueprint.NewObjects(p.Kube),
 		ConfineTo: found.ConfinedTo,
 	}
-	params := part.params(started)
-	for _, action := range []struct {
-		name  string
-		steps *[]blueprint.Step
-	}{{blueprint.Prehook, &hook.Pre}, {blueprint.Posthook, &hook.Post}} {
-		steps, masker, err := renderer.Steps(ctx, found.Blueprint, action.name, params)
-		mask = mask.Merge(masker)
-		if err != nil {
-			return hook, mask, err
+	script, mask, err := renderer.Script(ctx, found.Blueprint, part.params(started))
+	if err != nil {
+		return hook, mask, err
+	}
+	hook.Pre, hook.Post, hook.Script = script.Pre, script.Post, script
+	for _, step := range slices.Concat(hook.Pre, hook.Post) {
+		if step.Task != nil {
+			step.Task.Owner = session
 		}
-		*action.steps = steps
+	}
+	if err := pairs(&hook); err != nil {
+		return hook, mask, err
 	}
 	return hook, mask, unthawed(hook)
 }

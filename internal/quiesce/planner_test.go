@@ -8,6 +8,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -15,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/utils/clock"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
 )
@@ -114,8 +116,14 @@ func planner(answers map[string]string, objects ...[]runtime.Object) *Planner {
 		map[schema.GroupVersionResource]string{blueprint.Resource: "BlueprintList"})
 	return &Planner{
 		Kube: kube, Executor: &prober{answers: answers}, Finder: blueprint.NewFinder(kube, dynamic, "velero", nil),
-		Warn: func(string, ...any) {},
+		Warn: func(string, ...any) {}, Clock: clock.RealClock{}, KubeletDirectory: "/var/lib/kubelet",
 	}
+}
+
+func backupOf(started time.Time) *velerov1.Backup {
+	backup := &velerov1.Backup{}
+	backup.Name, backup.Status.StartTimestamp = "nightly", &metav1.Time{Time: started}
+	return backup
 }
 
 // group is that of a claim of namespace shop.
@@ -375,7 +383,7 @@ func TestAsked(t *testing.T) {
 
 // commands are a plan's, in the order of the pre commands, as
 // "pod/container: command".
-func commands(hooks []Hook, steps func(Hook) []blueprint.Step) []string {
+func commands(hooks []Hook, steps func(Hook) []*blueprint.Step) []string {
 	var all []string
 	for _, hook := range hooks {
 		for _, step := range steps(hook) {
@@ -387,8 +395,8 @@ func commands(hooks []Hook, steps func(Hook) []blueprint.Step) []string {
 	return all
 }
 
-func pres(h Hook) []blueprint.Step  { return h.Pre }
-func posts(h Hook) []blueprint.Step { return h.Post }
+func pres(h Hook) []*blueprint.Step  { return h.Pre }
+func posts(h Hook) []*blueprint.Step { return h.Post }
 
 func TestPlan(t *testing.T) {
 	can := answer(privileged, true, mounted("8:16", "/a"), mounted("8:32", "/b"), mounted("8:48", "/s"), mounted("8:64", "/data"))
@@ -504,7 +512,7 @@ func TestPlan(t *testing.T) {
 			p := planner(answers, test.objects...)
 			group, err := p.group(t, test.of)
 			require.NoError(t, err)
-			plan, err := p.Plan(t.Context(), group, started)
+			plan, err := p.Plan(t.Context(), group, backupOf(started))
 			if test.text != "" {
 				require.EqualError(t, err, test.text)
 				return
@@ -528,7 +536,7 @@ func TestWarningsOfABlueprintAreTold(t *testing.T) {
 	p.Warn = func(format string, args ...any) { warned = append(warned, fmt.Sprintf(format, args...)) }
 	group, err := p.group(t, "data")
 	require.NoError(t, err)
-	_, err = p.Plan(t.Context(), group, time.Now())
+	_, err = p.Plan(t.Context(), group, backupOf(time.Now()))
 	require.NoError(t, err)
 	assert.Equal(t, []string{`Blueprint pg (ConfigMap velero/blueprints (key pg)): blueprint pg (ConfigMap velero/blueprints (key pg)): unknown field "color" is ignored`}, warned)
 }

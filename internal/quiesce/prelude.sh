@@ -1,16 +1,30 @@
-# What guard.sh and runner.sh have in common. POSIX sh; tried with dash, busybox
-# ash and bash. The subshell is for dash, which leaves on an option it does not
+# What all scripts here have in common. POSIX sh; tried with dash, busybox ash
+# and bash. The subshell is for dash, which leaves on an option it does not
 # know; bash breaks off `read` for a trapped signal only in POSIX mode.
 (set -o posix) 2>/dev/null && set -o posix
-command= timer= signalled=
+command= environment= timer= signalled=
+me=$$
 trap 'signalled=1' TERM HUP INT
 trap : PIPE
 
-# post and pre commands arrive as shell words that are already quoted, and run
-# as the container runtime would run them: no function and no builtin.
+# note LINE: a line of the command (:) or of its environment (=), which arrive as
+# shell words that are already quoted.
+note() {
+	case $1 in
+	:*) command="$command${1#:}
+" ;;
+	=*) environment="$environment${1#=}
+" ;;
+	esac
+}
+
+# The command runs as the container runtime would run it: no function and no
+# builtin. Its environment is set here and not by env(1), in whose arguments
+# everybody could read it.
 run() {
+	eval "$environment"
 	eval "set -- $command"
-	exec "$@" </dev/null
+	exec "$@"
 }
 
 # arm N: signal this shell in N seconds, and again each second after, in case
@@ -25,7 +39,7 @@ arm() {
 		trap '[ -z "$!" ] || { kill -KILL $!; wait $!; }; exit' TERM
 		sleep "$1" &
 		wait $!
-		while kill -TERM $$; do
+		while kill -TERM "$me"; do
 			sleep 1 &
 			wait $!
 		done

@@ -11,6 +11,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/intent"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -18,8 +19,9 @@ import (
 // frozen when the container dies that froze it, and can be thawed from any
 // other that mounts the volume.
 type rescue struct {
-	kube  kubernetes.Interface
-	group *Group
+	kube    kubernetes.Interface
+	group   *Group
+	kubelet string // its directory on the nodes
 }
 
 // alternatives lists the running containers that mount a volume of call's own
@@ -91,21 +93,45 @@ func (r *rescue) mountsOf(call blueprint.Call) []workload.Mount {
 // thaws the volumes it stands for.
 func (r *rescue) byHand(call blueprint.Call) string {
 	text := fmt.Sprintf("run by hand: kubectl exec -n %s %s -c %s -- %s", call.Namespace, call.Pod, call.Container, quote(call.Command))
+	var thaws []string
+	node := ""
+	for _, volume := range r.volumes(call) {
+		node = volume.Node
+		thaws = append(thaws, fmt.Sprintf("fsfreeze --unfreeze %s (claim %s, in %s at %s)", volume.Path, volume.Claim, call.Container, volume.MountPath))
+	}
+	if len(thaws) > 0 {
+		text += fmt.Sprintf("; if its container is gone, on node %s: %s", node, strings.Join(thaws, ", "))
+	}
+	return text
+}
+
+// volumes are the file systems of the group that call's container has mounted.
+func (r *rescue) volumes(call blueprint.Call) []intent.Volume {
 	pod := r.pod(call)
 	if pod == nil {
-		return text
+		return nil
 	}
-	var volumes []string
+	var volumes []intent.Volume
 	for _, mount := range r.mountsOf(call) {
 		for _, claim := range r.group.Claims {
-			if claim.Name == mount.Claim {
-				volumes = append(volumes, fmt.Sprintf("fsfreeze --unfreeze /var/lib/kubelet/pods/%s/volumes/kubernetes.io~csi/%s/mount (claim %s, in %s at %s)",
-					pod.UID, claim.Spec.VolumeName, claim.Name, call.Container, mount.Path))
+			if claim.Name == mount.Claim && !mount.Block {
+				volumes = append(volumes, intent.Volume{
+					Claim: claim.Name, MountPath: mount.Path, Node: pod.Spec.NodeName,
+					Path: fmt.Sprintf("%s/pods/%s/volumes/kubernetes.io~csi/%s/mount", r.kubelet, pod.UID, claim.Spec.VolumeName),
+				})
 			}
 		}
 	}
-	if len(volumes) > 0 {
-		text += fmt.Sprintf("; if its container is gone, on node %s: %s", pod.Spec.NodeName, strings.Join(volumes, ", "))
+	return volumes
+}
+
+// byNode are the paths of volumes on each node.
+func byNode(volumes []intent.Volume) map[string][]string {
+	paths := map[string][]string{}
+	for _, volume := range volumes {
+		if !slices.Contains(paths[volume.Node], volume.Path) {
+			paths[volume.Node] = append(paths[volume.Node], volume.Path)
+		}
 	}
-	return text
+	return paths
 }

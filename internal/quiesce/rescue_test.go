@@ -19,7 +19,8 @@ func rescueFor(planned corev1.Pod, now ...corev1.Pod) *rescue {
 		objects = append(objects, &now[i])
 	}
 	return &rescue{
-		kube: fake.NewClientset(objects...),
+		kubelet: "/var/lib/kubelet",
+		kube:    fake.NewClientset(objects...),
 		group: &Group{
 			Unit:   workload.Unit{Workloads: []workload.Workload{{Pods: []corev1.Pod{planned}}}},
 			Claims: []corev1.PersistentVolumeClaim{claim("data"), claim("wal")},

@@ -4,16 +4,17 @@
 #
 # Standard input, a line each:
 #   :TEXT      a line of the command
+#   =TEXT      a line of its environment
 #   armed      the command is complete
 #   run N      run it, N seconds at the most
 # Standard output: armed, then ended CODE. What the command prints goes to
-# standard error. When standard input ends, a command that still runs is
-# killed: TERM, and KILL a second later. Code 124 says so, as in timeout(1).
+# standard error, which ends with `stillpoint: end`. When standard input ends, a
+# command that still runs is killed: TERM, and KILL a second later. Code 124 says
+# so, as in timeout(1).
 line=
 while IFS= read -r line; do
 	case $line in
-	:*) command="$command${line#:}
-" ;;
+	:* | =*) note "$line" ;;
 	armed) echo armed ;;
 	'run '*) break ;;
 	esac
@@ -50,5 +51,6 @@ if [ -n "$signalled" ]; then
 fi
 disarm
 { kill -KILL "$listener"; wait "$listener"; } 2>/dev/null
+echo 'stillpoint: end' >&2
 echo "ended $code"
 exit 0

@@ -141,8 +141,8 @@ func (a application) lines(t *testing.T) []string {
 	return strings.Fields(string(content))
 }
 
-func step(name string, calls ...blueprint.Call) []blueprint.Step {
-	return []blueprint.Step{{Phase: name, Func: "KubeExec", Calls: calls}}
+func step(name string, calls ...blueprint.Call) []*blueprint.Step {
+	return []*blueprint.Step{{Phase: name, Func: "KubeExec", Calls: calls}}
 }
 
 func (a application) plan() *Plan {
@@ -160,7 +160,7 @@ func (a application) plan() *Plan {
 func TestFreezesInOrderAndThawsInReverse(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		app := newApplication(t)
-		session, err := Freeze(t.Context(), h, app.plan(), quiet())
+		session, err := Freeze(t.Context(), Tools{Executor: h}, app.plan(), quiet())
 		require.NoError(t, err)
 		assert.Equal(t, []string{"lock", "freeze"}, app.lines(t))
 		session.Thaw(t.Context())
@@ -180,7 +180,7 @@ func TestFreezesInOrderAndThawsInReverse(t *testing.T) {
 func TestGuardsThawWhenTheConnectionEnds(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		app := newApplication(t)
-		_, err := Freeze(t.Context(), h, app.plan(), quiet())
+		_, err := Freeze(t.Context(), Tools{Executor: h}, app.plan(), quiet())
 		require.NoError(t, err)
 		h.kill("nothing") // no rescue by us: it must be the guards
 		h.broken["db"], h.broken["side"] = true, true
@@ -195,7 +195,7 @@ func TestDeadlineThaws(t *testing.T) {
 		app := newApplication(t)
 		plan := app.plan()
 		plan.QuiesceTimeout = time.Second
-		session, err := Freeze(t.Context(), h, plan, quiet())
+		session, err := Freeze(t.Context(), Tools{Executor: h}, plan, quiet())
 		require.NoError(t, err)
 		select {
 		case <-session.Thawed():
@@ -212,7 +212,7 @@ func TestDeadlineThaws(t *testing.T) {
 func TestGuardKeepsItsOwnDeadline(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		app := newApplication(t)
-		guard, err := openShell(t.Context(), h, cluster.Container{Name: "db"}, guardScript, app.call("db", "thaw").Command)
+		guard, err := openShell(t.Context(), h, app.call("db", "thaw"), guardScript)
 		require.NoError(t, err)
 		defer guard.close()
 		_, err = guard.ask(t.Context(), "hold 1", "holding")
@@ -228,7 +228,7 @@ func TestPostRunsWhereverPreHasBegun(t *testing.T) {
 		failing := blueprint.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{"sh", "-c", "echo disk is on fire >&2; exit 7"}}
 		plan.Hooks[1].Pre = step("freeze", failing)
 		plan.Hooks = append(plan.Hooks, Hook{Blueprint: "never", Pre: step("a", app.call("other", "never")), Post: step("b", app.call("other", "undo-never"))})
-		_, err := Freeze(t.Context(), h, plan, quiet())
+		_, err := Freeze(t.Context(), Tools{Executor: h}, plan, quiet())
 		require.EqualError(t, err, "blueprint fsfreeze, phase freeze, container side of pod shop/db-0: exit code 7: disk is on fire")
 		assert.Equal(t, []string{"lock", "thaw", "unlock"}, app.lines(t))
 	})
@@ -238,7 +238,7 @@ func TestNothingBeginsBeforeAllIsArmed(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		app := newApplication(t)
 		h.broken["side"] = true
-		_, err := Freeze(t.Context(), h, app.plan(), quiet())
+		_, err := Freeze(t.Context(), Tools{Executor: h}, app.plan(), quiet())
 		require.ErrorContains(t, err, "nothing was frozen")
 		require.ErrorContains(t, err, "container side of pod shop/db-0 is gone")
 		time.Sleep(200 * time.Millisecond)
@@ -254,7 +254,7 @@ func TestPreThatHangsIsKilled(t *testing.T) {
 		hanging := blueprint.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{"sleep", "30"}}
 		plan.Hooks[1].Pre = step("freeze", hanging)
 		begun := time.Now()
-		_, err := Freeze(t.Context(), h, plan, quiet())
+		_, err := Freeze(t.Context(), Tools{Executor: h}, plan, quiet())
 		require.ErrorContains(t, err, "killed after prepare-timeout 1s")
 		assert.Less(t, time.Since(begun), 8*time.Second)
 		assert.Equal(t, []string{"lock", "thaw", "unlock"}, app.lines(t))
@@ -269,7 +269,7 @@ func TestAnotherContainerThawsForOneThatDied(t *testing.T) {
 			call.Container = "rescuer"
 			return []blueprint.Call{call}
 		}
-		session, err := Freeze(t.Context(), h, plan, quiet())
+		session, err := Freeze(t.Context(), Tools{Executor: h}, plan, quiet())
 		require.NoError(t, err)
 		h.kill("side")
 		select {
@@ -292,7 +292,7 @@ func TestPostIsTriedAgain(t *testing.T) {
 			Namespace: "shop", Pod: "db-0", Container: "side",
 			Command: []string{"sh", "-c", fmt.Sprintf("test -e %s || { touch %s; exit 1; }; echo thaw >>%s", marker, marker, app.journal)},
 		})
-		session, err := Freeze(t.Context(), h, plan, quiet())
+		session, err := Freeze(t.Context(), Tools{Executor: h}, plan, quiet())
 		require.NoError(t, err)
 		session.Thaw(t.Context())
 		assert.ElementsMatch(t, []string{"lock", "freeze", "thaw", "unlock"}, app.lines(t))
@@ -308,7 +308,7 @@ func TestCommandsAreInNoProcessList(t *testing.T) {
 		plan := app.plan()
 		secret := fmt.Sprintf("s3cret-%d", time.Now().UnixNano())
 		plan.Hooks[0].Post[0].Calls[0].Command = append(plan.Hooks[0].Post[0].Calls[0].Command, secret, "it's\nmore")
-		session, err := Freeze(t.Context(), h, plan, quiet())
+		session, err := Freeze(t.Context(), Tools{Executor: h}, plan, quiet())
 		require.NoError(t, err)
 		processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
 		require.NoError(t, err)
@@ -327,7 +327,7 @@ func TestNothingIsLeftRunning(t *testing.T) {
 		app := newApplication(t)
 		plan := app.plan()
 		plan.QuiesceTimeout = 4321 * time.Second
-		session, err := Freeze(t.Context(), h, plan, quiet())
+		session, err := Freeze(t.Context(), Tools{Executor: h}, plan, quiet())
 		require.NoError(t, err)
 		session.Thaw(t.Context())
 		var shells []string

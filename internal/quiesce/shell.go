@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
-	"sync"
 	"time"
 
+	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
 )
 
@@ -31,10 +33,23 @@ var (
 	guardSource string
 	//go:embed runner.sh
 	runnerSource string
+	//go:embed hold.sh
+	holdSource string
 
 	guardScript  = compact(prelude + guardSource)
 	runnerScript = compact(prelude + runnerSource)
+	holdScript   = compact(prelude + holdSource)
 )
+
+// The lines by which a held client says that it has done what it was told; the
+// statements of HoldSession print them.
+const (
+	lineHeld     = "stillpoint: held"
+	lineReleased = "stillpoint: released"
+)
+
+// answers are what scripts print for us; all else is a client's own output.
+var answers = []string{"armed", "holding", "thawed", "failed", "expired", "ended", lineHeld, lineReleased}
 
 // compact drops comments, indentation and blank lines: the script travels in
 // the URL of every exec request.
@@ -52,13 +67,13 @@ func compact(script string) string {
 // errLost is the end of a shell that nobody asked for.
 var errLost = errors.New("the connection to the container was lost")
 
-// shell is one of the two scripts, running in a container and waiting for
-// lines.
+// shell is one of the scripts, running in a container and waiting for lines.
 type shell struct {
 	container cluster.Container
 	stdin     *io.PipeWriter
 	lines     chan string
-	output    *tail
+	output    *output
+	client    string // the process of a held client, "" for others
 	hangUp    context.CancelFunc
 	// ended is closed when the script has ended or the connection is gone;
 	// err says which.
@@ -66,9 +81,10 @@ type shell struct {
 	err   error
 }
 
-// openShell starts script in a container, hands it command and waits until it
-// is armed. The shell outlives ctx.
-func openShell(ctx context.Context, executor Executor, container cluster.Container, script string, command []string) (*shell, error) {
+// openShell starts script in a call's container, hands it the call and waits
+// until it is armed. The shell outlives ctx.
+func openShell(ctx context.Context, executor Executor, call blueprint.Call, script string) (*shell, error) {
+	container := containerOf(call)
 	life, hangUp := context.WithCancel(context.WithoutCancel(ctx))
 	stdin, typed := io.Pipe()
 	printed, stdout := io.Pipe()
@@ -76,7 +92,7 @@ func openShell(ctx context.Context, executor Executor, container cluster.Contain
 		container: container,
 		stdin:     typed,
 		lines:     make(chan string, 16),
-		output:    &tail{},
+		output:    newOutput(),
 		hangUp:    hangUp,
 		ended:     make(chan struct{}),
 	}
@@ -92,23 +108,40 @@ func openShell(ctx context.Context, executor Executor, container cluster.Contain
 	go func() {
 		defer close(s.lines)
 		for scanner := bufio.NewScanner(printed); scanner.Scan(); {
-			s.lines <- scanner.Text()
+			if line := scanner.Text(); slices.ContainsFunc(answers, func(word string) bool { return says(line, word) }) {
+				s.lines <- line
+			} else {
+				_, _ = s.output.Write([]byte(line + "\n"))
+			}
 		}
 	}()
 
 	ctx, cancel := context.WithTimeout(ctx, openLimit)
 	defer cancel()
-	if err := s.arm(ctx, command); err != nil {
+	if err := s.arm(ctx, call); err != nil {
 		s.close()
 		return nil, err
 	}
 	return s, nil
 }
 
-func (s *shell) arm(ctx context.Context, command []string) error {
+func (s *shell) arm(ctx context.Context, call blueprint.Call) error {
 	var message strings.Builder
-	for line := range strings.SplitSeq(quote(command), "\n") {
-		message.WriteString(":" + line + "\n")
+	write := func(mark, text string) {
+		if text == "" {
+			return
+		}
+		for line := range strings.SplitSeq(text, "\n") {
+			message.WriteString(mark + line + "\n")
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(call.Env)) {
+		write("=", "export "+name+"="+quote([]string{call.Env[name]}))
+	}
+	write(":", quote(call.Command))
+	if call.Hold != nil {
+		write("<", call.Hold.Begin)
+		write(">", call.Hold.End)
 	}
 	message.WriteString("armed")
 	// The write blocks until the other end reads.
@@ -122,8 +155,12 @@ func (s *shell) arm(ctx context.Context, command []string) error {
 	case <-ctx.Done():
 		return fmt.Errorf("%s did not start a shell: %w", s.container, ctx.Err())
 	}
-	if _, err := s.expect(ctx, "armed"); err != nil {
+	answer, err := s.expect(ctx, "armed")
+	if err != nil {
 		return fmt.Errorf("%w (Stillpoint needs sh, sleep and kill in the container)", err)
+	}
+	if s.client = strings.TrimPrefix(strings.TrimPrefix(answer, "armed"), " "); s.client != "" {
+		return s.send("client " + s.client)
 	}
 	return nil
 }
@@ -142,7 +179,7 @@ func (s *shell) expect(ctx context.Context, words ...string) (string, error) {
 				return "", s.lost(ctx)
 			}
 			for _, word := range words {
-				if line == word || strings.HasPrefix(line, word+" ") {
+				if says(line, word) {
 					return line, nil
 				}
 			}
@@ -151,6 +188,8 @@ func (s *shell) expect(ctx context.Context, words ...string) (string, error) {
 		}
 	}
 }
+
+func says(line, word string) bool { return line == word || strings.HasPrefix(line, word+" ") }
 
 // lost explains why the shell is gone.
 func (s *shell) lost(ctx context.Context) error {
@@ -208,27 +247,12 @@ func quote(command []string) string {
 	return strings.Join(words, " ")
 }
 
-// tailLimit bounds what of a command's output is kept for an error, in bytes.
-const tailLimit = 2048
-
-// tail keeps the end of what is written to it.
-type tail struct {
-	mu   sync.Mutex
-	text []byte
-}
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.text = append(t.text, p...)
-	if excess := len(t.text) - tailLimit; excess > 0 {
-		t.text = t.text[excess:]
+// shellless recognizes that a container has no sh: the runtime (runc, crun) says
+// that it found no such executable.
+func shellless(err error) bool {
+	if err == nil {
+		return false
 	}
-	return len(p), nil
-}
-
-func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return strings.TrimSpace(string(t.text))
+	text := err.Error()
+	return strings.Contains(text, `"sh": executable file not found`) || strings.Contains(text, "executable file `sh` not found")
 }

@@ -1,0 +1,209 @@
+package quiesce
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/workload"
+)
+
+// The functions of built-in recipes that work in the pods of the workload, which
+// they find by themselves. Blueprints of others may use them, too.
+const (
+	runFunction     = "RunInPods"
+	holdFunction    = "HoldSession"
+	releaseFunction = "ReleaseSession"
+)
+
+// sessionVariable marks the process of a held client in its environment.
+const sessionVariable = "STILLPOINT_SESSION"
+
+// endClientScript ends the process $1 if it is the client of session $2.
+const endClientScript = `case $(tr '\0' ' ' <"/proc/$1/environ" 2>/dev/null) in
+*"` + sessionVariable + `=$2 "*) kill -TERM "$1";;
+esac`
+
+// inPods are the functions for one workload's pods.
+//
+//	RunInPods       runs command in each of them
+//	HoldSession     starts command, a client that reads statements, tells it begin,
+//	                and keeps it open; begin ends when it prints "stillpoint: held"
+//	ReleaseSession  tells the clients of phase what that phase has as end, which
+//	                ends when they print "stillpoint: released"
+//
+// Args of the first two: command, container (the first that mounts a claim of
+// the workload), pods (all, or first), env (a map; its values stand in no argument
+// list and no log).
+type inPods struct {
+	namespace string
+	pods      []corev1.Pod
+	session   string // names the plan's clients
+}
+
+func (p inPods) functions() map[string]blueprint.Function {
+	options := []string{"container", "pods", "env"}
+	return map[string]blueprint.Function{
+		runFunction: {
+			Required: []string{"command"},
+			Optional: options,
+			Calls:    func(_ context.Context, args blueprint.Args) ([]blueprint.Call, error) { return p.calls(args) },
+		},
+		holdFunction: {
+			Required: []string{"command", "begin", "end"},
+			Optional: options,
+			Calls: func(_ context.Context, args blueprint.Args) ([]blueprint.Call, error) {
+				begin, err := args.String("begin")
+				if err != nil {
+					return nil, err
+				}
+				end, err := args.String("end")
+				if err != nil {
+					return nil, err
+				}
+				for name, said := range map[string][2]string{"begin": {begin, lineHeld}, "end": {end, lineReleased}} {
+					if !strings.Contains(said[0], said[1]) {
+						return nil, fmt.Errorf("args.%s has no statement that prints %q", name, said[1])
+					}
+				}
+				calls, err := p.calls(args)
+				for i := range calls {
+					calls[i].Hold = &blueprint.Hold{Begin: begin, End: end}
+					calls[i].Env[sessionVariable] = p.session
+				}
+				return calls, err
+			},
+		},
+		releaseFunction: {
+			Required: []string{"phase"},
+			// What it releases is known when both hooks are: see pairs.
+			Calls: func(_ context.Context, args blueprint.Args) ([]blueprint.Call, error) {
+				phase, err := args.String("phase")
+				if err != nil || phase == "" {
+					return nil, errors.Join(errors.New("args.phase is empty"), err)
+				}
+				return []blueprint.Call{{Namespace: p.namespace, Command: []string{phase}}}, nil
+			},
+		},
+	}
+}
+
+// calls are those of one command in the pods that args name.
+func (p inPods) calls(args blueprint.Args) ([]blueprint.Call, error) {
+	command, err := args.Strings("command")
+	if err != nil {
+		return nil, err
+	}
+	if len(command) == 0 || command[0] == "" {
+		return nil, errors.New("args.command is empty")
+	}
+	env, err := environment(args)
+	if err != nil {
+		return nil, err
+	}
+	pods := p.pods
+	switch which, err := args.String("pods"); {
+	case err != nil:
+		return nil, err
+	case which == "first" && len(pods) > 0:
+		pods = pods[:1]
+	case which != "" && which != "all" && which != "first":
+		return nil, fmt.Errorf("args.pods: %q is not valid; valid: all, first", which)
+	}
+	named, err := args.String("container")
+	if err != nil {
+		return nil, err
+	}
+	var calls []blueprint.Call
+	for i := range pods {
+		container, err := p.container(&pods[i], named)
+		if err != nil {
+			return nil, err
+		}
+		call := blueprint.Call{
+			Namespace: p.namespace, Pod: pods[i].Name, Container: container,
+			Command: slices.Clone(command), Env: map[string]string{},
+		}
+		for name, value := range env {
+			call.Env[name] = value
+		}
+		calls = append(calls, call)
+	}
+	return calls, nil
+}
+
+// container is the named one, or that which has the workload's data.
+func (p inPods) container(pod *corev1.Pod, named string) (string, error) {
+	running := workload.RunningContainers(pod)
+	if named != "" {
+		if !slices.Contains(running, named) {
+			return "", fmt.Errorf("container %q is not running in pod %s/%s; running are: %s", named, pod.Namespace, pod.Name, strings.Join(running, ", "))
+		}
+		return named, nil
+	}
+	for _, container := range pod.Spec.Containers {
+		mounts := slices.ContainsFunc(workload.Mounts(pod), func(m workload.Mount) bool { return m.Container == container.Name })
+		if mounts && slices.Contains(running, container.Name) {
+			return container.Name, nil
+		}
+	}
+	return "", fmt.Errorf("no running container of pod %s/%s mounts a claim; name one by args.container", pod.Namespace, pod.Name)
+}
+
+func environment(args blueprint.Args) (map[string]string, error) {
+	env := map[string]string{}
+	switch given := args["env"].(type) {
+	case nil:
+	case map[string]any:
+		for name := range given {
+			if len(validation.IsCIdentifier(name)) > 0 {
+				return nil, fmt.Errorf("args.env: %q is not the name of a variable", name)
+			}
+			value, err := blueprint.Args(given).String(name)
+			if err != nil {
+				return nil, fmt.Errorf("args.env: %w", err)
+			}
+			env[name] = value
+		}
+	default:
+		return nil, fmt.Errorf("args.env is a %T, must be a map", given)
+	}
+	return env, nil
+}
+
+// pairs gives each phase that releases sessions the calls of the phase that holds
+// them. A session that nobody releases is an error, and so is a release of none.
+func pairs(hook *Hook) error {
+	held := map[string]*blueprint.Step{}
+	var names []string
+	for _, step := range hook.Pre {
+		if step.Func == holdFunction {
+			held[step.Phase] = step
+			names = append(names, step.Phase)
+		}
+	}
+	for _, step := range hook.Post {
+		if step.Func != releaseFunction || len(step.Calls) == 0 {
+			continue
+		}
+		phase := step.Calls[0].Command[0]
+		holds, ok := held[phase]
+		if !ok {
+			return fmt.Errorf("phase %s: args.phase: %q is no phase of %s with func %s; there are: %s",
+				step.Phase, phase, blueprint.Prehook, holdFunction, strings.Join(names, ", "))
+		}
+		step.Calls = holds.Calls
+		delete(held, phase)
+	}
+	for phase := range held {
+		return fmt.Errorf("phase %s holds a session, and %s does not release it: it needs a phase with func %s and args.phase %s",
+			phase, blueprint.Posthook, releaseFunction, phase)
+	}
+	return nil
+}
