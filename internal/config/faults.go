@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"unicode"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -143,7 +144,25 @@ func (c *Config) faults() []error {
 		faults = append(faults, wrong...)
 		faults = append(faults, rule.faults(at)...)
 	}
-	return append(faults, c.Restore.faults("restore")...)
+	faults = append(faults, c.Restore.faults("restore")...)
+	if c.NodeThaw != nil {
+		faults = append(faults, c.NodeThaw.faults("nodeThaw")...)
+	}
+	return faults
+}
+
+func (n NodeThaw) faults(at string) []error {
+	var faults []error
+	switch {
+	case n.Image == "":
+		faults = append(faults, errors.New(at+".image is missing; it is the image of this plugin, as given to velero plugin add; leave nodeThaw out to switch it off"))
+	case strings.ContainsFunc(n.Image, unicode.IsSpace):
+		faults = append(faults, fmt.Errorf("%s.image is %q, must be the name of an image, without blanks", at, n.Image))
+	}
+	if directory := n.KubeletDirectory; directory != "" && (!path.IsAbs(directory) || path.Clean(directory) != directory || directory == "/") {
+		faults = append(faults, fmt.Errorf("%s.kubeletDirectory is %q, must be an absolute path such as %s, without a slash at its end", at, directory, DefaultKubeletDirectory))
+	}
+	return faults
 }
 
 // rules goes through a list of rules of which the first match wins.

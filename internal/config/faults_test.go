@@ -42,6 +42,7 @@ restore:
   - {from: a, to: b}
   - {from: b, skip: true}
   deletionPolicy: Delete
+nodeThaw: {image: "example.com/stillpoint:1"}
 `))
 	require.NoError(t, err)
 	require.Equal(t, &Config{
@@ -79,7 +80,9 @@ restore:
 			SnapshotClasses: []SnapshotClassMapping{{From: "a", To: "b"}, {From: "b", Skip: true}},
 			DeletionPolicy:  snapshotv1.VolumeSnapshotContentDelete,
 		},
+		NodeThaw: &NodeThaw{Image: "example.com/stillpoint:1"},
 	}, config)
+	require.Equal(t, "/var/lib/kubelet", config.NodeThaw.Directory())
 }
 
 const (
@@ -160,6 +163,12 @@ func TestFaults(t *testing.T) {
 		"profiles twice":        {doc: "drivers: [{name: a}, {name: a, accessModes: []}]", err: "drivers[1].name is \"a\", as is drivers[0].name; remove one of them\ndrivers[1].accessModes is [], with which no volume can be snapshotted; leave the key out for any"},
 		"data movers":           {doc: "dataMovers: [{}, {name: velero}, {name: a}, {name: a}]", err: "dataMovers[0].name is missing; it is what the Backup's spec.datamover has\ndataMovers[1].name is \"velero\", whose snapshots are always deleted; to keep some, use localSnapshots\ndataMovers[3].name is \"a\", as is dataMovers[2].name; remove one of them"},
 		"bad deletion policy":   {doc: "restore: {deletionPolicy: delete}", err: `restore.deletionPolicy is "delete", must be Retain or Delete; leave the key out for Velero's`},
+		"no node-level thaw":    {doc: "nodeThaw:"},
+		"node-level thaw":       {doc: "nodeThaw: {image: a, kubeletDirectory: /data/kubelet}"},
+		"no image":              {doc: "nodeThaw: {}", err: "nodeThaw.image is missing; it is the image of this plugin, as given to velero plugin add; leave nodeThaw out to switch it off"},
+		"bad image":             {doc: "nodeThaw: {image: 'a b', kubeletDirectory: /x/}", err: "nodeThaw.image is \"a b\", must be the name of an image, without blanks\nnodeThaw.kubeletDirectory is \"/x/\", must be an absolute path such as /var/lib/kubelet, without a slash at its end"},
+		"root of the node":      {doc: "nodeThaw: {image: a, kubeletDirectory: /}", err: "nodeThaw.kubeletDirectory is \"/\", must be an absolute path such as /var/lib/kubelet, without a slash at its end"},
+		"unknown key of thaw":   {doc: "nodeThaw: {image: a, node: b}", err: "nodeThaw.node is an unknown key; valid keys: image, kubeletDirectory"},
 		"faults of all corners": {doc: "blueprintNamespaces: [a, a]\nsnapshotClasses: [{}]\nrestore: {deletionPolicy: x}", err: "blueprintNamespaces[1] is \"a\", as is blueprintNamespaces[0]\nsnapshotClasses[0].class is missing; it is the name of a VolumeSnapshotClass\nrestore.deletionPolicy is \"x\", must be Retain or Delete; leave the key out for Velero's"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -73,8 +73,8 @@ func reference(t *testing.T) string {
 			meaning, otherwise := split(t, of.Name()+"."+field.Name, comments)
 			at, kind := strings.TrimPrefix(path+"."+keyOf(field), "."), ""
 			switch {
-			case field.Type.Kind() == reflect.Struct:
-				deeper = append(deeper, within{at, field.Type})
+			case structOf(field.Type) != nil:
+				deeper = append(deeper, within{at, structOf(field.Type)})
 				kind = "[map](#" + anchor(at) + ")"
 			case field.Type.Kind() == reflect.Slice && field.Type.Elem().Kind() == reflect.Struct:
 				deeper = append(deeper, within{at + "[]", field.Type.Elem()})
@@ -91,6 +91,17 @@ func reference(t *testing.T) string {
 	}
 	table("", reflect.TypeFor[Config]())
 	return page.String()
+}
+
+// structOf is the map of the document that a field is, nil for anything else.
+func structOf(of reflect.Type) reflect.Type {
+	if of.Kind() == reflect.Pointer && of != reflect.TypeFor[*metav1.LabelSelector]() {
+		of = of.Elem()
+	}
+	if of.Kind() != reflect.Struct {
+		return nil
+	}
+	return of
 }
 
 // anchor is what a link to a heading needs.
@@ -208,6 +219,10 @@ func TestExampleIsValid(t *testing.T) {
 	var use func(value reflect.Value)
 	use = func(value reflect.Value) {
 		switch value.Kind() {
+		case reflect.Pointer:
+			if !value.IsNil() && structOf(value.Type()) != nil {
+				use(value.Elem())
+			}
 		case reflect.Struct:
 			for _, field := range reflect.VisibleFields(value.Type()) {
 				name := value.Type().Name() + "." + field.Name
@@ -223,6 +238,7 @@ func TestExampleIsValid(t *testing.T) {
 	}
 	use(reflect.ValueOf(*config))
 	require.Contains(t, used, "SnapshotClassMapping.Skip")
+	require.Contains(t, used, "NodeThaw.Image")
 	for name, is := range used {
 		require.True(t, is, "%s is not in the example", name)
 	}

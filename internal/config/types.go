@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"path"
 	"slices"
 
@@ -34,6 +35,10 @@ type Config struct {
 	// Restore is what becomes of the snapshots in a backup when they are
 	// restored. Default: as Velero does it.
 	Restore Restore `json:"restore"`
+	// NodeThaw is the permission to thaw a file system by a privileged pod on its
+	// node, when no container is left that could. Default: none, which tells a
+	// person what to run there.
+	NodeThaw *NodeThaw `json:"nodeThaw"`
 }
 
 // DriverProfile describes a CSI driver, as far as its snapshots go.
@@ -247,3 +252,23 @@ func selects(selector *metav1.LabelSelector, of map[string]string) bool {
 	parsed, err := metav1.LabelSelectorAsSelector(selector)
 	return err == nil && parsed.Matches(labels.Set(of))
 }
+
+// NodeThaw is what the pod is made of that thaws file systems on a node. It is
+// privileged, runs in Velero's namespace for some seconds, and only when a file
+// system is frozen that nothing else can thaw. Its rights are in
+// deploy/rbac.yaml.
+type NodeThaw struct {
+	// Image is the image of this plugin, as given to `velero plugin add`; every
+	// node must be able to pull it, or have it. Required.
+	Image string `json:"image"`
+	// KubeletDirectory is the directory of the kubelet on the nodes. Default:
+	// `/var/lib/kubelet`.
+	KubeletDirectory string `json:"kubeletDirectory"`
+}
+
+// DefaultKubeletDirectory is where a kubelet has its volumes unless it was told
+// otherwise.
+const DefaultKubeletDirectory = "/var/lib/kubelet"
+
+// Directory is the directory of the kubelet on the nodes.
+func (n NodeThaw) Directory() string { return cmp.Or(n.KubeletDirectory, DefaultKubeletDirectory) }
