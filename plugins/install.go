@@ -18,6 +18,8 @@ const usage = `stillpoint is a Velero plugin set: the Velero server starts it.
                                see stillpoint check --help
   stillpoint sweep             finds snapshots that are left of backups that are
                                over; see stillpoint sweep --help
+  stillpoint thaw              tells what is quiesced now, and releases it; see
+                               stillpoint thaw --help
   stillpoint [DIRECTORY]       copies itself into DIRECTORY, /target by default,
                                which is what its image does in the server's pod`
 

@@ -15,11 +15,13 @@ import (
 	"github.com/spf13/pflag"
 	"github.com/vmware-tanzu/velero/pkg/plugin/framework"
 
+	"stillpoint.io/stillpoint/internal/node"
 	"stillpoint.io/stillpoint/plugins/backup"
 	"stillpoint.io/stillpoint/plugins/check"
 	"stillpoint.io/stillpoint/plugins/delete"
 	"stillpoint.io/stillpoint/plugins/restore"
 	"stillpoint.io/stillpoint/plugins/sweep"
+	"stillpoint.io/stillpoint/plugins/thaw"
 )
 
 func main() {
@@ -28,7 +30,7 @@ func main() {
 	// the server's pod.
 	handshake := framework.Handshake()
 	if os.Getenv(handshake.MagicCookieKey) != handshake.MagicCookieValue {
-		commands := map[string]command{"check": check.Run, "sweep": sweep.Run}
+		commands := map[string]command{"check": check.Run, "sweep": sweep.Run, "thaw": thaw.Run, node.Command: thawVolumes}
 		if len(os.Args) > 1 && commands[os.Args[1]] != nil {
 			os.Exit(run(commands[os.Args[1]], os.Args[2:]))
 		}
@@ -39,6 +41,7 @@ func main() {
 		return
 	}
 	defer plugin.CleanupClients()
+	defer thaw.AtStart(handshake.MagicCookieKey)()
 
 	features := pflag.CommandLine.String("features", "", "features of the Velero server, separated by commas")
 	shared := backup.NewShared(func() bool { return enabled(*features, "EnableCSI") })
@@ -62,6 +65,11 @@ func run(command command, args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	return command(ctx, args, os.Stdout, os.Stderr)
+}
+
+// thawVolumes is what the pod of a thaw on a node runs; no person needs it.
+func thawVolumes(_ context.Context, args []string, stdout, stderr io.Writer) int {
+	return node.ThawVolumes(args, stdout, stderr)
 }
 
 func enabled(features, name string) bool {

@@ -146,7 +146,7 @@ func (b *Book) failed(id string, err error) error {
 // then. The error is ErrTaken when somebody else was quicker.
 func (b *Book) Claim(ctx context.Context, i *Intent, until time.Time) error {
 	before := *i
-	i.Holder, i.Until = Here(), until
+	i.Holder, i.Until, i.Tried = Here(), until, b.clock.Now()
 	if err := b.write(ctx, i); err != nil {
 		*i = before
 		return b.failed(i.ID, err)

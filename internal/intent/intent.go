@@ -39,13 +39,22 @@ type Intent struct {
 	// Undo is what is left to be done, in the order in which to run it.
 	Undo []Undo `json:"undo"`
 
-	// Tried is when somebody else than the first holder tried to undo it, and
-	// Failure why that did not succeed. They are zero while nobody has.
+	// Tried is when somebody else than the first holder began to undo it, or gave
+	// up, and Failure why that did not succeed. They are zero while nobody has.
 	Tried   time.Time `json:"tried,omitzero"`
 	Failure string    `json:"failure,omitempty"`
 
 	// version is the Secret's, as this process knows it.
 	version string
+}
+
+// pauseOfTries lies between two tries that nobody has asked for.
+const pauseOfTries = 5 * time.Minute
+
+// Due tells that an abandoned intent may be tried without being asked: one that
+// has failed just now would fail again.
+func (i *Intent) Due(now time.Time) bool {
+	return i.Failure == "" || now.Sub(i.Tried) >= pauseOfTries
 }
 
 // Undo is one step of an intent. It has either a Call, a Task or Unknown.

@@ -46,7 +46,8 @@ type Shared struct {
 	groups  *group.Groups
 	tracker *export.Tracker
 	sweeper *sweep.Sweeper
-	swept   sync.Once
+	undoer  *quiesce.Undoer
+	tidied  sync.Once
 }
 
 // NewShared returns a Shared. csi is asked when the first action is made; only
@@ -67,9 +68,11 @@ func (s *Shared) connect(log logrus.FieldLogger) error {
 		s.bracket = bracket.New(clients, namespaces, classes, reporter, s.csi(), log)
 		s.tracker = export.New(clients, clock, log)
 		s.groups = group.New(clients, namespaces, classes, reporter, s.csi(), log)
-		s.sweeper = sweep.New(clients, func(ctx context.Context) (*config.Config, error) {
+		settings := func(ctx context.Context) (*config.Config, error) {
 			return config.Load(ctx, clients.Kube, clients.VeleroNamespace)
-		}, clock)
+		}
+		s.sweeper = sweep.New(clients, settings, clock)
+		s.undoer = quiesce.NewUndoer(clients, settings, clock)
 	})
 	return s.err
 }
@@ -118,9 +121,15 @@ type claimAction struct {
 func (*claimAction) Name() string { return "stillpoint.io/claim" }
 
 // AppliesTo is asked once per backup, before Velero lists its items, which is
-// when what earlier backups have left must be on its way out.
+// when what earlier backups have left must be on its way out, and what they have
+// left quiesced is released.
 func (a *claimAction) AppliesTo() (velero.ResourceSelector, error) {
-	a.swept.Do(func() { a.sweeper.AtBackup(context.Background(), a.log) })
+	a.tidied.Do(func() {
+		var wait sync.WaitGroup
+		wait.Go(func() { a.undoer.AtBackup(context.Background(), a.log) })
+		a.sweeper.AtBackup(context.Background(), a.log)
+		wait.Wait()
+	})
 	return velero.ResourceSelector{IncludedResources: []string{"persistentvolumeclaims"}}, nil
 }
 

@@ -1,0 +1,176 @@
+package thaw
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/duration"
+
+	"stillpoint.io/stillpoint/internal/intent"
+)
+
+// list is what is quiesced at a moment.
+type list struct {
+	entries []*entry
+	now     time.Time
+}
+
+// entry is one intent. gone says why nobody holds it any more.
+type entry struct {
+	*intent.Intent
+	gone string
+}
+
+// find returns what it can read, beside an error about the rest.
+func find(ctx context.Context, book *intent.Book, now time.Time) (*list, error) {
+	intents, failed := book.List(ctx)
+	found := &list{now: now}
+	for i := range intents {
+		gone, err := book.Gone(ctx, &intents[i])
+		if err != nil {
+			return found, err
+		}
+		found.entries = append(found.entries, &entry{&intents[i], gone})
+	}
+	return found, failed
+}
+
+// choose picks what the flags say.
+func (l *list) choose(f *flags) ([]*entry, error) {
+	for _, name := range f.names {
+		if !slices.ContainsFunc(l.entries, func(e *entry) bool { return e.ID == name }) {
+			return nil, fmt.Errorf("there is no %s; stillpoint thaw lists the names", name)
+		}
+	}
+	var chosen []*entry
+	for _, e := range l.entries {
+		if f.all || (f.abandoned && e.gone != "") || slices.Contains(f.names, e.ID) || slices.Contains(f.namespaces, e.Namespace) {
+			chosen = append(chosen, e)
+		}
+	}
+	return chosen, nil
+}
+
+func (l *list) table(to io.Writer) error {
+	if len(l.entries) == 0 {
+		_, err := fmt.Fprintln(to, "Nothing is quiesced.")
+		return err
+	}
+	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "NAME\tQUIESCED\tSINCE\tBACKUP\tHELD BY\tOWED")
+	abandoned := 0
+	for _, e := range l.entries {
+		holder := e.Holder.String()
+		if e.gone != "" {
+			abandoned++
+			holder = "nobody: " + e.gone
+		}
+		var owed []string
+		for _, undo := range e.Undo {
+			owed = append(owed, step(undo))
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", e.ID, e.Name, duration.HumanDuration(l.now.Sub(e.Since)), e.Backup, oneLine(holder), oneLine(strings.Join(owed, ", ")))
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, e := range l.entries {
+		if e.Failure != "" {
+			fmt.Fprintf(to, "\n%s was not released at %s:\n", e.ID, clockTime(e.Tried))
+			for line := range strings.Lines(e.Failure) {
+				fmt.Fprintf(to, "  %s\n", strings.TrimSpace(line))
+			}
+		}
+	}
+	_, err := fmt.Fprintf(to, "\n%d quiesced, %d of them held by nobody any more%s.\n", len(l.entries), abandoned, advice(abandoned))
+	return err
+}
+
+func advice(abandoned int) string {
+	if abandoned == 0 {
+		return ""
+	}
+	return ": `stillpoint thaw --abandoned` releases those"
+}
+
+// step says what is owed, and nothing of a command: that can hold secrets.
+func step(undo intent.Undo) string {
+	name := undo.Blueprint + "/" + undo.Phase
+	switch {
+	case undo.Unknown != "":
+		return name + " (only by hand)"
+	case undo.Task != nil:
+		return fmt.Sprintf("%s (%s)", name, undo.Task.Func)
+	case undo.Call != nil:
+		return fmt.Sprintf("%s (in %s/%s)", name, undo.Call.Pod, undo.Call.Container)
+	}
+	return name
+}
+
+// json writes the list for programs.
+func (l *list) json(to io.Writer) error {
+	type holder struct {
+		Pod  string `json:"pod,omitempty"`
+		Host string `json:"host"`
+		PID  int    `json:"pid"`
+		Gone string `json:"gone,omitempty"`
+	}
+	type owed struct {
+		Blueprint string          `json:"blueprint"`
+		Phase     string          `json:"phase"`
+		Pod       string          `json:"pod,omitempty"`
+		Container string          `json:"container,omitempty"`
+		Func      string          `json:"func,omitempty"`
+		Guarded   bool            `json:"guarded"`
+		Unknown   string          `json:"unknown,omitempty"`
+		ByHand    string          `json:"byHand,omitempty"`
+		Volumes   []intent.Volume `json:"volumes,omitempty"`
+	}
+	type quiesced struct {
+		Name      string    `json:"name"`
+		Quiesced  string    `json:"quiesced"`
+		Namespace string    `json:"namespace"`
+		Backup    string    `json:"backup"`
+		Since     time.Time `json:"since"`
+		Until     time.Time `json:"until,omitzero"`
+		Holder    holder    `json:"holder"`
+		Abandoned bool      `json:"abandoned"`
+		Owed      []owed    `json:"owed"`
+		Tried     time.Time `json:"tried,omitzero"`
+		Failure   string    `json:"failure,omitempty"`
+	}
+	all := make([]quiesced, 0, len(l.entries))
+	for _, e := range l.entries {
+		q := quiesced{
+			Name: e.ID, Quiesced: e.Name, Namespace: e.Namespace, Backup: e.Backup, Since: e.Since, Until: e.Until,
+			Holder:    holder{Pod: e.Holder.Pod, Host: e.Holder.Host, PID: e.Holder.PID, Gone: e.gone},
+			Abandoned: e.gone != "", Owed: []owed{}, Tried: e.Tried, Failure: e.Failure,
+		}
+		for _, undo := range e.Undo {
+			o := owed{Blueprint: undo.Blueprint, Phase: undo.Phase, Guarded: undo.Guarded, Unknown: undo.Unknown, ByHand: undo.ByHand, Volumes: undo.Volumes}
+			if undo.Call != nil {
+				o.Pod, o.Container = undo.Call.Pod, undo.Call.Container
+			}
+			if undo.Task != nil {
+				o.Func = undo.Task.Func
+			}
+			q.Owed = append(q.Owed, o)
+		}
+		all = append(all, q)
+	}
+	encoder := json.NewEncoder(to)
+	encoder.SetIndent("", "  ")
+	encoder.SetEscapeHTML(false)
+	return encoder.Encode(map[string]any{"quiesced": all})
+}
+
+func clockTime(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// oneLine is for a table: errors can have several lines.
+func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }

@@ -1,0 +1,209 @@
+// Package thaw is the command `stillpoint thaw`: its flags, how it prints what is
+// quiesced now, and the look that a plugin takes when it starts. What is released
+// is package quiesce's.
+package thaw
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/spf13/pflag"
+	"k8s.io/utils/clock"
+
+	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/intent"
+	"stillpoint.io/stillpoint/internal/quiesce"
+)
+
+// Exit codes.
+const (
+	fine     = 0
+	stays    = 1 // something could not be released
+	notKnown = 2 // wrong usage, or the cluster cannot be read
+)
+
+const usage = `stillpoint thaw lists what is quiesced now, and releases it when it is told what.
+
+  stillpoint thaw                  what is quiesced, since when and by which backup
+  stillpoint thaw --abandoned      release what no process holds any more, which
+                                   the plugin does by itself when Velero starts it
+  stillpoint thaw stillpoint-intent-abc
+                                   release this, whoever holds it
+  stillpoint thaw -n shop          release all of a namespace
+  stillpoint thaw --all            release everything
+  kubectl -n velero exec deploy/velero -c velero -- /plugins/stillpoint thaw
+
+What a running backup holds is released as well when it is named, or by -n and
+--all: the snapshots that the backup takes are not consistent then, and it says so.
+
+It ends with 0, with 1 when something could not be released, with 2 for wrong
+usage and when the cluster cannot be read.
+
+Flags:
+`
+
+// flags are the command line's.
+type flags struct {
+	connection     cluster.Connection
+	all, abandoned bool
+	forget         bool
+	namespaces     []string
+	names          []string
+	timeout        time.Duration
+	output         string
+}
+
+// Run runs the command and returns its exit code.
+func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	f, err := parse(args)
+	if errors.Is(err, pflag.ErrHelp) {
+		fmt.Fprint(stdout, help())
+		return fine
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "stillpoint thaw: %v; see stillpoint thaw --help\n", err)
+		return notKnown
+	}
+	left, err := f.run(ctx, stdout, stderr)
+	switch {
+	case err != nil:
+		fmt.Fprintf(stderr, "stillpoint thaw: %v\n", err)
+		return notKnown
+	case left:
+		return stays
+	default:
+		return fine
+	}
+}
+
+func (f *flags) set() *pflag.FlagSet {
+	set := pflag.NewFlagSet("stillpoint thaw", pflag.ContinueOnError)
+	set.SortFlags = false
+	set.Usage = func() {}
+	set.BoolVar(&f.abandoned, "abandoned", false, "release what no process holds any more")
+	set.BoolVar(&f.all, "all", false, "release everything")
+	set.StringSliceVarP(&f.namespaces, "namespace", "n", nil, "release what is quiesced in this `namespace`; may be given several times")
+	set.BoolVar(&f.forget, "forget", false, "delete the records that are named: what they stand for was undone by hand, or is not to be")
+	set.DurationVar(&f.timeout, "timeout", 2*time.Minute, "how long to try again what fails")
+	set.StringVarP(&f.output, "output", "o", "table", "`format` of the list: table or json")
+	f.connection.AddFlags(set)
+	return set
+}
+
+func help() string { return usage + (&flags{}).set().FlagUsagesWrapped(80) }
+
+func parse(args []string) (*flags, error) {
+	f := &flags{}
+	set := f.set()
+	if err := set.Parse(args); err != nil {
+		return nil, err
+	}
+	f.names = set.Args()
+	ways := 0
+	for _, way := range []bool{f.all, f.abandoned, len(f.namespaces) > 0, len(f.names) > 0} {
+		if way {
+			ways++
+		}
+	}
+	switch {
+	case f.output != "table" && f.output != "json":
+		return nil, fmt.Errorf("--output %q: must be table or json", f.output)
+	case slices.Contains(f.names, ""), set.Changed("namespace") && (len(f.namespaces) == 0 || slices.Contains(f.namespaces, "")):
+		return nil, errors.New("a name or --namespace is empty")
+	case ways > 1:
+		return nil, errors.New("--all, --abandoned, --namespace and names: give one of them")
+	case f.forget && len(f.names) == 0:
+		return nil, errors.New("--forget needs names of the list")
+	case f.output == "json" && ways > 0:
+		return nil, errors.New("--output json is for the list: what is released is told line by line")
+	case f.timeout <= 0:
+		return nil, fmt.Errorf("--timeout %s: must be longer than 0", f.timeout)
+	case set.Changed("timeout") && ways == 0:
+		return nil, errors.New("--timeout needs something to release")
+	}
+	return f, nil
+}
+
+// run reports whether something is left that was to be released.
+func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) (left bool, err error) {
+	clients, err := f.connection.Open()
+	if err != nil {
+		return false, err
+	}
+	undoer := quiesce.NewUndoer(clients, func(ctx context.Context) (*config.Config, error) {
+		return config.Load(ctx, clients.Kube, clients.VeleroNamespace)
+	}, clock.RealClock{})
+	found, err := find(ctx, undoer.Book, time.Now())
+	if err != nil && len(found.entries) == 0 {
+		return false, err
+	}
+	if err != nil { // the others are told of, and released
+		fmt.Fprintf(stderr, "stillpoint thaw: %v\n", err)
+		left = true
+	}
+	if !f.all && !f.abandoned && len(f.namespaces) == 0 && len(f.names) == 0 {
+		if f.output == "json" {
+			return left, found.json(stdout)
+		}
+		return left, found.table(stdout)
+	}
+	chosen, err := found.choose(f)
+	if err != nil {
+		return false, err
+	}
+	if len(chosen) == 0 {
+		fmt.Fprintln(stdout, "There is nothing to release.")
+		return left, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, f.timeout)
+	defer cancel()
+	var wait sync.WaitGroup
+	var mu sync.Mutex
+	for _, e := range chosen {
+		wait.Go(func() {
+			said, failed := f.release(ctx, undoer, e)
+			mu.Lock()
+			defer mu.Unlock()
+			fmt.Fprint(stdout, said)
+			if failed != nil {
+				left = true
+				fmt.Fprintf(stderr, "NOT RELEASED: %s: %s\n", e.ID, oneLine(failed.Error()))
+			}
+		})
+	}
+	wait.Wait()
+	return left, nil
+}
+
+func (f *flags) release(ctx context.Context, undoer *quiesce.Undoer, e *entry) (said string, err error) {
+	if f.forget {
+		if err := undoer.Book.Close(ctx, e.ID); err != nil {
+			return "", err
+		}
+		return fmt.Sprintf("Forgot %s: %s, quiesced by backup %s\n", e.ID, e.Name, e.Backup), nil
+	}
+	undone, err := undoer.Undo(ctx, e.Intent, f.timeout)
+	if errors.Is(err, intent.ErrTaken) {
+		return fmt.Sprintf("%s: somebody else has released it, or is about to\n", e.ID), nil
+	}
+	if err != nil {
+		return "", err
+	}
+	for _, warning := range undone.Warnings {
+		said += fmt.Sprintf("%s: %s\n", e.ID, oneLine(warning))
+	}
+	if undone.Left != nil {
+		return said, undone.Left
+	}
+	said += fmt.Sprintf("Released %s, which backup %s had quiesced since %s\n", e.Name, e.Backup, clockTime(e.Since))
+	if e.gone == "" {
+		said += fmt.Sprintf("%s was holding it: the snapshots that backup %s takes of it are not consistent\n", e.Holder, e.Backup)
+	}
+	return said, nil
+}
