@@ -97,7 +97,7 @@ func (c *Checker) Check(ctx context.Context, options Options) (*Report, error) {
 	}
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	v.namespaces = quiesce.NewNamespaces(c.clients.Kube, c.clock)
+	v.namespaces = quiesce.NewNamespaces(c.clients, c.clock, log)
 	v.classes = snapshotclass.NewCatalogue(c.clients, c.clock)
 	v.selection = selection.New(c.clients.Remembered, v.server.CSI, v.backup)
 	v.groups = group.New(c.clients, v.namespaces, v.classes, nil, v.server.CSI, log)

@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/transport"
 	"k8s.io/utils/clock"
@@ -39,6 +40,8 @@ type Clients struct {
 	Snapshots  versioned.Interface
 	// Dynamic reads kinds that are known by name only, such as Blueprints.
 	Dynamic dynamic.Interface
+	// Metadata reads of objects of any kind what they have in common.
+	Metadata metadata.Interface
 	// VeleroNamespace is where this plugin's Velero lives.
 	VeleroNamespace string
 }
@@ -96,6 +99,9 @@ func (c Connection) Open() (*Clients, error) {
 	}
 	if clients.Dynamic, err = dynamic.NewForConfig(clients.Config); err != nil {
 		return nil, fmt.Errorf("make the dynamic client: %w", err)
+	}
+	if clients.Metadata, err = metadata.NewForConfig(clients.Config); err != nil {
+		return nil, fmt.Errorf("make the metadata client: %w", err)
 	}
 	if clients.Objects, err = factory.KubebuilderWatchClient(); err != nil {
 		return nil, fmt.Errorf("make Velero's client: %w", err)

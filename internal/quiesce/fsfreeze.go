@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -44,8 +45,10 @@ type fileSystems struct {
 	// taken are the devices that are chosen already, as node/major:minor.
 	taken  map[string]bool
 	probes map[cluster.Container]probed
-	// chosen remembers the places per arguments.
+	// chosen remembers the places of each hook, per arguments: its post thaws
+	// what its pre froze, and no other hook's does.
 	chosen map[string][]place
+	hooks  int
 }
 
 type place struct {
@@ -73,10 +76,12 @@ func newFileSystems(executor Executor, namespace string, claims []corev1.Persist
 	return f
 }
 
-// functions are those of the built-in blueprint, for one workload's pods. Args:
+// functions are those of the built-in blueprint, for one hook and its workload's pods. Args:
 // container to freeze from, paths to freeze (separated by blanks or commas);
 // without them all claims are frozen, each from the first container that can.
 func (f *fileSystems) functions(pods []corev1.Pod) map[string]blueprint.Function {
+	f.hooks++
+	hook := f.hooks
 	function := func(command func(path string) []string) blueprint.Function {
 		return blueprint.Function{
 			Optional: []string{"container", "paths"},
@@ -90,7 +95,7 @@ func (f *fileSystems) functions(pods []corev1.Pod) map[string]blueprint.Function
 					return nil, err
 				}
 				paths := strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' || r == '\n' })
-				places, err := f.choose(ctx, pods, container, paths)
+				places, err := f.choose(ctx, hook, pods, container, paths)
 				if err != nil {
 					return nil, err
 				}
@@ -157,12 +162,8 @@ func placeOf(call blueprint.Call) place {
 }
 
 // choose gives a place for each file system, and none twice.
-func (f *fileSystems) choose(ctx context.Context, pods []corev1.Pod, container string, paths []string) ([]place, error) {
-	names := make([]string, len(pods))
-	for i, pod := range pods {
-		names[i] = pod.Name
-	}
-	key := strings.Join([]string{strings.Join(names, " "), container, strings.Join(paths, " ")}, "\x00")
+func (f *fileSystems) choose(ctx context.Context, hook int, pods []corev1.Pod, container string, paths []string) ([]place, error) {
+	key := strings.Join([]string{strconv.Itoa(hook), container, strings.Join(paths, " ")}, "\x00")
 	if places, ok := f.chosen[key]; ok {
 		return places, nil
 	}

@@ -304,7 +304,7 @@ func TestChoose(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			files := newFileSystems(&prober{answers: test.answers}, "shop", test.claims)
-			places, err := files.choose(t.Context(), test.pods, test.container, test.paths)
+			places, err := files.choose(t.Context(), 1, test.pods, test.container, test.paths)
 			if test.text != "" {
 				require.EqualError(t, err, test.text)
 				return
@@ -325,7 +325,7 @@ func TestEachContainerIsProbedOnce(t *testing.T) {
 	files := newFileSystems(probes, "shop", []corev1.PersistentVolumeClaim{claim("data"), claim("wal")})
 	pods := []corev1.Pod{pod("db-0", "n1", volume{"bare", "data", "/d", ""}, volume{"bare", "wal", "/w", ""}, volume{"pg", "data", "/data", ""}, volume{"pg", "wal", "/wal", ""})}
 	for range 2 {
-		_, err := files.choose(t.Context(), pods, "", nil)
+		_, err := files.choose(t.Context(), 1, pods, "", nil)
 		require.NoError(t, err)
 	}
 	assert.Equal(t, []string{"db-0/bare", "db-0/pg"}, probes.asked)
@@ -335,10 +335,10 @@ func TestEachContainerIsProbedOnce(t *testing.T) {
 func TestAVolumeOfTwoWorkloadsIsFrozenOnce(t *testing.T) {
 	said := answer(privileged, true, mounted("8:16", "/data"))
 	files := newFileSystems(&prober{answers: map[string]string{"a-0/c": said, "b-0/c": said}}, "shop", []corev1.PersistentVolumeClaim{claim("data")})
-	first, err := files.choose(t.Context(), []corev1.Pod{pod("a-0", "n1", volume{"c", "data", "/data", ""})}, "", nil)
+	first, err := files.choose(t.Context(), 1, []corev1.Pod{pod("a-0", "n1", volume{"c", "data", "/data", ""})}, "", nil)
 	require.NoError(t, err)
 	assert.Len(t, first, 1)
-	second, err := files.choose(t.Context(), []corev1.Pod{pod("b-0", "n1", volume{"c", "data", "/data", ""})}, "", nil)
+	second, err := files.choose(t.Context(), 2, []corev1.Pod{pod("b-0", "n1", volume{"c", "data", "/data", ""})}, "", nil)
 	require.NoError(t, err)
 	assert.Empty(t, second)
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"stillpoint.io/stillpoint/internal/workload"
@@ -27,13 +28,29 @@ type Group struct {
 	of    string // the claim that the group was found by
 }
 
-// part is one workload's share of a group.
+// part is the share that one workload has in a group, or one object that is none
+// but stands for volumes.
 type part struct {
 	workload workload.Workload
 	settings Settings
 	// source is the object that named the blueprints.
 	source map[string]any
 	claim  *corev1.PersistentVolumeClaim // when source is a claim
+	// object is nil for a workload, and claims what it stands for otherwise.
+	object *object
+	claims map[string]bool
+	// said are the annotations of the layer that named the blueprints.
+	said map[string]string
+	// ofNamespace tells that it was the namespace.
+	ofNamespace bool
+}
+
+// standsFor tells whether the part's hooks are for a claim.
+func (p part) standsFor(claim string) bool {
+	if p.object != nil {
+		return p.claims[claim]
+	}
+	return mounts(p.workload, claim)
 }
 
 // Asked tells whether anything is to be quiesced.
@@ -80,7 +97,7 @@ func claimName(claim *corev1.PersistentVolumeClaim) string {
 	return fmt.Sprintf("PersistentVolumeClaim %s/%s", claim.Namespace, claim.Name)
 }
 
-// Objects are the workloads that are quiesced, for events.
+// Objects are the workloads and other objects that are quiesced, for events.
 func (g *Group) Objects() []workload.Ref {
 	var refs []workload.Ref
 	for _, part := range g.quiesced() {
@@ -90,23 +107,18 @@ func (g *Group) Objects() []workload.Ref {
 }
 
 // Group finds out what is frozen together with a claim: the volumes of its
-// unit, except those whose claims have quiesce annotations of their own; each
-// of these is a group by itself. Where nothing is to be quiesced, a group is
-// what is snapshotted together. It is returned even with an error, as far as it
-// is known.
+// unit, and of those that an annotated object joins with it, except those whose
+// claims have quiesce annotations of their own; each of these is a group by
+// itself. Where nothing is to be quiesced, a group is what is snapshotted
+// together. It is returned even with an error, as far as it is known.
 func (f *Facts) Group(claim *corev1.PersistentVolumeClaim) (*Group, error) {
 	group := &Group{OnError: Fail, Claims: []corev1.PersistentVolumeClaim{*claim}, of: claim.Name}
-	own, err := hasOwn(claim)
+	own, err := f.own(claim)
 	if err != nil {
 		return group, err
 	}
-	group.Unit = f.inventory.Unit(claim.Name)
 	var invalid error // the first; the others still have a say in OnError
-	for _, w := range group.Unit.Workloads {
-		if own && !mounts(w, claim.Name) {
-			continue
-		}
-		part, err := newPart(w, f.namespace, claim, own)
+	take := func(part part, err error) {
 		if asks := len(part.settings.Blueprints) > 0; asks || err != nil {
 			group.OnError = strictest(invalid != nil || group.Asked(), part.settings.OnError, group.OnError)
 		}
@@ -114,6 +126,21 @@ func (f *Facts) Group(claim *corev1.PersistentVolumeClaim) (*Group, error) {
 		if invalid == nil {
 			invalid = err
 		}
+	}
+	if own {
+		group.Unit = f.inventory.Unit(claim.Name)
+	} else {
+		var objects []*object
+		group.Unit, objects = f.joined(claim.Name)
+		for _, o := range objects {
+			take(o.part(), o.invalid)
+		}
+	}
+	for _, w := range group.Unit.Workloads {
+		if own && !mounts(w, claim.Name) {
+			continue
+		}
+		take(f.part(w, claim, own))
 		if own { // one claim, one plan: the first workload stands for all that mount it
 			break
 		}
@@ -124,7 +151,7 @@ func (f *Facts) Group(claim *corev1.PersistentVolumeClaim) (*Group, error) {
 
 	quiesced := func(name string) bool {
 		return slices.ContainsFunc(group.parts, func(p part) bool {
-			return len(p.settings.Blueprints) > 0 && mounts(p.workload, name)
+			return len(p.settings.Blueprints) > 0 && p.standsFor(name)
 		})
 	}
 	asked := quiesced(claim.Name)
@@ -132,7 +159,7 @@ func (f *Facts) Group(claim *corev1.PersistentVolumeClaim) (*Group, error) {
 		if other.Name == claim.Name || !slices.Contains(group.Unit.Claims, other.Name) || quiesced(other.Name) != asked {
 			continue
 		}
-		if own, err := hasOwn(&other); err != nil || own {
+		if own, err := f.own(&other); err != nil || own {
 			continue // its own group, or its own error
 		}
 		group.Claims = append(group.Claims, other)
@@ -164,13 +191,21 @@ func (g *Group) Keep(included func(corev1.PersistentVolumeClaim) (bool, error)) 
 	return nil
 }
 
-// Asked tells whether any workload of pod's unit is to be quiesced, and returns
-// the unit. Annotations that are not valid count as yes: they come to light
-// where the plan is made.
+// Asked tells whether anything of a pod's unit is to be quiesced, and returns
+// what is frozen together with it. Annotations that are not valid count as yes:
+// they come to light where the plan is made.
 func (f *Facts) Asked(pod *corev1.Pod) (workload.Unit, bool) {
 	unit := f.inventory.Of(pod)
+	for _, claim := range unit.Claims {
+		if !slices.Contains(workload.Claims(pod), claim) {
+			continue
+		}
+		if whole, objects := f.joined(claim); len(objects) > 0 {
+			return whole, true
+		}
+	}
 	for _, w := range unit.Workloads {
-		part, err := newPart(w, f.namespace, nil, false)
+		part, err := f.part(w, nil, false)
 		if err != nil || len(part.settings.Blueprints) > 0 {
 			return unit, true
 		}
@@ -220,6 +255,24 @@ func hasOwn(claim *corev1.PersistentVolumeClaim) (bool, error) {
 	return false, nil
 }
 
+// part is a workload's, without what counts at an object that stands for its
+// volumes.
+func (f *Facts) part(w workload.Workload, claim *corev1.PersistentVolumeClaim, own bool) (part, error) {
+	p, err := newPart(w, f.namespace, claim, own)
+	if err != nil || p.claim != nil || len(p.settings.Blueprints) == 0 || len(f.objects) == 0 {
+		return p, err
+	}
+	owners := []metav1.OwnerReference{{UID: w.UID}}
+	if w.Object != nil {
+		owners = w.Object.GetOwnerReferences()
+	}
+	controller := slices.ContainsFunc(f.objects, func(o *object) bool { return o.UID == w.UID && decides(o.Annotations) })
+	if p.ofNamespace && controller || !p.ofNamespace && f.repeated(p.said, owners...) {
+		p.settings.Blueprints = nil
+	}
+	return p, nil
+}
+
 // newPart resolves the annotations of one workload: the claim's own where it has
 // some, those of the pod template, the controller and the namespace.
 func newPart(w workload.Workload, namespace *corev1.Namespace, claim *corev1.PersistentVolumeClaim, own bool) (part, error) {
@@ -260,6 +313,7 @@ func newPart(w workload.Workload, namespace *corev1.Namespace, claim *corev1.Per
 		return result, err
 	}
 	if i := result.settings.SourceLayer; i >= 0 {
+		result.said, result.ofNamespace = layers[i].Annotations, i == len(layers)-1
 		if result.source, err = sources[i](); err != nil {
 			return result, err
 		}

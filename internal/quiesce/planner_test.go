@@ -129,7 +129,7 @@ func backupOf(started time.Time) *velerov1.Backup {
 // group is that of a claim of namespace shop.
 func (p *Planner) group(t *testing.T, claim string) (*Group, error) {
 	t.Helper()
-	facts, err := Gather(t.Context(), p.Kube, "shop")
+	facts, err := Gather(t.Context(), p.Kube, nil, "shop", true)
 	require.NoError(t, err)
 	return facts.Group(facts.Claim(claim))
 }
@@ -331,7 +331,7 @@ func TestGroup(t *testing.T) {
 	}
 
 	t.Run("the namespace is gone", func(t *testing.T) {
-		_, err := Gather(t.Context(), planner(nil, claims("data")).Kube, "shop")
+		_, err := Gather(t.Context(), planner(nil, claims("data")).Kube, nil, "shop", true)
 		require.EqualError(t, err, `get namespace shop: namespaces "shop" not found`)
 	})
 
@@ -372,7 +372,7 @@ func TestAsked(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := planner(nil, namespace(test.namespace...), claims("data"), deployment("db", test.deployment, pod("db-a", "n1", volume{"pg", "data", "/data", ""})))
-			facts, err := Gather(t.Context(), p.Kube, "shop")
+			facts, err := Gather(t.Context(), p.Kube, nil, "shop", true)
 			require.NoError(t, err)
 			unit, asked := facts.Asked(ptr(pod("db-a", "n1", volume{"pg", "data", "/data", ""})))
 			assert.Equal(t, "Deployment shop/db", unit.String())

@@ -30,6 +30,16 @@ func (r Ref) groupKind() string {
 	return schema.FromAPIVersionAndKind(r.APIVersion, r.Kind).GroupKind().String()
 }
 
+// Known tells whether it is a controller of pods that Kubernetes has, and not
+// somebody's own.
+func (r Ref) Known() bool {
+	switch r.groupKind() {
+	case "Deployment.apps", "StatefulSet.apps", "DaemonSet.apps", "ReplicaSet.apps", "Job.batch", "CronJob.batch", "ReplicationController":
+		return true
+	}
+	return false
+}
+
 func (r Ref) String() string {
 	return fmt.Sprintf("%s %s/%s", r.Kind, r.Namespace, r.Name)
 }
@@ -74,6 +84,8 @@ type Inventory struct {
 	objects map[Ref]metav1.Object
 	// revisions are those of ReplicaSets, by name.
 	revisions map[string]string
+	// podOwners are the owner references of all pods, whether or not they run.
+	podOwners map[types.UID][]types.UID
 }
 
 // Take makes the inventory of a namespace. The number of its requests depends
@@ -83,9 +95,12 @@ func Take(ctx context.Context, kube kubernetes.Interface, namespace string) (*In
 	if err != nil {
 		return nil, fmt.Errorf("list the pods of namespace %s: %w", namespace, err)
 	}
-	inventory := &Inventory{}
+	inventory := &Inventory{podOwners: map[types.UID][]types.UID{}}
 	for _, pod := range pods.Items {
-		if running(&pod) && len(claimsOf(&pod)) > 0 {
+		for _, owner := range pod.OwnerReferences {
+			inventory.podOwners[pod.UID] = append(inventory.podOwners[pod.UID], owner.UID)
+		}
+		if running(&pod) && len(Claims(&pod)) > 0 {
 			inventory.members = append(inventory.members, member{pod: pod, owner: directOwner(&pod)})
 		}
 	}
@@ -123,11 +138,25 @@ func (i *Inventory) describe(w *Workload) {
 
 // Of returns the unit that pod belongs to, as Unit does for its claims.
 func (i *Inventory) Of(pod *corev1.Pod) Unit {
-	claims := claimsOf(pod)
+	claims := Claims(pod)
 	if len(claims) == 0 || !running(pod) {
 		return Unit{}
 	}
 	return i.Unit(claims[0])
+}
+
+// Owners are the owner references of all pods of the namespace that have any,
+// whether or not they run. They are not to be changed.
+func (i *Inventory) Owners() map[types.UID][]types.UID { return i.podOwners }
+
+// Pods are the running pods that mount claims, sorted by name.
+func (i *Inventory) Pods() []corev1.Pod {
+	pods := make([]corev1.Pod, len(i.members))
+	for m := range i.members {
+		pods[m] = i.members[m].pod
+	}
+	slices.SortFunc(pods, func(a, b corev1.Pod) int { return cmp.Compare(a.Name, b.Name) })
+	return pods
 }
 
 type member struct {
@@ -143,7 +172,7 @@ func connected(members []member, claim string) Unit {
 	for grown := true; grown; {
 		grown = false
 		for _, m := range members {
-			names := claimsOf(&m.pod)
+			names := Claims(&m.pod)
 			_, known := pods[m.owner]
 			if !known && !slices.ContainsFunc(names, func(name string) bool { return claims[name] }) {
 				continue
@@ -182,9 +211,9 @@ func running(pod *corev1.Pod) bool {
 	return pod.Status.Phase == corev1.PodRunning && pod.DeletionTimestamp == nil
 }
 
-// claimsOf returns the names of the claims that pod mounts, those of generic
+// Claims returns the names of the claims that pod mounts, those of generic
 // ephemeral volumes included, whose claims are called pod-volume.
-func claimsOf(pod *corev1.Pod) []string {
+func Claims(pod *corev1.Pod) []string {
 	var names []string
 	for _, volume := range pod.Spec.Volumes {
 		switch {

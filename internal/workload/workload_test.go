@@ -147,7 +147,7 @@ func TestMounts(t *testing.T) {
 	}
 
 	assert.Equal(t, []string{"sidecar", "pg", "exporter"}, RunningContainers(&p))
-	assert.Equal(t, []string{"data", "raw", "db-0-scratch"}, claimsOf(&p))
+	assert.Equal(t, []string{"data", "raw", "db-0-scratch"}, Claims(&p))
 	assert.Equal(t, []Mount{
 		{Pod: "db-0", Container: "sidecar", Claim: "data", Path: "/side"},
 		{Pod: "db-0", Container: "pg", Claim: "data", Path: "/data", SubPath: "pg"},

@@ -62,7 +62,7 @@ func (s *Shared) connect(log logrus.FieldLogger) error {
 			return
 		}
 		clock := clock.RealClock{}
-		namespaces := quiesce.NewNamespaces(clients.Kube, clock)
+		namespaces := quiesce.NewNamespaces(clients, clock, log)
 		classes := snapshotclass.NewCatalogue(clients, clock)
 		reporter := quiesce.NewReporter(clients.Kube)
 		s.bracket = bracket.New(clients, namespaces, classes, reporter, s.csi(), log)

@@ -48,7 +48,7 @@ import (
 func TestRightsOfDeploySuffice(t *testing.T) {
 	c := connect(t)
 	clients, log, said := restricted(t, c)
-	namespaces := quiesce.NewNamespaces(clients.Kube, clock.RealClock{})
+	namespaces := quiesce.NewNamespaces(clients, clock.RealClock{}, log)
 	classes := snapshotclass.NewCatalogue(clients, clock.RealClock{})
 	reporter := quiesce.NewReporter(clients.Kube)
 	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze", "stillpoint.io/quiesce-timeout": "5s"}})
@@ -58,7 +58,7 @@ func TestRightsOfDeploySuffice(t *testing.T) {
 	a.deploy("grouped", shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}, volumes: 3})
 	t.Run("groups", func(t *testing.T) {
 		groupRights(t, c, a, func() *group.Groups {
-			return group.New(clients, quiesce.NewNamespaces(clients.Kube, clock.RealClock{}), classes, reporter, true, log)
+			return group.New(clients, quiesce.NewNamespaces(clients, clock.RealClock{}, log), classes, reporter, true, log)
 		}, export.New(clients, clock.RealClock{}, log), said)
 	})
 	t.Run("check", func(t *testing.T) {

@@ -1,0 +1,382 @@
+package quiesce
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+
+	"stillpoint.io/stillpoint/internal/resource"
+	"stillpoint.io/stillpoint/internal/workload"
+)
+
+// IsAnnotation tells whether a key is one that users write for a quiesce, or
+// looks like one.
+func IsAnnotation(key string) bool {
+	return strings.HasPrefix(key, AnnotationDomain) && !slices.Contains(onClaims, key) ||
+		strings.HasPrefix(key, AnnotationOptionPrefix) || key == AnnotationKanister
+}
+
+// object is an annotated object that is no workload, claim or namespace: a
+// custom resource, a ConfigMap, whatever there is. What it asks for is a hook
+// of its own, which is run once in a freeze.
+type object struct {
+	resource.Object
+	// content is the object in full; of facts that are not of now it is what
+	// is known without asking.
+	content  *unstructured.Unstructured
+	settings Settings
+	invalid  error
+
+	// claims are those that it stands for, all tells that it is because
+	// nothing of the namespace depends on it. Claims that have annotations of
+	// their own are not among them.
+	claims map[string]bool
+	all    bool
+	// pods are those that run and mount any of claims.
+	pods []corev1.Pod
+	// above are the annotated objects that own it.
+	above []*object
+}
+
+// asks tells whether the object has a say: nothing is to be run for one whose
+// annotation is "none".
+func (o *object) asks() bool { return o.invalid != nil || len(o.settings.Blueprints) > 0 }
+
+// lineage is who owns whom, by UID.
+type lineage map[types.UID][]types.UID
+
+// ancestors are all owners of an object, and theirs, any number of steps up.
+func (l lineage) ancestors(of types.UID) map[types.UID]bool {
+	found := map[types.UID]bool{}
+	var climb func(uid types.UID)
+	climb = func(uid types.UID) {
+		for _, owner := range l[uid] {
+			if !found[owner] && owner != of {
+				found[owner] = true
+				climb(owner)
+			}
+		}
+	}
+	climb(of)
+	return found
+}
+
+// lineage joins what is known of the namespace.
+func (f *Facts) lineage(view *resource.View) lineage {
+	all := lineage{}
+	maps.Copy(all, view.Owners)
+	maps.Copy(all, f.inventory.Owners())
+	for i := range f.claims {
+		for _, owner := range f.claims[i].OwnerReferences {
+			all[f.claims[i].UID] = append(all[f.claims[i].UID], owner.UID)
+		}
+	}
+	return all
+}
+
+// takeObjects makes what a survey has seen into what it means. full are the
+// objects as they are now; nil is that the survey's word is good enough.
+func (f *Facts) takeObjects(view *resource.View, templates map[workload.Ref]workload.Template, full *resource.Contents) {
+	if len(view.Annotated) == 0 {
+		return
+	}
+	f.line = f.lineage(view)
+	byUID := map[types.UID]*object{}
+	var all []*object
+	for _, seen := range view.Annotated {
+		if seen.Known() {
+			f.annotated = append(f.annotated, seen)
+			continue
+		}
+		o := newObject(seen, f.namespace)
+		if full != nil && !o.complete(full, f.namespace) {
+			continue // gone since
+		}
+		byUID[seen.UID] = o
+		all = append(all, o)
+	}
+	for _, o := range all {
+		for owner := range f.line.ancestors(o.UID) {
+			if above := byUID[owner]; above != nil {
+				o.above = append(o.above, above)
+			}
+		}
+	}
+	// What repeats its owner counts there.
+	f.objects = slices.DeleteFunc(slices.Clone(all), func(o *object) bool {
+		return slices.ContainsFunc(o.above, func(above *object) bool { return repeats(o.Annotations, above.Annotations) })
+	})
+	f.stand(view, templates)
+	slices.SortStableFunc(f.objects, func(a, b *object) int {
+		return cmp.Or(cmp.Compare(len(a.above), len(b.above)), compareBool(b.all, a.all), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
+	})
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	}
+	return -1
+}
+
+// newObject reads the annotations of an object. A namespace's are the default
+// of everything but the blueprints: these it names for its workloads.
+func newObject(seen resource.Object, namespace *corev1.Namespace) *object {
+	o := &object{Object: seen, claims: map[string]bool{}}
+	o.content = &unstructured.Unstructured{Object: map[string]any{}}
+	o.content.SetAPIVersion(seen.APIVersion)
+	o.content.SetKind(seen.Kind)
+	o.content.SetNamespace(seen.Namespace)
+	o.content.SetName(seen.Name)
+	o.content.SetUID(seen.UID)
+	o.content.SetAnnotations(maps.Clone(seen.Annotations))
+	o.resolve(namespace)
+	return o
+}
+
+// complete takes an object as it is now. It returns false when it is gone, or
+// has no annotation any more.
+func (o *object) complete(full *resource.Contents, namespace *corev1.Namespace) bool {
+	if err := full.Failed[o.UID]; err != nil {
+		o.invalid = fmt.Errorf("%s asks to be quiesced: %w", o.Ref, err)
+		return true
+	}
+	content := full.Found[o.UID]
+	if content == nil {
+		return false
+	}
+	o.content = content
+	o.Annotations = ours(content.GetAnnotations())
+	o.resolve(namespace)
+	return len(o.Annotations) > 0
+}
+
+func (o *object) resolve(namespace *corev1.Namespace) {
+	layers := []Layer{{Object: o.String(), Annotations: o.Annotations}, {Object: "Namespace " + namespace.Name, Annotations: namespace.Annotations}}
+	o.settings, o.invalid = Resolve(layers)
+	if o.invalid != nil || decides(o.Annotations) {
+		return
+	}
+	o.settings.Blueprints = nil
+	o.invalid = fmt.Errorf("%s: annotation %s has no effect without %s beside it", o.Ref, slices.Sorted(maps.Keys(o.Annotations))[0], AnnotationQuiesce)
+}
+
+// ours are the annotations that IsAnnotation says yes to.
+func ours(annotations map[string]string) map[string]string {
+	found := maps.Clone(annotations)
+	maps.DeleteFunc(found, func(key, _ string) bool { return !IsAnnotation(key) })
+	return found
+}
+
+// decides tells whether annotations name blueprints, or say that there are none.
+func decides(annotations map[string]string) bool {
+	_, quiesce := annotations[AnnotationQuiesce]
+	_, kanister := annotations[AnnotationKanister]
+	return quiesce || kanister
+}
+
+// repeats tells whether the annotations of an object say nothing that those of
+// its owner do not say: operators hand annotations down to what they make.
+func repeats(of, owner map[string]string) bool {
+	if len(of) == 0 {
+		return false
+	}
+	for key, value := range of {
+		if said, ok := owner[key]; !ok || said != value {
+			return false
+		}
+	}
+	return owner[AnnotationQuiesce] == of[AnnotationQuiesce] && owner[AnnotationKanister] == of[AnnotationKanister]
+}
+
+// repeated tells whether annotations of what has these owners count at one of
+// them.
+func (f *Facts) repeated(annotations map[string]string, owners ...metav1.OwnerReference) bool {
+	if len(f.objects) == 0 {
+		return false
+	}
+	ours := ours(annotations)
+	above := map[types.UID]bool{}
+	for _, owner := range owners {
+		above[owner.UID] = true
+		maps.Copy(above, f.line.ancestors(owner.UID))
+	}
+	return slices.ContainsFunc(f.objects, func(o *object) bool { return above[o.UID] && repeats(ours, o.Annotations) })
+}
+
+// stand finds out which claims each object stands for: those that it owns, and
+// those of pods and workloads that it owns; where it owns nothing of the kind,
+// all claims of the namespace.
+func (f *Facts) stand(view *resource.View, templates map[workload.Ref]workload.Template) {
+	byUID := map[types.UID]*object{}
+	for _, o := range f.objects {
+		byUID[o.UID] = o
+	}
+	owns := map[*object]bool{}
+	below := func(uid types.UID, found func(o *object)) {
+		for owner := range f.line.ancestors(uid) {
+			if o := byUID[owner]; o != nil {
+				owns[o] = true
+				found(o)
+			}
+		}
+	}
+	add := func(o *object, claim string) {
+		if f.stoodFor(claim) {
+			o.claims[claim] = true
+		}
+	}
+	for i := range f.claims {
+		below(f.claims[i].UID, func(o *object) { add(o, f.claims[i].Name) })
+	}
+	for uid := range f.inventory.Owners() {
+		below(uid, func(*object) {})
+	}
+	pods := f.inventory.Pods()
+	for p := range pods {
+		below(pods[p].UID, func(o *object) {
+			for _, claim := range workload.Claims(&pods[p]) {
+				add(o, claim)
+			}
+		})
+	}
+	for _, ref := range view.Workloads {
+		below(ref.UID, func(o *object) {
+			for i := range f.claims {
+				if templates[ref].Mounts(f.claims[i].Name) {
+					add(o, f.claims[i].Name)
+				}
+			}
+		})
+	}
+	for _, o := range f.objects {
+		if !owns[o] {
+			o.all = true
+			for i := range f.claims {
+				add(o, f.claims[i].Name)
+			}
+		}
+		for p := range pods {
+			if slices.ContainsFunc(workload.Claims(&pods[p]), func(claim string) bool { return o.claims[claim] }) {
+				o.pods = append(o.pods, pods[p])
+			}
+		}
+	}
+}
+
+// stoodFor tells whether objects can stand for a claim: it is there, and has no
+// say of its own.
+func (f *Facts) stoodFor(name string) bool {
+	claim := f.Claim(name)
+	if claim == nil {
+		return false
+	}
+	own, err := f.own(claim)
+	return err == nil && !own
+}
+
+// own tells whether a claim itself says what to do for it.
+func (f *Facts) own(claim *corev1.PersistentVolumeClaim) (bool, error) {
+	if f.repeated(claim.Annotations, claim.OwnerReferences...) {
+		return false, nil
+	}
+	return hasOwn(claim)
+}
+
+// templatesOf reads the templates of the workloads that annotated objects own.
+func templatesOf(ctx context.Context, kube kubernetes.Interface, namespace string, view *resource.View) (map[workload.Ref]workload.Template, error) {
+	l := lineage(view.Owners)
+	var wanted []workload.Ref
+	for _, ref := range view.Workloads {
+		above := l.ancestors(ref.UID)
+		if slices.ContainsFunc(view.Annotated, func(o resource.Object) bool { return !o.Known() && above[o.UID] }) {
+			wanted = append(wanted, ref)
+		}
+	}
+	if len(wanted) == 0 {
+		return nil, nil
+	}
+	return workload.Templates(ctx, kube, namespace, wanted)
+}
+
+// part is the object's share of a group.
+func (o *object) part() part {
+	return part{
+		workload: workload.Workload{Ref: o.Ref, Object: o.content, Pods: o.pods, CurrentPods: o.pods},
+		settings: o.settings,
+		source:   o.content.Object,
+		claims:   o.claims,
+		object:   o,
+	}
+}
+
+// joined is the unit of a claim, together with the units of all claims that
+// objects stand for which stand for any of its own, and these objects.
+func (f *Facts) joined(claim string) (workload.Unit, []*object) {
+	unit := f.inventory.Unit(claim)
+	if len(f.objects) == 0 {
+		return unit, nil
+	}
+	claims := map[string]bool{claim: true}
+	workloads := map[workload.Ref]workload.Workload{}
+	add := func(unit workload.Unit) {
+		for _, w := range unit.Workloads {
+			workloads[w.Ref] = w
+		}
+		for _, name := range unit.Claims {
+			claims[name] = true
+		}
+	}
+	add(unit)
+	in := map[*object]bool{}
+	for grown := true; grown; {
+		grown = false
+		for _, o := range f.objects {
+			if in[o] || !o.asks() || !overlap(o.claims, claims) {
+				continue
+			}
+			in[o], grown = true, true
+			for name := range o.claims {
+				if !claims[name] {
+					claims[name] = true
+					add(f.inventory.Unit(name))
+				}
+			}
+		}
+	}
+	if len(in) == 0 {
+		return unit, nil
+	}
+	var objects []*object
+	for _, o := range f.objects {
+		if in[o] {
+			objects = append(objects, o)
+		}
+	}
+	whole := workload.Unit{Claims: slices.Sorted(maps.Keys(claims))}
+	whole.Workloads = slices.SortedFunc(maps.Values(workloads), func(a, b workload.Workload) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
+	})
+	return whole, objects
+}
+
+func overlap(a, b map[string]bool) bool {
+	for name := range a {
+		if b[name] {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,81 @@
+package workload
+
+import (
+	"context"
+	"strings"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+)
+
+// Template is which claims the pods of a controller mount, whether or not any
+// of them runs.
+type Template struct {
+	claims   []string
+	prefixes []string
+}
+
+// Mounts tells whether a pod of the template mounts a claim.
+func (t Template) Mounts(claim string) bool {
+	for _, name := range t.claims {
+		if name == claim {
+			return true
+		}
+	}
+	for _, prefix := range t.prefixes {
+		if ordinal, ok := strings.CutPrefix(claim, prefix); ok && ordinal != "" && strings.Trim(ordinal, "0123456789") == "" {
+			return true
+		}
+	}
+	return false
+}
+
+// Templates reads the templates of controllers of one namespace. Those that are
+// gone, and kinds whose pods come and go (Jobs), are left out.
+func Templates(ctx context.Context, kube kubernetes.Interface, namespace string, refs []Ref) (map[Ref]Template, error) {
+	wanted := map[Ref]bool{}
+	for _, ref := range refs {
+		switch ref.groupKind() {
+		case "Deployment.apps", "StatefulSet.apps", "DaemonSet.apps", "ReplicaSet.apps":
+			wanted[ref] = true
+		}
+	}
+	reader := &controllers{kube: kube, namespace: namespace}
+	found, err := reader.read(ctx, wanted)
+	if err != nil {
+		return nil, err
+	}
+	templates := map[Ref]Template{}
+	for ref, object := range found {
+		templates[ref] = templateOf(object)
+	}
+	return templates, nil
+}
+
+func templateOf(object metav1.Object) Template {
+	var (
+		spec     corev1.PodTemplateSpec
+		template Template
+	)
+	switch o := object.(type) {
+	case *appsv1.Deployment:
+		spec = o.Spec.Template
+	case *appsv1.DaemonSet:
+		spec = o.Spec.Template
+	case *appsv1.ReplicaSet:
+		spec = o.Spec.Template
+	case *appsv1.StatefulSet:
+		spec = o.Spec.Template
+		for _, claim := range o.Spec.VolumeClaimTemplates {
+			template.prefixes = append(template.prefixes, claim.Name+"-"+o.Name+"-")
+		}
+	}
+	for _, volume := range spec.Spec.Volumes {
+		if volume.PersistentVolumeClaim != nil {
+			template.claims = append(template.claims, volume.PersistentVolumeClaim.ClaimName)
+		}
+	}
+	return template
+}
