@@ -15,6 +15,7 @@ import (
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/intent"
+	"stillpoint.io/stillpoint/internal/node"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -25,8 +26,6 @@ type Planner struct {
 	Executor Executor
 	Finder   *blueprint.Finder
 	Clock    clock.PassiveClock
-	// KubeletDirectory is the kubelet's on the nodes.
-	KubeletDirectory string
 	// Tools are what a session of a plan of this planner works with.
 	Tools Tools
 	// Warn is told what is no error but should not go unnoticed.
@@ -41,14 +40,19 @@ func NewPlanner(ctx context.Context, clients *cluster.Clients, executor Executor
 		return nil, err
 	}
 	clock := clock.RealClock{}
+	tools := Tools{
+		Executor: executor,
+		Tasks:    blueprint.NewTasks(clients),
+		Intents:  intent.NewBook(clients, clock),
+		Node:     node.New(clients, func(context.Context) (*config.Config, error) { return settings, nil }),
+	}
 	return &Planner{
-		Kube:             clients.Kube,
-		Executor:         executor,
-		Finder:           blueprint.NewFinder(clients.Kube, clients.Dynamic, clients.VeleroNamespace, settings.BlueprintNamespaces),
-		Clock:            clock,
-		KubeletDirectory: "/var/lib/kubelet",
-		Tools:            Tools{Executor: executor, Tasks: blueprint.NewTasks(clients), Intents: intent.NewBook(clients, clock)},
-		Warn:             warn,
+		Kube:     clients.Kube,
+		Executor: executor,
+		Finder:   blueprint.NewFinder(clients.Kube, clients.Dynamic, clients.VeleroNamespace, settings.BlueprintNamespaces),
+		Clock:    clock,
+		Tools:    tools,
+		Warn:     warn,
 	}, nil
 }
 
@@ -85,7 +89,7 @@ func (p *Planner) Plan(ctx context.Context, group *Group, backup *velerov1.Backu
 	// The file systems of all workloads go last.
 	slices.SortStableFunc(plan.Hooks, func(a, b Hook) int { return rank(a) - rank(b) })
 	plan.Flush = flushes(plan.Hooks)
-	rescue := &rescue{kube: p.Kube, group: group, kubelet: p.KubeletDirectory}
+	rescue := &rescue{kube: p.Kube, group: group}
 	plan.Alternatives, plan.ByHand, plan.Volumes = rescue.alternatives, rescue.byHand, rescue.volumes
 	return plan, nil
 }

@@ -11,6 +11,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/intent"
 	"stillpoint.io/stillpoint/internal/workload"
 )
@@ -19,9 +20,8 @@ import (
 // frozen when the container dies that froze it, and can be thawed from any
 // other that mounts the volume.
 type rescue struct {
-	kube    kubernetes.Interface
-	group   *Group
-	kubelet string // its directory on the nodes
+	kube  kubernetes.Interface
+	group *Group
 }
 
 // alternatives lists the running containers that mount a volume of call's own
@@ -117,7 +117,7 @@ func (r *rescue) volumes(call blueprint.Call) []intent.Volume {
 			if claim.Name == mount.Claim && !mount.Block {
 				volumes = append(volumes, intent.Volume{
 					Claim: claim.Name, MountPath: mount.Path, Node: pod.Spec.NodeName,
-					Path: fmt.Sprintf("%s/pods/%s/volumes/kubernetes.io~csi/%s/mount", r.kubelet, pod.UID, claim.Spec.VolumeName),
+					Path: fmt.Sprintf("%s/pods/%s/volumes/kubernetes.io~csi/%s/mount", config.DefaultKubeletDirectory, pod.UID, claim.Spec.VolumeName),
 				})
 			}
 		}

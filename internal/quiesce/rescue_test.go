@@ -19,8 +19,7 @@ func rescueFor(planned corev1.Pod, now ...corev1.Pod) *rescue {
 		objects = append(objects, &now[i])
 	}
 	return &rescue{
-		kubelet: "/var/lib/kubelet",
-		kube:    fake.NewClientset(objects...),
+		kube: fake.NewClientset(objects...),
 		group: &Group{
 			Unit:   workload.Unit{Workloads: []workload.Workload{{Pods: []corev1.Pod{planned}}}},
 			Claims: []corev1.PersistentVolumeClaim{claim("data"), claim("wal")},

@@ -15,6 +15,7 @@ import (
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/intent"
+	"stillpoint.io/stillpoint/internal/node"
 )
 
 const (
@@ -56,7 +57,8 @@ type Intents interface {
 	Close(ctx context.Context, id string) error
 }
 
-// Node is node.Thawer.
+// Node thaws file systems by their paths on a node; node.Thawer is the real one.
+// Its error is node.ErrOff where the configuration does not allow it.
 type Node interface {
 	Thaw(ctx context.Context, node string, paths []string) error
 }
@@ -993,7 +995,7 @@ func (s *Session) rescue(ctx context.Context, t *target, cause error, fromNode b
 			s.log.Warnf("Thawed from %s, since %s", containerOf(call), s.masked(cause))
 			return nil
 		}
-		failure = fmt.Errorf("%s: %w", containerOf(call), s.masked(err))
+		failure = s.masked(err)
 	}
 	if s.tools.Node == nil || !fromNode {
 		return failure
@@ -1002,14 +1004,17 @@ func (s *Session) rescue(ctx context.Context, t *target, cause error, fromNode b
 	if len(volumes) == 0 {
 		return failure
 	}
-	for node, paths := range byNode(volumes) {
+	for name, paths := range byNode(volumes) {
 		ctx, cancel := context.WithTimeout(ctx, rescueLimit)
-		err := s.tools.Node.Thaw(ctx, node, paths)
+		err := s.tools.Node.Thaw(ctx, name, paths)
 		cancel()
-		if err != nil {
-			return errors.Join(failure, err)
+		switch {
+		case errors.Is(err, node.ErrOff):
+			return failure
+		case err != nil:
+			return fmt.Errorf("%w; %w", failure, err)
 		}
-		s.log.Warnf("Thawed from node %s, since %s", node, s.masked(failure))
+		s.log.Warnf("Thawed on node %s, since %s", name, s.masked(failure))
 	}
 	return nil
 }
@@ -1022,7 +1027,7 @@ func (s *Session) stuck(t *target, failure error) error {
 // once runs a post command in a shell of its own. That a file system is not
 // frozen any more is success: its guard was quicker.
 func (s *Session) once(ctx context.Context, call blueprint.Call) (map[string]any, error) {
-	printed, err := runOnce(ctx, s.tools.Executor, call, s.masker())
+	printed, err := runOnce(ctx, s.tools.Executor, call, postLimit, s.masker().Mask)
 	if err != nil {
 		return nil, err
 	}
@@ -1030,9 +1035,10 @@ func (s *Session) once(ctx context.Context, call blueprint.Call) (map[string]any
 }
 
 // runOnce runs a call that undoes something, in a shell of its own, or in none
-// where the container has none. That a file system is not frozen is success.
-func runOnce(ctx context.Context, executor Executor, call blueprint.Call, mask blueprint.Masker) (*output, error) {
-	ctx, cancel := context.WithTimeout(ctx, postLimit)
+// where the container has none. That a file system is not frozen is success. The
+// error has what the command printed as show shows it.
+func runOnce(ctx context.Context, executor Executor, call blueprint.Call, limit time.Duration, show func(said string) string) (*output, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	shell, err := openShell(ctx, executor, call, runnerScript)
 	if shellless(err) && len(call.Env) == 0 {
@@ -1040,19 +1046,19 @@ func runOnce(ctx context.Context, executor Executor, call blueprint.Call, mask b
 		if err = executor.Exec(ctx, containerOf(call), call.Command, cluster.Streams{Stdout: printed, Stderr: printed}); err == nil || notFrozen(printed.String()) {
 			return printed, nil
 		}
-		return nil, fmt.Errorf("%w: %s", err, mask.Mask(printed.String()))
+		return nil, fmt.Errorf("%w: %s", err, show(printed.String()))
 	}
 	if err != nil {
 		return nil, err
 	}
 	defer shell.close()
-	answer, err := shell.ask(ctx, fmt.Sprintf("run %d", seconds(postLimit)), "ended")
+	answer, err := shell.ask(ctx, fmt.Sprintf("run %d", seconds(limit)), "ended")
 	if err != nil {
 		return nil, err
 	}
 	shell.output.whole()
 	if said := shell.output.String(); answer != "ended 0" && !notFrozen(said) {
-		return nil, fmt.Errorf("exit code %s: %s", strings.TrimPrefix(answer, "ended "), mask.Mask(said))
+		return nil, fmt.Errorf("exit code %s in %s: %s", strings.TrimPrefix(answer, "ended "), containerOf(call), show(said))
 	}
 	return shell.output, nil
 }

@@ -43,22 +43,10 @@ type Undoer struct {
 	Book     *intent.Book
 	Kube     kubernetes.Interface
 	Executor Executor
-	Tasks    TaskRunner
+	Tasks    Tasks
 	// Nodes thaws what no container can.
-	Nodes NodeThawer
+	Nodes Node
 	Clock clock.Clock
-}
-
-// TaskRunner runs what a function does through the API server; blueprint.Tasks is
-// the real one.
-type TaskRunner interface {
-	Run(ctx context.Context, task *blueprint.Task) (outputs map[string]any, err error)
-}
-
-// NodeThawer thaws file systems by their paths on a node; node.Thawer is the real
-// one.
-type NodeThawer interface {
-	Thaw(ctx context.Context, node string, paths []string) error
 }
 
 // Undone is what came of an intent.
@@ -164,11 +152,7 @@ type owed struct {
 }
 
 // again tells that another try may help.
-func (o *owed) again() bool { return o.Unknown == "" && !o.held() }
-
-// held tells that the step ends a session of a database that lives, and nobody
-// but its own process can.
-func (o *owed) held() bool { return o.Call != nil && o.Call.Hold != nil && !o.dead }
+func (o *owed) again() bool { return o.Unknown == "" }
 
 // do runs the step once. What a namespace had that is gone is done with.
 func (o *owed) do(ctx context.Context) (warning string, err error) {
@@ -200,10 +184,6 @@ func (o *owed) run(ctx context.Context) (warning string, err error) {
 		return "", o.explain(o.task(ctx))
 	case o.Call == nil:
 		return "", o.explain(errors.New("there is neither a command nor a task"))
-	case o.held():
-		return "", o.explain(errors.New("it holds a session open, which ends with the plugin's process, or at its deadline"))
-	case o.Call.Hold != nil:
-		return "", nil // a session dies with its client
 	case thawsFileSystem(o.Call):
 		return o.fileSystem(ctx)
 	}
@@ -264,12 +244,8 @@ func (o *owed) fileSystem(ctx context.Context) (warning string, err error) {
 }
 
 func (o *owed) onNodes(ctx context.Context) error {
-	paths := map[string][]string{}
-	for _, v := range o.Volumes {
-		paths[v.Node] = append(paths[v.Node], v.Path)
-	}
 	var errs []error
-	for of, paths := range paths {
+	for of, paths := range byNode(o.Volumes) {
 		errs = append(errs, o.Nodes.Thaw(ctx, of, paths))
 	}
 	return errors.Join(errs...)
@@ -290,42 +266,12 @@ func (o *owed) claimsGone(ctx context.Context) bool {
 func (o *owed) call(ctx context.Context, call blueprint.Call) error {
 	ctx, cancel := context.WithTimeout(ctx, undoCallLimit)
 	defer cancel()
-	shell, err := openShell(ctx, o.Executor, containerOf(call), runnerScript, call.Command)
-	if err != nil {
-		if o.Guarded || len(call.Env) > 0 {
-			return withoutURL(err)
-		}
-		return withoutURL(o.Executor.Exec(ctx, containerOf(call), call.Command, cluster.Streams{Stdout: &tail{}, Stderr: &tail{}}))
-	}
-	defer shell.close()
-	answer, err := shell.ask(ctx, fmt.Sprintf("run %d", seconds(undoCallLimit)), "ended")
-	if err != nil {
-		return withoutURL(err)
-	}
-	if answer == "ended 0" {
-		return nil
-	}
-	code := strings.TrimPrefix(answer, "ended ")
+	show := func(said string) string { return said }
 	if !thawsFileSystem(&call) {
-		return fmt.Errorf("exit code %s in %s; what it printed is not shown, since it can hold secrets", code, containerOf(call))
+		show = func(string) string { return "what it printed is not shown, since it can hold secrets" }
 	}
-	said := saidBy(shell)
-	if notFrozen(said) {
-		return nil
-	}
-	return fmt.Errorf("exit code %s in %s: %s", code, containerOf(call), said)
-}
-
-// saidBy is what the command of a shell has printed. Standard error comes over a
-// stream of its own and may be behind.
-func saidBy(s *shell) string {
-	for range 20 {
-		if text := s.output.String(); text != "" {
-			return text
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	return "no output"
+	_, err := runOnce(ctx, o.Executor, call, undoCallLimit, show)
+	return withoutURL(err)
 }
 
 // thawsFileSystem tells that a command undoes a freeze of the kernel's, which
