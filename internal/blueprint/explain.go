@@ -26,6 +26,9 @@ var (
 	nilPointer = regexp.MustCompile(`^nil pointer evaluating (.+)\.(\w+)$`)
 	calling    = regexp.MustCompile(`(?s)^error calling (\w+): (.*)$`)
 
+	// ownCalls are what newTemplate has put into a template.
+	ownCalls = regexp.MustCompile(`( \| )?_(tick|show( (true|false))?)`)
+
 	// harmless are messages which hold names and types, and never a value.
 	harmless = regexp.MustCompile(`^(wrong number of args for \w+: want (at least )?\d+ got \d+|` +
 		`wrong type for value; expected .+; got .+|invalid value; expected .+|` +
@@ -58,11 +61,19 @@ func (r *rendering) explain(source string, err error) error {
 		return r.withheld("", err.Error())
 	}
 	node, message := strings.TrimSuffix(strings.TrimPrefix(match[1], "{{"), "}}"), match[2]
+	node = ownCalls.ReplaceAllString(node, "")
 	at := func(format string, args ...any) error {
 		return fmt.Errorf("{{%s}}: "+format, append([]any{node}, args...)...)
 	}
 	if errors.As(err, &refused) {
+		if node == "" {
+			return refused
+		}
 		return at("%s", refused)
+	}
+	if errors.Is(err, errAbsent) {
+		return at("no such phase or artifact; up to here the phases are: %s; the artifacts are: %s",
+			list(slices.Collect(maps.Keys(r.scope.Phases))), list(slices.Collect(maps.Keys(r.scope.ArtifactsIn))))
 	}
 	if m := noKey.FindStringSubmatch(message); m != nil {
 		if keys, ok := r.keys(node, m[1]); ok {
@@ -77,7 +88,7 @@ func (r *rendering) explain(source string, err error) error {
 		if m[2] == reflect.TypeFor[*scope]().String() {
 			return at("there is no parameter .%s; a %s has: %s", m[1], r.params.kind(), r.params.parameters())
 		}
-		return at("there is no field %q in a %s", m[1], strings.TrimPrefix(strings.TrimPrefix(m[2], "*"), "blueprint."))
+		return at("there is no field %q in a %s", m[1], strings.TrimSuffix(strings.TrimPrefix(strings.TrimPrefix(m[2], "*"), "blueprint."), "Scope"))
 	}
 	if m := calling.FindStringSubmatch(message); m != nil {
 		// What stands in the template word for word (the text of `fail`)
@@ -111,8 +122,8 @@ func (r *rendering) withheld(node, message string) error {
 // absent says what a nil stands for of which a template wanted a field.
 func (r *rendering) absent(kind, field string) string {
 	switch kind {
-	case "*blueprint.phaseScope":
-		return fmt.Sprintf("no such phase; up to here there are: %s", list(slices.Collect(maps.Keys(r.scope.Phases))))
+	case "*blueprint.Profile":
+		return "there is no Kanister profile: a hook of a backup has none, and what it needs to know can be given as options"
 	case "interface {}":
 		return fmt.Sprintf("there is nothing to take %q from", field)
 	default:
@@ -131,6 +142,12 @@ func (r *rendering) keys(node, missing string) (string, bool) {
 	}
 	at := reflect.ValueOf(r.scope)
 	for _, name := range path[1:] {
+		if at.Kind() == reflect.Pointer {
+			if method := at.MethodByName(name); method.IsValid() && method.Type().NumIn() == 0 {
+				at = method.Call(nil)[0]
+				continue
+			}
+		}
 		for at.Kind() == reflect.Pointer || at.Kind() == reflect.Interface {
 			at = at.Elem()
 		}

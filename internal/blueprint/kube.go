@@ -58,6 +58,13 @@ type Function struct {
 	Required []string
 	Optional []string
 	Calls    func(ctx context.Context, args Args) ([]Call, error)
+
+	// task, instead of Calls, makes a task of args that raw leaves as they
+	// stand in the blueprint. foretell gives its outputs before it has run,
+	// when those of before will have.
+	task     func(ctx context.Context, draft *draft) error
+	raw      bool
+	foretell func(ctx context.Context, task *Task, before []*Task) (map[string]any, error)
 }
 
 // Args are the rendered args of a phase. Values are converted as loosely as

@@ -40,7 +40,7 @@ func fetch(ctx context.Context, objects Objects, as string, ref ObjectReference,
 		if err != nil {
 			return nil, fmt.Errorf("get Secret %s/%s: %w", ref.Namespace, ref.Name, err)
 		}
-		into.Secrets[as] = *secret.DeepCopy()
+		into.secrets[as] = *secret.DeepCopy()
 		var values [][]byte
 		for _, value := range secret.Data {
 			values = append(values, value)
@@ -54,7 +54,7 @@ func fetch(ctx context.Context, objects Objects, as string, ref ObjectReference,
 		if err != nil {
 			return nil, fmt.Errorf("get ConfigMap %s/%s: %w", ref.Namespace, ref.Name, err)
 		}
-		into.ConfigMaps[as] = *configMap.DeepCopy()
+		into.configs[as] = *configMap.DeepCopy()
 		return nil, nil
 	default:
 		return nil, fmt.Errorf("kind is %q; the kinds are ConfigMap, Secret", ref.Kind)

@@ -1,8 +1,11 @@
 package blueprint
 
 import (
+	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
+	"io"
 
 	kjson "sigs.k8s.io/json"
 )
@@ -11,30 +14,66 @@ import (
 // Kanister's, whose `kando output` prints it.
 const outputMark = "###Phase-output###:"
 
+// longestLine is how much of a line is kept, in bytes.
+const longestLine = 1 << 20
+
 // ParseOutputs finds the outputs of a phase in what its command printed: what
 // follows the mark in a line, as JSON with a key and a value. The last one of
-// a key counts.
+// a key counts. An error shows nothing of what was printed.
 func ParseOutputs(printed []byte) (map[string]any, error) {
+	return outputsIn(bytes.NewReader(printed))
+}
+
+func outputsIn(printed io.Reader) (map[string]any, error) {
 	outputs := map[string]any{}
-	number := 0
-	for line := range bytes.Lines(printed) {
-		number++
-		_, after, marked := bytes.Cut(line, []byte(outputMark))
-		after = bytes.TrimSpace(after)
-		if !marked || len(after) == 0 {
-			continue
+	reader := bufio.NewReader(printed)
+	for number := 1; ; number++ {
+		line, tooLong, err := nextLine(reader)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return nil, fmt.Errorf("line %d: %w", number, err)
 		}
-		var output struct {
-			Key   string `json:"key"`
-			Value any    `json:"value"`
+		if _, output, marked := bytes.Cut(line, []byte(outputMark)); marked {
+			if tooLong {
+				return nil, fmt.Errorf("line %d: the output is longer than %d bytes", number, longestLine)
+			}
+			if wrong := addOutput(outputs, bytes.TrimSpace(output)); wrong != "" {
+				return nil, fmt.Errorf("line %d: %s", number, wrong)
+			}
 		}
-		if err := kjson.UnmarshalCaseSensitivePreserveInts(after, &output); err != nil {
-			return nil, fmt.Errorf("line %d of what the phase printed: after %s there must be {\"key\": …, \"value\": …}: %w", number, outputMark, err)
+		if err != nil {
+			return outputs, nil
 		}
-		if output.Key == "" {
-			return nil, fmt.Errorf("line %d of what the phase printed: the output after %s has no key", number, outputMark)
-		}
-		outputs[output.Key] = output.Value
 	}
-	return outputs, nil
+}
+
+// nextLine reads a line and keeps the beginning of one that is too long.
+func nextLine(reader *bufio.Reader) (line []byte, tooLong bool, err error) {
+	for {
+		part, err := reader.ReadSlice('\n')
+		if room := longestLine - len(line); len(part) > room {
+			part, tooLong = part[:room], true
+		}
+		line = append(line, part...)
+		if !errors.Is(err, bufio.ErrBufferFull) {
+			return line, tooLong, err
+		}
+	}
+}
+
+func addOutput(outputs map[string]any, text []byte) (wrong string) {
+	if len(text) == 0 {
+		return ""
+	}
+	var output struct {
+		Key   string `json:"key"`
+		Value any    `json:"value"`
+	}
+	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, &output); err != nil {
+		return fmt.Sprintf(`what follows %s is no JSON of the form {"key": "…", "value": "…"}`, outputMark)
+	}
+	if output.Key == "" {
+		return fmt.Sprintf("the output after %s has no key", outputMark)
+	}
+	outputs[output.Key] = output.Value
+	return ""
 }

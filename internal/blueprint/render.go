@@ -7,83 +7,150 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"text/template"
+
+	corev1 "k8s.io/api/core/v1"
 )
 
-// maxRendered is the longest text, in bytes, that one template may give. A
-// command line of more could not be run anyway.
-const maxRendered = 1 << 20
-
-// Renderer makes the steps of a blueprint's actions. It reads from the
-// cluster through Objects and Functions, and changes nothing there.
+// Renderer makes the steps of a blueprint's hooks. It reads from the cluster
+// through Objects and Functions, and changes nothing there.
 type Renderer struct {
 	Functions map[string]Function
 	Objects   Objects
 
-	// ConfineTo is the only namespace that calls and objects may name; ""
-	// lets a blueprint reach further, see Steps.
+	// ConfineTo is the only namespace that calls, tasks and objects may name;
+	// "" lets a blueprint reach further, see Script.
 	ConfineTo string
 }
 
-// Steps renders an action of a blueprint: all its phases in order, each seeing
-// the objects of those before it. An action that is absent has no steps; a
-// blueprint with neither hook is an error, since whoever named it expects
-// something to happen.
-//
-// A blueprint that is not confined reaches a namespace other than the annotated
-// object's only by writing that namespace (and for objects the name, too)
-// without a template. Otherwise an annotation, which a tenant may write, could
-// choose another tenant's pods and secrets.
-//
-// The Masker knows the values of every Secret that was read, also when there
-// is an error. The error itself shows none.
-func (r *Renderer) Steps(ctx context.Context, bp *Blueprint, action string, p Params) ([]Step, Masker, error) {
-	run := &rendering{Renderer: r, params: p, scope: newScope(p)}
-	steps, err := run.action(ctx, bp, action)
-	if err != nil {
-		return nil, run.masker, fmt.Errorf("%s: %w", bp.title(), err)
-	}
-	return steps, run.masker, nil
-}
-
-// rendering is the state of one call of Steps.
+// rendering is the state of one action of a Script.
 type rendering struct {
 	*Renderer
+	*secrecy
 	params Params
+	name   string
+	action *Action
+	phases []*phase
 	scope  *scope
+	// declared are the keys of the artifacts in .ArtifactsIn.
+	declared map[string]Artifact
 
+	// wants is what the template at hand has asked for in vain, needs the
+	// first such thing of the phase at hand.
+	wants wants
+	needs string
+}
+
+// secrecy is shared by the actions of a Script.
+type secrecy struct {
 	// masker knows the secret values in scope; secretive tells that there are
-	// Secrets, short and empty values included.
+	// Secrets, or outputs that could hold one, short and empty values included.
 	masker    Masker
 	secretive bool
 }
 
-func (r *rendering) action(ctx context.Context, bp *Blueprint, name string) ([]Step, error) {
-	action := bp.Actions[name]
-	if action == nil {
-		if bp.Actions[Prehook] == nil && bp.Actions[Posthook] == nil {
-			return nil, fmt.Errorf("neither %s nor %s is among its actions: %s", Prehook, Posthook, list(slices.Collect(maps.Keys(bp.Actions))))
+// learn takes the values of Secrets, and the bytes of one that has none counts.
+func (s *secrecy) learn(values [][]byte) {
+	s.masker = s.masker.Merge(NewMasker(values...))
+	s.secretive = true
+}
+
+// phase is one of an action, with the step that is made of it.
+type phase struct {
+	Phase
+	title string
+	scope *phaseScope
+	step  *Step
+}
+
+func (r *Renderer) newRendering(bp *Blueprint, name string, p Params, secrets *secrecy) *rendering {
+	run := &rendering{Renderer: r, secrecy: secrets, params: p, name: name, action: bp.Actions[name], scope: newScope(p)}
+	if run.action == nil {
+		run.action = &Action{}
+	}
+	add := func(source Phase, title string, last bool) {
+		run.phases = append(run.phases, &phase{
+			Phase: source, title: title,
+			scope: &phaseScope{wants: &run.wants, phase: source.Name},
+			step:  &Step{Phase: source.Name, Func: source.Func, Last: last},
+		})
+	}
+	for i, source := range run.action.Phases {
+		add(source, source.title(i), false)
+	}
+	if source := run.action.DeferPhase; source != nil {
+		title := "deferPhase"
+		if source.Name != "" {
+			title += " " + source.Name
 		}
-		return nil, nil
+		add(*source, title, true)
 	}
-	if action.DeferPhase != nil {
-		return nil, fmt.Errorf("action %s: deferPhase is not supported yet", name)
-	}
-	// Before anything is fetched: what could never run.
-	for i, phase := range action.Phases {
-		if _, ok := r.Functions[phase.Func]; !ok {
-			return nil, fmt.Errorf("action %s: %s: function %q is not supported; supported are: %s", name, phase.title(i), phase.Func, list(slices.Collect(maps.Keys(r.Functions))))
+	return run
+}
+
+// check finds what could never run, before anything is fetched.
+func (r *rendering) check() error {
+	for _, phase := range r.phases {
+		function, ok := r.Functions[phase.Func]
+		if !ok {
+			return fmt.Errorf("%s: function %q is not supported; supported are: %s", phase.title, phase.Func, list(slices.Collect(maps.Keys(r.Functions))))
+		}
+		args, templates := Args{}, false
+		for key, value := range phase.Args {
+			if strings.Contains(key, "{{") {
+				templates = true
+			} else {
+				args[key] = value
+			}
+		}
+		if err := function.accept(args, !templates); err != nil {
+			return fmt.Errorf("%s: function %s: %w", phase.title, phase.Func, err)
 		}
 	}
-	var steps []Step
-	for i, phase := range action.Phases {
-		calls, err := r.phase(ctx, phase)
-		if err != nil {
-			return nil, fmt.Errorf("action %s: %s: %w", name, phase.title(i), err)
+	return nil
+}
+
+// accept checks the names of arguments, and whether the required ones are
+// there.
+func (f Function) accept(args Args, complete bool) error {
+	valid := slices.Concat(f.Required, f.Optional)
+	for _, name := range slices.Sorted(maps.Keys(args)) {
+		if !slices.Contains(valid, name) {
+			return fmt.Errorf("unknown argument %q; the arguments are: %s", name, list(valid))
 		}
-		steps = append(steps, Step{Phase: phase.Name, Func: phase.Func, Calls: calls})
 	}
-	return steps, nil
+	for _, name := range f.Required {
+		if value, there := args[name]; complete && (!there || value == nil) {
+			return fmt.Errorf("argument %q is missing; required are: %s", name, list(f.Required))
+		}
+	}
+	return nil
+}
+
+// named fetches the objects of secretNames and configMapNames. With Kanister an
+// ActionSet says which objects these are. A hook has none, so that they are the
+// ones of that name beside the annotated object, or of the name that the option
+// secret.<name> or configmap.<name> gives.
+func (r *rendering) named(ctx context.Context) error {
+	for _, names := range []struct {
+		field, kind, option string
+		names               []string
+	}{
+		{"secretNames", "Secret", "secret.", r.action.SecretNames},
+		{"configMapNames", "ConfigMap", "configmap.", r.action.ConfigMapNames},
+	} {
+		into := &phaseScope{secrets: r.scope.Secrets, configs: r.scope.ConfigMaps}
+		for _, name := range names.names {
+			ref := ObjectReference{Kind: names.kind, Name: name, Namespace: r.params.namespace()}
+			if other := r.params.Options[names.option+name]; other != "" {
+				ref.Name = other
+			}
+			err := r.fetch(ctx, name, ref, ObjectReference{}, into)
+			if err != nil {
+				return r.masked(fmt.Errorf("%s: %s: %w (the option %s%s can name another one)", names.field, name, err, names.option, name))
+			}
+		}
+	}
+	return nil
 }
 
 // title is how errors call phase i of an action.
@@ -94,47 +161,111 @@ func (p Phase) title(i int) string {
 	return "phase " + p.Name
 }
 
-func (r *rendering) phase(ctx context.Context, phase Phase) ([]Call, error) {
-	if err := r.objects(ctx, phase); err != nil {
-		return nil, err
+// enter makes the scope that of phase i, or of what comes after the last one.
+func (r *rendering) enter(i int) {
+	r.scope.Phases = map[string]*phaseScope{}
+	r.scope.CurrentPhase, r.scope.DeferPhase = nil, &phaseScope{fetched: true, ran: true}
+	r.needs = ""
+	for at, phase := range r.phases {
+		if phase.scope.running = at == i; phase.scope.running {
+			r.scope.CurrentPhase = phase.scope
+		}
+		switch {
+		case at > i:
+		case phase.step.Last:
+			r.scope.DeferPhase = phase.scope
+		default:
+			r.scope.Phases[phase.Name] = phase.scope
+		}
 	}
+}
+
+// render makes a step of phase i, or says in it what is needed first.
+func (r *rendering) render(ctx context.Context, i int) error {
+	phase := r.phases[i]
+	r.enter(i)
+	if err := r.prepare(ctx, phase); err != nil {
+		return fmt.Errorf("action %s: %s: %w", r.name, phase.title, err)
+	}
+	if phase.step.Needs = r.needs; r.needs != "" {
+		phase.step.Calls, phase.step.Task = nil, nil
+	}
+	return nil
+}
+
+func (r *rendering) prepare(ctx context.Context, phase *phase) error {
+	if err := r.objects(ctx, phase); err != nil {
+		return err
+	}
+	function := r.Functions[phase.Func]
 	args := make(Args, len(phase.Args))
 	for _, key := range slices.Sorted(maps.Keys(phase.Args)) {
-		name, value, err := r.entry(ctx, "args", key, phase.Args[key])
-		if err != nil {
-			return nil, err
+		name, value, err := key, phase.Args[key], error(nil)
+		if !function.raw {
+			name, value, err = r.entry(ctx, "args", key, value)
 		}
-		if _, twice := args[name]; twice {
-			return nil, fmt.Errorf("args.%s is given twice, once by a template", r.masker.Mask(name))
+		if err != nil {
+			return err
+		}
+		if _, twice := args[name]; twice && r.needs == "" {
+			return fmt.Errorf("args.%s is given twice, once by a template", r.masker.Mask(name))
 		}
 		args[name] = value
 	}
-	calls, err := r.calls(ctx, phase, args)
-	if err != nil {
-		return nil, fmt.Errorf("function %s: %w", phase.Func, err)
+	if r.needs != "" {
+		return nil
 	}
-	return calls, nil
+	if err := r.finish(ctx, phase, args); err != nil {
+		return fmt.Errorf("function %s: %w", phase.Func, err)
+	}
+	return nil
+}
+
+// finish checks the args against the function, and makes its calls or its task.
+func (r *rendering) finish(ctx context.Context, phase *phase, args Args) error {
+	function := r.Functions[phase.Func]
+	if err := function.accept(args, true); err != nil {
+		return r.masked(err)
+	}
+	if function.task != nil {
+		return r.task(ctx, phase, function, args)
+	}
+	calls, err := r.calls(ctx, phase, function, args)
+	if err != nil {
+		return err
+	}
+	phase.step.Calls = calls
+	return nil
 }
 
 // objects fetches what the phase names and makes it visible to its args and to
 // all later phases.
-func (r *rendering) objects(ctx context.Context, phase Phase) error {
-	fetched := r.scope.Phases[phase.Name]
-	if fetched == nil {
-		fetched = newPhaseScope()
+func (r *rendering) objects(ctx context.Context, phase *phase) error {
+	into := phase.scope
+	if into.fetched {
+		return nil
 	}
+	into.secrets, into.configs = map[string]corev1.Secret{}, map[string]corev1.ConfigMap{}
 	for _, as := range slices.Sorted(maps.Keys(phase.ObjectRefs)) {
-		if err := r.object(ctx, as, phase.ObjectRefs[as], fetched); err != nil {
+		path, source := "objects."+as, phase.ObjectRefs[as]
+		ref, err := r.reference(ctx, path, source)
+		if err != nil {
 			return err
 		}
+		if r.needs != "" {
+			continue
+		}
+		if err := r.fetch(ctx, as, ref, source, into); err != nil {
+			// It holds rendered text.
+			return r.masked(fmt.Errorf("%s: %w", path, err))
+		}
 	}
-	r.scope.Phases[phase.Name] = fetched
+	into.fetched = r.needs == ""
 	return nil
 }
 
-func (r *rendering) object(ctx context.Context, as string, source ObjectReference, into *phaseScope) error {
-	path := "objects." + as
-	ref := source
+// reference renders the strings of a reference.
+func (r *rendering) reference(ctx context.Context, path string, ref ObjectReference) (ObjectReference, error) {
 	for _, field := range []struct {
 		name string
 		text *string
@@ -148,50 +279,40 @@ func (r *rendering) object(ctx context.Context, as string, source ObjectReferenc
 	} {
 		text, err := r.text(ctx, path+"."+field.name, *field.text)
 		if err != nil {
-			return err
+			return ref, err
 		}
 		*field.text = text
 	}
-	// From here on messages hold rendered text.
-	masked := func(err error) error { return r.masked(fmt.Errorf("%s: %w", path, err)) }
+	return ref, nil
+}
+
+func (r *rendering) fetch(ctx context.Context, as string, ref, source ObjectReference, into *phaseScope) error {
 	if ref.Name == "" {
-		return masked(errors.New("name is empty"))
+		return errors.New("name is empty")
 	}
 	// Kanister asks for an object of no namespace then, and is told that
 	// there is none.
 	if ref.Namespace == "" {
-		return masked(errors.New("namespace is empty"))
+		return errors.New("namespace is empty")
 	}
 	if err := r.allow(ref.Namespace, ref.Namespace == source.Namespace && ref.Name == source.Name); err != nil {
-		return masked(err)
+		return err
 	}
 	if r.Objects == nil {
-		return masked(errors.New("objects cannot be fetched here"))
+		return errors.New("objects cannot be fetched here")
 	}
-	secrets, err := fetch(ctx, r.Objects, as, ref, into)
+	values, err := fetch(ctx, r.Objects, as, ref, into)
 	if err != nil {
-		return masked(err)
+		return err
 	}
-	r.masker = r.masker.Merge(NewMasker(secrets...))
-	r.secretive = r.secretive || len(into.Secrets) > 0
+	if len(into.secrets) > 0 {
+		r.learn(values)
+	}
 	return nil
 }
 
-// calls checks the args against the function, runs it, and checks what it
-// wants to call.
-func (r *rendering) calls(ctx context.Context, phase Phase, args Args) ([]Call, error) {
-	function := r.Functions[phase.Func]
-	valid := slices.Concat(function.Required, function.Optional)
-	for _, name := range slices.Sorted(maps.Keys(args)) {
-		if !slices.Contains(valid, name) {
-			return nil, r.masked(fmt.Errorf("unknown argument %q; the arguments are: %s", name, list(valid)))
-		}
-	}
-	for _, name := range function.Required {
-		if value, there := args[name]; !there || value == nil {
-			return nil, fmt.Errorf("argument %q is missing; required are: %s", name, list(function.Required))
-		}
-	}
+// calls runs a function that makes calls, and checks what it wants to call.
+func (r *rendering) calls(ctx context.Context, phase *phase, function Function, args Args) ([]Call, error) {
 	named, err := args.String("namespace")
 	if err != nil {
 		return nil, err
@@ -211,6 +332,73 @@ func (r *rendering) calls(ctx context.Context, phase Phase, args Args) ([]Call, 
 		}
 	}
 	return calls, nil
+}
+
+// task makes the task of a function, and foretells its outputs where it can:
+// not in the posthook, which has to run after a prehook that went half-way.
+func (r *rendering) task(ctx context.Context, phase *phase, function Function, args Args) error {
+	task := &Task{
+		Func: phase.Func, Args: args, Namespace: r.params.namespace(),
+		ConfinedTo: r.ConfineTo, ServiceAccount: r.params.Options[serviceAccountOption],
+	}
+	task.Kind, task.Name = r.params.workload()
+	if err := function.task(ctx, &draft{Task: task, rendering: r, source: phase.Args}); err != nil {
+		return r.masked(err)
+	}
+	if r.needs != "" {
+		return nil
+	}
+	phase.step.Task = task
+	if function.foretell == nil || r.name != Prehook || phase.scope.ran {
+		return nil
+	}
+	var before []*Task
+	for _, earlier := range r.phases {
+		if earlier == phase {
+			break
+		}
+		if earlier.step.Task != nil {
+			before = append(before, earlier.step.Task)
+		}
+	}
+	outputs, err := function.foretell(ctx, task, before)
+	if err != nil {
+		return r.masked(err)
+	}
+	phase.scope.ran, phase.scope.output = true, outputs
+	return nil
+}
+
+// artifacts renders outputArtifacts, as far as can be known: an artifact is
+// there when all of it is.
+func (r *rendering) artifacts(ctx context.Context) (known map[string]Artifact, needs string, err error) {
+	known = map[string]Artifact{}
+	for _, name := range slices.Sorted(maps.Keys(r.action.OutputArtifacts)) {
+		source := r.action.OutputArtifacts[name]
+		r.enter(len(r.phases))
+		path := "outputArtifacts." + name
+		var artifact Artifact
+		for _, key := range slices.Sorted(maps.Keys(source.KeyValue)) {
+			text, err := r.text(ctx, path+".keyValue."+key, source.KeyValue[key])
+			if err != nil {
+				return known, needs, fmt.Errorf("action %s: %w", r.name, err)
+			}
+			if artifact.KeyValue == nil {
+				artifact.KeyValue = map[string]string{}
+			}
+			artifact.KeyValue[key] = text
+		}
+		artifact.KopiaSnapshot, err = r.text(ctx, path+".kopiaSnapshot", source.KopiaSnapshot)
+		if err != nil {
+			return known, needs, fmt.Errorf("action %s: %w", r.name, err)
+		}
+		if r.needs == "" {
+			known[name] = artifact
+		} else if needs == "" {
+			needs = fmt.Sprintf("%s needs %s", path, r.needs)
+		}
+	}
+	return known, needs, nil
 }
 
 // allow decides whether the blueprint may reach into a namespace. Literal
@@ -250,7 +438,7 @@ func (r *rendering) value(ctx context.Context, path string, value any) (any, err
 			if err != nil {
 				return nil, err
 			}
-			if _, twice := entries[name]; twice {
+			if _, twice := entries[name]; twice && r.needs == "" {
 				return nil, fmt.Errorf("%s.%s is given twice, once by a template", path, r.masker.Mask(name))
 			}
 			entries[name] = rendered
@@ -272,18 +460,35 @@ func (r *rendering) entry(ctx context.Context, path, key string, value any) (str
 	return name, rendered, err
 }
 
-// text renders one template; path says where it stands.
+// text renders one template; path says where it stands. A template that asks
+// for what is not known yet gives "", and r.needs says what that is.
 func (r *rendering) text(ctx context.Context, path, source string) (string, error) {
+	return r.execute(ctx, path, source, asItIs)
+}
+
+// execute is text with a function that every value goes through on its way.
+func (r *rendering) execute(ctx context.Context, path, source string, show shower) (string, error) {
 	if !strings.Contains(source, "{{") {
 		return source, nil
 	}
-	parsed, err := template.New(templateName).Option("missingkey=error").Funcs(textFuncs()).Parse(source)
+	parsed, err := newTemplate(ctx, source, "error", show)
 	if err != nil {
 		// Nothing has been evaluated, so there is no value in it.
 		return "", fmt.Errorf("%s: template line %s", path, strings.TrimPrefix(err.Error(), "template: "+templateName+":"))
 	}
 	out := limited{ctx: ctx}
-	if err := parsed.Execute(&out, r.scope); err != nil {
+	r.wants = wants{}
+	err = parsed.Execute(&out, r.scope)
+	if missing := r.wants.first; missing != "" {
+		if r.needs == "" {
+			r.needs = missing
+		}
+		if err := r.certain(ctx, parsed.Tree.Root); err != nil {
+			return "", fmt.Errorf("%s: %w", path, r.explain(source, err))
+		}
+		return "", nil
+	}
+	if err != nil {
 		return "", fmt.Errorf("%s: %w", path, r.explain(source, err))
 	}
 	return out.text.String(), nil

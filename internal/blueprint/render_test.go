@@ -108,16 +108,20 @@ func load(t *testing.T, file string) *Blueprint {
 	return bp
 }
 
+func stepsOf(script *Script, action string) []*Step {
+	return map[string][]*Step{Prehook: script.Pre, Posthook: script.Post}[action]
+}
+
 func TestPublishedFsfreeze(t *testing.T) {
 	bp := load(t, "fsfreeze-hooks-deployment.yaml")
-	for action, want := range map[string]Step{
+	for action, want := range map[string]*Step{
 		Prehook:  {Phase: "freeze", Func: "KubeExec", Calls: []Call{command("app-1", "sidecar", "fsfreeze", "--freeze", "/mnt")}},
 		Posthook: {Phase: "unfreeze", Func: "KubeExec", Calls: []Call{command("app-1", "sidecar", "fsfreeze", "--unfreeze", "/mnt")}},
 	} {
 		for _, confineTo := range []string{"", "shop"} {
-			steps, _, err := renderer(confineTo).Steps(t.Context(), bp, action, deployment())
+			script, _, err := renderer(confineTo).Script(t.Context(), bp, deployment())
 			require.NoError(t, err)
-			require.Equal(t, []Step{want}, steps)
+			require.Equal(t, []*Step{want}, stepsOf(script, action))
 		}
 	}
 }
@@ -128,8 +132,9 @@ func TestPublishedMongo(t *testing.T) {
 		Prehook:  "export MONGODB_ROOT_PASSWORD='" + password + "'\nmongosh --username=root --password=\"${MONGODB_ROOT_PASSWORD}\" --eval=\"db.fsyncLock()\"\n",
 		Posthook: "export MONGODB_ROOT_PASSWORD='" + password + "'\nmongosh --username=root --password=\"${MONGODB_ROOT_PASSWORD}\" --eval=\"db.fsyncUnlock()\"\n",
 	} {
-		steps, masker, err := renderer("shop").Steps(t.Context(), bp, action, statefulSet())
+		script, masker, err := renderer("shop").Script(t.Context(), bp, statefulSet())
 		require.NoError(t, err)
+		steps := stepsOf(script, action)
 		require.Len(t, steps, 1)
 		call := steps[0].Calls[0]
 		require.Equal(t, command("db-0", "mongodb", "bash", "-o", "errexit", "-o", "pipefail", "-c", want), call)
@@ -153,23 +158,25 @@ func TestBuiltIns(t *testing.T) {
 	}
 	for _, options := range []map[string]string{nil, {"container": "side"}, {"paths": "/a /b"}} {
 		called = nil
-		for _, action := range []string{Prehook, Posthook} {
-			_, _, err := r.Steps(t.Context(), builtIns()["fsfreeze"].Blueprint, action, Params{Options: options})
-			require.NoError(t, err)
-		}
+		_, _, err := r.Script(t.Context(), builtIns()["fsfreeze"].Blueprint, Params{Options: options})
+		require.NoError(t, err)
 		want := Args{"container": options["container"], "paths": options["paths"]}
 		require.Equal(t, []Args{want, want}, called)
 	}
 }
 
 // steps renders a blueprint whose backupPrehook has the given phases (YAML).
-func steps(ctx context.Context, r *Renderer, phases string, p Params) ([]Step, Masker, error) {
+func steps(ctx context.Context, r *Renderer, phases string, p Params) ([]*Step, Masker, error) {
 	bp, _, err := Parse([]byte("metadata: {name: test}\nactions:\n  backupPrehook:\n    phases:\n" + phases))
 	if err != nil {
 		return nil, Masker{}, err
 	}
 	bp.Source = "Blueprint velero/test"
-	return r.Steps(ctx, bp, Prehook, p)
+	script, masker, err := r.Script(ctx, bp, p)
+	if err != nil {
+		return nil, masker, err
+	}
+	return script.Pre, masker, nil
 }
 
 // exec is a phase that runs one shell command, whose text is a template.
@@ -243,7 +250,7 @@ func TestPhasesSeeEarlierObjects(t *testing.T) {
 `, deployment())
 	require.NoError(t, err)
 	said := []string{"echo", "root", "1", "2.5", "1"}
-	require.Equal(t, []Step{
+	require.Equal(t, []*Step{
 		{Phase: "first", Func: "KubeExec", Calls: []Call{command("app-1", "date", "true")}},
 		{Phase: "second", Func: "KubeExecAll", Calls: []Call{command("db-0", "mongodb", said...), command("db-1", "mongodb", said...)}},
 	}, got)
@@ -255,13 +262,12 @@ func TestAbsentActions(t *testing.T) {
 		require.NoError(t, err)
 		return bp
 	}
-	got, _, err := renderer("").Steps(t.Context(), parse("{metadata: {name: b}, actions: {backupPosthook: {phases: []}}}"), Prehook, Params{})
+	got, _, err := renderer("").Script(t.Context(), parse("{metadata: {name: b}, actions: {backupPosthook: {phases: []}}}"), Params{})
 	require.NoError(t, err)
-	require.Empty(t, got)
-	_, _, err = renderer("").Steps(t.Context(), parse("{metadata: {name: b}, actions: {restore: {}, backup: {}, backupPrehook: null}}"), Prehook, Params{})
+	require.Empty(t, got.Pre)
+	require.Empty(t, got.Post)
+	_, _, err = renderer("").Script(t.Context(), parse("{metadata: {name: b}, actions: {restore: {}, backup: {}, backupPrehook: null}}"), Params{})
 	require.EqualError(t, err, "blueprint b: neither backupPrehook nor backupPosthook is among its actions: backup, backupPrehook, restore")
-	_, _, err = renderer("").Steps(t.Context(), parse("{metadata: {name: b}, actions: {backupPrehook: {deferPhase: {func: KubeExec, name: x}}}}"), Prehook, Params{})
-	require.EqualError(t, err, "blueprint b: action backupPrehook: deferPhase is not supported yet")
 }
 
 func TestErrors(t *testing.T) {
@@ -280,7 +286,7 @@ func TestErrors(t *testing.T) {
 		"{{ .Options.user }}", "{{ $.Options.user }}", "{{ .Object.metadata.labels.user }}", "{{ .Object.spec.template.x }}",
 		"{{ .StatefulSet.Name }}", "{{ index .StatefulSet.Pods 0 }}", "{{ .PVC.Name }}", "{{ .DeploymentConfig.Name }}",
 		"{{ .Workload.Name }}", "{{ .Deployment.Replicas }}", "{{ index .Deployment.Pods 3 }}",
-		"{{ .Profile.Location.Bucket }}", "{{ if .Profile }}{{ end }}", "{{ .ArtifactsIn.x.KeyValue.y }}", "{{ .Secrets.x.Data }}",
+		"{{ .Profile.Location.Bucket }}", "{{ .ArtifactsIn.x.KeyValue.y }}", "{{ .Secrets.x.Data }}",
 		"{{ .Phases.run.Output.x }}", "{{ .Phases.before.Secrets.x }}", `{{ (index .Phases "before").Secrets }}`, "{{ .Phases.run.Secrets.db.Data }}",
 		`{{ bcrypt "x" }}`, `{{ htpasswd "a" "b" }}`, `{{ derivePassword 1 "long" "a" "b" "c" }}`, `{{ genPrivateKey "dsa" }}`,
 		`{{ env "HOME" }}`, `{{ expandenv "$HOME" }}`,
@@ -314,10 +320,10 @@ func TestErrors(t *testing.T) {
 		"- {func: KubeExecAll, name: run, args: {namespace: shop, pods: ' ', containers: sidecar, command: [a]}}",
 		"- {func: KubeExec, args: {'{{ .Options.x }}': shop}}",
 		"- {func: KubeExec, name: run, args: {pod: a, '{{ \"pod\" }}': b}}",
-		"- {func: KubeExec, name: run, objects: {db: {kind: Secret, namespace: shop, name: nope}}, args: {}}",
-		"- {func: KubeExec, name: run, objects: {db: {kind: Secret, name: db}}, args: {}}",
-		"- {func: KubeExec, name: run, objects: {db: {kind: Deployment, namespace: shop, name: db}}, args: {}}",
-		"- {func: KubeExec, name: run, objects: {db: {kind: Secret, namespace: shop, name: '{{ .Options.secret }}'}}, args: {}}",
+		"- {func: KubeExec, name: run, objects: {db: {kind: Secret, namespace: shop, name: nope}}, args: {namespace: shop, pod: app-1, command: [a]}}",
+		"- {func: KubeExec, name: run, objects: {db: {kind: Secret, name: db}}, args: {namespace: shop, pod: app-1, command: [a]}}",
+		"- {func: KubeExec, name: run, objects: {db: {kind: Deployment, namespace: shop, name: db}}, args: {namespace: shop, pod: app-1, command: [a]}}",
+		"- {func: KubeExec, name: run, objects: {db: {kind: Secret, namespace: shop, name: '{{ .Options.secret }}'}}, args: {namespace: shop, pod: app-1, command: [a]}}",
 		// A pod whose name comes out of a Secret.
 		"- {func: KubeExec, name: run, objects: {db: {kind: Secret, namespace: shop, name: db}}, args: {namespace: shop, pod: '{{ index .Phases.run.Secrets.db.Data \"mongodb-root-password\" | toString }}', command: [a]}}",
 		"- {func: KubeExec, name: run, objects: {db: {kind: Secret, namespace: shop, name: db}}, args: {namespace: '{{ index .Phases.run.Secrets.db.Data \"mongodb-root-password\" | toString }}', pod: a, command: [a]}}",
@@ -340,10 +346,10 @@ func TestConfinement(t *testing.T) {
 		"- {func: KubeExec, name: run, args: {namespace: shop, pod: ../../payments/pods/ledger-0, command: [id]}}",
 		"- {func: Elsewhere, name: run}",
 		// Another tenant's, and Velero's, Secrets.
-		"- {func: KubeExec, name: run, objects: {x: {kind: Secret, namespace: '{{ .Options.ns }}', name: ledger}}, args: {}}",
-		"- {func: KubeExec, name: run, objects: {x: {kind: Secret, namespace: payments, name: '{{ .Options.other }}'}}, args: {}}",
+		"- {func: KubeExec, name: run, objects: {x: {kind: Secret, namespace: '{{ .Options.ns }}', name: ledger}}, args: {namespace: shop, pod: app-1, command: [a]}}",
+		"- {func: KubeExec, name: run, objects: {x: {kind: Secret, namespace: payments, name: '{{ .Options.other }}'}}, args: {namespace: shop, pod: app-1, command: [a]}}",
 		"- {func: KubeExec, name: run, objects: {x: {kind: Secret, namespace: velero, name: cloud-credentials}}, args: {namespace: shop, pod: app-1, command: [id]}}",
-		"- {func: KubeExec, name: run, objects: {x: {kind: ConfigMap, namespace: velero, name: x}}, args: {}}",
+		"- {func: KubeExec, name: run, objects: {x: {kind: ConfigMap, namespace: velero, name: x}}, args: {namespace: shop, pod: app-1, command: [a]}}",
 	} {
 		fmt.Fprintf(&report, "%s\n", phases)
 		for _, confineTo := range []string{"shop", ""} {
@@ -365,7 +371,7 @@ func TestConfinement(t *testing.T) {
 	golden(t, "confinement.golden", report.String())
 }
 
-func TestStepsEndsWithItsContext(t *testing.T) {
+func TestScriptEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, _, err := steps(ctx, renderer(""), exec("{{ .Time }}"), deployment())

@@ -2,10 +2,32 @@ package blueprint
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"stillpoint.io/stillpoint/internal/cluster"
 )
+
+// TaskLabel marks pods that tasks make; its value is Task.Owner.
+const TaskLabel = "stillpoint.io/task"
+
+// serviceAccountOption is the option that names the ServiceAccount with whose
+// rights a confined blueprint acts.
+const serviceAccountOption = "service-account"
+
+// pollInterval is how often a task looks whether something has happened.
+const pollInterval = 500 * time.Millisecond
 
 // Task is a call of a function that acts through the API server. It holds all
 // that the call needs, so that it can be written down and run by another
@@ -15,28 +37,304 @@ type Task struct {
 	Args Args   `json:"args"`
 	// Namespace is the annotated object's.
 	Namespace string `json:"namespace"`
-	// ConfinedTo is the only namespace that the task may act in, with the
-	// rights of a ServiceAccount of it; "" is no limit.
+	// ConfinedTo is the only namespace that the task may act in, and it acts
+	// there as a ServiceAccount of that namespace: Velero can do what a tenant
+	// who writes a blueprint must not. "" is no limit.
 	ConfinedTo string `json:"confinedTo,omitempty"`
+	// ServiceAccount is the one of ConfinedTo; "" is "default".
+	ServiceAccount string `json:"serviceAccount,omitempty"`
 	// Kind and Name are the workload that ScaleWorkload takes when its args
 	// name none.
 	Kind string `json:"kind,omitempty"`
 	Name string `json:"name,omitempty"`
-	// Owner is the value of the label stillpoint.io/task on pods that the task
-	// makes. Whoever runs the task sets it.
+	// Owner is the value of TaskLabel on pods that the task makes. Whoever
+	// runs the task sets it.
 	Owner string `json:"owner,omitempty"`
 }
 
-// String says what the task does, for people. It can hold secrets.
-func (t *Task) String() string { return t.Func }
+// UnmarshalJSON keeps whole numbers whole.
+func (a *Args) UnmarshalJSON(data []byte) error {
+	var args map[string]any
+	if err := decodeJSON(data, &args); err != nil {
+		return err
+	}
+	*a = args
+	return nil
+}
 
-// Tasks runs tasks.
-type Tasks struct{ clients *cluster.Clients }
+// String says what the task does, for people. It can hold secrets.
+func (t *Task) String() string {
+	if kind, ok := taskKinds()[t.Func]; ok {
+		if text := kind.describe(t); text != "" {
+			return t.Func + " " + text
+		}
+	}
+	return t.Func
+}
+
+// taskKind is a function that is a task.
+type taskKind struct {
+	required, optional []string
+	// raw args are rendered by prepare.
+	raw      bool
+	prepare  func(*Tasks, context.Context, *draft) error
+	run      func(*Tasks, context.Context, *Task, *access) (map[string]any, error)
+	foretell func(*Tasks, context.Context, *Task, []*Task) (map[string]any, error)
+	describe func(*Task) string
+}
+
+// taskKinds are Kanister's functions that act through the API server.
+var taskKinds = sync.OnceValue(func() map[string]taskKind {
+	waiting := taskKind{
+		required: []string{"timeout", "conditions"}, raw: true,
+		prepare: (*Tasks).prepareWait, run: (*Tasks).await, describe: describeWait,
+	}
+	return map[string]taskKind{
+		"KubeTask": {
+			required: []string{"image", "command"}, optional: podArguments,
+			prepare: (*Tasks).preparePod, run: (*Tasks).runPod, describe: describePod,
+		},
+		multiContainerRun: {
+			required: []string{"backgroundImage", "backgroundCommand", "outputImage", "outputCommand"},
+			optional: slices.Concat(podArguments, []string{"initImage", "initCommand", "sharedVolumeMedium", "sharedVolumeSizeLimit", "sharedVolumeDir"}),
+			prepare:  (*Tasks).preparePod, run: (*Tasks).runPod, describe: describePod,
+		},
+		"KubeOps": {
+			required: []string{"operation"}, optional: []string{"spec", "objectReference", "namespace"}, raw: true,
+			prepare: (*Tasks).prepareOperation, run: (*Tasks).operate, describe: describeOperation,
+		},
+		"ScaleWorkload": {
+			required: []string{"replicas"}, optional: []string{"namespace", "name", "kind", "waitForReady"},
+			prepare: (*Tasks).prepareScaling, run: (*Tasks).scale, foretell: (*Tasks).foretellScaling, describe: describeScaling,
+		},
+		waitFunction:   waiting,
+		waitV2Function: waiting,
+	}
+})
+
+// Tasks runs tasks. The Tasks of no cluster know all functions and run none.
+type Tasks struct {
+	// Warn is told what is no error but should not go unnoticed; nil is not.
+	Warn func(format string, args ...any)
+
+	clients *cluster.Clients
+	// as makes the clients of a user.
+	as func(user string) (*access, error)
+	// mapper knows the kinds that the API server has.
+	mapper meta.RESTMapper
+}
+
+// access is the clients that a task acts with.
+type access struct {
+	kube    kubernetes.Interface
+	dynamic dynamic.Interface
+}
 
 // NewTasks runs tasks in a cluster.
-func NewTasks(clients *cluster.Clients) *Tasks { return &Tasks{clients} }
+func NewTasks(clients *cluster.Clients) *Tasks {
+	t := &Tasks{clients: clients}
+	if clients.Objects != nil {
+		t.mapper = clients.Objects.RESTMapper()
+	}
+	t.as = func(user string) (*access, error) {
+		if clients.Config == nil {
+			return nil, errors.New("there is no way to act as another user")
+		}
+		config := rest.CopyConfig(clients.Config)
+		config.Impersonate = rest.ImpersonationConfig{UserName: user}
+		kube, err := kubernetes.NewForConfig(config)
+		if err != nil {
+			return nil, err
+		}
+		objects, err := dynamic.NewForConfig(config)
+		if err != nil {
+			return nil, err
+		}
+		return &access{kube, objects}, nil
+	}
+	return t
+}
 
-// Run runs a task until it is done or ctx ends, and gives its outputs.
-func (t *Tasks) Run(_ context.Context, task *Task) (outputs map[string]any, err error) {
-	return nil, fmt.Errorf("function %s is not supported yet", task.Func)
+// TaskFunctions are Kanister's functions that act through the API server.
+func TaskFunctions(tasks *Tasks) map[string]Function {
+	functions := map[string]Function{}
+	for name, kind := range taskKinds() {
+		function := Function{
+			Required: kind.required, Optional: kind.optional, raw: kind.raw,
+			task: func(ctx context.Context, d *draft) error { return kind.prepare(tasks, ctx, d) },
+		}
+		if kind.foretell != nil {
+			function.foretell = func(ctx context.Context, task *Task, before []*Task) (map[string]any, error) {
+				return kind.foretell(tasks, ctx, task, before)
+			}
+		}
+		functions[name] = function
+	}
+	return functions
+}
+
+// Run runs a task until it is done or ctx ends, and gives its outputs. The
+// error can hold secrets that are in the args.
+func (t *Tasks) Run(ctx context.Context, task *Task) (outputs map[string]any, err error) {
+	kind, ok := taskKinds()[task.Func]
+	if !ok {
+		return nil, fmt.Errorf("function %q is no task; tasks are: %s", task.Func, list(slices.Collect(maps.Keys(taskKinds()))))
+	}
+	access, err := t.access(task)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", task, err)
+	}
+	outputs, err = kind.run(t, ctx, task, access)
+	if err != nil {
+		if apierrors.IsForbidden(err) && task.ConfinedTo != "" {
+			err = fmt.Errorf("%w (a blueprint of namespace %s acts with the rights of its ServiceAccount %s; the option %s names another one)",
+				err, task.ConfinedTo, task.account(), serviceAccountOption)
+		}
+		return nil, fmt.Errorf("%s: %w", task, err)
+	}
+	return outputs, nil
+}
+
+func (t *Task) account() string {
+	if t.ServiceAccount == "" {
+		return "default"
+	}
+	return t.ServiceAccount
+}
+
+func (t *Tasks) access(task *Task) (*access, error) {
+	if task.ConfinedTo == "" {
+		return &access{t.clients.Kube, t.clients.Dynamic}, nil
+	}
+	access, err := t.as("system:serviceaccount:" + task.ConfinedTo + ":" + task.account())
+	if err != nil {
+		return nil, fmt.Errorf("act as ServiceAccount %s/%s: %w", task.ConfinedTo, task.account(), err)
+	}
+	return access, nil
+}
+
+// within is what a task that is run must obey once more, wherever it was kept
+// in the meantime. "" is no namespace.
+func (t *Task) within(namespace string) error {
+	if t.ConfinedTo != "" && namespace != t.ConfinedTo {
+		if namespace == "" {
+			return fmt.Errorf("what is of no namespace is out of reach: a blueprint of namespace %s acts there only", t.ConfinedTo)
+		}
+		return fmt.Errorf("namespace %q is out of reach: a blueprint of namespace %s acts there only", namespace, t.ConfinedTo)
+	}
+	return nil
+}
+
+// namespace is the argument of that name, or the annotated object's.
+func (t *Task) namespace() (string, error) {
+	namespace, err := t.Args.String("namespace")
+	if err != nil || namespace != "" {
+		return namespace, err
+	}
+	if t.Namespace == "" {
+		return "", errors.New("args.namespace is empty, and the annotated object is in no namespace")
+	}
+	return t.Namespace, nil
+}
+
+// draft is a task that is being made.
+type draft struct {
+	*Task
+	*rendering
+	// source are the args as the blueprint has them.
+	source map[string]any
+}
+
+// allowNamespace holds the namespace that the args give against the blueprint's
+// confinement.
+func (d *draft) allowNamespace() error {
+	namespace, err := d.Task.namespace()
+	if err != nil {
+		return err
+	}
+	if err := d.allow(namespace, d.source["namespace"] == namespace); err != nil {
+		return fmt.Errorf("args.namespace: %w", err)
+	}
+	return nil
+}
+
+// literal tells that a value has no template in it, at any depth.
+func literal(value any) bool {
+	switch v := value.(type) {
+	case string:
+		return !strings.Contains(v, "{{")
+	case []any:
+		return !slices.ContainsFunc(v, func(element any) bool { return !literal(element) })
+	case map[string]any:
+		for key, element := range v {
+			if !literal(key) || !literal(element) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// reference decodes an argument that is an ObjectReference.
+func reference(path string, value any) (ObjectReference, error) {
+	var ref ObjectReference
+	fields, ok := value.(map[string]any)
+	if !ok {
+		return ref, fmt.Errorf("%s must be a map of apiVersion, group, resource, name and namespace", path)
+	}
+	for _, key := range slices.Sorted(maps.Keys(fields)) {
+		text, err := scalar(fields[key])
+		if err != nil {
+			return ref, fmt.Errorf("%s.%s: %w", path, key, err)
+		}
+		switch key {
+		case "apiVersion":
+			ref.APIVersion = text
+		case "group":
+			ref.Group = text
+		case "resource":
+			ref.Resource = text
+		case "kind":
+			ref.Kind = text
+		case "name":
+			ref.Name = text
+		case "namespace":
+			ref.Namespace = text
+		default:
+			return ref, fmt.Errorf("%s: unknown key %q; the keys are: apiVersion, group, kind, name, namespace, resource", path, key)
+		}
+	}
+	return ref, nil
+}
+
+// wait looks at once and then every pollInterval, until something is done, or
+// fails, or ctx ends. state says for the error what has been seen last.
+func wait(ctx context.Context, look func(context.Context) (done bool, state string, err error)) error {
+	ticker := time.NewTicker(pollInterval)
+	defer ticker.Stop()
+	last := "nothing has been seen"
+	for {
+		done, state, err := look(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return fmt.Errorf("%w: %s", context.Cause(ctx), last)
+		case err != nil:
+			return err
+		case done:
+			return nil
+		case state != "":
+			last = state
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %s", context.Cause(ctx), last)
+		case <-ticker.C:
+		}
+	}
+}
+
+// passing tells that an error of the API server may be gone at the next try.
+func passing(err error) bool {
+	return !apierrors.IsNotFound(err) && !apierrors.IsForbidden(err) && !apierrors.IsUnauthorized(err) &&
+		!apierrors.IsBadRequest(err) && !apierrors.IsInvalid(err) && !apierrors.IsMethodNotSupported(err)
 }

@@ -2,6 +2,7 @@ package blueprint
 
 import (
 	"fmt"
+	"maps"
 	"sync"
 	"text/template"
 
@@ -9,9 +10,9 @@ import (
 )
 
 // textFuncs are sprig's functions for text as Kanister has them: without those
-// that FIPS forbids, and without a way to the process's environment. It is
-// built on first use, because a plugin process that quiesces nothing should
-// start without it.
+// that FIPS forbids, without a way to the process's environment, and bounded.
+// It is built on first use, because a plugin process that quiesces nothing
+// should start without it.
 var textFuncs = sync.OnceValue(func() template.FuncMap {
 	funcs := sprig.TxtFuncMap()
 	generate, _ := funcs["genPrivateKey"].(func(string) string)
@@ -31,6 +32,10 @@ var textFuncs = sync.OnceValue(func() template.FuncMap {
 	// storage, and a blueprint may be a tenant's.
 	for _, name := range []string{"env", "expandenv"} {
 		funcs[name] = refuse(name, "a blueprint must not read Velero's environment")
+	}
+	maps.Copy(funcs, printing)
+	for name, function := range funcs {
+		funcs[name] = bounded(name, function)
 	}
 	return funcs
 })

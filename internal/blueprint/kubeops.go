@@ -1,0 +1,348 @@
+package blueprint
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	pathvalidation "k8s.io/apimachinery/pkg/api/validation/path"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
+	kjson "sigs.k8s.io/json"
+)
+
+// fieldManager is who the API server says has changed an object.
+const fieldManager = "stillpoint"
+
+// target is an object that a function acts on, as the API server knows it.
+type target struct {
+	resource   schema.GroupVersionResource
+	kind       string
+	namespaced bool
+	namespace  string // "" where namespaced is false
+	name       string
+}
+
+func (t target) String() string {
+	if t.namespaced {
+		return fmt.Sprintf("%s %s/%s", t.kind, t.namespace, t.name)
+	}
+	return fmt.Sprintf("%s %s", t.kind, t.name)
+}
+
+func (t target) object(client dynamic.Interface) dynamic.ResourceInterface {
+	if t.namespaced {
+		return client.Resource(t.resource).Namespace(t.namespace)
+	}
+	return client.Resource(t.resource)
+}
+
+// kindOf finds a kind that an object says it is of.
+func (t *Tasks) kindOf(kind schema.GroupVersionKind) (target, error) {
+	if t.mapper == nil {
+		return target{}, errors.New("the kinds of the API server are not known here")
+	}
+	mapping, err := t.mapper.RESTMapping(kind.GroupKind(), kind.Version)
+	if err != nil {
+		return target{}, fmt.Errorf("apiVersion %s, kind %s: %w", kind.GroupVersion(), kind.Kind, err)
+	}
+	return target{resource: mapping.Resource, kind: mapping.GroupVersionKind.Kind, namespaced: mapping.Scope.Name() == meta.RESTScopeNameNamespace}, nil
+}
+
+// resourceOf finds the resource that a reference names. The parts of a
+// reference become parts of a URL, so none is taken that the API server does
+// not list.
+func (t *Tasks) resourceOf(ref ObjectReference) (target, error) {
+	wanted := schema.GroupVersionResource{Group: ref.Group, Version: ref.APIVersion, Resource: ref.Resource}
+	if t.mapper == nil {
+		return target{}, errors.New("the kinds of the API server are not known here")
+	}
+	found, err := t.mapper.ResourceFor(wanted)
+	if err != nil {
+		return target{}, fmt.Errorf("group %q, apiVersion %q, resource %q: %w", ref.Group, ref.APIVersion, ref.Resource, err)
+	}
+	if found.Group != wanted.Group || found.Version != wanted.Version {
+		return target{}, fmt.Errorf("there is no resource %q in group %q, apiVersion %q; there is one in group %q, apiVersion %q",
+			ref.Resource, ref.Group, ref.APIVersion, found.Group, found.Version)
+	}
+	kind, err := t.mapper.KindFor(found)
+	if err != nil {
+		return target{}, err
+	}
+	at, err := t.kindOf(kind)
+	at.name = ref.Name
+	return at, err
+}
+
+// in puts a target into the first namespace that is given.
+func (t target) in(namespaces ...string) target {
+	if !t.namespaced {
+		return t
+	}
+	for _, namespace := range namespaces {
+		if namespace != "" {
+			t.namespace = namespace
+			return t
+		}
+	}
+	return t
+}
+
+// operation is what one KubeOps does.
+type operation struct {
+	verb string
+	at   target
+	spec map[string]any
+	ref  ObjectReference
+}
+
+// operation reads the args.
+//
+// Where they name no namespace, Kanister takes "default". A confined blueprint
+// takes its own instead, since it acts in no other. For the others it is
+// "default" as with Kanister, but as a namespace that is named without a
+// template, so that nothing which a tenant writes lands there: the spec, or the
+// objectReference, must have no template then.
+func (t *Tasks) operation(task *Task) (*operation, error) {
+	o := &operation{}
+	var err error
+	if o.verb, err = task.Args.String("operation"); err != nil {
+		return nil, err
+	}
+	given, err := task.Args.String("namespace")
+	if err != nil {
+		return nil, err
+	}
+	fallback := metav1.NamespaceDefault
+	if task.ConfinedTo != "" {
+		fallback = task.ConfinedTo
+	}
+	if value := task.Args["spec"]; value != nil {
+		var ok bool
+		if o.spec, ok = value.(map[string]any); !ok {
+			return nil, errors.New("args.spec must be an object in YAML")
+		}
+	}
+	if value := task.Args["objectReference"]; value != nil {
+		if o.ref, err = reference("args.objectReference", value); err != nil {
+			return nil, err
+		}
+	}
+	switch o.verb {
+	case "create":
+		object := unstructured.Unstructured{Object: o.spec}
+		if object.GetKind() == "" || object.GetAPIVersion() == "" {
+			return nil, errors.New("args.spec must be an object with apiVersion and kind")
+		}
+		if o.at, err = t.kindOf(object.GroupVersionKind()); err != nil {
+			return nil, fmt.Errorf("args.spec: %w", err)
+		}
+		if o.at.name = object.GetName(); o.at.name == "" {
+			o.at.name = object.GetGenerateName()
+		}
+		if o.at.name == "" {
+			return nil, errors.New("args.spec has no metadata.name")
+		}
+		o.at = o.at.in(object.GetNamespace(), given, fallback)
+	case "patch", "delete":
+		if o.verb == "patch" && o.spec == nil {
+			return nil, errors.New("args.spec is missing; it is what a patch changes")
+		}
+		for _, field := range [][2]string{{"apiVersion", o.ref.APIVersion}, {"resource", o.ref.Resource}, {"name", o.ref.Name}} {
+			if field[1] == "" {
+				return nil, fmt.Errorf("args.objectReference.%s is missing; it is needed to %s", field[0], o.verb)
+			}
+		}
+		if wrong := pathvalidation.IsValidPathSegmentName(o.ref.Name); len(wrong) > 0 {
+			return nil, fmt.Errorf("args.objectReference.name %q: %s", o.ref.Name, strings.Join(wrong, ", "))
+		}
+		if o.at, err = t.resourceOf(o.ref); err != nil {
+			return nil, fmt.Errorf("args.objectReference: %w", err)
+		}
+		o.at = o.at.in(o.ref.Namespace, given, fallback)
+	default:
+		return nil, fmt.Errorf("args.operation is %q; the operations are: create, delete, patch", o.verb)
+	}
+	return o, nil
+}
+
+// prepareOperation renders the args itself, because a spec is parsed as it is
+// rendered: what is checked is what will be sent.
+func (t *Tasks) prepareOperation(ctx context.Context, d *draft) error {
+	args := Args{}
+	for _, name := range []string{"operation", "namespace", "objectReference"} {
+		if value, ok := d.source[name]; ok {
+			rendered, err := d.value(ctx, "args."+name, value)
+			if err != nil {
+				return err
+			}
+			args[name] = rendered
+		}
+	}
+	if value := d.source["spec"]; value != nil {
+		source, ok := value.(string)
+		if !ok {
+			return errors.New("args.spec must be a text with an object in YAML")
+		}
+		object, err := d.document(ctx, "args.spec", source)
+		if err != nil {
+			return err
+		}
+		args["spec"] = object
+	}
+	if d.needs != "" {
+		return nil
+	}
+	d.Task.Args = args
+	o, err := t.operation(d.Task)
+	if err != nil {
+		return err
+	}
+	// What is literal is the blueprint's own choice.
+	chosen := literal(d.source["objectReference"])
+	if o.verb == "create" {
+		chosen = literal(d.source["spec"])
+	}
+	return d.allowTarget(o.at, chosen, "args.namespace")
+}
+
+// allowTarget holds an object against the blueprint's confinement. Chosen tells
+// that the blueprint names it without a template.
+func (d *draft) allowTarget(at target, chosen bool, argument string) error {
+	if !at.namespaced {
+		if err := d.Task.within(""); err != nil {
+			return fmt.Errorf("%s: %w", at, err)
+		}
+		if !chosen {
+			return fmt.Errorf("%s is of no namespace, and is out of reach where a template has a part in it", at)
+		}
+		return nil
+	}
+	if argument != "" && d.source["namespace"] == at.namespace {
+		chosen = true
+	}
+	if err := d.allow(at.namespace, chosen); err != nil {
+		return fmt.Errorf("%s: %w", at, err)
+	}
+	return nil
+}
+
+func describeOperation(task *Task) string {
+	verb, _ := task.Args.String("operation") //nolint:errcheck // said when it is prepared
+	if spec, ok := task.Args["spec"].(map[string]any); ok && verb == "create" {
+		object := unstructured.Unstructured{Object: spec}
+		return fmt.Sprintf("%s %s %s", verb, object.GetKind(), strings.TrimPrefix(object.GetNamespace()+"/"+object.GetName(), "/"))
+	}
+	ref, err := reference("", task.Args["objectReference"])
+	if err != nil {
+		return verb
+	}
+	text := fmt.Sprintf("%s %s %s", verb, ref.Resource, strings.TrimPrefix(ref.Namespace+"/"+ref.Name, "/"))
+	if spec, ok := task.Args["spec"]; ok {
+		if patch, err := json.Marshal(spec); err == nil {
+			text += " with " + string(patch)
+		}
+	}
+	return text
+}
+
+func (t *Tasks) operate(ctx context.Context, task *Task, access *access) (map[string]any, error) {
+	o, err := t.operation(task)
+	if err != nil {
+		return nil, err
+	}
+	if err := task.within(o.at.namespace); err != nil {
+		return nil, err
+	}
+	objects := o.at.object(access.dynamic)
+	switch o.verb {
+	case "create":
+		object := &unstructured.Unstructured{Object: clone(o.spec).(map[string]any)} //nolint:forcetypeassert // as it was
+		object.SetResourceVersion("")
+		if o.at.namespaced {
+			object.SetNamespace(o.at.namespace)
+		}
+		created, err := objects.Create(ctx, object, metav1.CreateOptions{FieldManager: fieldManager})
+		if err != nil {
+			return nil, fmt.Errorf("create %s: %w", o.at, err)
+		}
+		o.ref = ObjectReference{
+			APIVersion: o.at.resource.Version, Group: o.at.resource.Group, Resource: o.at.resource.Resource,
+			Name: created.GetName(), Namespace: created.GetNamespace(),
+		}
+	case "patch":
+		if err := o.patch(ctx, objects); err != nil {
+			return nil, fmt.Errorf("patch %s: %w", o.at, err)
+		}
+	case "delete":
+		if err := o.remove(ctx, objects); err != nil {
+			return nil, fmt.Errorf("delete %s: %w", o.at, err)
+		}
+	}
+	return o.ref.outputs(), nil
+}
+
+// patch is a strategic one, as with Kanister, where the kind can have that, and
+// a merge patch for custom resources, which cannot.
+func (o *operation) patch(ctx context.Context, objects dynamic.ResourceInterface) error {
+	body, err := json.Marshal(o.spec)
+	if err != nil {
+		return err
+	}
+	options := metav1.PatchOptions{FieldManager: fieldManager}
+	_, err = objects.Patch(ctx, o.ref.Name, types.StrategicMergePatchType, body, options)
+	if apierrors.IsUnsupportedMediaType(err) {
+		_, err = objects.Patch(ctx, o.ref.Name, types.MergePatchType, body, options)
+	}
+	return err
+}
+
+// remove deletes an object and waits until it is gone. One that is not there
+// is no error: it may have gone at an earlier try.
+func (o *operation) remove(ctx context.Context, objects dynamic.ResourceInterface) error {
+	object, err := objects.Get(ctx, o.ref.Name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	uid := object.GetUID()
+	err = objects.Delete(ctx, o.ref.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return err
+	}
+	return wait(ctx, func(ctx context.Context) (bool, string, error) {
+		left, err := objects.Get(ctx, o.ref.Name, metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err):
+			return true, "", nil
+		case err != nil:
+			return false, err.Error(), giveUp(err)
+		}
+		return left.GetUID() != uid, fmt.Sprintf("it is still there; finalizers: %s", list(left.GetFinalizers())), nil
+	})
+}
+
+// outputs are the fields of a reference, which are the outputs of KubeOps.
+func (ref ObjectReference) outputs() map[string]any {
+	outputs := map[string]any{
+		"apiVersion": ref.APIVersion, "group": ref.Group, "resource": ref.Resource, "kind": ref.Kind, "name": ref.Name,
+	}
+	if ref.Namespace != "" {
+		outputs["namespace"] = ref.Namespace
+	}
+	return outputs
+}
+
+// decodeJSON keeps whole numbers whole.
+func decodeJSON(data []byte, into any) error {
+	return kjson.UnmarshalCaseSensitivePreserveInts(data, into)
+}

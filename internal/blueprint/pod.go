@@ -1,0 +1,385 @@
+package blueprint
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/rand"
+	"k8s.io/apimachinery/pkg/util/strategicpatch"
+	kjson "sigs.k8s.io/json"
+)
+
+// Names in the pods of tasks. They are Kanister's, because a podOverride names
+// containers.
+const (
+	multiContainerRun   = "MultiContainerRun"
+	podPrefix           = "kanister-job-"
+	taskContainer       = "container"
+	initContainer       = "init"
+	backgroundContainer = "background"
+	outputContainer     = "output"
+	sharedVolume        = "shared"
+	sharedDirectory     = "/tmp/"
+)
+
+const (
+	// podGrace is how much longer than its task a pod may live when nobody is
+	// left to delete it.
+	podGrace = time.Minute
+	// removeLimit is how long deleting a pod may take.
+	removeLimit = 30 * time.Second
+	// shownLines and shownBytes are what an error shows of a pod's log.
+	shownLines = int64(10)
+	shownBytes = int64(2048)
+)
+
+var podArguments = []string{"namespace", "podOverride", "podAnnotations", "podLabels"}
+
+// podOf makes the pod of KubeTask or MultiContainerRun. It is made in the
+// annotated object's namespace where the args give none: Kanister's default is
+// the namespace of its controller, and here that would be Velero's, where
+// nothing of a user's belongs.
+func podOf(task *Task) (*corev1.Pod, error) {
+	namespace, err := task.namespace()
+	if err != nil {
+		return nil, err
+	}
+	labels, err := task.Args.texts("podLabels")
+	if err != nil {
+		return nil, err
+	}
+	annotations, err := task.Args.texts("podAnnotations")
+	if err != nil {
+		return nil, err
+	}
+	specOf := kubeTaskPod
+	if task.Func == multiContainerRun {
+		specOf = multiContainerPod
+	}
+	spec, err := specOf(task.Args)
+	if err != nil {
+		return nil, err
+	}
+	main := spec.Containers[0].Name
+	spec.RestartPolicy = corev1.RestartPolicyNever
+	if spec, err = override(spec, task.Args["podOverride"]); err != nil {
+		return nil, fmt.Errorf("args.podOverride: %w", err)
+	}
+	// The one whose log is the output stays the first.
+	slices.SortStableFunc(spec.Containers, func(a, b corev1.Container) int {
+		switch main {
+		case a.Name:
+			return -1
+		case b.Name:
+			return 1
+		}
+		return 0
+	})
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Labels: labels, Annotations: annotations}, Spec: *spec}
+	if task.Func == multiContainerRun {
+		metav1.SetMetaDataAnnotation(&pod.ObjectMeta, "kubectl.kubernetes.io/default-container", outputContainer)
+	}
+	metav1.SetMetaDataLabel(&pod.ObjectMeta, "createdBy", "kanister")
+	if task.Owner != "" {
+		metav1.SetMetaDataLabel(&pod.ObjectMeta, TaskLabel, task.Owner)
+	}
+	// The backup that the pod works for must not contain it.
+	metav1.SetMetaDataLabel(&pod.ObjectMeta, "velero.io/exclude-from-backup", "true")
+	return pod, nil
+}
+
+func kubeTaskPod(args Args) (*corev1.PodSpec, error) {
+	image, command, err := program(args, "image", "command")
+	if err != nil {
+		return nil, err
+	}
+	return &corev1.PodSpec{Containers: []corev1.Container{{
+		Name: taskContainer, Image: image, Command: command, ImagePullPolicy: corev1.PullIfNotPresent,
+	}}}, nil
+}
+
+func multiContainerPod(args Args) (*corev1.PodSpec, error) {
+	directory, err := args.String("sharedVolumeDir")
+	if err != nil {
+		return nil, err
+	}
+	if directory == "" {
+		directory = sharedDirectory
+	}
+	medium, err := args.String("sharedVolumeMedium")
+	if err != nil {
+		return nil, err
+	}
+	shared := &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMedium(medium)}
+	limit, err := args.String("sharedVolumeSizeLimit")
+	if err != nil {
+		return nil, err
+	}
+	if limit != "" {
+		quantity, err := resource.ParseQuantity(limit)
+		if err != nil {
+			return nil, fmt.Errorf("args.sharedVolumeSizeLimit is %q, must be a quantity such as 1Gi: %w", limit, err)
+		}
+		shared.SizeLimit = &quantity
+	}
+	container := func(name string) (corev1.Container, error) {
+		image, command, err := program(args, name+"Image", name+"Command")
+		return corev1.Container{
+			Name: name, Image: image, Command: command,
+			VolumeMounts: []corev1.VolumeMount{{Name: sharedVolume, MountPath: directory}},
+		}, err
+	}
+	spec := &corev1.PodSpec{Volumes: []corev1.Volume{{Name: sharedVolume, VolumeSource: corev1.VolumeSource{EmptyDir: shared}}}}
+	for _, name := range []string{outputContainer, backgroundContainer} {
+		made, err := container(name)
+		if err != nil {
+			return nil, err
+		}
+		spec.Containers = append(spec.Containers, made)
+	}
+	if args[initContainer+"Image"] != nil || args[initContainer+"Command"] != nil {
+		made, err := container(initContainer)
+		if err != nil {
+			return nil, err
+		}
+		spec.InitContainers = append(spec.InitContainers, made)
+	}
+	return spec, nil
+}
+
+// program reads an image and the command to run in it.
+func program(args Args, imageName, commandName string) (image string, command []string, err error) {
+	if image, err = args.String(imageName); err != nil {
+		return "", nil, err
+	}
+	if image == "" {
+		return "", nil, fmt.Errorf("args.%s is empty", imageName)
+	}
+	if command, err = args.Strings(commandName); err != nil {
+		return "", nil, err
+	}
+	if len(command) == 0 || command[0] == "" {
+		return "", nil, fmt.Errorf("args.%s is empty", commandName)
+	}
+	return image, command, nil
+}
+
+// texts gives an argument that is a map of texts, nil where it is absent.
+func (a Args) texts(name string) (map[string]string, error) {
+	value := a[name]
+	if value == nil {
+		return nil, nil
+	}
+	entries, ok := value.(map[string]any)
+	if !ok {
+		return nil, fmt.Errorf("args.%s must be a map of texts", name)
+	}
+	texts := map[string]string{}
+	for key, entry := range entries {
+		text, err := scalar(entry)
+		if err != nil {
+			return nil, fmt.Errorf("args.%s.%s: %w", name, key, err)
+		}
+		texts[key] = text
+	}
+	return texts, nil
+}
+
+// override merges a podOverride into the spec of a pod, as the API server
+// merges a strategic patch.
+func override(spec *corev1.PodSpec, patch any) (*corev1.PodSpec, error) {
+	if patch == nil {
+		return spec, nil
+	}
+	if _, ok := patch.(map[string]any); !ok {
+		return nil, errors.New("must be a map, as the spec of a pod is one")
+	}
+	plain, err := json.Marshal(spec)
+	if err != nil {
+		return nil, err
+	}
+	changes, err := json.Marshal(patch)
+	if err != nil {
+		return nil, err
+	}
+	merged, err := strategicpatch.StrategicMergePatch(plain, changes, corev1.PodSpec{})
+	if err != nil {
+		return nil, err
+	}
+	result := &corev1.PodSpec{}
+	unknown, err := kjson.UnmarshalStrict(merged, result)
+	if err == nil {
+		err = errors.Join(unknown...)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("does not make the spec of a pod: %w", err)
+	}
+	if len(result.Containers) == 0 {
+		return nil, errors.New("leaves no container")
+	}
+	return result, nil
+}
+
+func (t *Tasks) preparePod(_ context.Context, d *draft) error {
+	if _, err := podOf(d.Task); err != nil {
+		return err
+	}
+	return d.allowNamespace()
+}
+
+func describePod(task *Task) string {
+	pod, err := podOf(task)
+	if err != nil {
+		return ""
+	}
+	container := pod.Spec.Containers[0]
+	return fmt.Sprintf("runs %q in a pod of image %s in namespace %s", container.Command, container.Image, pod.Namespace)
+}
+
+// runPod runs a pod to its end, and parses its log.
+func (t *Tasks) runPod(ctx context.Context, task *Task, access *access) (map[string]any, error) {
+	pod, err := podOf(task)
+	if err != nil {
+		return nil, err
+	}
+	if err := task.within(pod.Namespace); err != nil {
+		return nil, err
+	}
+	// Known beforehand, so that a pod can be deleted of which nobody has heard
+	// that it was made.
+	pod.Name = podPrefix + rand.String(8)
+	if limit, ok := ctx.Deadline(); ok && pod.Spec.ActiveDeadlineSeconds == nil {
+		seconds := int64(max(time.Until(limit)+podGrace, time.Second).Seconds())
+		pod.Spec.ActiveDeadlineSeconds = &seconds
+	}
+	title := fmt.Sprintf("pod %s/%s", pod.Namespace, pod.Name)
+	pods := access.kube.CoreV1().Pods(pod.Namespace)
+	created, err := pods.Create(ctx, pod, metav1.CreateOptions{FieldManager: fieldManager})
+	if err == nil || passing(err) {
+		defer t.remove(ctx, access, pod, title)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create %s: %w", title, err)
+	}
+	pod = created
+	err = wait(ctx, func(ctx context.Context) (bool, string, error) {
+		seen, err := pods.Get(ctx, pod.Name, metav1.GetOptions{})
+		if err != nil {
+			return false, err.Error(), giveUp(err)
+		}
+		pod = seen
+		switch pod.Status.Phase {
+		case corev1.PodSucceeded:
+			return true, "", nil
+		case corev1.PodFailed:
+			return false, "", errors.New("it failed: " + stateOf(pod))
+		case corev1.PodPending, corev1.PodRunning, corev1.PodUnknown:
+		}
+		return false, stateOf(pod), hopeless(pod)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w%s", title, err, t.lastWords(ctx, access, pod))
+	}
+	log, err := pods.GetLogs(pod.Name, &corev1.PodLogOptions{Container: pod.Spec.Containers[0].Name}).Stream(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read the log of %s: %w", title, err)
+	}
+	defer log.Close() //nolint:errcheck // it was read only
+	outputs, err := outputsIn(log)
+	if err != nil {
+		return nil, fmt.Errorf("the log of %s: %w", title, err)
+	}
+	return outputs, nil
+}
+
+// remove deletes a pod, also when ctx has ended. Its command does not matter
+// any more, so it is given no time.
+func (t *Tasks) remove(ctx context.Context, access *access, pod *corev1.Pod, title string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeLimit)
+	defer cancel()
+	grace := int64(1)
+	err := wait(ctx, func(ctx context.Context) (bool, string, error) {
+		err := access.kube.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: &grace})
+		if err == nil || apierrors.IsNotFound(err) {
+			return true, "", nil
+		}
+		return false, err.Error(), giveUp(err)
+	})
+	if err != nil && t.Warn != nil {
+		t.Warn("Delete %s: %v", title, err)
+	}
+}
+
+// stateOf says in one line what keeps a pod, or what it died of.
+func stateOf(pod *corev1.Pod) string {
+	parts := []string{string(pod.Status.Phase)}
+	if pod.Status.Phase == "" {
+		parts[0] = string(corev1.PodPending)
+	}
+	if pod.Status.Reason != "" || pod.Status.Message != "" {
+		parts = append(parts, strings.TrimSpace(pod.Status.Reason+" "+pod.Status.Message))
+	}
+	for _, condition := range pod.Status.Conditions {
+		if condition.Type == corev1.PodScheduled && condition.Status == corev1.ConditionFalse {
+			parts = append(parts, strings.TrimSpace(condition.Reason+" "+condition.Message))
+		}
+	}
+	for _, status := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
+		switch {
+		case status.State.Waiting != nil && status.State.Waiting.Reason != "" && status.State.Waiting.Reason != "PodInitializing":
+			parts = append(parts, fmt.Sprintf("container %s waits: %s", status.Name, strings.TrimSpace(status.State.Waiting.Reason+" "+status.State.Waiting.Message)))
+		case status.State.Terminated != nil && status.State.Terminated.ExitCode != 0:
+			ended := status.State.Terminated
+			parts = append(parts, fmt.Sprintf("container %s ended with code %d (%s)", status.Name, ended.ExitCode, strings.TrimSpace(ended.Reason+" "+ended.Message)))
+		}
+	}
+	return strings.Join(parts, "; ")
+}
+
+// hopeless is an error when a pod waits for what will never come.
+func hopeless(pod *corev1.Pod) error {
+	for _, status := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
+		if waiting := status.State.Waiting; waiting != nil && slices.Contains([]string{"InvalidImageName", "ErrImageNeverPull"}, waiting.Reason) {
+			return errors.New(stateOf(pod))
+		}
+	}
+	return nil
+}
+
+// lastWords are the last lines in the log of the container that failed, or else
+// of the first one, ready to be put behind an error.
+func (t *Tasks) lastWords(ctx context.Context, access *access, pod *corev1.Pod) string {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeLimit)
+	defer cancel()
+	container := pod.Spec.Containers[0].Name
+	for _, status := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
+		if ended := status.State.Terminated; ended != nil && ended.ExitCode != 0 {
+			container = status.Name
+			break
+		}
+	}
+	lines, bytes := shownLines, shownBytes
+	log, err := access.kube.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{
+		Container: container, TailLines: &lines, LimitBytes: &bytes,
+	}).Stream(ctx)
+	if err != nil {
+		return "" // as of a container that has not begun
+	}
+	defer log.Close() //nolint:errcheck // it was read only
+	said, err := io.ReadAll(log)
+	text := strings.TrimSpace(string(said))
+	if err != nil || text == "" {
+		return ""
+	}
+	return fmt.Sprintf("; the end of its log: %s", text)
+}
