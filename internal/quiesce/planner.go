@@ -25,7 +25,10 @@ type Planner struct {
 	Kube     kubernetes.Interface
 	Executor Executor
 	Finder   *blueprint.Finder
-	Clock    clock.PassiveClock
+	// Tasks are looked ahead at: what they need is checked, and what they put out
+	// told, where that can be known.
+	Tasks *blueprint.Tasks
+	Clock clock.PassiveClock
 	// Tools are what a session of a plan of this planner works with.
 	Tools Tools
 	// Warn is told what is no error but should not go unnoticed.
@@ -40,9 +43,11 @@ func NewPlanner(ctx context.Context, clients *cluster.Clients, executor Executor
 		return nil, err
 	}
 	clock := clock.RealClock{}
+	tasks := blueprint.NewTasks(clients)
+	tasks.Warn = warn
 	tools := Tools{
 		Executor: executor,
-		Tasks:    blueprint.NewTasks(clients),
+		Tasks:    tasks,
 		Intents:  intent.NewBook(clients, clock),
 		Node:     node.New(clients, func(context.Context) (*config.Config, error) { return settings, nil }),
 	}
@@ -50,6 +55,7 @@ func NewPlanner(ctx context.Context, clients *cluster.Clients, executor Executor
 		Kube:     clients.Kube,
 		Executor: executor,
 		Finder:   blueprint.NewFinder(clients.Kube, clients.Dynamic, clients.VeleroNamespace, settings.BlueprintNamespaces),
+		Tasks:    tasks,
 		Clock:    clock,
 		Tools:    tools,
 		Warn:     warn,
@@ -119,6 +125,7 @@ func (p *Planner) hook(ctx context.Context, name string, part part, files *fileS
 		p.Warn("Blueprint %s (%s): %s", name, found.Source, warning)
 	}
 	functions := blueprint.KubeFunctions(blueprint.NewPods(p.Kube))
+	maps.Copy(functions, blueprint.TaskFunctions(p.Tasks))
 	maps.Copy(functions, files.functions(part.workload.Pods))
 	maps.Copy(functions, inPods{part.workload.Namespace, part.workload.CurrentPods, session}.functions())
 	renderer := &blueprint.Renderer{
