@@ -56,6 +56,13 @@ func newApp(t *testing.T, c *cluster.Cluster, s shape) *app {
 // it writes.
 func (a *app) deploy(name string, s shape) {
 	a.t.Helper()
+	a.create(name, s)
+	a.ready(name)
+}
+
+// create adds a Deployment of that shape to the app's namespace.
+func (a *app) create(name string, s shape) {
+	a.t.Helper()
 	s.volumes = max(1, s.volumes)
 	s.replicas = max(1, s.replicas)
 	writer := corev1.Container{
@@ -107,8 +114,15 @@ func (a *app) deploy(name string, s shape) {
 			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: labels}, Spec: pod},
 		},
 	}))
+}
+
+// ready waits until a Deployment writes.
+func (a *app) ready(name string) {
+	a.t.Helper()
 	a.kubectl("rollout", "status", "deployment/"+name, "--timeout=90s")
-	for _, volume := range pod.Volumes {
+	deployment := &appsv1.Deployment{}
+	require.NoError(a.t, a.c.Objects().Get(a.t.Context(), crclient.ObjectKey{Namespace: a.namespace, Name: name}, deployment))
+	for _, volume := range deployment.Spec.Template.Spec.Volumes {
 		if volume.PersistentVolumeClaim == nil {
 			continue
 		}

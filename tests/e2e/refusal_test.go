@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -10,17 +12,15 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
-	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/tests/cluster"
 )
 
 // Each bad input gives one error that names the object and the key, and leaves
-// nothing frozen.
+// nothing frozen. All of them are workloads of one backup.
 func TestBadInput(t *testing.T) {
 	c := connect(t)
 	blueprint(t, c, execBlueprint("e2e-no-container", "ghost", "true", "true"))
@@ -44,9 +44,9 @@ metadata: {name: e2e-function}
 actions:
   backupPrehook:
     phases:
-      - func: KubeTask
+      - func: BackupData
         name: dump
-        args: {image: x, command: [y]}
+        args: {namespace: x, pod: y}
 `)
 	hostPath := func(pod *corev1.PodSpec) {
 		pod.Volumes = append(pod.Volumes, corev1.Volume{Name: "host", VolumeSource: corev1.VolumeSource{
@@ -61,10 +61,10 @@ actions:
 		}
 		return annotations
 	}
-	shared := newApp(t, c, shape{}) // for what only annotations tell apart
-	for name, test := range map[string]struct {
+	a := &app{t: t, c: c, namespace: c.Namespace(t, "e2e"), mounts: map[string]string{}}
+	cases := map[string]struct {
 		shape
-		wants []string
+		wants []string // NAME is the workload's
 	}{
 		"unknown blueprint": {
 			shape{annotations: quiesce("nothing-like-it")},
@@ -88,7 +88,7 @@ actions:
 		},
 		"missing container of fsfreeze": {
 			shape{annotations: quiesce("fsfreeze", "option.stillpoint.io/container", "ghost")},
-			[]string{"app-data0", "ghost"},
+			[]string{"NAME-data0", "ghost"},
 		},
 		"missing secret": {
 			shape{annotations: quiesce("e2e-secret")},
@@ -104,11 +104,11 @@ actions:
 		},
 		"unsupported function": {
 			shape{annotations: quiesce("e2e-function")},
-			[]string{"e2e-function", "dump", "KubeTask", "KubeExec"},
+			[]string{"e2e-function", "dump", "BackupData", "KubeExec"},
 		},
 		"no privileges": {
 			shape{annotations: quiesce("fsfreeze"), unprivileged: true},
-			[]string{"app-data0", "container sidecar", "CAP_SYS_ADMIN", "privileged: true"},
+			[]string{"NAME-data0", "container sidecar", "CAP_SYS_ADMIN", "privileged: true"},
 		},
 		"a directory of the node": {
 			shape{annotations: quiesce("fsfreeze", "option.stillpoint.io/paths", "/host"), pod: hostPath},
@@ -118,58 +118,54 @@ actions:
 			shape{annotations: quiesce("fsfreeze"), claim: func(claim *corev1.PersistentVolumeClaim) {
 				claim.Spec.StorageClassName = ptr.To(cluster.DirectoryClass)
 			}},
-			[]string{"app-data0", "must not be frozen", "larger file system"},
+			[]string{"NAME-data0", "must not be frozen", "larger file system"},
 		},
 		"ReadWriteMany": {
 			shape{annotations: quiesce("fsfreeze"), claim: func(claim *corev1.PersistentVolumeClaim) {
 				claim.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}
 			}},
-			[]string{"app-data0", "ReadWriteMany"},
+			[]string{"NAME-data0", "ReadWriteMany"},
 		},
 		"a block device": {
 			shape{annotations: quiesce("fsfreeze"), claim: func(claim *corev1.PersistentVolumeClaim) {
 				claim.Spec.VolumeMode = ptr.To(corev1.PersistentVolumeBlock)
 			}},
-			[]string{"app-data0", "volumeMode Block"},
+			[]string{"NAME-data0", "volumeMode Block"},
 		},
 		"more volumes than the freeze has time for": {
 			shape{annotations: quiesce("fsfreeze", "stillpoint.io/quiesce-timeout", "5s"), volumes: 2},
 			[]string{"2 volumes", "quiesce-timeout", "group snapshots"},
 		},
-	} {
+	}
+	workload := map[string]string{}
+	for i, name := range slices.Sorted(maps.Keys(cases)) {
+		workload[name] = fmt.Sprintf("case-%02d", i)
+		a.create(workload[name], cases[name].shape)
+	}
+	for _, name := range workload {
+		a.ready(name)
+	}
+	b := startBackup(t, c, a.namespace, nil)
+	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit))
+	log := b.log()
+	assert.NotContains(t, log, "Quiesced Deployment")
+	for name, test := range cases {
 		t.Run(name, func(t *testing.T) {
-			a := shared
-			if test.claim == nil && test.pod == nil && test.volumes == 0 && !test.unprivileged {
-				a.annotate(t, test.annotations)
-			} else {
-				a = newApp(t, c, test.shape)
+			var errors strings.Builder
+			for line := range strings.Lines(said(log, "error")) {
+				if strings.Contains(line, a.namespace+"/"+workload[name]) {
+					errors.WriteString(line)
+				}
 			}
-			b := startBackup(t, c, a.namespace, nil)
-			require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit))
-			errors := said(b.log(), "error")
-			assert.Contains(t, errors, a.namespace)
 			for _, want := range test.wants {
-				assert.Contains(t, errors, want)
+				assert.Contains(t, errors.String(), strings.ReplaceAll(want, "NAME", workload[name]))
 			}
-			assert.NotContains(t, b.log(), "Quiesced Deployment")
 			if test.claim == nil {
-				assert.False(t, a.frozen("app-data0"))
-				assert.Eventually(t, func() bool { return a.events("app")["QuiesceFailed"] != "" }, 5*time.Second, 50*time.Millisecond)
+				assert.False(t, a.frozen(workload[name]+"-data0"))
+				assert.Eventually(t, func() bool { return a.events(workload[name])["QuiesceFailed"] != "" }, 5*time.Second, 50*time.Millisecond)
 			}
 		})
 	}
-}
-
-// annotate gives the Deployment these annotations of ours, and no others.
-func (a *app) annotate(t *testing.T, annotations map[string]string) {
-	t.Helper()
-	deployment := &appsv1.Deployment{}
-	require.NoError(t, a.c.Objects().Get(t.Context(), crclient.ObjectKey{Namespace: a.namespace, Name: "app"}, deployment))
-	before := deployment.DeepCopy()
-	maps.DeleteFunc(deployment.Annotations, func(key, _ string) bool { return strings.Contains(key, "stillpoint.io/") })
-	maps.Copy(deployment.Annotations, annotations)
-	require.NoError(t, a.c.Objects().Patch(t.Context(), deployment, crclient.MergeFrom(before)))
-	require.NoError(t, a.c.Client().CoreV1().Events(a.namespace).DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}))
 }
 
 func TestContinueSnapshotsAllTheSameAndWarns(t *testing.T) {
