@@ -42,17 +42,23 @@ type Book struct {
 	clock     clock.PassiveClock
 
 	mu sync.Mutex
-	// held are the versions of the intents that this process has opened.
-	held map[string]string
+	// held are the intents that this process has opened or claimed.
+	held map[string]held
 	// closing are those whose deletion was asked for, with no answer.
 	closing map[string]bool
+}
+
+// held is an intent as this process knows it.
+type held struct {
+	version string
+	holder  Holder
 }
 
 // NewBook returns the Book of a Velero.
 func NewBook(clients *cluster.Clients, clock clock.PassiveClock) *Book {
 	return &Book{
 		kube: clients.Kube, namespace: clients.VeleroNamespace, clock: clock,
-		held: map[string]string{}, closing: map[string]bool{},
+		held: map[string]held{}, closing: map[string]bool{},
 	}
 }
 
@@ -94,7 +100,7 @@ func (b *Book) hold(i *Intent, version string) {
 	i.version = version
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.held[i.ID] = version
+	b.held[i.ID] = held{version, i.Holder}
 }
 
 // Update writes down what has changed about an intent that this process has
@@ -160,15 +166,15 @@ func (b *Book) Claim(ctx context.Context, i *Intent, until time.Time) error {
 // other error.
 func (b *Book) Close(ctx context.Context, id string) error {
 	b.mu.Lock()
-	version, ours := b.held[id]
+	known, ours := b.held[id]
 	asked := b.closing[id]
 	b.mu.Unlock()
-	err := b.remove(ctx, id, version)
+	err := b.remove(ctx, id, known.version)
 	if apierrors.IsConflict(err) && ours {
 		var now *Intent
 		if now, err = b.get(ctx, id); err == nil {
 			err = ErrTaken
-			if now.Holder == Here() {
+			if now.Holder == known.holder {
 				err = b.remove(ctx, id, now.version)
 			}
 		}

@@ -1,0 +1,236 @@
+package intent
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+	clocktesting "k8s.io/utils/clock/testing"
+
+	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/cluster"
+)
+
+// server is an API server for Secrets that keeps versions, which the fake client
+// alone does not.
+type server struct {
+	*fake.Clientset
+	versions int
+	secrets  map[string]*corev1.Secret
+	// lost has the next answers get lost on their way; what was asked for is done.
+	lost     int
+	requests []string
+}
+
+var secrets = schema.GroupResource{Resource: "secrets"}
+
+func newServer(objects ...runtime.Object) *server {
+	s := &server{Clientset: fake.NewClientset(objects...), secrets: map[string]*corev1.Secret{}}
+	s.PrependReactor("*", "secrets", func(action clienttesting.Action) (bool, runtime.Object, error) {
+		s.requests = append(s.requests, action.GetVerb())
+		object, err := s.answer(action)
+		if s.lost > 0 {
+			s.lost--
+			return true, nil, errors.New("connection reset by peer")
+		}
+		return true, object, err
+	})
+	return s
+}
+
+func (s *server) answer(action clienttesting.Action) (runtime.Object, error) {
+	none := &corev1.Secret{}
+	save := func(secret *corev1.Secret) (runtime.Object, error) {
+		s.versions++
+		secret = secret.DeepCopy()
+		secret.ResourceVersion = strconv.Itoa(s.versions)
+		s.secrets[secret.Name] = secret
+		return secret.DeepCopy(), nil
+	}
+	switch action := action.(type) {
+	case clienttesting.CreateActionImpl:
+		return save(action.GetObject().(*corev1.Secret))
+	case clienttesting.UpdateActionImpl:
+		secret := action.GetObject().(*corev1.Secret)
+		switch there := s.secrets[secret.Name]; {
+		case there == nil:
+			return none, apierrors.NewNotFound(secrets, secret.Name)
+		case there.ResourceVersion != secret.ResourceVersion:
+			return none, apierrors.NewConflict(secrets, secret.Name, nil)
+		}
+		return save(secret)
+	case clienttesting.GetActionImpl:
+		if there := s.secrets[action.GetName()]; there != nil {
+			return there.DeepCopy(), nil
+		}
+		return none, apierrors.NewNotFound(secrets, action.GetName())
+	case clienttesting.DeleteActionImpl:
+		there := s.secrets[action.GetName()]
+		if there == nil {
+			return none, apierrors.NewNotFound(secrets, action.GetName())
+		}
+		if when := action.GetDeleteOptions().Preconditions; when != nil && *when.ResourceVersion != there.ResourceVersion {
+			return none, apierrors.NewConflict(secrets, action.GetName(), nil)
+		}
+		delete(s.secrets, action.GetName())
+		return none, nil
+	case clienttesting.ListActionImpl:
+		list := &corev1.SecretList{}
+		for _, secret := range s.secrets {
+			if action.GetListRestrictions().Labels.Matches(labels.Set(secret.Labels)) {
+				list.Items = append(list.Items, *secret)
+			}
+		}
+		return list, nil
+	}
+	return nil, errors.New("not known here: " + action.GetVerb())
+}
+
+func (s *server) book() *Book {
+	return NewBook(&cluster.Clients{Kube: s, VeleroNamespace: "velero"}, clocktesting.NewFakePassiveClock(noon))
+}
+
+var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+func scaleUp() *Intent {
+	return &Intent{
+		Name: "Deployment shop/db", Namespace: "shop", Backup: "nightly",
+		Undo: []Undo{{Blueprint: "scale", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Args: blueprint.Args{"replicas": int64(3)}}}},
+	}
+}
+
+func TestBook(t *testing.T) {
+	s := newServer()
+	book, i := s.book(), scaleUp()
+	require.NoError(t, book.Open(t.Context(), i))
+	assert.Equal(t, noon, i.Since)
+	assert.Equal(t, Here(), i.Holder)
+	secret := s.secrets[i.ID]
+	require.NotNil(t, secret)
+	assert.Equal(t, map[string]string{"stillpoint.io/intent": "", "velero.io/exclude-from-backup": "true"}, secret.Labels)
+
+	i.Undo = append(i.Undo, Undo{Blueprint: "late", Call: &blueprint.Call{Pod: "db-0", Command: []string{"unlock"}}})
+	require.NoError(t, book.Update(t.Context(), i))
+	found, err := s.book().List(t.Context())
+	require.NoError(t, err)
+	require.Len(t, found, 1)
+	assert.Equal(t, i.Undo, found[0].Undo, "numbers stay whole")
+	abandoned, err := s.book().Abandoned(t.Context())
+	require.NoError(t, err)
+	assert.Empty(t, abandoned)
+
+	s.requests = nil
+	require.NoError(t, book.Close(t.Context(), i.ID))
+	assert.Equal(t, []string{"delete"}, s.requests)
+	assert.Empty(t, s.secrets)
+}
+
+// Whoever releases an intent takes it from its session, which hears of it.
+func TestBookTaken(t *testing.T) {
+	s := newServer()
+	session, i := s.book(), scaleUp()
+	i.Holder = Holder{Host: "elsewhere", PID: 1}
+	require.NoError(t, session.Open(t.Context(), i))
+
+	first, second := s.book(), s.book()
+	theirs, err := first.List(t.Context())
+	require.NoError(t, err)
+	others, err := second.List(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, first.Claim(t.Context(), &theirs[0], noon.Add(time.Minute)))
+	require.ErrorIs(t, second.Claim(t.Context(), &others[0], noon.Add(time.Minute)), ErrTaken)
+	assert.Equal(t, "elsewhere", others[0].Holder.Host, "as it was")
+
+	require.ErrorIs(t, session.Update(t.Context(), i), ErrTaken)
+	require.ErrorIs(t, session.Close(t.Context(), i.ID), ErrTaken)
+	require.Len(t, s.secrets, 1, "it is the first's to delete")
+	require.NoError(t, first.Close(t.Context(), i.ID))
+	require.ErrorIs(t, session.Update(t.Context(), i), ErrTaken, "it is gone")
+}
+
+// An answer that is lost does not make a stranger of the session.
+func TestBookLostAnswers(t *testing.T) {
+	s := newServer()
+	book, i := s.book(), scaleUp()
+	require.NoError(t, book.Open(t.Context(), i))
+	for _, ask := range []func() error{
+		func() error { return book.Update(t.Context(), i) },
+		func() error { return book.Close(t.Context(), i.ID) },
+	} {
+		s.lost = 1
+		err := ask()
+		require.Error(t, err)
+		require.NotErrorIs(t, err, ErrTaken)
+		require.NoError(t, ask())
+	}
+	assert.Empty(t, s.secrets)
+
+	i = scaleUp()
+	require.NoError(t, book.Open(t.Context(), i))
+	s.lost = 1
+	require.Error(t, book.Update(t.Context(), i))
+	require.NoError(t, book.Close(t.Context(), i.ID), "of a version that it does not know")
+}
+
+func TestBookSaysWhatItCannotDo(t *testing.T) {
+	s := newServer()
+	big := scaleUp()
+	big.Undo[0].Task.Args["text"] = strings.Repeat("x", 1<<20)
+	require.EqualError(t, s.book().Open(t.Context(), big), "what undoes the quiescing of Deployment shop/db is 1048895 bytes long, and a Secret that records it holds 1048576: shorten the commands of the posthooks, or give them what they need in a file of the container")
+	assert.Empty(t, s.requests)
+
+	good := scaleUp()
+	require.NoError(t, s.book().Open(t.Context(), good))
+	s.secrets["newer"] = &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "newer", Labels: map[string]string{Label: ""}},
+		Data:       map[string][]byte{"intent": []byte(`{"name": "x", "undo": [{"signal": "TERM"}]}`)},
+	}
+	s.secrets["other"] = &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "other"}}
+	found, err := s.book().List(t.Context())
+	require.EqualError(t, err, `read the intent in Secret velero/newer: unknown field "undo[0].signal"`)
+	require.Len(t, found, 1)
+	assert.Equal(t, good.ID, found[0].ID)
+}
+
+func TestGone(t *testing.T) {
+	s := newServer(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "velero-1", UID: "1"}})
+	for name, test := range map[string]struct {
+		holder Holder
+		want   string
+	}{
+		"lives":   {Holder{Pod: "velero-1", PodUID: "1"}, ""},
+		"gone":    {Holder{Pod: "velero-0", PodUID: "0"}, "pod velero-0 is gone"},
+		"another": {Holder{Pod: "velero-1", PodUID: "0"}, "pod velero-1 is gone"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			gone, err := s.book().Gone(t.Context(), &Intent{Holder: test.holder})
+			require.NoError(t, err)
+			assert.Equal(t, test.want, gone)
+		})
+	}
+	s.PrependReactor("get", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, nil, errors.New("no answer")
+	})
+	_, err := s.book().Gone(context.Background(), &Intent{Holder: Holder{Pod: "velero-1", PodUID: "1", PID: 7}})
+	require.EqualError(t, err, "look whether process 7 of pod velero-1 lives: get pod velero/velero-1: no answer")
+}
+
+func TestDue(t *testing.T) {
+	assert.True(t, (&Intent{}).Due(noon))
+	assert.True(t, (&Intent{Tried: noon}).Due(noon), "whoever began has died")
+	assert.False(t, (&Intent{Tried: noon, Failure: "x"}).Due(noon.Add(time.Minute)))
+	assert.True(t, (&Intent{Tried: noon, Failure: "x"}).Due(noon.Add(5*time.Minute)))
+}
