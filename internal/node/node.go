@@ -54,10 +54,10 @@ func New(clients *cluster.Clients, settings func(context.Context) (*config.Confi
 }
 
 // Thaw thaws the file systems that are mounted at paths of a node, which must be
-// below /var/lib/kubelet even where the configuration has the kubelet elsewhere.
-// One that is not frozen is success; a path where nothing is mounted is an error,
-// as the file system may be frozen and mounted elsewhere. It takes a minute at the
-// most; the error is ErrOff when it is not allowed.
+// below the directory of its kubelet. One that is not frozen is success; a path
+// where nothing is mounted is an error, as the file system may be frozen and
+// mounted elsewhere. It takes a minute at the most; the error is ErrOff when it is
+// not allowed.
 func (t *Thawer) Thaw(ctx context.Context, node string, paths []string) error {
 	settings, err := t.settings(ctx)
 	if err != nil {
@@ -145,7 +145,7 @@ func podOf(namespace string, settings *config.NodeThaw, node string, paths []str
 				TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 				SecurityContext:          &corev1.SecurityContext{Privileged: ptr.To(true), RunAsUser: ptr.To(int64(0))},
 				VolumeMounts: []corev1.VolumeMount{{
-					Name: volume, MountPath: config.DefaultKubeletDirectory, ReadOnly: true,
+					Name: volume, MountPath: settings.Directory(), ReadOnly: true,
 					MountPropagation: ptr.To(corev1.MountPropagationHostToContainer),
 				}},
 			}},

@@ -1,0 +1,109 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+	"sigs.k8s.io/yaml"
+
+	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/config"
+)
+
+// thawer runs against an API server on which pods become what status says.
+func thawer(t *testing.T, settings *config.NodeThaw, status corev1.PodStatus, there ...runtime.Object) (*Thawer, *fake.Clientset) {
+	t.Helper()
+	kube := fake.NewClientset(there...)
+	kube.PrependReactor("create", "pods", func(action clienttesting.Action) (bool, runtime.Object, error) {
+		create, ok := action.(clienttesting.CreateAction)
+		require.True(t, ok)
+		pod, ok := create.GetObject().(*corev1.Pod)
+		require.True(t, ok)
+		pod.Name, pod.Status = pod.GenerateName+"x", status
+		return false, nil, nil
+	})
+	return New(&cluster.Clients{Kube: kube, VeleroNamespace: "velero"}, func(context.Context) (*config.Config, error) {
+		return &config.Config{NodeThaw: settings}, nil
+	}), kube
+}
+
+func TestThaw(t *testing.T) {
+	ended := func(phase corev1.PodPhase, code int32, message string) corev1.PodStatus {
+		return corev1.PodStatus{Phase: phase, ContainerStatuses: []corev1.ContainerStatus{{
+			State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: code, Message: message}},
+		}}}
+	}
+	for name, test := range map[string]struct {
+		status corev1.PodStatus
+		err    string
+	}{
+		"thawed":       {status: ended(corev1.PodSucceeded, 0, "")},
+		"no such path": {status: ended(corev1.PodFailed, 1, "nothing is mounted at /p\n"), err: "exit code 1: nothing is mounted at /p"},
+		"refused":      {status: corev1.PodStatus{Phase: corev1.PodFailed, Reason: "OutOfpods", Message: "Node is full"}, err: "OutOfpods: Node is full"},
+		"no image": {status: corev1.PodStatus{Phase: corev1.PodPending, ContainerStatuses: []corev1.ContainerStatus{{
+			State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: "not found"}},
+		}}}, err: "ErrImagePull: not found: context deadline exceeded"},
+		"no kubelet": {err: "it has not started: context deadline exceeded"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			left := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "left", Labels: map[string]string{Label: ""}}}
+			left.Status.Phase = corev1.PodFailed
+			thawer, kube := thawer(t, &config.NodeThaw{Image: "stillpoint:1"}, test.status, left)
+			err := thawer.Thaw(ctx, "node1", []string{"/p", "/q"})
+			if test.err == "" {
+				require.NoError(t, err)
+			} else {
+				require.EqualError(t, err, "thaw /p, /q on node node1: pod velero/stillpoint-thaw-x: "+test.err)
+			}
+			pods, err := kube.CoreV1().Pods("velero").List(t.Context(), metav1.ListOptions{})
+			require.NoError(t, err)
+			assert.Empty(t, pods.Items, "neither it nor what an earlier process left")
+		})
+	}
+}
+
+func TestThawIsOff(t *testing.T) {
+	thawer, kube := thawer(t, nil, corev1.PodStatus{})
+	require.ErrorIs(t, thawer.Thaw(t.Context(), "node1", []string{"/p"}), ErrOff)
+	assert.Empty(t, kube.Actions())
+}
+
+// What runs on the node is written out, for those who have to allow it.
+func TestPod(t *testing.T) {
+	pod, err := yaml.Marshal(podOf("velero", &config.NodeThaw{Image: "example.com/stillpoint:1", KubeletDirectory: "/data/kubelet"}, "node1", []string{"/var/lib/kubelet/pods/1/volumes/kubernetes.io~csi/pv1/mount"}))
+	require.NoError(t, err)
+	const golden = "testdata/pod.yaml"
+	if os.Getenv("UPDATE_GOLDEN") != "" {
+		require.NoError(t, os.WriteFile(golden, pod, 0o600))
+	}
+	want, err := os.ReadFile(golden)
+	require.NoError(t, err)
+	assert.Equal(t, string(want), string(pod), "set UPDATE_GOLDEN=1 to accept")
+}
+
+// Directories of this machine can be looked at by anybody, and are not thawed.
+func TestThawVolumes(t *testing.T) {
+	var stdout, stderr bytes.Buffer
+	assert.Equal(t, 2, ThawVolumes(nil, &stdout, &stderr))
+	assert.Equal(t, "no paths are given\n", stderr.String())
+
+	stderr.Reset()
+	directory := t.TempDir()
+	gone := filepath.Join(directory, "gone")
+	assert.Equal(t, 1, ThawVolumes([]string{directory, gone}, &stdout, &stderr))
+	assert.Equal(t, "nothing is mounted at "+directory+"\nstat "+gone+": no such file or directory\n", stderr.String())
+	assert.Empty(t, stdout.String())
+}
