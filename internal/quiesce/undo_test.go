@@ -1,0 +1,373 @@
+package quiesce
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	logtest "github.com/sirupsen/logrus/hooks/test"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/utils/clock"
+
+	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/intent"
+	"stillpoint.io/stillpoint/internal/node"
+	"stillpoint.io/stillpoint/internal/workload"
+)
+
+// deed is a stand-in for tasks and for nodes: it fails as often as it is told to.
+type deed struct {
+	mu       sync.Mutex
+	failures int
+	err      error
+	done     []string
+}
+
+func (d *deed) do(what string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.failures > 0 {
+		d.failures--
+		return d.err
+	}
+	d.done = append(d.done, what)
+	return nil
+}
+
+func (d *deed) Run(_ context.Context, task *blueprint.Task) (map[string]any, error) {
+	return nil, d.do(task.Func)
+}
+
+func (d *deed) Thaw(_ context.Context, node string, paths []string) error {
+	return d.do(node + ":" + strings.Join(paths, ","))
+}
+
+// undoing is an Undoer over stand-ins, with an intent of a dead process.
+type undoing struct {
+	*Undoer
+	host  *host
+	tasks *deed
+	nodes *deed
+	kube  *fake.Clientset
+}
+
+const left = time.Millisecond // a limit that leaves one try
+
+func newUndoing(t *testing.T, objects ...runtime.Object) *undoing {
+	t.Helper()
+	objects = append(objects, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
+	u := &undoing{
+		host:  &host{shell: []string{"sh"}, running: map[string][]*exec.Cmd{}, broken: map[string]bool{}},
+		tasks: &deed{}, nodes: &deed{failures: 100, err: node.ErrOff}, kube: fake.NewClientset(objects...),
+	}
+	clients := &cluster.Clients{Kube: u.kube, VeleroNamespace: "velero"}
+	u.Undoer = &Undoer{
+		Book: intent.NewBook(clients, clock.RealClock{}), Kube: u.kube, Executor: u.host,
+		Tasks: u.tasks, Nodes: u.nodes, Clock: clock.RealClock{},
+	}
+	return u
+}
+
+// owe opens an intent and returns it as another process lists it.
+func (u *undoing) owe(t *testing.T, holder intent.Holder, undo ...intent.Undo) *intent.Intent {
+	t.Helper()
+	require.NoError(t, u.Book.Open(t.Context(), &intent.Intent{
+		ID: "stillpoint-intent-x", Backup: "nightly", Name: "StatefulSet shop/db", Namespace: "shop", Holder: holder, Undo: undo,
+		Objects: []workload.Ref{{APIVersion: "apps/v1", Kind: "StatefulSet", Namespace: "shop", Name: "db"}},
+	}))
+	list, err := u.Book.List(t.Context())
+	require.NoError(t, err)
+	require.Len(t, list, 1)
+	return &list[0]
+}
+
+func (u *undoing) list(t *testing.T) []intent.Intent {
+	t.Helper()
+	list, err := u.Book.List(t.Context())
+	require.NoError(t, err)
+	return list
+}
+
+func (u *undoing) events(t *testing.T) []string {
+	t.Helper()
+	list, err := u.kube.CoreV1().Events("shop").List(t.Context(), metav1.ListOptions{})
+	require.NoError(t, err)
+	var found []string
+	for _, event := range list.Items {
+		found = append(found, event.Reason+": "+event.Message)
+	}
+	return found
+}
+
+var (
+	deadHolder = intent.Holder{Pod: "velero-0", PodUID: "0", PID: 7}
+	liveHolder = intent.Here()
+)
+
+func exitWith(container string, code int) *blueprint.Call {
+	return &blueprint.Call{Namespace: "shop", Pod: "db-0", Container: container, Command: []string{"sh", "-c", fmt.Sprintf("echo the password is hunter2; exit %d", code)}}
+}
+
+func TestUndoInOrder(t *testing.T) {
+	u, app := newUndoing(t), newApplication(t)
+	first, last := app.call("db", "first"), app.call("side", "last")
+	owed := u.owe(t, deadHolder,
+		intent.Undo{Blueprint: "b", Phase: "first", Call: &first, Guarded: true},
+		intent.Undo{Blueprint: "b", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "shop"}},
+		intent.Undo{Blueprint: "b", Phase: "last", Call: &last},
+	)
+	undone, err := u.Undo(t.Context(), owed, left)
+	require.NoError(t, err)
+	require.NoError(t, undone.Left)
+	assert.Empty(t, undone.Warnings)
+	assert.Equal(t, []string{"first", "last"}, app.lines(t))
+	assert.Equal(t, []string{"ScaleWorkload"}, u.tasks.done)
+	assert.Empty(t, u.list(t))
+	assert.Equal(t, []string{"Thawed: Released what backup nightly had quiesced"}, u.events(t))
+}
+
+// What stays owed is told of, kept, and done by the next that tries; what was done
+// is not done again.
+func TestUndoKeepsWhatFails(t *testing.T) {
+	u, app := newUndoing(t), newApplication(t)
+	u.tasks.failures, u.tasks.err = 1, errors.New("deployment shop/db: conflict")
+	call := app.call("db", "unlock")
+	owed := u.owe(t, deadHolder,
+		intent.Undo{Blueprint: "scale", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "shop"}, ByHand: "run by hand: kubectl scale"},
+		intent.Undo{Blueprint: "lock", Phase: "unlock", Call: &call},
+	)
+	undone, err := u.Undo(t.Context(), owed, left)
+	require.NoError(t, err)
+	const failure = "blueprint scale, phase up: deployment shop/db: conflict; run by hand: kubectl scale"
+	require.EqualError(t, undone.Left, "StatefulSet shop/db MAY STILL BE QUIESCED by backup nightly: "+failure)
+	assert.Equal(t, []string{"StillFrozen: " + undone.Left.Error()}, u.events(t))
+	kept := u.list(t)
+	require.Len(t, kept, 1)
+	assert.Equal(t, failure, kept[0].Failure)
+	require.Len(t, kept[0].Undo, 1)
+	gone, err := u.Book.Gone(t.Context(), &kept[0])
+	require.NoError(t, err)
+	assert.Contains(t, gone, "was to be done with it", "others may try at once")
+	assert.False(t, kept[0].Due(time.Now()), "but do not by themselves")
+
+	undone, err = u.Undo(t.Context(), &kept[0], left)
+	require.NoError(t, err)
+	require.NoError(t, undone.Left)
+	assert.Equal(t, []string{"unlock"}, app.lines(t))
+	assert.Empty(t, u.list(t))
+}
+
+func TestUndoTriesAgain(t *testing.T) {
+	u := newUndoing(t)
+	u.tasks.failures, u.tasks.err = 1, errors.New("conflict")
+	undone, err := u.Undo(t.Context(), u.owe(t, deadHolder, intent.Undo{Task: &blueprint.Task{Func: "KubeOps", Namespace: "shop"}}), 5*time.Second)
+	require.NoError(t, err)
+	require.NoError(t, undone.Left)
+	assert.Equal(t, []string{"KubeOps"}, u.tasks.done)
+}
+
+func TestUndoFailures(t *testing.T) {
+	task := func(function string) *blueprint.Task {
+		return &blueprint.Task{Func: function, Namespace: "shop", Args: blueprint.Args{"command": "hunter2"}}
+	}
+	for name, test := range map[string]struct {
+		undo    intent.Undo
+		holder  intent.Holder
+		err     error // of tasks
+		left    string
+		warning string
+	}{
+		"its guard has run it": {
+			undo: intent.Undo{Call: exitWith("db", 3), Guarded: true}, holder: deadHolder,
+			warning: "exit code 3 in container db of pod shop/db-0: what it printed is not shown, since it can hold secrets; its guard has run it before, or ended with its container",
+		},
+		"its guard has not run it": {
+			undo: intent.Undo{Call: exitWith("db", 3), Guarded: true}, holder: liveHolder,
+			left: "exit code 3 in container db of pod shop/db-0: what it printed is not shown, since it can hold secrets; no way to undo it by hand is known",
+		},
+		"no guard": {
+			undo: intent.Undo{Call: exitWith("db", 3), ByHand: "run ***"}, holder: deadHolder,
+			left: "exit code 3 in container db of pod shop/db-0: what it printed is not shown, since it can hold secrets; run ***",
+		},
+		"lost": {
+			undo: intent.Undo{Unknown: "phase x needs the output of phase dump"}, holder: deadHolder,
+			left: "phase x needs the output of phase dump; no way to undo it by hand is known",
+		},
+		"neither command nor task": {
+			undo: intent.Undo{}, holder: deadHolder, left: "there is neither a command nor a task; no way to undo it by hand is known",
+		},
+		"task of which little is told": {
+			undo: intent.Undo{Task: task("KubeTask")}, holder: deadHolder, err: errors.New("pod said hunter2"),
+			left: "KubeTask failed (no reason of the API server's); its error is not shown, since it can hold secrets; no way to undo it by hand is known",
+		},
+		"namespace is gone": {
+			undo: intent.Undo{Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "gone"}}, holder: deadHolder, err: errors.New("not found"),
+			warning: "namespace gone is gone, and what was quiesced with it",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := newUndoing(t)
+			u.tasks.failures, u.tasks.err = 100, test.err
+			test.undo.Blueprint, test.undo.Phase = "b", "p"
+			undone, err := u.Undo(t.Context(), u.owe(t, test.holder, test.undo), left)
+			require.NoError(t, err)
+			if test.left == "" {
+				require.NoError(t, undone.Left)
+				require.Len(t, undone.Warnings, 1)
+				assert.Equal(t, "blueprint b, phase p: "+test.warning, undone.Warnings[0])
+				assert.Empty(t, u.list(t))
+			} else {
+				require.EqualError(t, undone.Left, "StatefulSet shop/db MAY STILL BE QUIESCED by backup nightly: blueprint b, phase p: "+test.left)
+				assert.Len(t, u.list(t), 1)
+			}
+			assert.NotContains(t, strings.Join(slices.Concat(u.events(t), undone.Warnings), " "), "hunter2")
+		})
+	}
+}
+
+// A file system is to be thawed for certain: its freeze outlives the container
+// that a guard stood in.
+func TestUndoFileSystem(t *testing.T) {
+	pod := func(name, path string) *corev1.Pod {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name}}
+		p.Spec.Containers = []corev1.Container{{Name: "main-" + name, VolumeMounts: []corev1.VolumeMount{{Name: "v", MountPath: path}}}}
+		p.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "data"}}}}
+		p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "main-" + name, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}}
+		return p
+	}
+	claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "data"}}
+	const path = "/var/lib/kubelet/pods/1/volumes/kubernetes.io~csi/pv/mount"
+	for name, test := range map[string]struct {
+		objects []runtime.Object
+		broken  []string
+		// frozen is what fsfreeze says.
+		says    string
+		node    *deed
+		limit   time.Duration
+		journal []string
+		warning string
+		left    string
+	}{
+		"in its container": {objects: []runtime.Object{claim}, journal: []string{"/data"}},
+		"not frozen":       {objects: []runtime.Object{claim}, says: "fsfreeze: /data: unfreeze failed: Invalid argument", journal: []string{"/data"}},
+		"elsewhere": {
+			objects: []runtime.Object{claim, pod("db-1", "/mnt")}, broken: []string{"side"}, journal: []string{"/mnt"},
+			warning: "thawed from container main-db-1 of pod shop/db-1, since the connection to the container was lost: container side of pod shop/db-0 is gone (Stillpoint needs sh, sleep and kill in the container)",
+		},
+		"the claim is gone": {
+			broken:  []string{"side"},
+			warning: "the connection to the container was lost: container side of pod shop/db-0 is gone (Stillpoint needs sh, sleep and kill in the container); its claims are gone, and their file systems with them",
+		},
+		"on the node": {
+			objects: []runtime.Object{claim}, broken: []string{"side"}, node: &deed{}, limit: 10 * time.Second,
+			warning: "thawed on the node, since the connection to the container was lost: container side of pod shop/db-0 is gone (Stillpoint needs sh, sleep and kill in the container)",
+		},
+		"the node is not to": {
+			objects: []runtime.Object{claim}, broken: []string{"side"}, limit: 5 * time.Second,
+			left: "container side of pod shop/db-0 is gone (Stillpoint needs sh, sleep and kill in the container); a thaw on the node is switched off: the key nodeThaw of the configuration switches it on; thaw it",
+		},
+		"it fails": {
+			objects: []runtime.Object{claim}, says: "fsfreeze: Operation not permitted", journal: []string{"/data"},
+			left: "exit code 1 in container side of pod shop/db-0: fsfreeze: Operation not permitted; thaw it",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			u := newUndoing(t, test.objects...)
+			if test.node != nil {
+				u.nodes, u.Nodes = test.node, test.node
+			}
+			for _, container := range test.broken {
+				u.host.broken[container] = true
+			}
+			journal := filepath.Join(t.TempDir(), "journal")
+			script := fmt.Sprintf(`: fsfreeze --unfreeze; echo "$1" >>%s; [ -z '%s' ] || { echo '%s' >&2; exit 1; }`, journal, test.says, test.says)
+			owed := u.owe(t, deadHolder, intent.Undo{
+				Blueprint: "fsfreeze", Phase: "thaw", Guarded: true, ByHand: "thaw it",
+				Call:    &blueprint.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{"sh", "-c", script, "stillpoint", "/data"}},
+				Volumes: []intent.Volume{{Claim: "data", MountPath: "/data", Node: "node1", Path: path}},
+			})
+			undone, err := u.Undo(t.Context(), owed, max(test.limit, left))
+			require.NoError(t, err)
+			if test.left == "" {
+				require.NoError(t, undone.Left)
+				assert.Empty(t, u.list(t))
+			} else {
+				require.ErrorContains(t, undone.Left, test.left)
+			}
+			if test.warning == "" {
+				assert.Empty(t, undone.Warnings)
+			} else {
+				assert.Equal(t, []string{test.warning}, undone.Warnings)
+			}
+			assert.Equal(t, test.journal, application{journal}.lines(t))
+			if test.node != nil {
+				assert.Equal(t, []string{"node1:" + path}, test.node.done)
+			}
+		})
+	}
+}
+
+func TestAtBackup(t *testing.T) {
+	u := newUndoing(t)
+	log, said := logtest.NewNullLogger()
+	messages := func() []string {
+		var all []string
+		for _, entry := range said.AllEntries() {
+			all = append(all, entry.Level.String()+": "+entry.Message)
+		}
+		said.Reset()
+		return all
+	}
+	u.AtBackup(t.Context(), log)
+	assert.Empty(t, messages())
+	assert.Len(t, u.kube.Actions(), 1)
+
+	owed := u.owe(t, deadHolder, intent.Undo{Blueprint: "scale", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "shop"}})
+	u.AtBackup(t.Context(), log)
+	assert.Equal(t, []string{"warning: Released StatefulSet shop/db, which backup nightly had quiesced since " + owed.Since.UTC().Format(time.RFC3339) + ": pod velero-0 is gone"}, messages())
+	assert.Equal(t, []string{"ScaleWorkload"}, u.tasks.done)
+
+	// Another backup is at work.
+	u.owe(t, liveHolder, intent.Undo{Unknown: "x"})
+	u.AtBackup(t.Context(), log)
+	assert.Empty(t, messages())
+	require.NoError(t, u.Book.Close(t.Context(), "stillpoint-intent-x"))
+
+	// What was tried just now is told of, and not tried again.
+	u.owe(t, deadHolder, intent.Undo{Blueprint: "b", Phase: "p", Unknown: "the output is lost"})
+	u.AtBackup(t.Context(), log)
+	assert.Equal(t, []string{"warning: StatefulSet shop/db MAY STILL BE QUIESCED by backup nightly: blueprint b, phase p: the output is lost; no way to undo it by hand is known"}, messages())
+	u.AtBackup(t.Context(), log)
+	require.Len(t, u.list(t), 1)
+	again := messages()
+	require.Len(t, again, 1)
+	assert.Contains(t, again[0], "warning: StatefulSet shop/db may still be quiesced by backup nightly since")
+}
+
+// A process that releases is waited for.
+func TestAtBackupWaits(t *testing.T) {
+	u := newUndoing(t)
+	log, said := logtest.NewNullLogger()
+	owed := u.owe(t, deadHolder, intent.Undo{Unknown: "x"})
+	require.NoError(t, u.Book.Claim(t.Context(), owed, time.Now().Add(time.Minute)))
+	time.AfterFunc(700*time.Millisecond, func() { _ = u.Book.Close(context.Background(), owed.ID) })
+	start := time.Now()
+	u.AtBackup(t.Context(), log)
+	assert.GreaterOrEqual(t, time.Since(start), 700*time.Millisecond)
+	assert.Empty(t, u.list(t))
+	assert.Empty(t, said.AllEntries())
+}
