@@ -62,9 +62,9 @@ func (s *server) answer(action clienttesting.Action) (runtime.Object, error) {
 	}
 	switch action := action.(type) {
 	case clienttesting.CreateActionImpl:
-		return save(action.GetObject().(*corev1.Secret))
+		return save(sent(action.Object))
 	case clienttesting.UpdateActionImpl:
-		secret := action.GetObject().(*corev1.Secret)
+		secret := sent(action.Object)
 		switch there := s.secrets[secret.Name]; {
 		case there == nil:
 			return none, apierrors.NewNotFound(secrets, secret.Name)
@@ -97,6 +97,13 @@ func (s *server) answer(action clienttesting.Action) (runtime.Object, error) {
 		return list, nil
 	}
 	return nil, errors.New("not known here: " + action.GetVerb())
+}
+
+func sent(object runtime.Object) *corev1.Secret {
+	if secret, ok := object.(*corev1.Secret); ok {
+		return secret
+	}
+	return &corev1.Secret{}
 }
 
 func (s *server) book() *Book {
