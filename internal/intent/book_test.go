@@ -196,7 +196,8 @@ func TestBookSaysWhatItCannotDo(t *testing.T) {
 	s := newServer()
 	big := scaleUp()
 	big.Undo[0].Task.Args["text"] = strings.Repeat("x", 1<<20)
-	require.EqualError(t, s.book().Open(t.Context(), big), "what undoes the quiescing of Deployment shop/db is 1048895 bytes long, and a Secret that records it holds 1048576: shorten the commands of the posthooks, or give them what they need in a file of the container")
+	big.Holder = Holder{Host: "elsewhere"}
+	require.EqualError(t, s.book().Open(t.Context(), big), "what undoes the quiescing of Deployment shop/db is 1048881 bytes long, and a Secret that records it holds 1048576: shorten the commands of the posthooks, or give them what they need in a file of the container")
 	assert.Empty(t, s.requests)
 
 	good := scaleUp()
