@@ -23,6 +23,7 @@ import (
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
+	"stillpoint.io/stillpoint/internal/workload"
 )
 
 // Bracket holds the freezes of this process, which Velero starts anew for each
@@ -226,9 +227,13 @@ func (b *Bracket) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim
 
 // Related returns the other pods of a pod's workload when it is to be quiesced
 // and they are in the backup too: they belong into one item block, so that
-// Velero takes the workload's volumes one right after the other. Trouble is a
-// warning: an error would drop the pod from the backup.
+// Velero takes the workload's volumes one right after the other. So do the
+// claims of the same freeze that no pod brings along. Trouble is a warning: an
+// error would drop the pod from the backup.
 func (b *Bracket) Related(ctx context.Context, pod *corev1.Pod, backup *velerov1.Backup) []velero.ResourceIdentifier {
+	if len(workload.Claims(pod)) == 0 {
+		return nil
+	}
 	facts, err := b.namespaces.Recent(ctx, pod.Namespace)
 	if err != nil {
 		b.log.Warnf("Pod %s/%s is not kept together with the other pods of its workload: %v", pod.Namespace, pod.Name, err)
@@ -238,17 +243,56 @@ func (b *Bracket) Related(ctx context.Context, pod *corev1.Pod, backup *velerov1
 	if !asked {
 		return nil
 	}
+	return b.block(ctx, facts, unit, pod.Name, "", backup)
+}
+
+// RelatedToClaim is Related for a claim that an annotated object joins with
+// others: it may be that no pod mounts any of them.
+func (b *Bracket) RelatedToClaim(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) []velero.ResourceIdentifier {
+	facts, err := b.namespaces.Recent(ctx, claim.Namespace)
+	if err != nil {
+		b.log.Warnf("Claim %s/%s is not kept together with those that are frozen with it: %v", claim.Namespace, claim.Name, err)
+		return nil
+	}
+	unit, joined := facts.Together(claim.Name)
+	if !joined {
+		return nil
+	}
+	return b.block(ctx, facts, unit, "", claim.Name, backup)
+}
+
+// block are the items of one freeze that are in the backup: pods, and the claims
+// that none of them mounts, without the pod and the claim of these names. Velero
+// would take any others along that are named here.
+func (b *Bracket) block(ctx context.Context, facts *quiesce.Facts, unit workload.Unit, pod, claim string, backup *velerov1.Backup) []velero.ResourceIdentifier {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	selected := b.selection(backup)
 	var related []velero.ResourceIdentifier
+	mounted := map[string]bool{claim: true}
 	for _, w := range unit.Workloads {
 		for _, other := range w.Pods {
-			if other.Name != pod.Name && selected.Pod(&other) {
-				related = append(related, velero.ResourceIdentifier{
-					GroupResource: kuberesource.Pods, Namespace: other.Namespace, Name: other.Name,
-				})
+			if other.Name != pod && !selected.Pod(&other) {
+				continue
 			}
+			for _, name := range workload.Claims(&other) {
+				mounted[name] = true
+			}
+			if other.Name != pod {
+				related = append(related, velero.ResourceIdentifier{GroupResource: kuberesource.Pods, Namespace: other.Namespace, Name: other.Name})
+			}
+		}
+	}
+	for _, name := range unit.Claims {
+		other := facts.Claim(name)
+		if mounted[name] || other == nil {
+			continue
+		}
+		verdict, err := selected.Of(ctx, other)
+		if err != nil {
+			b.log.Warnf("Claim %s/%s is not kept together with those that are frozen with it: %v", other.Namespace, name, err)
+		} else if verdict.Path != selection.None {
+			related = append(related, velero.ResourceIdentifier{GroupResource: kuberesource.PersistentVolumeClaims, Namespace: other.Namespace, Name: name})
 		}
 	}
 	return related

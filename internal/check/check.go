@@ -33,13 +33,15 @@ import (
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
+	"stillpoint.io/stillpoint/internal/workload"
 )
 
 // Options say which backup is checked, and how much of it.
 type Options struct {
 	// Namespaces are those to look at; none are all that the backup includes.
 	Namespaces []string
-	// Kind and Name are a workload's, in the only one of Namespaces; "" is all.
+	// Kind and Name are a workload's or another annotated object's, in the only
+	// one of Namespaces; "" is all.
 	Kind, Name string
 
 	// Schedule is one whose next backup is checked. Without it a Backup of
@@ -127,6 +129,7 @@ func (c *Checker) Check(ctx context.Context, options Options) (*Report, error) {
 		}
 		c.forget(name)
 	}
+	v.report.unread(v.namespaces.Unread())
 	return v.report.finish(), nil
 }
 
@@ -222,6 +225,9 @@ func (v *visit) namespace(ctx context.Context, name string) error {
 		for _, w := range whole.Unit.Workloads {
 			known = append(known, strings.ToLower(w.Kind)+"/"+w.Name)
 		}
+		for _, o := range whole.Standings() {
+			known = append(known, strings.ToLower(o.Kind)+"/"+o.Name)
+		}
 		for _, member := range whole.Claims {
 			seen[member.Name] = true
 		}
@@ -236,13 +242,21 @@ func (v *visit) namespace(ctx context.Context, name string) error {
 		}
 		v.report.add(unit.report())
 	}
+	for _, idle := range facts.Idle() {
+		switch {
+		case v.options.Name == "":
+			v.report.note("%s", idle.Text)
+		case v.options.means(idle.Ref, idle.Is):
+			return errors.New(idle.Text)
+		}
+	}
 	switch {
 	case v.options.Name != "" && !matched:
 		slices.Sort(known)
-		return fmt.Errorf("namespace %s has no workload %s/%s with a volume in a running pod; there are: %s",
+		return fmt.Errorf("namespace %s has no workload %s/%s with a volume in a running pod, nor such an object with quiesce annotations; there are: %s",
 			name, v.options.Kind, v.options.Name, orNone(slices.Compact(known)))
 	case len(facts.Claims()) > 0 && !asked:
-		v.report.note("Nothing is quiesced in namespace %s: none of its claims, workloads and pods with claims has an annotation %s or %s, nor has the namespace.",
+		v.report.note("Nothing is quiesced in namespace %s: none of its claims, and nothing that stands for them, has an annotation %s or %s, nor has the namespace.",
 			name, quiesce.AnnotationQuiesce, quiesce.AnnotationKanister)
 	}
 	return nil
@@ -261,11 +275,22 @@ func (o Options) covers(whole *quiesce.Group) bool {
 		return true
 	}
 	for _, w := range whole.Unit.Workloads {
-		if strings.EqualFold(w.Kind, o.Kind) && w.Name == o.Name {
+		if o.means(w.Ref, func(string) bool { return false }) {
+			return true
+		}
+	}
+	for _, s := range whole.Standings() {
+		if o.means(s.Ref, s.Is) {
 			return true
 		}
 	}
 	return false
+}
+
+// means tells whether an object is the only one to look at. is knows other
+// names of its kind.
+func (o Options) means(ref workload.Ref, is func(kind string) bool) bool {
+	return ref.Name == o.Name && (strings.EqualFold(ref.Kind, o.Kind) || is(o.Kind))
 }
 
 // unit gathers what would become of the claims of a group. invalid is what is

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,6 +30,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"k8s.io/client-go/kubernetes/fake"
+	clientscheme "k8s.io/client-go/kubernetes/scheme"
+	metadatafake "k8s.io/client-go/metadata/fake"
 	kubetesting "k8s.io/client-go/testing"
 	clocktesting "k8s.io/utils/clock/testing"
 	"k8s.io/utils/ptr"
@@ -51,8 +54,9 @@ const (
 type scene struct {
 	t       *testing.T
 	objects []runtime.Object
-	answers map[string]string // by pod/container
-	deny    string            // a resource that may not be listed
+	custom  []*unstructured.Unstructured // of group db.example.com
+	answers map[string]string            // by pod/container
+	deny    string                       // a resource that may not be listed
 }
 
 func newScene(t *testing.T, serverArgs ...string) *scene {
@@ -181,6 +185,41 @@ var schemeOf = func() func(t *testing.T) *runtime.Scheme {
 	}
 }()
 
+func kindOf(kind, resource string, short ...string) metav1.APIResource {
+	return metav1.APIResource{Kind: kind, Name: resource, ShortNames: short, Namespaced: true, Verbs: metav1.Verbs{"get", "list"}}
+}
+
+func partOf(object metav1.Object, kind schema.GroupVersionKind) *metav1.PartialObjectMetadata {
+	return &metav1.PartialObjectMetadata{
+		TypeMeta: metav1.TypeMeta{APIVersion: kind.GroupVersion().String(), Kind: kind.Kind},
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: object.GetNamespace(), Name: object.GetName(), UID: object.GetUID(),
+			Annotations: object.GetAnnotations(), OwnerReferences: object.GetOwnerReferences(),
+		},
+	}
+}
+
+// database is a custom resource that owns StatefulSets which are there already.
+func (s *scene) database(name string, annotations map[string]string, owns ...string) {
+	object := &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{"members": int64(3)}}}
+	object.SetAPIVersion("db.example.com/v1")
+	object.SetKind("Database")
+	object.SetNamespace("shop")
+	object.SetName(name)
+	object.SetUID(types.UID("uid-database-" + name))
+	object.SetAnnotations(annotations)
+	s.custom = append(s.custom, object)
+	for _, o := range s.objects {
+		if set, ok := o.(*appsv1.StatefulSet); ok && slices.Contains(owns, set.Name) {
+			set.OwnerReferences = []metav1.OwnerReference{{APIVersion: "db.example.com/v1", Kind: "Database", Name: name, UID: object.GetUID(), Controller: ptr.To(true)}}
+		}
+	}
+}
+
+func (s *scene) configMap(name string, annotations map[string]string) {
+	s.add(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID("uid-map-" + name), Annotations: annotations}})
+}
+
 func (s *scene) check(options Options) (*Report, error) {
 	s.t.Helper()
 	s.add(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
@@ -206,14 +245,48 @@ func (s *scene) check(options Options) (*Report, error) {
 			return true, nil, apierrors.NewForbidden(corev1.Resource(s.deny), "", nil)
 		})
 	}
+	kube.Resources = []*metav1.APIResourceList{
+		{GroupVersion: "v1", APIResources: []metav1.APIResource{kindOf("ConfigMap", "configmaps", "cm"), kindOf("Secret", "secrets")}},
+		{GroupVersion: "apps/v1", APIResources: []metav1.APIResource{kindOf("StatefulSet", "statefulsets", "sts")}},
+		{GroupVersion: "db.example.com/v1", APIResources: []metav1.APIResource{kindOf("Database", "databases", "db")}},
+	}
+	metadataScheme := runtime.NewScheme()
+	require.NoError(s.t, metav1.AddMetaToScheme(metadataScheme))
+	var parts, whole []runtime.Object
+	for _, object := range s.custom {
+		whole = append(whole, object)
+		parts = append(parts, partOf(object, object.GroupVersionKind()))
+	}
+	for _, object := range s.objects {
+		switch object.(type) {
+		case *corev1.ConfigMap, *appsv1.StatefulSet, *corev1.Secret:
+			kinds, _, err := clientscheme.Scheme.ObjectKinds(object)
+			require.NoError(s.t, err)
+			content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(object)
+			require.NoError(s.t, err)
+			full := &unstructured.Unstructured{Object: content}
+			full.SetGroupVersionKind(kinds[0])
+			parts = append(parts, partOf(full, kinds[0]))
+			if kinds[0].Kind == "ConfigMap" {
+				whole = append(whole, full)
+			}
+		}
+	}
 	clock := clocktesting.NewFakePassiveClock(time.Date(2026, 11, 21, 8, 0, 0, 0, time.UTC))
 	objects := crfake.NewClientBuilder().WithScheme(scheme).WithRuntimeObjects(all...).Build()
+	metadata := metadatafake.NewSimpleMetadataClient(metadataScheme, parts...)
+	metadata.PrependReactor("list", "secrets", func(kubetesting.Action) (bool, runtime.Object, error) {
+		return s.deny == "secrets", nil, apierrors.NewForbidden(corev1.Resource(s.deny), "", nil)
+	})
 	clients := &cluster.Clients{
 		Kube: kube, Objects: objects, Remembered: cluster.Remember(objects, clock), VeleroNamespace: "velero",
 		Snapshots: snapshotfake.NewSimpleClientset(snapshots...),
 		Dynamic: dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
-			blueprint.Resource: "BlueprintList",
-		}),
+			blueprint.Resource:                                              "BlueprintList",
+			{Version: "v1", Resource: "configmaps"}:                         "ConfigMapList",
+			{Group: "db.example.com", Version: "v1", Resource: "databases"}: "DatabaseList",
+		}, whole...),
+		Metadata: metadata,
 	}
 	if options.Deployment == "" {
 		options.Deployment = "velero"
@@ -266,6 +339,17 @@ actions:
 	)
 }
 
+// execBlueprint is one that runs the name of its object in a container.
+func (s *scene) execBlueprint(name, pod, container string) {
+	phase := func(name string) string {
+		return fmt.Sprintf("{func: KubeExec, name: %[1]s, args: {namespace: '{{ .Namespace.Name }}', pod: %[2]s, container: %[3]s, command: [%[1]s, '{{ .Object.kind }}']}}", name, pod, container)
+	}
+	s.add(&corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: name, Labels: map[string]string{blueprint.ConfigMapLabel: ""}},
+		Data:       map[string]string{name: fmt.Sprintf("actions:\n  backupPrehook: {phases: [%s]}\n  backupPosthook: {phases: [%s]}\n", phase("stop"), phase("go-on"))},
+	})
+}
+
 // What users read: one file for each kind of outcome.
 func TestTable(t *testing.T) {
 	for name, test := range map[string]struct {
@@ -307,6 +391,25 @@ func TestTable(t *testing.T) {
 			s.statefulSet("frozen-classes", asks("fsfreeze"), s.claim("frozen-data", "two", "group"))
 			s.statefulSet("lax-classes", asks("fsfreeze", "stillpoint.io/on-quiesce-error", "continue"), s.claim("lax-data", "two", "group"))
 			s.statefulSet("no-class", asks("fsfreeze"), s.claim("no-class-data", "two", ""))
+		}, true},
+		"objects": {nil, func(s *scene) {
+			s.postgres()
+			s.execBlueprint("mongo", "db-0", "db")
+			s.statefulSet("db", asks("mongo,fsfreeze", "stillpoint.io/quiesce-timeout", "45s"), s.claim("db-0", "fast", "group"))
+			s.statefulSet("shard", asks("mongo"), s.claim("db-1", "fast", "group"))
+			s.database("db", asks("mongo"), "db", "shard")
+			s.statefulSet("gone", nil)
+			s.database("gone", asks("mongo"), "gone")
+			s.statefulSet("stateless", asks("fsfreeze"))
+			s.deny = "secrets"
+		}, false},
+		"object-of-namespace": {nil, func(s *scene) {
+			s.execBlueprint("pause", "web-0", "db")
+			s.statefulSet("web", nil, s.claim("files", "fast", "group"))
+			s.statefulSet("own", nil, s.claim("own", "fast", "group", func(c *corev1.PersistentVolumeClaim) { c.Annotations = asks("fsfreeze") }))
+			s.claim("idle", "fast", "group")
+			s.configMap("hooks", asks("pause"))
+			s.configMap("typo", map[string]string{"stillpoint.io/quiesc": "pause"})
 		}, true},
 		"nothing": {nil, func(s *scene) { s.statefulSet("plain", nil, s.claim("data", "fast", "")) }, false},
 		"configuration": {nil, func(s *scene) {
@@ -411,7 +514,29 @@ func TestWorkload(t *testing.T) {
 
 	s.objects = s.objects[:len(s.objects)-1]
 	_, err = s.check(Options{Namespaces: []string{"shop"}, Kind: "Deployment", Name: "db"})
-	require.EqualError(t, err, "namespace shop has no workload Deployment/db with a volume in a running pod; there are: statefulset/db, statefulset/web")
+	require.EqualError(t, err, "namespace shop has no workload Deployment/db with a volume in a running pod, nor such an object with quiesce annotations; there are: statefulset/db, statefulset/web")
+}
+
+// An annotated object can be asked for as with kubectl.
+func TestObject(t *testing.T) {
+	for _, kind := range []string{"Database", "databases", "db", "DB.db.example.com"} {
+		s := newScene(t)
+		s.statefulSet("web", nil, s.claim("files", "fast", ""))
+		s.statefulSet("db", nil, s.claim("data", "fast", ""))
+		s.database("db", asks("fsfreeze"), "db")
+		s.statefulSet("other", nil, s.claim("more", "fast", ""))
+		s.database("other", asks("fsfreeze"), "other")
+		report, err := s.check(Options{Namespaces: []string{"shop"}, Kind: kind, Name: "db"})
+		require.NoError(t, err)
+		require.Len(t, report.Units, 1)
+		assert.Equal(t, "Database shop/db", report.Units[0].Name)
+		assert.Len(t, report.Units[0].Volumes, 1)
+	}
+	s := newScene(t)
+	s.statefulSet("db", nil, s.claim("data", "fast", ""))
+	s.statefulSet("idle", asks("fsfreeze"))
+	_, err := s.check(Options{Namespaces: []string{"shop"}, Kind: "StatefulSet", Name: "idle"})
+	require.EqualError(t, err, "Nothing is run for StatefulSet shop/idle, which is annotated: none of its pods runs and mounts a claim.")
 }
 
 // What cannot be read is no report.

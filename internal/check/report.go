@@ -19,6 +19,7 @@ import (
 	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/group"
 	"stillpoint.io/stillpoint/internal/quiesce"
+	"stillpoint.io/stillpoint/internal/resource"
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
 	"stillpoint.io/stillpoint/internal/workload"
@@ -66,11 +67,17 @@ type Unit struct {
 	Notes    []string `json:"notes"`
 }
 
-// Workload is a controller, or a bare pod.
+// Workload is a controller, a bare pod, or another object that is annotated.
 type Workload struct {
 	Kind string `json:"kind"`
 	Name string `json:"name"`
 	Pods []Pod  `json:"pods"`
+	// StandsFor are the claims of an annotated object that is no workload. Its
+	// pods are those of the workloads.
+	StandsFor []string `json:"standsFor,omitempty"`
+	// OfNamespace tells that it stands for all claims of the namespace, since
+	// nothing depends on it.
+	OfNamespace bool `json:"ofNamespace,omitempty"`
 }
 
 // Pod is one that runs, with its running containers.
@@ -208,6 +215,24 @@ func (r *Report) note(format string, args ...any) {
 	r.Notes = append(r.Notes, fmt.Sprintf(format, args...))
 }
 
+// unread tells of kinds that could not be looked at for annotated objects.
+func (r *Report) unread(kinds []resource.Unread) {
+	var forbidden, broken []string
+	for _, kind := range kinds {
+		if kind.Broken {
+			broken = append(broken, fmt.Sprintf("%s (%s)", kind.Name, kind.Reason))
+		} else {
+			forbidden = append(forbidden, kind.Name)
+		}
+	}
+	if len(forbidden) > 0 {
+		r.note("Quiesce annotations are not looked for on objects of these kinds, which may not be listed: %s.", strings.Join(forbidden, ", "))
+	}
+	if len(broken) > 0 {
+		r.Warnings = append(r.Warnings, fmt.Sprintf("Quiesce annotations cannot be looked for on objects of these kinds, since the API server cannot read them: %s", strings.Join(broken, ", ")))
+	}
+}
+
 // add takes a unit into the report. Claims of one workload whose annotations
 // are not valid fail one by one, for the same reason.
 func (r *Report) add(u Unit) {
@@ -239,10 +264,21 @@ func (u *unit) report() Unit {
 		Namespace: u.whole.Claims[0].Namespace, Name: u.whole.Name(), Workloads: []Workload{}, Volumes: []Volume{},
 		Failures: []string{}, Warnings: append([]string{}, u.warnings...), Notes: []string{},
 	}
+	listed := map[workload.Ref]bool{}
+	for _, o := range u.whole.Standings() {
+		listed[o.Ref] = true
+		r.Workloads = append(r.Workloads, Workload{Kind: o.Kind, Name: o.Name, Pods: []Pod{}, StandsFor: o.Claims, OfNamespace: o.All})
+	}
+	r.Notes = append(append(r.Notes, u.whole.Repeated()...), u.whole.Twice()...)
 	for _, w := range u.whole.Unit.Workloads {
 		described := Workload{Kind: w.Kind, Name: w.Name}
 		for i := range w.Pods {
 			described.Pods = append(described.Pods, Pod{Name: w.Pods[i].Name, Containers: workload.RunningContainers(&w.Pods[i])})
+		}
+		if listed[w.Ref] { // the controller of pods is an annotated object itself
+			i := slices.IndexFunc(r.Workloads, func(known Workload) bool { return known.Kind == w.Kind && known.Name == w.Name })
+			r.Workloads[i].Pods = described.Pods
+			continue
 		}
 		r.Workloads = append(r.Workloads, described)
 	}

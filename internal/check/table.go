@@ -65,6 +65,12 @@ func (u Unit) table(w *tabwriter.Writer) {
 	fmt.Fprintf(w, "\n%s\n", u.title())
 	_ = w.Flush()
 	for _, workload := range u.Workloads {
+		switch {
+		case workload.OfNamespace:
+			line("object\t%s %s, for all claims of the namespace", workload.Kind, workload.Name)
+		case len(workload.StandsFor) > 0:
+			line("object\t%s %s, for %s", workload.Kind, workload.Name, strings.Join(workload.StandsFor, ", "))
+		}
 		for _, pod := range workload.Pods {
 			line("pod\t%s: %s", pod.Name, orDash(strings.Join(pod.Containers, ", ")))
 		}

@@ -43,6 +43,8 @@ type part struct {
 	said map[string]string
 	// ofNamespace tells that it was the namespace.
 	ofNamespace bool
+	// repeats is the object at which these annotations count.
+	repeats *object
 }
 
 // standsFor tells whether the part's hooks are for a claim.
@@ -213,6 +215,16 @@ func (f *Facts) Asked(pod *corev1.Pod) (workload.Unit, bool) {
 	return unit, false
 }
 
+// Together is what is frozen together with a claim when annotated objects join
+// it with others; false when there are none.
+func (f *Facts) Together(claim string) (workload.Unit, bool) {
+	if c := f.Claim(claim); c == nil || !f.stoodFor(claim) {
+		return workload.Unit{}, false
+	}
+	unit, objects := f.joined(claim)
+	return unit, len(objects) > 0
+}
+
 // strictest joins the setting of one more workload to that of those before. One
 // that is not to be quiesced has no say.
 func strictest(before bool, next, so OnError) OnError {
@@ -267,7 +279,10 @@ func (f *Facts) part(w workload.Workload, claim *corev1.PersistentVolumeClaim, o
 		owners = w.Object.GetOwnerReferences()
 	}
 	controller := slices.ContainsFunc(f.objects, func(o *object) bool { return o.UID == w.UID && decides(o.Annotations) })
-	if p.ofNamespace && controller || !p.ofNamespace && f.repeated(p.said, owners...) {
+	if !p.ofNamespace {
+		p.repeats = f.repeated(p.said, owners...)
+	}
+	if p.ofNamespace && controller || p.repeats != nil {
 		p.settings.Blueprints = nil
 	}
 	return p, nil

@@ -201,11 +201,11 @@ func repeats(of, owner map[string]string) bool {
 	return owner[AnnotationQuiesce] == of[AnnotationQuiesce] && owner[AnnotationKanister] == of[AnnotationKanister]
 }
 
-// repeated tells whether annotations of what has these owners count at one of
-// them.
-func (f *Facts) repeated(annotations map[string]string, owners ...metav1.OwnerReference) bool {
+// repeated is the owner at which the annotations of what has these owners count,
+// nil when it is none of them.
+func (f *Facts) repeated(annotations map[string]string, owners ...metav1.OwnerReference) *object {
 	if len(f.objects) == 0 {
-		return false
+		return nil
 	}
 	ours := ours(annotations)
 	above := map[types.UID]bool{}
@@ -213,7 +213,12 @@ func (f *Facts) repeated(annotations map[string]string, owners ...metav1.OwnerRe
 		above[owner.UID] = true
 		maps.Copy(above, f.line.ancestors(owner.UID))
 	}
-	return slices.ContainsFunc(f.objects, func(o *object) bool { return above[o.UID] && repeats(ours, o.Annotations) })
+	for _, o := range f.objects {
+		if above[o.UID] && repeats(ours, o.Annotations) {
+			return o
+		}
+	}
+	return nil
 }
 
 // stand finds out which claims each object stands for: those that it owns, and
@@ -289,7 +294,7 @@ func (f *Facts) stoodFor(name string) bool {
 
 // own tells whether a claim itself says what to do for it.
 func (f *Facts) own(claim *corev1.PersistentVolumeClaim) (bool, error) {
-	if f.repeated(claim.Annotations, claim.OwnerReferences...) {
+	if f.repeated(claim.Annotations, claim.OwnerReferences...) != nil {
 		return false, nil
 	}
 	return hasOwn(claim)
@@ -379,4 +384,112 @@ func overlap(a, b map[string]bool) bool {
 		}
 	}
 	return false
+}
+
+// Standing is an annotated object of a group that is no workload.
+type Standing struct {
+	workload.Ref
+	// Claims are those that it stands for, sorted; All tells that it is because
+	// nothing of the namespace depends on it.
+	Claims []string
+	All    bool
+	names  []string
+}
+
+// Is tells whether the object is of a kind that a user means: by its kind, the
+// name of the resource or a short one, with or without the group.
+func (s Standing) Is(kind string) bool { return slices.Contains(s.names, strings.ToLower(kind)) }
+
+// Standings are the objects that stand for volumes of the group, in the order of
+// their hooks.
+func (g *Group) Standings() []Standing {
+	var all []Standing
+	for _, part := range g.parts {
+		if o := part.object; o != nil {
+			all = append(all, Standing{Ref: o.Ref, Claims: slices.Sorted(maps.Keys(o.claims)), All: o.all, names: o.Names})
+		}
+	}
+	return all
+}
+
+// Repeated are the workloads whose annotations count at an object that owns them,
+// each in a sentence.
+func (g *Group) Repeated() []string {
+	var all []string
+	for _, part := range g.parts {
+		if part.repeats != nil {
+			all = append(all, fmt.Sprintf("The annotations of %s only repeat those of %s, and count there.", part.workload, part.repeats.Ref))
+		}
+	}
+	return all
+}
+
+// Twice are the blueprints that run for an annotated object and for what shares
+// its volumes, too, each in a sentence. Both were asked for, and only one may be
+// meant. File systems are frozen once whoever asks.
+func (g *Group) Twice() []string {
+	var all []string
+	for i, part := range g.parts {
+		for _, name := range part.settings.Blueprints {
+			var others []string
+			for _, other := range g.parts[i+1:] {
+				if slices.Contains(other.settings.Blueprints, name) {
+					others = append(others, other.workload.String())
+				}
+			}
+			if part.object != nil && name != FSFreeze && len(others) > 0 {
+				all = append(all, fmt.Sprintf("Blueprint %s runs for %s and for %s: each names it.", name, part.workload, strings.Join(others, " and for ")))
+			}
+		}
+	}
+	return all
+}
+
+// Idle is something annotated for which nothing is run, because it stands for no
+// volume.
+type Idle struct {
+	Standing
+	// Text says so and why, in a sentence.
+	Text string
+}
+
+// Idle are the annotated objects and workloads of the namespace without a
+// volume to stand for.
+func (f *Facts) Idle() []Idle {
+	var all []Idle
+	idle := func(of resource.Object, why string) {
+		all = append(all, Idle{
+			Standing: Standing{Ref: of.Ref, names: of.Names},
+			Text:     fmt.Sprintf("Nothing is run for %s, which is annotated: %s.", of.Ref, why),
+		})
+	}
+	for _, o := range f.objects {
+		switch {
+		case !o.asks() || len(o.claims) > 0:
+		case o.all:
+			idle(o.Object, "all claims of the namespace have annotations of their own")
+		default:
+			idle(o.Object, "the pods, workloads and claims that it owns leave it no volume to stand for")
+		}
+	}
+	for _, w := range f.annotated {
+		_, owned := f.line[w.UID]
+		made := owned && (w.Kind == "ReplicaSet" || w.Kind == "Job")
+		settings, err := Resolve([]Layer{{Object: w.String(), Annotations: w.Annotations}})
+		if made || (err == nil && len(settings.Blueprints) == 0) || f.inventory.Runs(w.UID) {
+			continue
+		}
+		if f.repeated(w.Annotations, ownersOf(f.line[w.UID])...) == nil {
+			idle(w, "none of its pods runs and mounts a claim")
+		}
+	}
+	return all
+}
+
+func ownersOf(uids []types.UID) []metav1.OwnerReference {
+	var owners []metav1.OwnerReference
+	for _, uid := range uids {
+		owners = append(owners, metav1.OwnerReference{UID: uid})
+	}
+	return owners
 }

@@ -149,6 +149,12 @@ func (i *Inventory) Of(pod *corev1.Pod) Unit {
 // whether or not they run. They are not to be changed.
 func (i *Inventory) Owners() map[types.UID][]types.UID { return i.podOwners }
 
+// Runs tells whether a controller, or a bare pod, has a running pod that mounts
+// a claim.
+func (i *Inventory) Runs(controller types.UID) bool {
+	return slices.ContainsFunc(i.members, func(m member) bool { return m.owner.UID == controller })
+}
+
 // Pods are the running pods that mount claims, sorted by name.
 func (i *Inventory) Pods() []corev1.Pod {
 	pods := make([]corev1.Pod, len(i.members))

@@ -87,7 +87,7 @@ func (s *Shared) Claim(log logrus.FieldLogger) (any, error) {
 	return &claimAction{s, log}, s.connect(log)
 }
 
-// Pods makes the action that keeps a workload's pods together.
+// Pods makes the action that keeps together what is frozen together.
 func (s *Shared) Pods(log logrus.FieldLogger) (any, error) {
 	return &podsAction{s}, s.connect(log)
 }
@@ -185,17 +185,24 @@ type podsAction struct{ *Shared }
 func (*podsAction) Name() string { return "stillpoint.io/quiesce-pods" }
 
 func (*podsAction) AppliesTo() (velero.ResourceSelector, error) {
-	return velero.ResourceSelector{IncludedResources: []string{"pods"}}, nil
+	return velero.ResourceSelector{IncludedResources: []string{"pods", "persistentvolumeclaims"}}, nil
 }
 
-// GetRelatedItems names the other pods of the workload.
+// GetRelatedItems names the other pods and claims of one freeze.
 func (a *podsAction) GetRelatedItems(item runtime.Unstructured, backup *velerov1.Backup) ([]velero.ResourceIdentifier, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
+	defer cancel()
+	if item.GetObjectKind().GroupVersionKind().Kind == "PersistentVolumeClaim" {
+		claim := &corev1.PersistentVolumeClaim{}
+		if err := convert(item, claim); err != nil {
+			return nil, err
+		}
+		return a.bracket.RelatedToClaim(ctx, claim, backup), nil
+	}
 	pod := &corev1.Pod{}
 	if err := convert(item, pod); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
-	defer cancel()
 	return a.bracket.Related(ctx, pod, backup), nil
 }
 
