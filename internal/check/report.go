@@ -226,7 +226,7 @@ func (r *Report) unread(kinds []resource.Unread) {
 		}
 	}
 	if len(forbidden) > 0 {
-		r.note("Quiesce annotations are not looked for on objects of these kinds, which may not be listed: %s.", strings.Join(forbidden, ", "))
+		r.note("Quiesce annotations are not looked for on objects of these kinds, which Stillpoint cannot list: %s.", strings.Join(forbidden, ", "))
 	}
 	if len(broken) > 0 {
 		r.Warnings = append(r.Warnings, fmt.Sprintf("Quiesce annotations cannot be looked for on objects of these kinds, since the API server cannot read them: %s", strings.Join(broken, ", ")))

@@ -310,9 +310,6 @@ func templatesOf(ctx context.Context, kube kubernetes.Interface, namespace strin
 			wanted = append(wanted, ref)
 		}
 	}
-	if len(wanted) == 0 {
-		return nil, nil
-	}
 	return workload.Templates(ctx, kube, namespace, wanted)
 }
 

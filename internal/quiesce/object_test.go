@@ -446,7 +446,7 @@ func TestPlanOfObjects(t *testing.T) {
 	facts := w.facts(t)
 	group, err := facts.Group(facts.Claim("data-1"))
 	require.NoError(t, err)
-	plan, err := w.Plan(t.Context(), group, time.Now())
+	plan, err := w.Plan(t.Context(), group, backupOf(time.Now()))
 	require.NoError(t, err)
 	assert.Equal(t, []string{"pg", "set", "fsfreeze", "fsfreeze"}, plan.Blueprints())
 	assert.Equal(t, []string{"db-0/pg: pre Database 3 app true", "db-1/pg: pre StatefulSet", "db-0/pg: fsfreeze /data", "db-1/pg: fsfreeze /data"}, commands(plan.Hooks, pres))

@@ -364,7 +364,7 @@ func (s *Survey) tell() {
 		s.told[name] = true
 	}
 	if len(forbidden) > 0 {
-		s.log.Infof("Quiesce annotations are not looked for on objects of these kinds, which may not be listed: %s", strings.Join(forbidden, ", "))
+		s.log.Infof("Quiesce annotations are not looked for on objects of these kinds, which Stillpoint cannot list: %s", strings.Join(forbidden, ", "))
 	}
 	if len(broken) > 0 {
 		s.log.Warnf("Quiesce annotations cannot be looked for on objects of these kinds, since the API server cannot read them: %s", strings.Join(broken, ", "))

@@ -1,0 +1,356 @@
+package resource
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	logrustest "github.com/sirupsen/logrus/hooks/test"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/discovery"
+	dynamicfake "k8s.io/client-go/dynamic/fake"
+	"k8s.io/client-go/kubernetes/fake"
+	metadatafake "k8s.io/client-go/metadata/fake"
+	clienttesting "k8s.io/client-go/testing"
+	clocktesting "k8s.io/utils/clock/testing"
+)
+
+// scene is a cluster with a few kinds, which counts the requests.
+type scene struct {
+	*Survey
+	metadata *metadatafake.FakeMetadataClient
+	dynamic  *dynamicfake.FakeDynamicClient
+	clock    *clocktesting.FakeClock
+	log      *logrustest.Hook
+	// fail is by resource and namespace, "" of which is all.
+	fail map[string]error
+	mu   sync.Mutex
+	sent []string
+}
+
+var listed = metav1.Verbs{"get", "list"}
+
+func resources() []*metav1.APIResourceList {
+	return []*metav1.APIResourceList{
+		{GroupVersion: "v1", APIResources: []metav1.APIResource{
+			{Name: "configmaps", Kind: "ConfigMap", ShortNames: []string{"cm"}, Namespaced: true, Verbs: listed},
+			{Name: "pods", Kind: "Pod", Namespaced: true, Verbs: listed},
+			{Name: "pods/log", Kind: "Pod", Namespaced: true, Verbs: listed},
+			{Name: "events", Kind: "Event", Namespaced: true, Verbs: listed},
+			{Name: "nodes", Kind: "Node", Verbs: listed},
+			{Name: "bindings", Kind: "Binding", Namespaced: true, Verbs: metav1.Verbs{"create"}},
+		}},
+		{GroupVersion: "apps/v1", APIResources: []metav1.APIResource{{Name: "statefulsets", Kind: "StatefulSet", Namespaced: true, Verbs: listed}}},
+		{GroupVersion: "velero.io/v1", APIResources: []metav1.APIResource{{Name: "backups", Kind: "Backup", Namespaced: true, Verbs: listed}}},
+		{GroupVersion: "example.com/v1", APIResources: []metav1.APIResource{{Name: "widgets", SingularName: "widget", Kind: "Widget", Namespaced: true, Verbs: listed}}},
+	}
+}
+
+func thing(kind, namespace, name string, annotated bool, owners ...string) *metav1.PartialObjectMetadata {
+	version := map[string]string{"ConfigMap": "v1", "StatefulSet": "apps/v1", "Widget": "example.com/v1"}[kind]
+	o := &metav1.PartialObjectMetadata{
+		TypeMeta:   metav1.TypeMeta{APIVersion: version, Kind: kind},
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID(kind + " " + name), Annotations: map[string]string{"other": "x"}},
+	}
+	if annotated {
+		o.Annotations["ours/x"] = "yes"
+	}
+	for _, owner := range owners {
+		o.OwnerReferences = append(o.OwnerReferences, metav1.OwnerReference{UID: types.UID(owner)})
+	}
+	return o
+}
+
+func newScene(objects ...*metav1.PartialObjectMetadata) *scene {
+	scheme := runtime.NewScheme()
+	if err := metav1.AddMetaToScheme(scheme); err != nil {
+		panic(err)
+	}
+	s := &scene{clock: clocktesting.NewFakeClock(time.Now()), fail: map[string]error{}}
+	var parts, whole []runtime.Object
+	for _, o := range objects {
+		parts = append(parts, o)
+		content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(o)
+		if err != nil {
+			panic(err)
+		}
+		content["spec"] = "full"
+		whole = append(whole, &unstructured.Unstructured{Object: content})
+	}
+	s.metadata = metadatafake.NewSimpleMetadataClient(scheme, parts...)
+	s.metadata.PrependReactor("list", "*", func(action clienttesting.Action) (bool, runtime.Object, error) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		resource := action.GetResource().Resource
+		s.sent = append(s.sent, strings.TrimSuffix(resource+" in "+action.GetNamespace(), " in "))
+		for _, key := range []string{resource, resource + " in " + action.GetNamespace()} {
+			if err := s.fail[key]; err != nil {
+				return true, nil, err
+			}
+		}
+		return false, nil, nil
+	})
+	s.dynamic = dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
+		{Version: "v1", Resource: "configmaps"}:                    "ConfigMapList",
+		{Group: "example.com", Version: "v1", Resource: "widgets"}: "WidgetList",
+	}, whole...)
+	kube := fake.NewClientset()
+	kube.Resources = resources()
+	log, hook := logrustest.NewNullLogger()
+	s.log = hook
+	s.Survey = NewSurvey(kube.Discovery(), s.metadata, s.dynamic, s.clock, func(key string) bool { return strings.HasPrefix(key, "ours/") }, log)
+	return s
+}
+
+// requests are those since the last call, sorted.
+func (s *scene) requests() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sent := s.sent
+	s.sent = nil
+	slices.Sort(sent)
+	return sent
+}
+
+func (s *scene) said() []string {
+	var all []string
+	for _, entry := range s.log.AllEntries() {
+		all = append(all, entry.Level.String()+": "+entry.Message)
+	}
+	return all
+}
+
+func TestView(t *testing.T) {
+	s := newScene(
+		thing("Widget", "shop", "w", true), thing("StatefulSet", "shop", "db", false, "Widget w"), thing("ConfigMap", "shop", "cm", true, "Widget w", "x"),
+		thing("ConfigMap", "shop", "plain", false), thing("Widget", "office", "o", false, "Widget w"),
+	)
+	view, err := s.Recent(t.Context(), "shop")
+	require.NoError(t, err)
+	var names []string
+	for _, o := range view.Annotated {
+		names = append(names, fmt.Sprintf("%s %s %s %s", o.APIVersion, o.Ref, o.Resource.Resource, o.Annotations))
+	}
+	assert.Equal(t, []string{"v1 ConfigMap shop/cm configmaps map[ours/x:yes]", "example.com/v1 Widget shop/w widgets map[ours/x:yes]"}, names)
+	assert.Equal(t, map[types.UID][]types.UID{"StatefulSet db": {"Widget w"}, "ConfigMap cm": {"Widget w", "x"}}, view.Owners)
+	require.Len(t, view.Workloads, 1)
+	assert.Equal(t, "StatefulSet shop/db", view.Workloads[0].String())
+	assert.Equal(t, []string{"configmap", "configmap.", "configmaps", "configmaps.", "cm", "cm."}, view.Annotated[0].Names)
+	assert.Subset(t, view.Annotated[1].Names, []string{"widget", "widgets.example.com"})
+	assert.Equal(t, []string{"configmaps in shop", "statefulsets in shop", "widgets in shop"}, s.requests())
+
+	view, err = s.Recent(t.Context(), "office")
+	require.NoError(t, err)
+	assert.Empty(t, view.Annotated)
+	assert.Nil(t, view.Owners)
+}
+
+// A few namespaces are looked at by themselves, and from then on all at once.
+func TestRequestsDoNotGrowWithNamespaces(t *testing.T) {
+	s := newScene(thing("Widget", "n50", "w", true), thing("Widget", "n60", "v", false), thing("StatefulSet", "n50", "db", false, "Widget w"))
+	of := func(namespace string) []string {
+		return []string{"configmaps in " + namespace, "statefulsets in " + namespace, "widgets in " + namespace}
+	}
+	for i := range oneByOne {
+		_, err := s.Recent(t.Context(), fmt.Sprintf("n%d", i))
+		require.NoError(t, err)
+		assert.Equal(t, of(fmt.Sprintf("n%d", i)), s.requests())
+	}
+	for i := range 45 {
+		_, err := s.Recent(t.Context(), fmt.Sprintf("n%d", i))
+		require.NoError(t, err)
+	}
+	assert.Equal(t, []string{"configmaps", "statefulsets", "widgets"}, s.requests())
+	view, err := s.Recent(t.Context(), "n50")
+	require.NoError(t, err)
+	assert.Len(t, view.Annotated, 1)
+	assert.Len(t, view.Owners, 1)
+	assert.Equal(t, of("n50"), s.requests())
+	_, err = s.Recent(t.Context(), "n50")
+	require.NoError(t, err)
+	assert.Empty(t, s.requests(), "remembered")
+}
+
+// What is frozen is decided by how things are now.
+func TestNow(t *testing.T) {
+	s := newScene(thing("Widget", "shop", "w", true))
+	now := func(namespace string, want int) {
+		t.Helper()
+		view, err := s.Now(t.Context(), namespace)
+		require.NoError(t, err)
+		assert.Len(t, view.Annotated, want)
+	}
+	now("shop", 1)
+	assert.Len(t, s.requests(), 3, "asked for the first time, it is of now")
+	s.clock.Step(time.Second)
+	now("shop", 1)
+	assert.Len(t, s.requests(), 3)
+
+	now("office", 0)
+	assert.Len(t, s.requests(), 3)
+	s.clock.Step(time.Second)
+	now("office", 0)
+	assert.Empty(t, s.requests(), "nothing was annotated a second ago")
+	s.clock.Step(viewLife)
+	require.NoError(t, s.metadata.Tracker().Add(thing("Widget", "office", "w2", true)))
+	view, err := s.Recent(t.Context(), "office")
+	require.NoError(t, err)
+	assert.Empty(t, view.Annotated)
+	now("office", 1)
+	assert.Len(t, s.requests(), 3)
+}
+
+func forbidden(resource string) error {
+	return apierrors.NewForbidden(schema.GroupResource{Resource: resource}, "", errors.New("no"))
+}
+
+// What may not be listed, or is broken, keeps nothing else from being read.
+func TestUnread(t *testing.T) {
+	unavailable := apierrors.NewServiceUnavailable("its server is down")
+	for name, test := range map[string]struct {
+		fail   map[string]error
+		unread []Unread
+		said   []string
+		err    string
+	}{
+		"forbidden": {
+			fail: map[string]error{"configmaps": forbidden("configmaps")}, unread: []Unread{{Name: "configmaps", Reason: "it may not be listed"}},
+			said: []string{"info: Quiesce annotations are not looked for on objects of these kinds, which Stillpoint cannot list: configmaps"},
+		},
+		"gone since": {fail: map[string]error{"widgets": apierrors.NewNotFound(schema.GroupResource{Resource: "widgets"}, "")}},
+		"a server that has no metadata": {
+			fail:   map[string]error{"widgets": apierrors.NewGenericServerResponse(406, "get", schema.GroupResource{Resource: "widgets"}, "", "no", 0, true)},
+			unread: []Unread{{Name: "widgets.example.com", Reason: "no (get widgets)"}},
+			said:   []string{"info: Quiesce annotations are not looked for on objects of these kinds, which Stillpoint cannot list: widgets.example.com"},
+		},
+		"down": {
+			fail: map[string]error{"widgets": unavailable}, unread: []Unread{{Name: "widgets.example.com", Reason: "its server is down", Broken: true}},
+			said: []string{"warning: Quiesce annotations cannot be looked for on objects of these kinds, since the API server cannot read them: widgets.example.com (its server is down)"},
+		},
+		"a conversion that fails": {
+			fail:   map[string]error{"widgets": apierrors.NewInternalError(errors.New("conversion webhook failed"))},
+			unread: []Unread{{Name: "widgets.example.com", Reason: "Internal error occurred: conversion webhook failed", Broken: true}},
+			said: []string{"warning: Quiesce annotations cannot be looked for on objects of these kinds, since the API server cannot read them: " +
+				"widgets.example.com (Internal error occurred: conversion webhook failed)"},
+		},
+		"Kubernetes itself is down": {fail: map[string]error{"configmaps": unavailable}, err: "look for annotated objects in namespace shop: list configmaps: its server is down"},
+		"no answer":                 {fail: map[string]error{"widgets": errors.New("connection refused")}, err: "look for annotated objects in namespace shop: list widgets.example.com: connection refused"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(thing("StatefulSet", "shop", "db", true))
+			s.fail = test.fail
+			for range 2 { // told once
+				view, err := s.Recent(t.Context(), "shop")
+				if test.err != "" {
+					require.EqualError(t, err, test.err)
+					return
+				}
+				require.NoError(t, err)
+				assert.Len(t, view.Annotated, 1)
+				_, err = s.Recent(t.Context(), "office")
+				require.NoError(t, err)
+			}
+			assert.Equal(t, test.said, s.said())
+			assert.ElementsMatch(t, test.unread, s.Unread())
+		})
+	}
+}
+
+// A kind that may be listed in some namespaces is looked at there.
+func TestScattered(t *testing.T) {
+	s := newScene(thing("Widget", "n7", "w", true), thing("ConfigMap", "n8", "cm", true))
+	s.fail = map[string]error{"widgets in ": forbidden("widgets"), "configmaps": forbidden("configmaps")}
+	for i := range 9 {
+		_, err := s.Recent(t.Context(), fmt.Sprintf("n%d", i))
+		require.NoError(t, err)
+	}
+	view, err := s.Recent(t.Context(), "n7")
+	require.NoError(t, err)
+	assert.Len(t, view.Annotated, 1)
+	s.requests()
+	_, err = s.Recent(t.Context(), "n10")
+	require.NoError(t, err)
+	assert.Equal(t, []string{"widgets in n10"}, s.requests(), "and one that may be listed nowhere is not asked for again")
+}
+
+// A group whose server is down, by discovery.
+type halfDiscovery struct{ discovery.DiscoveryInterface }
+
+func (halfDiscovery) GroupsAndMaybeResources() (*metav1.APIGroupList, map[schema.GroupVersion]*metav1.APIResourceList, map[schema.GroupVersion]error, error) {
+	groups, of := &metav1.APIGroupList{}, map[schema.GroupVersion]*metav1.APIResourceList{}
+	for _, list := range resources() {
+		version, err := schema.ParseGroupVersion(list.GroupVersion)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		of[version] = list
+		found := metav1.GroupVersionForDiscovery{GroupVersion: list.GroupVersion, Version: version.Version}
+		groups.Groups = append(groups.Groups, metav1.APIGroup{Name: version.Group, Versions: []metav1.GroupVersionForDiscovery{found}, PreferredVersion: found})
+	}
+	return groups, of, map[schema.GroupVersion]error{
+		{Group: "metrics.k8s.io", Version: "v1beta1"}: errors.New("stale"), {Group: "down.example.com", Version: "v1"}: errors.New("stale"),
+	}, nil
+}
+
+func TestBrokenGroup(t *testing.T) {
+	s := newScene(thing("ConfigMap", "shop", "cm", true))
+	s.discovery = halfDiscovery{}
+	view, err := s.Recent(t.Context(), "shop")
+	require.NoError(t, err)
+	assert.Len(t, view.Annotated, 1)
+	assert.Equal(t, []Unread{{Name: "down.example.com/v1", Reason: "stale", Broken: true}}, s.Unread(), "metrics matter to nobody")
+	assert.Equal(t, []string{"warning: Quiesce annotations cannot be looked for on objects of these kinds, since the API server cannot read them: down.example.com/v1 (stale)"}, s.said())
+}
+
+func TestRead(t *testing.T) {
+	var objects []*metav1.PartialObjectMetadata
+	for i := range listFrom {
+		objects = append(objects, thing("Widget", "shop", fmt.Sprintf("w%d", i), true))
+	}
+	objects = append(objects, thing("ConfigMap", "shop", "cm", true))
+	s := newScene(objects...)
+	view, err := s.Recent(t.Context(), "shop")
+	require.NoError(t, err)
+	gone := view.Annotated[0]
+	gone.Name, gone.UID = "gone", "gone"
+	replaced := view.Annotated[0]
+	replaced.UID = "another"
+	contents := s.Read(t.Context(), append(view.Annotated, gone, replaced))
+	assert.Empty(t, contents.Failed)
+	assert.ElementsMatch(t, []types.UID{"ConfigMap cm", "Widget w0", "Widget w1", "Widget w2", "Widget w3"}, slices.Collect(maps.Keys(contents.Found)))
+	assert.Equal(t, "full", contents.Found["Widget w1"].Object["spec"])
+	var sent []string
+	for _, action := range s.dynamic.Actions() {
+		sent = append(sent, action.GetVerb()+" "+action.GetResource().Resource)
+	}
+	assert.ElementsMatch(t, []string{"get configmaps", "get configmaps", "get configmaps", "list widgets"}, sent)
+
+	s.dynamic.PrependReactor("*", "*", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return true, nil, apierrors.NewForbidden(corev1.Resource("x"), "cm", errors.New("no"))
+	})
+	contents = s.Read(t.Context(), view.Annotated)
+	require.EqualError(t, contents.Failed["ConfigMap cm"], `get ConfigMap shop/cm: x "cm" is forbidden: no`)
+	require.EqualError(t, contents.Failed["Widget w2"], `list the widgets.example.com of namespace shop: x "cm" is forbidden: no`)
+}
+
+func TestEndedContext(t *testing.T) {
+	s := newScene()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err := s.Recent(ctx, "shop")
+	require.ErrorIs(t, err, context.Canceled)
+}
