@@ -40,14 +40,19 @@ func (b *Bed) importImages(ctx context.Context) ([]string, error) {
 	aws.Program("/bin/cp-plugin", b.path("bin", "cp-plugin"))
 	aws.Program("/plugins/velero-plugin-for-aws", b.path("bin", "velero-plugin-for-aws"))
 
+	return b.importMissing(ctx, map[string]*image.Contents{
+		pauseImage: pause, AppImage: app, veleroImage: b.veleroContents(), awsImage: aws,
+	})
+}
+
+// importMissing imports those images that containerd does not have in this form.
+func (b *Bed) importMissing(ctx context.Context, images map[string]*image.Contents) ([]string, error) {
 	present, err := b.images(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var imported []string
-	for ref, contents := range map[string]*image.Contents{
-		pauseImage: pause, AppImage: app, veleroImage: b.veleroContents(), awsImage: aws,
-	} {
+	for ref, contents := range images {
 		key, err := contents.Key()
 		if err != nil {
 			return imported, fmt.Errorf("make image %s: %w", ref, err)
@@ -92,19 +97,10 @@ func (b *Bed) ctr(ctx context.Context, args ...string) (string, error) {
 // busybox, fsfreeze of util-linux, and our writer.
 func (b *Bed) appContents(ctx context.Context) (*image.Contents, error) {
 	c := base()
-	busybox := findProgram("busybox")
-	applets, err := command(ctx, busybox, "--list")
-	if err != nil {
+	if err := addBusybox(ctx, c); err != nil {
 		return nil, err
 	}
-	dynamic := map[string]string{"/sbin/fsfreeze": "fsfreeze", "/bin/dash": "dash", "/bin/bash": "bash"}
-	c.Program("/bin/busybox", busybox)
-	for _, applet := range strings.Fields(applets) {
-		if applet != "busybox" && dynamic["/bin/"+applet] == "" && dynamic["/sbin/"+applet] == "" {
-			c.Link("/bin/"+applet, "/bin/busybox")
-		}
-	}
-	for at, program := range dynamic {
+	for at, program := range map[string]string{"/sbin/fsfreeze": "fsfreeze", "/bin/dash": "dash", "/bin/bash": "bash"} {
 		path, err := filepath.EvalSymlinks(findProgram(program))
 		if err != nil {
 			return nil, err
@@ -115,6 +111,23 @@ func (b *Bed) appContents(ctx context.Context) (*image.Contents, error) {
 	}
 	c.Program("/bin/writer", b.path("bin", "writer"))
 	return c, nil
+}
+
+// addBusybox adds busybox under the names of its tools, but for those that an
+// image has of its own: bash, dash, and fsfreeze of util-linux.
+func addBusybox(ctx context.Context, c *image.Contents) error {
+	busybox := findProgram("busybox")
+	applets, err := command(ctx, busybox, "--list")
+	if err != nil {
+		return err
+	}
+	c.Program("/bin/busybox", busybox)
+	for _, applet := range strings.Fields(applets) {
+		if !slices.Contains([]string{"bash", "busybox", "dash", "fsfreeze"}, applet) {
+			c.Link("/bin/"+applet, "/bin/busybox")
+		}
+	}
+	return nil
 }
 
 // veleroContents has the helper programs where Velero's own image has them.

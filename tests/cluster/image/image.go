@@ -9,10 +9,13 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -25,7 +28,10 @@ import (
 // Contents is what goes into an image. The zero value is an empty image.
 type Contents struct {
 	Entrypoint []string
-	entries    map[string]entry
+	// Root is the directory in which programs, trees and libraries are found, a
+	// system of its own; "" is this machine.
+	Root    string
+	entries map[string]entry
 }
 
 type entry struct {
@@ -49,11 +55,47 @@ func (c *Contents) add(at string, e entry) {
 	}
 }
 
-// Program adds an executable file. All paths in the image are absolute.
+// Program adds an executable file of this machine. All paths in the image are
+// absolute.
 func (c *Contents) Program(at, source string) { c.add(at, entry{source: source, mode: 0o755}) }
+
+// Script adds an executable file with the given content.
+func (c *Contents) Script(at, content string) { c.add(at, entry{text: content, mode: 0o755}) }
 
 // Text adds a file with the given content.
 func (c *Contents) Text(at, content string) { c.add(at, entry{text: content, mode: 0o644}) }
+
+// Tree adds all files and links below a directory of Root, at the same path.
+func (c *Contents) Tree(at string) error {
+	top := filepath.Join(c.Root, at)
+	err := filepath.WalkDir(top, func(file string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		to := path.Join(at, strings.TrimPrefix(file, top))
+		switch {
+		case d.IsDir():
+			c.Dir(to, 0o755)
+		case d.Type()&fs.ModeSymlink != 0:
+			target, err := os.Readlink(file)
+			if err != nil {
+				return err
+			}
+			c.Link(to, target)
+		case d.Type().IsRegular():
+			info, err := d.Info()
+			if err != nil {
+				return err
+			}
+			c.add(to, entry{source: file, mode: int64(info.Mode().Perm())})
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("add the files below %s: %w", top, err)
+	}
+	return nil
+}
 
 // Dir adds an empty directory.
 func (c *Contents) Dir(at string, mode int64) { c.add(at, entry{dir: true, mode: mode}) }

@@ -36,7 +36,7 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(up(), start(), down(), session(), run(), program("kubectl"), program("velero"), installPlugin(), thaw(), status())
+	root.AddCommand(up(), start(), down(), session(), run(), program("kubectl"), program("velero"), databases(), installPlugin(), thaw(), status())
 	return root
 }
 
@@ -174,6 +174,21 @@ func program(name string) *cobra.Command {
 				return err
 			}
 			return enter(b, append([]string{filepath.Join(b.Bin(), name)}, args...))
+		},
+	}
+}
+
+func databases() *cobra.Command {
+	return &cobra.Command{
+		Use:   "databases",
+		Short: "Import the images of databases, made of Debian's packages",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			b, err := open()
+			if err != nil {
+				return err
+			}
+			return b.Databases(cmd.Context())
 		},
 	}
 }
