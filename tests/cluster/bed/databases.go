@@ -205,6 +205,7 @@ func postgreSQL(c *image.Contents) error {
 			return err
 		}
 	}
+	c.Link("/var/run", "/run")
 	c.Dir("/run/postgresql", 0o1777)
 	return addScript(c, "postgresql")
 }
