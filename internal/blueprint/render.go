@@ -34,6 +34,9 @@ type rendering struct {
 	// declared are the keys of the artifacts in .ArtifactsIn.
 	declared map[string]Artifact
 
+	// builtIn tells that an object without a name is one that no option names.
+	builtIn bool
+
 	// wants is what the template at hand has asked for in vain, needs the
 	// first such thing of the phase at hand.
 	wants wants
@@ -63,7 +66,7 @@ type phase struct {
 }
 
 func (r *Renderer) newRendering(bp *Blueprint, name string, p Params, secrets *secrecy) *rendering {
-	run := &rendering{Renderer: r, secrecy: secrets, params: p, name: name, action: bp.Actions[name], scope: newScope(p)}
+	run := &rendering{Renderer: r, secrecy: secrets, params: p, name: name, action: bp.Actions[name], scope: newScope(p), builtIn: bp.Source == builtIn}
 	if run.action == nil {
 		run.action = &Action{}
 	}
@@ -287,6 +290,9 @@ func (r *rendering) reference(ctx context.Context, path string, ref ObjectRefere
 }
 
 func (r *rendering) fetch(ctx context.Context, as string, ref, source ObjectReference, into *phaseScope) error {
+	if ref.Name == "" && r.builtIn {
+		return nil
+	}
 	if ref.Name == "" {
 		return errors.New("name is empty")
 	}

@@ -57,7 +57,7 @@ func (p place) setUp(ctx context.Context, w way) error {
 	}
 	if w.quiesce != "" {
 		_, err := p.Kubectl(ctx, nil, "--namespace", p.namespace, "annotate", "statefulset/db",
-			quiesce.AnnotationQuiesce+"="+w.quiesce)
+			quiesce.AnnotationQuiesce+"="+fmt.Sprintf(w.quiesce, p.database.recipe))
 		if err != nil {
 			return err
 		}
@@ -179,7 +179,7 @@ func (p place) judgeCopy(ctx context.Context, backup, before string) error {
 func (p place) restore(ctx context.Context, backup, from string) error {
 	ctx, cancel := context.WithTimeout(ctx, restoreLimit)
 	defer cancel()
-	restore := &velerov1.Restore{ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: backup}}
+	restore := &velerov1.Restore{ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: backup, Labels: ours}}
 	restore.Spec.BackupName = backup
 	restore.Spec.NamespaceMapping = map[string]string{from: p.namespace}
 	if err := p.Objects().Create(ctx, restore); err != nil {

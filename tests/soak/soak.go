@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -217,5 +218,13 @@ func (s *Soak) clear(ctx context.Context) error {
 	if err := s.ForgetBackups(ctx, ours); err != nil {
 		return err
 	}
-	return s.DeleteAll(ctx, []client.Object{policy()})
+	gone := []client.Object{policy()}
+	restores := &velerov1.RestoreList{}
+	if err := s.Objects().List(ctx, restores, client.InNamespace(cluster.VeleroNamespace), ours); err != nil {
+		return err
+	}
+	for i := range restores.Items {
+		gone = append(gone, &restores.Items[i])
+	}
+	return s.DeleteAll(ctx, gone)
 }

@@ -30,8 +30,8 @@ type way struct {
 // the second, one volume needs none. With Velero alone the volumes are cut one
 // after the other, with one of its polls between them.
 var ways = []way{
-	{name: "stillpoint", claims: []string{dataVolume, logVolume}, quiesce: "fsfreeze", promised: true},
-	{name: "stillpoint-one-volume", claims: []string{dataVolume}, quiesce: "", promised: true},
+	{name: "stillpoint", claims: []string{dataVolume, logVolume}, quiesce: "%s,fsfreeze", promised: true},
+	{name: "stillpoint-one-volume", claims: []string{dataVolume}, quiesce: "%s", promised: true},
 	{name: "velero-data-first", claims: []string{dataVolume, logVolume}},
 	{name: "velero-log-first", claims: []string{logVolume, dataVolume}},
 }
