@@ -1,0 +1,143 @@
+package quiesce
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"stillpoint.io/stillpoint/internal/blueprint"
+)
+
+// open starts the shells of all pre and post commands side by side.
+func (s *Session) open(ctx context.Context) error {
+	var opening opening
+	for i := range s.plan.Hooks {
+		hook := &s.plan.Hooks[i]
+		for _, step := range hook.Pre {
+			p := &pre{hook: hook, step: step}
+			s.openPre(ctx, p, &opening)
+			s.pres = append(s.pres, p)
+		}
+	}
+	// Thawing goes the other way round.
+	for i := len(s.plan.Hooks) - 1; i >= 0; i-- {
+		hook := &s.plan.Hooks[i]
+		for _, step := range hook.Post {
+			p := &post{hook: hook, step: step}
+			s.openPost(ctx, p, &opening)
+			s.posts = append(s.posts, p)
+		}
+	}
+	if err := opening.wait(); err != nil {
+		s.closePres()
+		return err
+	}
+	for _, p := range s.pres {
+		for _, r := range p.runners {
+			if r.call.Hold != nil {
+				r.held = s.holder(p.hook, r.call)
+			}
+		}
+	}
+	return nil
+}
+
+// opening is shells that are being opened at the same time.
+type opening struct {
+	sync.WaitGroup
+	mu   sync.Mutex
+	errs []error
+}
+
+func (o *opening) wait() error {
+	o.Wait()
+	return errors.Join(o.errs...)
+}
+
+// start opens a shell for a call. A container without one can be told to run a
+// command all the same, but nothing can stand guard in it.
+func (s *Session) start(ctx context.Context, o *opening, hook *Hook, step *blueprint.Step, call blueprint.Call, script string, place **shell) {
+	o.Go(func() {
+		opened, err := openShell(ctx, s.tools.Executor, call, script)
+		switch {
+		case err == nil:
+			*place = opened
+			return
+		case shellless(err) && call.Hold == nil && len(call.Env) == 0:
+			s.log.Warnf("%s has no shell, so no guard can stand in it: blueprint %s, phase %s runs without one", containerOf(call), hook.Blueprint, step.Phase)
+			return
+		}
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.errs = append(o.errs, fmt.Errorf("blueprint %s, phase %s: %w", hook.Blueprint, step.Phase, s.masked(err)))
+	})
+}
+
+func (s *Session) openPre(ctx context.Context, p *pre, o *opening) {
+	for _, call := range p.step.Calls {
+		r := &runner{call: call}
+		p.runners = append(p.runners, r)
+		if call.Hold == nil {
+			s.start(ctx, o, p.hook, p.step, call, runnerScript, &r.shell)
+		}
+	}
+}
+
+func (s *Session) openPost(ctx context.Context, p *post, o *opening) {
+	p.targets = nil
+	if p.step.Task != nil || p.step.Needs != "" {
+		p.targets = []*target{{post: p, task: p.step.Task}}
+	}
+	for _, call := range p.step.Calls {
+		t := &target{post: p, call: call}
+		p.targets = append(p.targets, t)
+		script := guardScript
+		if call.Hold != nil {
+			script = holdScript
+		}
+		s.start(ctx, o, p.hook, p.step, call, script, &t.guard)
+	}
+}
+
+func (s *Session) closePres() {
+	for _, p := range s.pres {
+		for _, r := range p.runners {
+			if r.shell != nil {
+				r.shell.close()
+			}
+		}
+	}
+}
+
+// holder is the target that has the client of a call of HoldSession.
+func (s *Session) holder(hook *Hook, call blueprint.Call) *target {
+	for _, t := range s.targets() {
+		if t.hook == hook && t.call.Hold != nil && containerOf(t.call) == containerOf(call) && *t.call.Hold == *call.Hold {
+			return t
+		}
+	}
+	return nil
+}
+
+// release lets go of all guards that are left. They leave without a word; one
+// whose post command did not succeed goes on trying by itself.
+func (s *Session) release() {
+	for _, t := range s.targets() {
+		if t.guard == nil {
+			continue
+		}
+		go func() {
+			defer t.guard.close()
+			if t.due && t.call.Hold == nil {
+				return
+			}
+			_ = t.guard.send("release")
+			select {
+			case <-t.guard.ended:
+			case <-time.After(postLimit):
+			}
+		}()
+	}
+}

@@ -1,0 +1,107 @@
+package quiesce
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/intent"
+)
+
+// record writes down what is owed from now on.
+func (s *Session) record(ctx context.Context) error {
+	if s.tools.Intents == nil {
+		return nil
+	}
+	owed := s.plan.Owed
+	owed.Since = time.Now()
+	// Both hooks may take as long as the pre commands are allowed to.
+	owed.Until = owed.Since.Add(2*s.plan.PrepareTimeout + s.plan.QuiesceTimeout + rescueLimit)
+	owed.Undo = s.undo(s.targets())
+	if err := s.tools.Intents.Open(ctx, &owed); err != nil {
+		return s.masked(err)
+	}
+	s.owed = &owed
+	return nil
+}
+
+// undo is what somebody else would have to do in our place.
+func (s *Session) undo(targets []*target) []intent.Undo {
+	var undo []intent.Undo
+	for _, t := range targets {
+		u := intent.Undo{Blueprint: t.hook.Blueprint, Phase: t.step.Phase, ByHand: s.byHand(t)}
+		switch {
+		case t.task != nil:
+			u.Task = t.task
+		case t.step.Needs != "":
+			u.Unknown = fmt.Sprintf("phase %s needs %s, which ended with the process that knew it", t.step.Phase, t.step.Needs)
+		default:
+			call := t.call
+			if call.Hold != nil {
+				call = endClient(t)
+			}
+			u.Call, u.Volumes = &call, s.plan.volumes(call)
+			u.Guarded = t.guard != nil && !t.hook.disruptive()
+		}
+		undo = append(undo, u)
+	}
+	return undo
+}
+
+// endClient is a command that ends a held client, whatever has become of those who
+// held it. Its process is known by its environment.
+func endClient(t *target) blueprint.Call {
+	client := ""
+	if t.guard != nil {
+		client = t.guard.client
+	}
+	return blueprint.Call{
+		Namespace: t.call.Namespace, Pod: t.call.Pod, Container: t.call.Container,
+		Command: []string{"sh", "-c", endClientScript, "stillpoint", client, t.call.Env[sessionVariable]},
+	}
+}
+
+// byHand tells a person what to run in the place of a target.
+func (s *Session) byHand(t *target) string {
+	var text string
+	switch {
+	case t.task != nil:
+		text = "do by hand what phase " + t.step.Phase + " would: " + t.task.String()
+	case t.step.Needs != "":
+		text = fmt.Sprintf("do by hand what phase %s of %s would: %s", t.step.Phase, blueprint.Posthook, t.step.Func)
+	case t.call.Hold != nil:
+		text = s.plan.byHand(endClient(t))
+	default:
+		text = s.plan.byHand(t.call)
+	}
+	return s.masker().Mask(text)
+}
+
+// amend changes what is on record.
+func (s *Session) amend(ctx context.Context, targets []*target) error {
+	if s.owed == nil {
+		return nil
+	}
+	s.owed.Undo = s.undo(targets)
+	return s.masked(s.tools.Intents.Update(ctx, s.owed))
+}
+
+// settle takes off the record what is undone.
+func (s *Session) settle(ctx context.Context, stuck error) {
+	if s.owed == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, postLimit)
+	defer cancel()
+	var err error
+	if stuck == nil {
+		err = s.tools.Intents.Close(ctx, s.owed.ID)
+	} else {
+		err = s.amend(ctx, slices.DeleteFunc(s.due(), func(t *target) bool { return t.done }))
+	}
+	if err != nil {
+		s.log.Warnf("The record of what %s was owed stays: %v", s.plan.Name, s.masked(err))
+	}
+}
