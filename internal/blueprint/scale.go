@@ -254,8 +254,13 @@ func (s *scaling) unready(object *unstructured.Unstructured, pods []corev1.Pod) 
 	for i := range pods {
 		pod := &pods[i]
 		owner := metav1.GetControllerOf(pod)
-		if owner == nil || !scalable[s.kind].owns(s.name, owner, pod) ||
-			pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed {
+		if owner == nil || !scalable[s.kind].owns(s.name, owner, pod) {
+			continue
+		}
+		// Such as an evicted one, which nobody takes away. One that is being
+		// deleted may have its volumes mounted still.
+		finished := pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+		if finished && pod.DeletionTimestamp == nil {
 			continue
 		}
 		there++
