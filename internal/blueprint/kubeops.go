@@ -46,7 +46,7 @@ func (t target) object(client dynamic.Interface) dynamic.ResourceInterface {
 
 // kindOf finds a kind that an object says it is of.
 func (t *Tasks) kindOf(kind schema.GroupVersionKind) (target, error) {
-	if t.mapper == nil {
+	if t == nil || t.mapper == nil {
 		return target{}, errors.New("the kinds of the API server are not known here")
 	}
 	mapping, err := t.mapper.RESTMapping(kind.GroupKind(), kind.Version)
@@ -61,7 +61,7 @@ func (t *Tasks) kindOf(kind schema.GroupVersionKind) (target, error) {
 // not list.
 func (t *Tasks) resourceOf(ref ObjectReference) (target, error) {
 	wanted := schema.GroupVersionResource{Group: ref.Group, Version: ref.APIVersion, Resource: ref.Resource}
-	if t.mapper == nil {
+	if t == nil || t.mapper == nil {
 		return target{}, errors.New("the kinds of the API server are not known here")
 	}
 	found, err := t.mapper.ResourceFor(wanted)

@@ -160,6 +160,9 @@ func (t *Tasks) foretellScaling(ctx context.Context, task *Task, before []*Task)
 			return map[string]any{replicaCount: e.replicas}, nil
 		}
 	}
+	if t == nil {
+		return nil, errors.New("workloads cannot be read here")
+	}
 	// A number, of the blueprint's own namespace where it is confined: Velero
 	// may read it.
 	replicas, _, err := s.read(ctx, t.clients.Dynamic)

@@ -112,7 +112,7 @@ var taskKinds = sync.OnceValue(func() map[string]taskKind {
 	}
 })
 
-// Tasks runs tasks. The Tasks of no cluster know all functions and run none.
+// Tasks runs tasks.
 type Tasks struct {
 	// Warn is told what is no error but should not go unnoticed; nil is not.
 	Warn func(format string, args ...any)
@@ -155,7 +155,9 @@ func NewTasks(clients *cluster.Clients) *Tasks {
 	return t
 }
 
-// TaskFunctions are Kanister's functions that act through the API server.
+// TaskFunctions are Kanister's functions that act through the API server. nil
+// knows them by name, and can neither check nor foretell what depends on the
+// cluster.
 func TaskFunctions(tasks *Tasks) map[string]Function {
 	functions := map[string]Function{}
 	for name, kind := range taskKinds() {
