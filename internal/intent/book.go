@@ -113,7 +113,10 @@ func (b *Book) Update(ctx context.Context, i *Intent) error {
 		if gone != nil {
 			return b.failed(i.ID, gone)
 		}
-		if now.Holder != i.Holder {
+		b.mu.Lock()
+		ours := now.Holder == b.held[i.ID].holder
+		b.mu.Unlock()
+		if !ours {
 			return b.failed(i.ID, ErrTaken)
 		}
 		i.version = now.version

@@ -117,6 +117,9 @@ func (f facts) near(h Holder) bool {
 // gone says why nobody holds an intent any more; "" while somebody may.
 func (f facts) gone(i *Intent) string {
 	h := i.Holder
+	if h == (Holder{}) {
+		return "the last try has failed"
+	}
 	if !i.Until.IsZero() && f.now.After(i.Until) {
 		return fmt.Sprintf("%s was to be done with it at %s", h, i.Until.UTC().Format(time.RFC3339))
 	}

@@ -40,6 +40,7 @@ func TestFactsGone(t *testing.T) {
 		want         string
 	}{
 		"the process itself":          {holder: inPod, here: inPod, processes: running},
+		"nobody":                      {here: inPod, want: "the last try has failed"},
 		"beside it":                   {holder: inPod, here: beside, processes: running},
 		"killed":                      {holder: inPod, here: beside, want: "process 7 of pod velero-1 has ended"},
 		"another with its number":     {holder: inPod, here: beside, processes: later, want: "process 7 of pod velero-1 has ended"},

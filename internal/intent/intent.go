@@ -34,7 +34,8 @@ type Intent struct {
 	// the intent is abandoned, whoever lives. The zero time is a session that ends
 	// with its process only.
 	Until time.Time `json:"until"`
-	// Holder is the process that is going to undo it; Open fills in this one.
+	// Holder is the process that is going to undo it; Open fills in this one. It is
+	// empty when nobody is going to before the next start of a plugin.
 	Holder Holder `json:"holder"`
 	// Undo is what is left to be done, in the order in which to run it.
 	Undo []Undo `json:"undo"`

@@ -133,8 +133,7 @@ func (u *Undoer) settle(ctx context.Context, i *intent.Intent, left []*owed, res
 		undo = append(undo, *o.Undo)
 	}
 	result.Left = fmt.Errorf("%s MAY STILL BE QUIESCED by backup %s: %w", i.Name, i.Backup, errors.Join(failures...))
-	now := u.Clock.Now()
-	i.Undo, i.Until, i.Tried, i.Failure = undo, now, now, errors.Join(failures...).Error()
+	i.Undo, i.Holder, i.Tried, i.Failure = undo, intent.Holder{}, u.Clock.Now(), errors.Join(failures...).Error()
 	u.event(ctx, i, corev1.EventTypeWarning, reasonStillFrozen, result.Left.Error())
 	return u.Book.Update(ctx, i)
 }

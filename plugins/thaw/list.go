@@ -117,8 +117,8 @@ func step(undo intent.Undo) string {
 func (l *list) json(to io.Writer) error {
 	type holder struct {
 		Pod  string `json:"pod,omitempty"`
-		Host string `json:"host"`
-		PID  int    `json:"pid"`
+		Host string `json:"host,omitempty"`
+		PID  int    `json:"pid,omitempty"`
 		Gone string `json:"gone,omitempty"`
 	}
 	type owed struct {

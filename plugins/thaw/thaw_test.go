@@ -80,13 +80,13 @@ func quiesced() *list {
 	return &list{now: noon, entries: []*entry{
 		{Intent: &intent.Intent{
 			ID: "stillpoint-intent-b5kqz8w2xn", Name: "Deployment shop/web", Namespace: "shop", Backup: "nightly-20260301",
-			Since: noon.Add(-26 * time.Hour), Until: noon.Add(-25 * time.Hour), Holder: intent.Holder{Pod: "velero-7f9c4", PID: 28},
+			Since: noon.Add(-26 * time.Hour), Until: noon.Add(-25 * time.Hour),
 			Tried: noon.Add(-3 * time.Minute), Failure: "blueprint dump, phase unlock: phase unlock needs the output of phase dump, which ended with the process that knew it; do by hand what phase unlock of backupPosthook would: KubeExec\nblueprint scale-down, phase up: deployments.apps \"web\" not found; do by hand what phase up would: ScaleWorkload Deployment shop/web to 3 replicas",
 			Undo: []intent.Undo{
 				{Blueprint: "dump", Phase: "unlock", Unknown: "phase unlock needs the output of phase dump, which ended with the process that knew it", ByHand: "do by hand what phase unlock of backupPosthook would: KubeExec"},
 				{Blueprint: "scale-down", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Args: blueprint.Args{"replicas": "3"}}, ByHand: "do by hand what phase up would: ScaleWorkload Deployment shop/web to 3 replicas"},
 			},
-		}, gone: "pod velero-7f9c4 is gone"},
+		}, gone: "the last try has failed"},
 		{Intent: &intent.Intent{
 			ID: "stillpoint-intent-x7t2m4vq9c", Name: "StatefulSet office/db", Namespace: "office", Backup: "office-1",
 			Since: noon.Add(-8 * time.Second), Until: noon.Add(10 * time.Minute), Holder: holder,
