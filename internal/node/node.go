@@ -54,7 +54,8 @@ func New(clients *cluster.Clients, settings func(context.Context) (*config.Confi
 }
 
 // Thaw thaws the file systems that are mounted at paths of a node, which must be
-// below the directory of its kubelet. One that is not frozen is success; a path
+// below the directory of its kubelet; those below /var/lib/kubelet are looked for
+// where the configuration has it. One that is not frozen is success; a path
 // where nothing is mounted is an error, as the file system may be frozen and
 // mounted elsewhere. It takes a minute at the most; the error is ErrOff when it is
 // not allowed.
@@ -66,8 +67,15 @@ func (t *Thawer) Thaw(ctx context.Context, node string, paths []string) error {
 	if settings.NodeThaw == nil {
 		return ErrOff
 	}
-	if err := t.thaw(ctx, podOf(t.namespace, settings.NodeThaw, node, paths)); err != nil {
-		return fmt.Errorf("thaw %s on node %s: %w", strings.Join(paths, ", "), node, err)
+	there := make([]string, len(paths))
+	for i, path := range paths {
+		there[i] = path
+		if rest, ok := strings.CutPrefix(path, config.DefaultKubeletDirectory+"/"); ok {
+			there[i] = settings.NodeThaw.Directory() + "/" + rest
+		}
+	}
+	if err := t.thaw(ctx, podOf(t.namespace, settings.NodeThaw, node, there)); err != nil {
+		return fmt.Errorf("thaw %s on node %s: %w", strings.Join(there, ", "), node, err)
 	}
 	return nil
 }

@@ -75,6 +75,20 @@ func TestThaw(t *testing.T) {
 	}
 }
 
+// An intent may be older than the configuration.
+func TestThawWhereTheKubeletIs(t *testing.T) {
+	ended := corev1.PodStatus{Phase: corev1.PodSucceeded}
+	thawer, kube := thawer(t, &config.NodeThaw{Image: "stillpoint:1", KubeletDirectory: "/data/kubelet"}, ended)
+	require.NoError(t, thawer.Thaw(t.Context(), "node1", []string{"/var/lib/kubelet/pods/1/mount", "/data/kubelet/pods/2/mount"}))
+	for _, action := range kube.Actions() {
+		if create, ok := action.(clienttesting.CreateAction); ok {
+			pod, ok := create.GetObject().(*corev1.Pod)
+			require.True(t, ok)
+			assert.Equal(t, []string{"thaw-volumes", "/data/kubelet/pods/1/mount", "/data/kubelet/pods/2/mount"}, pod.Spec.Containers[0].Args)
+		}
+	}
+}
+
 func TestThawIsOff(t *testing.T) {
 	thawer, kube := thawer(t, nil, corev1.PodStatus{})
 	require.ErrorIs(t, thawer.Thaw(t.Context(), "node1", []string{"/p"}), ErrOff)

@@ -88,6 +88,9 @@ func (u *Undoer) Undo(ctx context.Context, i *intent.Intent, limit time.Duration
 	if err := u.Book.Claim(ctx, i, deadline.Add(undoTaskLimit+graceOfClaim)); err != nil {
 		return nil, err
 	}
+	if gone != "" {
+		u.clear(ctx, i)
+	}
 	result := &Undone{}
 	pending := make([]*owed, len(i.Undo))
 	for j := range i.Undo {
@@ -115,6 +118,20 @@ func (u *Undoer) Undo(ctx context.Context, i *intent.Intent, limit time.Duration
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), postLimit)
 	defer cancel()
 	return result, u.settle(ctx, i, pending, result)
+}
+
+// clear deletes the pods that tasks of a dead session have left, before anything
+// is undone that they may still be doing.
+func (u *Undoer) clear(ctx context.Context, i *intent.Intent) {
+	ctx, cancel := context.WithTimeout(ctx, postLimit)
+	defer cancel()
+	pods, err := u.Kube.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{LabelSelector: blueprint.TaskLabel + "=" + i.ID})
+	if err != nil {
+		return // they end by themselves, and are in nobody's way
+	}
+	for j := range pods.Items {
+		_ = u.Kube.CoreV1().Pods(pods.Items[j].Namespace).Delete(ctx, pods.Items[j].Name, metav1.DeleteOptions{})
+	}
 }
 
 // settle writes down what came of it.

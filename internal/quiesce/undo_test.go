@@ -170,6 +170,25 @@ func TestUndoKeepsWhatFails(t *testing.T) {
 	assert.Empty(t, u.list(t))
 }
 
+// The pods of a session's tasks go with it, and no others.
+func TestUndoClearsPods(t *testing.T) {
+	pod := func(name, owner string) *corev1.Pod {
+		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Labels: map[string]string{blueprint.TaskLabel: owner}}}
+	}
+	for holder, want := range map[intent.Holder][]string{deadHolder: {"other"}, liveHolder: {"left", "other"}} {
+		u := newUndoing(t, pod("left", "stillpoint-intent-x"), pod("other", "stillpoint-intent-y"))
+		_, err := u.Undo(t.Context(), u.owe(t, holder), left)
+		require.NoError(t, err)
+		pods, err := u.kube.CoreV1().Pods("shop").List(t.Context(), metav1.ListOptions{})
+		require.NoError(t, err)
+		var names []string
+		for _, pod := range pods.Items {
+			names = append(names, pod.Name)
+		}
+		assert.Equal(t, want, names)
+	}
+}
+
 func TestUndoTriesAgain(t *testing.T) {
 	u := newUndoing(t)
 	u.tasks.failures, u.tasks.err = 1, errors.New("conflict")
