@@ -124,7 +124,7 @@ func TestNotFound(t *testing.T) {
 	}, []string{"velero", "ops"}, object("shop", "own"), object("velero", "z"), object("velero", "y"), object("payments", "theirs"))
 	_, err := f.Find(t.Context(), "mongo", "shop")
 	require.EqualError(t, err, `blueprint "mongo" is not found; there are: Blueprints in namespace shop: own; Blueprints in namespace velero: y, z; Blueprints in namespace ops: none; `+
-		`ConfigMaps in namespace velero with label stillpoint.io/blueprint: a, b; built in: fsfreeze; `+
+		`ConfigMaps in namespace velero with label stillpoint.io/blueprint: a, b; built in: fsfreeze, mariadb, mongodb, mysql, postgresql, redis, scale-down; `+
 		`not a blueprint: ConfigMap velero/files (key c): kind is "X", a blueprint's is "Blueprint"`)
 
 	_, err = f.Find(t.Context(), "", "shop")
@@ -149,7 +149,7 @@ func TestFindWithoutTheCRD(t *testing.T) {
 	require.Equal(t, builtIn, found.Source)
 	_, err = f.Find(t.Context(), "mongo", "velero")
 	require.EqualError(t, err, `blueprint "mongo" is not found; there are: Blueprints in namespace velero: none (Kanister's CRD is not installed); `+
-		`ConfigMaps in namespace velero with label stillpoint.io/blueprint: none; built in: fsfreeze`)
+		`ConfigMaps in namespace velero with label stillpoint.io/blueprint: none; built in: fsfreeze, mariadb, mongodb, mysql, postgresql, redis, scale-down`)
 }
 
 func TestFindPassesErrorsOn(t *testing.T) {

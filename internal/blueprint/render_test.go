@@ -142,29 +142,6 @@ func TestPublishedMongo(t *testing.T) {
 	}
 }
 
-func TestBuiltIns(t *testing.T) {
-	var called []Args
-	record := Function{Optional: []string{"container", "paths"}, Calls: func(_ context.Context, args Args) ([]Call, error) {
-		called = append(called, args)
-		return nil, nil
-	}}
-	r := &Renderer{Functions: map[string]Function{"FreezeFileSystems": record, "ThawFileSystems": record}}
-	require.Contains(t, builtIns(), "fsfreeze")
-	for name, found := range builtIns() {
-		require.Equal(t, builtIn, found.Source)
-		require.Empty(t, found.Warnings, name)
-		require.NotNil(t, found.Actions[Prehook], name)
-		require.NotNil(t, found.Actions[Posthook], name)
-	}
-	for _, options := range []map[string]string{nil, {"container": "side"}, {"paths": "/a /b"}} {
-		called = nil
-		_, _, err := r.Script(t.Context(), builtIns()["fsfreeze"].Blueprint, Params{Options: options})
-		require.NoError(t, err)
-		want := Args{"container": options["container"], "paths": options["paths"]}
-		require.Equal(t, []Args{want, want}, called)
-	}
-}
-
 // steps renders a blueprint whose backupPrehook has the given phases (YAML).
 func steps(ctx context.Context, r *Renderer, phases string, p Params) ([]*Step, Masker, error) {
 	bp, _, err := Parse([]byte("metadata: {name: test}\nactions:\n  backupPrehook:\n    phases:\n" + phases))

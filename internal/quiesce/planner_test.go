@@ -485,7 +485,7 @@ func TestPlan(t *testing.T) {
 			objects: [][]runtime.Object{namespace(AnnotationQuiesce, "fsfreze"), claims("data"), deployment("db", nil, pod("db-1", "n1", volume{"pg", "data", "/data", ""}))},
 			of:      "data",
 			text: `Deployment shop/db: blueprint fsfreze, which Namespace shop names: blueprint "fsfreze" is not found; there are: Blueprints in namespace shop: none; ` +
-				`ConfigMaps in namespace velero with label stillpoint.io/blueprint: none; built in: fsfreeze`,
+				`ConfigMaps in namespace velero with label stillpoint.io/blueprint: none; built in: fsfreeze, mariadb, mongodb, mysql, postgresql, redis, scale-down`,
 		},
 		"a file system that is not frozen": {
 			objects: [][]runtime.Object{namespace(), claims("data"), statefulSet("db", annotations{AnnotationQuiesce, "fsfreeze"}, pod("db-9", "n1", volume{"pg", "data", "/data", ""}))},
