@@ -150,9 +150,23 @@ func scalar(value any) (string, error) {
 // Pods is what KubeExec and KubeExecAll must know of the cluster.
 type Pods interface {
 	// Containers gives the names of a pod's running containers in the order
-	// of its spec. A pod that does not exist or does not run is an error that
-	// says so and lists the pods there are.
+	// of its spec. A pod that does not exist or does not run is an Absent
+	// error that says so and lists the pods there are.
 	Containers(ctx context.Context, namespace, pod string) (running []string, err error)
+}
+
+// Absent is the error that nothing can be run in a pod, or in a container of
+// it, as things are. What an earlier phase does can change that.
+type Absent struct {
+	// Pod is its namespace and name with a slash between them.
+	Pod    string
+	Reason string
+}
+
+func (a *Absent) Error() string { return a.Reason }
+
+func absent(namespace, pod, format string, args ...any) error {
+	return &Absent{Pod: namespace + "/" + pod, Reason: fmt.Sprintf(format, args...)}
 }
 
 // KubeFunctions are the functions of Kanister that are supported.
@@ -229,7 +243,7 @@ func execs(ctx context.Context, pods Pods, args Args, names, containers []string
 			return nil, err
 		}
 		if len(running) == 0 {
-			return nil, fmt.Errorf("no container of pod %s/%s is running", namespace, pod)
+			return nil, absent(namespace, pod, "no container of pod %s/%s is running", namespace, pod)
 		}
 		chosen := containers
 		if len(chosen) == 0 {
@@ -237,7 +251,7 @@ func execs(ctx context.Context, pods Pods, args Args, names, containers []string
 		}
 		for _, container := range chosen {
 			if !slices.Contains(running, container) {
-				return nil, fmt.Errorf("container %q is not running in pod %s/%s; running are: %s", container, namespace, pod, strings.Join(running, ", "))
+				return nil, absent(namespace, pod, "container %q is not running in pod %s/%s; running are: %s", container, namespace, pod, strings.Join(running, ", "))
 			}
 			calls = append(calls, Call{Namespace: namespace, Pod: pod, Container: container, Command: slices.Clone(command)})
 		}
@@ -287,7 +301,7 @@ func (c clusterPods) missing(ctx context.Context, namespace, name, reason string
 			running = append(running, pods.Items[i].Name)
 		}
 	}
-	return fmt.Errorf("pod %s/%s %s; running pods: %s", namespace, name, reason, list(running))
+	return absent(namespace, name, "pod %s/%s %s; running pods: %s", namespace, name, reason, list(running))
 }
 
 // notRunning says why nothing can be run in a pod, "" when it can.

@@ -72,7 +72,7 @@ func podOf(task *Task) (*corev1.Pod, error) {
 	}
 	main := spec.Containers[0].Name
 	spec.RestartPolicy = corev1.RestartPolicyNever
-	if spec, err = override(spec, task.Args["podOverride"]); err != nil {
+	if spec, _, err = override(spec, task.Args["podOverride"]); err != nil {
 		return nil, fmt.Errorf("args.podOverride: %w", err)
 	}
 	// The one whose log is the output stays the first.
@@ -196,43 +196,47 @@ func (a Args) texts(name string) (map[string]string, error) {
 }
 
 // override merges a podOverride into the spec of a pod, as the API server
-// merges a strategic patch.
-func override(spec *corev1.PodSpec, patch any) (*corev1.PodSpec, error) {
+// merges a strategic patch. Fields that the spec of a pod does not have are
+// left out, because Kanister does so and published blueprints have some.
+func override(spec *corev1.PodSpec, patch any) (merged *corev1.PodSpec, unknown []error, err error) {
 	if patch == nil {
-		return spec, nil
+		return spec, nil, nil
 	}
 	if _, ok := patch.(map[string]any); !ok {
-		return nil, errors.New("must be a map, as the spec of a pod is one")
+		return nil, nil, errors.New("must be a map, as the spec of a pod is one")
 	}
 	plain, err := json.Marshal(spec)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	changes, err := json.Marshal(patch)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	merged, err := strategicpatch.StrategicMergePatch(plain, changes, corev1.PodSpec{})
+	both, err := strategicpatch.StrategicMergePatch(plain, changes, corev1.PodSpec{})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	result := &corev1.PodSpec{}
-	unknown, err := kjson.UnmarshalStrict(merged, result)
-	if err == nil {
-		err = errors.Join(unknown...)
-	}
+	merged = &corev1.PodSpec{}
+	unknown, err = kjson.UnmarshalStrict(both, merged)
 	if err != nil {
-		return nil, fmt.Errorf("does not make the spec of a pod: %w", err)
+		return nil, nil, fmt.Errorf("does not make the spec of a pod: %w", err)
 	}
-	if len(result.Containers) == 0 {
-		return nil, errors.New("leaves no container")
+	if len(merged.Containers) == 0 {
+		return nil, nil, errors.New("leaves no container")
 	}
-	return result, nil
+	return merged, unknown, nil
 }
 
 func (t *Tasks) preparePod(_ context.Context, d *draft) error {
 	if _, err := podOf(d.Task); err != nil {
 		return err
+	}
+	if t.Warn != nil {
+		_, unknown, _ := override(&corev1.PodSpec{Containers: []corev1.Container{{}}}, d.Args["podOverride"])
+		for _, each := range unknown {
+			t.Warn("Action %s, function %s: args.podOverride: %s is ignored", d.name, d.Func, d.masker.Mask(each.Error()))
+		}
 	}
 	return d.allowNamespace()
 }

@@ -31,6 +31,8 @@ type rendering struct {
 	action *Action
 	phases []*phase
 	scope  *scope
+	// before are the phases of the action before this one.
+	before []*phase
 	// declared are the keys of the artifacts in .ArtifactsIn.
 	declared map[string]Artifact
 
@@ -63,6 +65,8 @@ type phase struct {
 	title string
 	scope *phaseScope
 	step  *Step
+	// done tells that the phase has run. (Its outputs may be known before.)
+	done bool
 }
 
 func (r *Renderer) newRendering(bp *Blueprint, name string, p Params, secrets *secrecy) *rendering {
@@ -329,6 +333,11 @@ func (r *rendering) calls(ctx context.Context, phase *phase, function Function, 
 		}
 	}
 	calls, err := function.Calls(ctx, args)
+	var absent *Absent
+	if maker := r.maker(phase); maker != "" && errors.As(err, &absent) {
+		r.needs = fmt.Sprintf("the pod %s of %s", r.masker.Mask(absent.Pod), maker)
+		return nil, nil
+	}
 	if err != nil {
 		return nil, r.masked(err)
 	}
@@ -339,6 +348,29 @@ func (r *rendering) calls(ctx context.Context, phase *phase, function Function, 
 	}
 	return calls, nil
 }
+
+// maker is an earlier phase that has not run yet and that may bring a pod into
+// being: it makes one, makes something that makes some, or scales. "" is that
+// the pods which are there are all that there will be.
+func (r *rendering) maker(phase *phase) string {
+	earlier := slices.Clone(r.before)
+	for _, each := range r.phases {
+		if each == phase {
+			break
+		}
+		earlier = append(earlier, each)
+	}
+	for _, each := range slices.Backward(earlier) {
+		if !each.done && slices.Contains(makers, each.Func) {
+			return each.title
+		}
+	}
+	return ""
+}
+
+// makers are the functions after which there can be other pods than before. The
+// command of a KubeTask may be kubectl.
+var makers = []string{"KubeOps", "KubeTask", "ScaleWorkload", multiContainerRun}
 
 // task makes the task of a function, and foretells its outputs where it can:
 // not in the posthook, which has to run after a prehook that went half-way.

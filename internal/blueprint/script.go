@@ -40,6 +40,7 @@ func (r *Renderer) Script(ctx context.Context, bp *Blueprint, p Params) (*Script
 	s.learnObject(p)
 	s.pre = r.newRendering(bp, Prehook, p, s.secrets)
 	s.post = r.newRendering(bp, Posthook, p, s.secrets)
+	s.post.before = s.pre.phases
 	for _, phase := range s.pre.phases {
 		s.Pre = append(s.Pre, phase.step)
 	}
@@ -138,6 +139,7 @@ func (s *Script) Done(step *Step, outputs map[string]any) {
 	if run == nil {
 		return
 	}
+	run.phases[i].done = true
 	phase := run.phases[i].scope
 	phase.ran, phase.output = true, outputs
 	// A command that was given a secret may have said it.
