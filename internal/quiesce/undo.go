@@ -127,7 +127,7 @@ func (u *Undoer) clear(ctx context.Context, i *intent.Intent) {
 	defer cancel()
 	pods, err := u.Kube.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{LabelSelector: blueprint.TaskLabel + "=" + i.ID})
 	if err != nil {
-		return // they end by themselves, and are in nobody's way
+		return // what is owed does not wait for them, and their label tells whose they are
 	}
 	for j := range pods.Items {
 		_ = u.Kube.CoreV1().Pods(pods.Items[j].Namespace).Delete(ctx, pods.Items[j].Name, metav1.DeleteOptions{})
