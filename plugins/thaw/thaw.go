@@ -188,6 +188,7 @@ func (f *flags) release(ctx context.Context, undoer *quiesce.Undoer, e *entry) (
 		}
 		return fmt.Sprintf("Forgot %s: %s, quiesced by backup %s\n", e.ID, e.Name, e.Backup), nil
 	}
+	holder := e.Holder // which this process is next
 	undone, err := undoer.Undo(ctx, e.Intent, f.timeout)
 	if errors.Is(err, intent.ErrTaken) {
 		return fmt.Sprintf("%s: somebody else has released it, or is about to\n", e.ID), nil
@@ -203,7 +204,7 @@ func (f *flags) release(ctx context.Context, undoer *quiesce.Undoer, e *entry) (
 	}
 	said += fmt.Sprintf("Released %s, which backup %s had quiesced since %s\n", e.Name, e.Backup, clockTime(e.Since))
 	if e.gone == "" {
-		said += fmt.Sprintf("%s was holding it: the snapshots that backup %s takes of it are not consistent\n", e.Holder, e.Backup)
+		said += fmt.Sprintf("%s was holding it: the snapshots that backup %s takes of it are not consistent\n", holder, e.Backup)
 	}
 	return said, nil
 }
