@@ -470,10 +470,8 @@ func (f *Facts) Idle() []Idle {
 		}
 	}
 	for _, w := range f.annotated {
-		_, owned := f.line[w.UID]
-		made := owned && (w.Kind == "ReplicaSet" || w.Kind == "Job")
 		settings, err := Resolve([]Layer{{Object: w.String(), Annotations: w.Annotations}})
-		if made || (err == nil && len(settings.Blueprints) == 0) || f.inventory.Runs(w.UID) {
+		if (err == nil && len(settings.Blueprints) == 0) || f.inventory.Runs(w.UID) {
 			continue
 		}
 		if f.repeated(w.Annotations, ownersOf(f.line[w.UID])...) == nil {

@@ -34,9 +34,11 @@ const (
 	// viewsKept is for how many namespaces the view is kept: Velero takes one
 	// namespace after another.
 	viewsKept = 16
-	// viewLife is how long a view of a namespace without annotated objects is
-	// good enough for a freeze.
-	viewLife = time.Minute
+	// viewLife is how long a view of a namespace is good enough for a freeze, and
+	// emptyLife how long one is where nothing but workloads is annotated, as it is
+	// nearly everywhere: to look again takes a request for each kind.
+	viewLife  = 10 * time.Second
+	emptyLife = 10 * time.Minute
 	// atOnce is how many kinds are listed at the same time.
 	atOnce = 8
 	// listFrom is the number of objects of one kind from which on a list of the
@@ -56,15 +58,28 @@ type Object struct {
 
 // View is what a survey has seen of one namespace.
 type View struct {
-	// Annotated are sorted by kind and name. Pods and claims are not among them.
+	// Annotated are sorted by kind and name. Pods, claims and what a workload
+	// makes (ReplicaSets, Jobs) are not among them.
 	Annotated []Object
 	// Owners are the owner references of the namespace's objects, pods and
-	// claims left out. Owners and Workloads are nil where nothing is annotated.
+	// claims left out. Owners and Workloads are nil where nothing but workloads
+	// is annotated.
 	Owners map[types.UID][]types.UID
 	// Workloads are all controllers of pods of the kinds that Kubernetes has.
 	Workloads []workload.Ref
 
 	taken time.Time
+}
+
+// empty tells that nothing but workloads is annotated.
+func (v *View) empty() bool {
+	return !slices.ContainsFunc(v.Annotated, func(o Object) bool { return !o.Known() })
+}
+
+func (v *View) sort() {
+	byName := func(a, b workload.Ref) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name)) }
+	slices.SortFunc(v.Annotated, func(a, b Object) int { return byName(a.Ref, b.Ref) })
+	slices.SortFunc(v.Workloads, byName)
 }
 
 // Unread is a kind, or all kinds of a group, that could not be looked at.
@@ -94,12 +109,13 @@ type Survey struct {
 	// many.
 	views *lru.Cache
 	seen  int
-	// somewhere are the namespaces with annotated objects when the whole
-	// cluster was looked at, which was at that time; nil before.
-	somewhere map[string]bool
-	at        time.Time
-	unread    map[string]Unread
-	told      map[string]bool
+	// all are the views of namespaces with annotated objects when the whole
+	// cluster was looked at, which was at that time; nil before. Who owns what
+	// is not known of them.
+	all    map[string]*View
+	at     time.Time
+	unread map[string]Unread
+	told   map[string]bool
 }
 
 // NewSurvey returns a Survey of the annotations that ours says yes to. What
@@ -118,18 +134,20 @@ func (s *Survey) Recent(ctx context.Context, namespace string) (*View, error) {
 	return s.recent(ctx, namespace)
 }
 
-// Now is a namespace as it is; one where nothing was annotated, as it was a
-// minute ago at most.
+// Now is a namespace as it was a few seconds ago at most; one where nothing but
+// workloads was annotated, ten minutes.
 func (s *Survey) Now(ctx context.Context, namespace string) (*View, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	began := s.clock.Now()
 	view, err := s.recent(ctx, namespace)
 	if err != nil {
 		return nil, err
 	}
-	fresh := !view.taken.Before(began)
-	if fresh || len(view.Annotated) == 0 && began.Before(view.taken.Add(viewLife)) {
+	life := viewLife
+	if view.empty() {
+		life = emptyLife
+	}
+	if s.clock.Now().Before(view.taken.Add(life)) {
 		return view, nil
 	}
 	return s.look(ctx, namespace)
@@ -155,22 +173,26 @@ func (s *Survey) recent(ctx context.Context, namespace string) (*View, error) {
 		s.seen++
 		return s.look(ctx, namespace)
 	}
-	if s.somewhere == nil {
+	if s.all == nil {
 		if err := s.everywhere(ctx); err != nil {
 			return nil, err
 		}
 	}
-	found := s.somewhere[namespace]
-	if !found {
+	view, ok := s.all[namespace]
+	if !ok {
+		view = &View{taken: s.at}
+	}
+	more := !view.empty()
+	if !more {
 		var err error
-		if found, err = s.scattered(ctx, namespace); err != nil {
+		if more, err = s.scattered(ctx, namespace); err != nil {
 			return nil, err
 		}
 	}
-	if found {
+	if more {
 		return s.look(ctx, namespace)
 	}
-	return &View{taken: s.at}, nil
+	return view, nil
 }
 
 // know asks for the kinds, once.
@@ -198,28 +220,41 @@ func (s *Survey) look(ctx context.Context, namespace string) (*View, error) {
 			return
 		}
 		known[item.UID] = true
-		ref := workload.Ref{APIVersion: k.apiVersion(), Kind: k.name, Namespace: item.Namespace, Name: item.Name, UID: item.UID}
+		ref := refOf(k, item)
 		for _, owner := range item.OwnerReferences {
 			view.Owners[item.UID] = append(view.Owners[item.UID], owner.UID)
 		}
 		if ref.Known() {
 			view.Workloads = append(view.Workloads, ref)
 		}
-		if ours := s.among(item.Annotations); len(ours) > 0 {
-			view.Annotated = append(view.Annotated, Object{Ref: ref, Resource: k.GroupVersionResource, Names: k.others, Annotations: ours})
+		if object, ok := s.annotated(k, item); ok {
+			view.Annotated = append(view.Annotated, object)
 		}
 	})
 	if err != nil {
 		return nil, fmt.Errorf("look for annotated objects in namespace %s: %w", namespace, err)
 	}
-	if len(view.Annotated) == 0 {
+	if view.empty() {
 		view.Owners, view.Workloads = nil, nil
 	}
-	byName := func(a, b workload.Ref) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name)) }
-	slices.SortFunc(view.Annotated, func(a, b Object) int { return byName(a.Ref, b.Ref) })
-	slices.SortFunc(view.Workloads, byName)
+	view.sort()
 	s.views.Add(namespace, view)
 	return view, nil
+}
+
+func refOf(k *kind, item *metav1.PartialObjectMetadata) workload.Ref {
+	return workload.Ref{APIVersion: k.apiVersion(), Kind: k.name, Namespace: item.Namespace, Name: item.Name, UID: item.UID}
+}
+
+// annotated is an object with annotations of ours, unless it is one that has
+// copies of them from the workload that made it.
+func (s *Survey) annotated(k *kind, item *metav1.PartialObjectMetadata) (Object, bool) {
+	ours := s.among(item.Annotations)
+	ref := refOf(k, item)
+	if len(ours) == 0 || ref.Known() && (k.name == "ReplicaSet" || k.name == "Job") && len(item.OwnerReferences) > 0 {
+		return Object{}, false
+	}
+	return Object{Ref: ref, Resource: k.GroupVersionResource, Names: k.others, Annotations: ours}, true
 }
 
 // among are the annotations that are ours.
@@ -236,19 +271,27 @@ func (s *Survey) among(annotations map[string]string) map[string]string {
 	return found
 }
 
-// everywhere finds the namespaces that have annotated objects.
+// everywhere finds the annotated objects of all namespaces.
 func (s *Survey) everywhere(ctx context.Context) error {
 	s.at = s.clock.Now()
-	found := map[string]bool{}
-	err := s.list(ctx, s.kinds, metav1.NamespaceAll, func(_ *kind, item *metav1.PartialObjectMetadata) {
-		if len(s.among(item.Annotations)) > 0 {
-			found[item.Namespace] = true
+	all := map[string]*View{}
+	err := s.list(ctx, s.kinds, metav1.NamespaceAll, func(k *kind, item *metav1.PartialObjectMetadata) {
+		object, ok := s.annotated(k, item)
+		if !ok {
+			return
 		}
+		if all[item.Namespace] == nil {
+			all[item.Namespace] = &View{taken: s.at}
+		}
+		all[item.Namespace].Annotated = append(all[item.Namespace].Annotated, object)
 	})
 	if err != nil {
 		return fmt.Errorf("look for annotated objects in all namespaces: %w", err)
 	}
-	s.somewhere = found
+	for _, view := range all {
+		view.sort()
+	}
+	s.all = all
 	return nil
 }
 

@@ -54,7 +54,10 @@ func resources() []*metav1.APIResourceList {
 			{Name: "nodes", Kind: "Node", Verbs: listed},
 			{Name: "bindings", Kind: "Binding", Namespaced: true, Verbs: metav1.Verbs{"create"}},
 		}},
-		{GroupVersion: "apps/v1", APIResources: []metav1.APIResource{{Name: "statefulsets", Kind: "StatefulSet", Namespaced: true, Verbs: listed}}},
+		{GroupVersion: "apps/v1", APIResources: []metav1.APIResource{
+			{Name: "statefulsets", Kind: "StatefulSet", Namespaced: true, Verbs: listed},
+			{Name: "replicasets", Kind: "ReplicaSet", Namespaced: true, Verbs: listed},
+		}},
 		{GroupVersion: "velero.io/v1", APIResources: []metav1.APIResource{{Name: "backups", Kind: "Backup", Namespaced: true, Verbs: listed}}},
 		{GroupVersion: "example.com/v1", APIResources: []metav1.APIResource{{Name: "widgets", SingularName: "widget", Kind: "Widget", Namespaced: true, Verbs: listed}}},
 	}
@@ -151,7 +154,7 @@ func TestView(t *testing.T) {
 	assert.Equal(t, "StatefulSet shop/db", view.Workloads[0].String())
 	assert.Equal(t, []string{"configmap", "configmap.", "configmaps", "configmaps.", "cm", "cm."}, view.Annotated[0].Names)
 	assert.Subset(t, view.Annotated[1].Names, []string{"widget", "widgets.example.com"})
-	assert.Equal(t, []string{"configmaps in shop", "statefulsets in shop", "widgets in shop"}, s.requests())
+	assert.Equal(t, []string{"configmaps in shop", "replicasets in shop", "statefulsets in shop", "widgets in shop"}, s.requests())
 
 	view, err = s.Recent(t.Context(), "office")
 	require.NoError(t, err)
@@ -161,9 +164,11 @@ func TestView(t *testing.T) {
 
 // A few namespaces are looked at by themselves, and from then on all at once.
 func TestRequestsDoNotGrowWithNamespaces(t *testing.T) {
-	s := newScene(thing("Widget", "n50", "w", true), thing("Widget", "n60", "v", false), thing("StatefulSet", "n50", "db", false, "Widget w"))
+	made := thing("StatefulSet", "n41", "made", true, "x")
+	made.Kind, made.UID = "ReplicaSet", "made"
+	s := newScene(thing("StatefulSet", "n40", "own", true), made, thing("Widget", "n50", "w", true), thing("Widget", "n60", "v", false), thing("StatefulSet", "n50", "db", false, "Widget w"))
 	of := func(namespace string) []string {
-		return []string{"configmaps in " + namespace, "statefulsets in " + namespace, "widgets in " + namespace}
+		return []string{"configmaps in " + namespace, "replicasets in " + namespace, "statefulsets in " + namespace, "widgets in " + namespace}
 	}
 	for i := range oneByOne {
 		_, err := s.Recent(t.Context(), fmt.Sprintf("n%d", i))
@@ -171,10 +176,11 @@ func TestRequestsDoNotGrowWithNamespaces(t *testing.T) {
 		assert.Equal(t, of(fmt.Sprintf("n%d", i)), s.requests())
 	}
 	for i := range 45 {
-		_, err := s.Recent(t.Context(), fmt.Sprintf("n%d", i))
+		view, err := s.Now(t.Context(), fmt.Sprintf("n%d", i))
 		require.NoError(t, err)
+		assert.Equal(t, i == 40, len(view.Annotated) == 1)
 	}
-	assert.Equal(t, []string{"configmaps", "statefulsets", "widgets"}, s.requests())
+	assert.Equal(t, []string{"configmaps", "replicasets", "statefulsets", "widgets"}, s.requests(), "annotated workloads need no second look")
 	view, err := s.Recent(t.Context(), "n50")
 	require.NoError(t, err)
 	assert.Len(t, view.Annotated, 1)
@@ -195,23 +201,26 @@ func TestNow(t *testing.T) {
 		assert.Len(t, view.Annotated, want)
 	}
 	now("shop", 1)
-	assert.Len(t, s.requests(), 3, "asked for the first time, it is of now")
+	assert.Len(t, s.requests(), 4)
 	s.clock.Step(time.Second)
 	now("shop", 1)
-	assert.Len(t, s.requests(), 3)
+	assert.Empty(t, s.requests(), "for the next freeze")
+	s.clock.Step(viewLife)
+	now("shop", 1)
+	assert.Len(t, s.requests(), 4)
 
 	now("office", 0)
-	assert.Len(t, s.requests(), 3)
-	s.clock.Step(time.Second)
-	now("office", 0)
-	assert.Empty(t, s.requests(), "nothing was annotated a second ago")
+	assert.Len(t, s.requests(), 4)
 	s.clock.Step(viewLife)
+	now("office", 0)
+	assert.Empty(t, s.requests(), "nothing was annotated a while ago")
+	s.clock.Step(emptyLife)
 	require.NoError(t, s.metadata.Tracker().Add(thing("Widget", "office", "w2", true)))
 	view, err := s.Recent(t.Context(), "office")
 	require.NoError(t, err)
 	assert.Empty(t, view.Annotated)
 	now("office", 1)
-	assert.Len(t, s.requests(), 3)
+	assert.Len(t, s.requests(), 4)
 }
 
 func forbidden(resource string) error {
