@@ -14,17 +14,19 @@ CLUSTER := $(shell [ "$$(uname -s)" = Linux ] && [ "$$(id -u)" = 0 ] && echo yes
 
 export GOFLAGS = -buildvcs=false
 
-.PHONY: build demo test unit e2e recovery bench lint image cluster-up cluster-down clean
+.PHONY: build demo test unit e2e recovery bench soak lint image cluster-up cluster-down clean
 
 build: build/stillpoint
 
-.PHONY: build/stillpoint build/testbed build/demo build/recovery build/bench
+.PHONY: build/stillpoint build/testbed build/demo build/recovery build/bench build/soak
 build/stillpoint:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o $@ ./plugins
 build/testbed:
 	CGO_ENABLED=0 $(GO) build -o $@ ./tests/cluster/cmd/testbed
 build/demo build/recovery build/bench:
 	CGO_ENABLED=0 $(GO) build -o $@ ./tests/$(notdir $@)
+build/soak:
+	CGO_ENABLED=0 $(GO) build -o $@ ./tests/soak/cmd/soak
 
 ## The walk-through on a real cluster: quiesced backup, export, disaster, restore.
 demo: build/stillpoint build/demo build/testbed
@@ -64,6 +66,16 @@ recovery: build/stillpoint build/testbed build/recovery
 ## Velero alone against Stillpoint, on the same cluster in one run: more than an hour.
 bench: build/stillpoint build/bench build/testbed
 	$(SESSION) $(TESTBED) run -- build/bench
+
+## Backups of databases under load, each restored and judged: about half an hour.
+## SOAK="--backups 5 --database redis" asks for less.
+soak: build/stillpoint build/soak build/testbed
+	$(SESSION) $(MAKE) --no-print-directory in-soak
+
+.PHONY: in-soak
+in-soak:
+	$(TESTBED) databases
+	$(TESTBED) run -- build/soak $(SOAK)
 
 lint: $(LINT)
 	$(LINT) run ./...

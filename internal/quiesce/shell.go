@@ -160,7 +160,10 @@ func (s *shell) arm(ctx context.Context, call blueprint.Call) error {
 		return fmt.Errorf("%w (Stillpoint needs sh, sleep and kill in the container)", err)
 	}
 	if s.client = strings.TrimPrefix(strings.TrimPrefix(answer, "armed"), " "); s.client != "" {
-		return s.send("client " + s.client)
+		// A client that cannot even start has ended by now, and has said why.
+		if err := s.send("client " + s.client); err != nil {
+			return s.lost(ctx)
+		}
 	}
 	return nil
 }
@@ -205,6 +208,9 @@ func (s *shell) lost(ctx context.Context) error {
 			return fmt.Errorf("%w: %s: %s", errLost, s.err, text) //nolint:errorlint // the cause is what matters to callers
 		}
 		return fmt.Errorf("%w: %s", errLost, s.err) //nolint:errorlint // as above
+	}
+	if text := s.output.String(); text != "" {
+		return fmt.Errorf("%s: %w: %s", s.container, errLost, text)
 	}
 	return fmt.Errorf("%s: %w", s.container, errLost)
 }

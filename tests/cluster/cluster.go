@@ -31,6 +31,9 @@ const (
 	// Image is for the applications of tests: busybox, dash, bash, util-linux's
 	// fsfreeze, and the writer of cmd/writer.
 	Image = bed.AppImage
+	// MongoDBImage has a mongosh that writes down how it is called. It is one of
+	// those that `testbed databases` imports.
+	MongoDBImage = bed.MongoDBImage
 	// VeleroNamespace is where Velero runs.
 	VeleroNamespace = bed.VeleroNamespace
 	// StorageClass has volumes that are file systems of their own, or block

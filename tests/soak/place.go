@@ -30,6 +30,17 @@ type place struct {
 	namespace string
 }
 
+// SetUp makes one of the databases with its load, on two volumes, in a namespace
+// of this name, and waits until both work. Nothing asks for it to be quiesced.
+func SetUp(ctx context.Context, on *stage.Stage, database, namespace string) error {
+	chosen, err := Options{Databases: []string{database}}.databases()
+	if err != nil {
+		return err
+	}
+	p := place{Soak: &Soak{Stage: on}, database: chosen[0], namespace: namespace}
+	return p.setUp(ctx, way{claims: []string{dataVolume, logVolume}})
+}
+
 // setUp makes the database and its load anew and waits until both work.
 func (p place) setUp(ctx context.Context, w way) error {
 	// A frozen volume or another layout of an earlier way goes with it.

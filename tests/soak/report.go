@@ -11,7 +11,7 @@ import (
 func Report(results []Result) string {
 	var text strings.Builder
 	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "DATABASE\tWAY\tBACKUPS\tINTACT\tBROKEN\tFROZEN (median, longest)")
+	fmt.Fprintln(w, "DATABASE\tWAY\tBACKUPS\tINTACT\tBROKEN\tQUIESCED (median, longest)")
 	for _, r := range results {
 		frozen := ""
 		if len(r.Frozen) > 0 {
