@@ -82,7 +82,7 @@ func (r *rendering) certainNode(ctx context.Context, node tree.Node) error {
 	source := "{{ with ." + strings.Join(path, ".") + " }}{{ end }}"
 	parsed, err := newTemplate(ctx, source, "error", asItIs)
 	if err != nil {
-		return nil // such as a method with arguments, which stands alone otherwise
+		return err
 	}
 	r.wants = wants{}
 	err = parsed.Execute(&limited{ctx: ctx}, r.scope)

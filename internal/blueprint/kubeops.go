@@ -200,24 +200,29 @@ func (t *Tasks) prepareOperation(ctx context.Context, d *draft) error {
 	if d.needs != "" {
 		return nil
 	}
-	d.Task.Args = args
+	d.Args = args
 	o, err := t.operation(d.Task)
 	if err != nil {
 		return err
+	}
+	if o.at.namespaced {
+		// So that it stands in what is shown and written down.
+		args["namespace"] = o.at.namespace
 	}
 	// What is literal is the blueprint's own choice.
 	chosen := literal(d.source["objectReference"])
 	if o.verb == "create" {
 		chosen = literal(d.source["spec"])
 	}
-	return d.allowTarget(o.at, chosen, "args.namespace")
+	return d.allowTarget(o.at, chosen, "namespace")
 }
 
 // allowTarget holds an object against the blueprint's confinement. Chosen tells
-// that the blueprint names it without a template.
+// that the blueprint names it without a template; argument is the one that can
+// choose its namespace.
 func (d *draft) allowTarget(at target, chosen bool, argument string) error {
 	if !at.namespaced {
-		if err := d.Task.within(""); err != nil {
+		if err := d.within(""); err != nil {
 			return fmt.Errorf("%s: %w", at, err)
 		}
 		if !chosen {
@@ -225,26 +230,31 @@ func (d *draft) allowTarget(at target, chosen bool, argument string) error {
 		}
 		return nil
 	}
-	if argument != "" && d.source["namespace"] == at.namespace {
+	if argument != "" && d.source[argument] == at.namespace {
 		chosen = true
 	}
 	if err := d.allow(at.namespace, chosen); err != nil {
-		return fmt.Errorf("%s: %w", at, err)
+		hint := ""
+		if argument != "" && d.source[argument] == nil && at.namespace == metav1.NamespaceDefault {
+			hint = " (it is the one where args.namespace and the object name none)"
+		}
+		return fmt.Errorf("%s: %w%s", at, err, hint)
 	}
 	return nil
 }
 
 func describeOperation(task *Task) string {
-	verb, _ := task.Args.String("operation") //nolint:errcheck // said when it is prepared
+	verb, _ := task.Args.String("operation") // said when it is prepared
+	namespace, _ := task.Args.String("namespace")
 	if spec, ok := task.Args["spec"].(map[string]any); ok && verb == "create" {
 		object := unstructured.Unstructured{Object: spec}
-		return fmt.Sprintf("%s %s %s", verb, object.GetKind(), strings.TrimPrefix(object.GetNamespace()+"/"+object.GetName(), "/"))
+		return fmt.Sprintf("%s %s %s", verb, object.GetKind(), strings.TrimPrefix(namespace+"/"+object.GetName(), "/"))
 	}
 	ref, err := reference("", task.Args["objectReference"])
 	if err != nil {
 		return verb
 	}
-	text := fmt.Sprintf("%s %s %s", verb, ref.Resource, strings.TrimPrefix(ref.Namespace+"/"+ref.Name, "/"))
+	text := fmt.Sprintf("%s %s %s", verb, ref.Resource, strings.TrimPrefix(namespace+"/"+ref.Name, "/"))
 	if spec, ok := task.Args["spec"]; ok {
 		if patch, err := json.Marshal(spec); err == nil {
 			text += " with " + string(patch)

@@ -27,8 +27,9 @@ func ParseOutputs(printed []byte) (map[string]any, error) {
 func outputsIn(printed io.Reader) (map[string]any, error) {
 	outputs := map[string]any{}
 	reader := bufio.NewReader(printed)
-	for number := 1; ; number++ {
+	for number, more := 1, true; more; number++ {
 		line, tooLong, err := nextLine(reader)
+		more = err == nil
 		if err != nil && !errors.Is(err, io.EOF) {
 			return nil, fmt.Errorf("line %d: %w", number, err)
 		}
@@ -40,10 +41,8 @@ func outputsIn(printed io.Reader) (map[string]any, error) {
 				return nil, fmt.Errorf("line %d: %s", number, wrong)
 			}
 		}
-		if err != nil {
-			return outputs, nil
-		}
 	}
+	return outputs, nil
 }
 
 // nextLine reads a line and keeps the beginning of one that is too long.

@@ -174,17 +174,18 @@ func program(args Args, imageName, commandName string) (image string, command []
 	return image, command, nil
 }
 
-// texts gives an argument that is a map of texts, nil where it is absent.
+// texts gives an argument that is a map of texts, an empty one where it is
+// absent.
 func (a Args) texts(name string) (map[string]string, error) {
+	texts := map[string]string{}
 	value := a[name]
 	if value == nil {
-		return nil, nil
+		return texts, nil
 	}
 	entries, ok := value.(map[string]any)
 	if !ok {
 		return nil, fmt.Errorf("args.%s must be a map of texts", name)
 	}
-	texts := map[string]string{}
 	for key, entry := range entries {
 		text, err := scalar(entry)
 		if err != nil {

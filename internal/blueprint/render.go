@@ -521,7 +521,7 @@ func (r *rendering) execute(ctx context.Context, path, source string, show showe
 		if r.needs == "" {
 			r.needs = missing
 		}
-		if err := r.certain(ctx, parsed.Tree.Root); err != nil {
+		if err := r.certain(ctx, parsed.Root); err != nil {
 			return "", fmt.Errorf("%s: %w", path, r.explain(source, err))
 		}
 		return "", nil

@@ -3,6 +3,7 @@ package blueprint
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -53,6 +54,7 @@ func tenants() []runtime.Object {
 		gone,
 		pod("payments", "ledger-0", "postgres"),
 		secret("shop", "db", map[string]string{"mongodb-root-password": password, "pin": "12"}),
+		secret("shop", "other", map[string]string{"pin": "1234"}),
 		secret("payments", "ledger", map[string]string{"password": "pay-secret"}),
 		secret("velero", "cloud-credentials", map[string]string{"cloud": "aws-secret"}),
 		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "settings"}, Data: map[string]string{"user": "root"}},
@@ -62,6 +64,7 @@ func tenants() []runtime.Object {
 func renderer(confineTo string) *Renderer {
 	client := fake.NewClientset(tenants()...)
 	functions := KubeFunctions(NewPods(client))
+	maps.Copy(functions, TaskFunctions(someTasks()))
 	functions["Elsewhere"] = Function{Calls: func(context.Context, Args) ([]Call, error) {
 		return []Call{{Namespace: "payments", Pod: "ledger-0", Container: "postgres", Command: []string{"id"}}}, nil
 	}}
@@ -169,17 +172,17 @@ func withSecret(template string) string {
 func TestRender(t *testing.T) {
 	object := deployment()
 	for template, want := range map[string]string{
-		"plain":                                     "plain",
-		"{{ .Deployment.Name | upper }}":            "APP",
-		"{{ .Object.metadata.namespace }}":          "shop",
-		"{{ .Object.spec.replicas }}":               "1000000",
-		"{{ .Options.container }}":                  "sidecar",
-		`{{ index .Options "none" | default "x" }}`: "x",
+		"plain":                                                         "plain",
+		"{{ .Deployment.Name | upper }}":                                "APP",
+		"{{ .Object.metadata.namespace }}":                              "shop",
+		"{{ .Object.spec.replicas }}":                                   "1000000",
+		"{{ .Options.container }}":                                      "sidecar",
+		`{{ index .Options "none" | default "x" }}`:                     "x",
 		`{{ index .Deployment.PersistentVolumeClaims "app-1" "data" }}`: "/mnt",
-		"{{ .Time }}": "2026-02-03T04:05:06.000000007Z",
-		"{{ if .StatefulSet }}a{{ else }}b{{ end }}":           "b",
-		"{{ if .Namespace }}a{{ end }}{{ if .PVC }}b{{ end }}": "",
-		`{{ set .Object "kind" "changed" | len }}`:             "3",
+		"{{ .Time }}":                                                   "2026-02-03T04:05:06.000000007Z",
+		"{{ if .StatefulSet }}a{{ else }}b{{ end }}":                    "b",
+		"{{ if .Namespace }}a{{ end }}{{ if .PVC }}b{{ end }}":          "",
+		`{{ set .Object "kind" "changed" | len }}`:                      "3",
 	} {
 		t.Run(template, func(t *testing.T) {
 			got, _, err := steps(t.Context(), renderer("shop"), exec(template), object)
@@ -282,7 +285,7 @@ func TestErrors(t *testing.T) {
 		add(withSecret(template), deployment())
 	}
 	for _, phases := range []string{
-		"- {func: KubeTask, name: dump, args: {image: x, command: [x]}}",
+		"- {func: BackupData, name: dump, args: {image: x, command: [x]}}",
 		"- {func: KubeExec, name: run, args: {namespace: shop, pod: app-1, command: [a], timeout: 5}}",
 		"- {func: KubeExec, name: run, args: {namespace: shop, command: [a]}}",
 		"- {func: KubeExec, name: run, args: {namespace: shop, pod: app-1, command: [sh, {a: b}]}}",

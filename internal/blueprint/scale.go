@@ -190,7 +190,7 @@ func (s *scaling) read(ctx context.Context, client dynamic.Interface) (replicas 
 	if err != nil {
 		return 0, "", fmt.Errorf("the scale of %s: %w", s, err)
 	}
-	return int32(wanted), selector, nil //nolint:gosec // the API server's own int32
+	return int32(wanted), selector, nil // the API server's own int32
 }
 
 func (t *Tasks) scale(ctx context.Context, task *Task, access *access) (map[string]any, error) {

@@ -250,7 +250,7 @@ type draft struct {
 // allowNamespace holds the namespace that the args give against the blueprint's
 // confinement.
 func (d *draft) allowNamespace() error {
-	namespace, err := d.Task.namespace()
+	namespace, err := d.namespace()
 	if err != nil {
 		return err
 	}

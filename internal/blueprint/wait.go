@@ -140,8 +140,8 @@ func (t *Tasks) prepareWait(ctx context.Context, d *draft) error {
 	if d.needs != "" {
 		return nil
 	}
-	d.Task.Args = Args{"timeout": timeout, "conditions": groups}
-	_, err = timeoutOf(d.Task.Args)
+	d.Args = Args{"timeout": timeout, "conditions": groups}
+	_, err = timeoutOf(d.Args)
 	return err
 }
 
@@ -191,7 +191,7 @@ func describeWait(task *Task) string {
 	if err != nil {
 		return ""
 	}
-	timeout, _ := task.Args.String("timeout") //nolint:errcheck // said when it is prepared
+	timeout, _ := task.Args.String("timeout") // said when it is prepared
 	var names []string
 	for _, c := range slices.Concat(anyOf, allOf) {
 		names = append(names, fmt.Sprintf("%s %s", c.ref.Resource, strings.TrimPrefix(c.ref.Namespace+"/"+c.ref.Name, "/")))

@@ -1,0 +1,128 @@
+package blueprint
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A value that goes into a spec may fill the scalar that it was meant for, and
+// must not write YAML of its own.
+func TestValuesStayInTheirPlace(t *testing.T) {
+	const (
+		configMap = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: {{ .Options.x }}\n  namespace: shop\ndata:\n  key: v\n"
+		job       = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: p\nspec:\n  containers:\n    - name: {{ .Options.x }}\n      image: i\n"
+		data      = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: n\ndata:\n  key: "
+		two       = "apiVersion: v1\nmetadata:\n  name: {{ .Options.x }}\nkind: ConfigMap\ndata: {k: \"{{ .Options.y }}\"}\n"
+	)
+	for _, test := range []struct {
+		name, spec, x, y string
+		want             string // at data.key, or the error
+	}{
+		{"plain", data + "{{ .Options.x }}", "hello", "", "hello"},
+		{"a number", data + "{{ .Options.x }}", "15", "", "15"},
+		{"two in one", data + "{{ .Options.x }}{{ .Options.y }}", "1", "5", "15"},
+		{"within a word", data + "at-{{ .Options.x }}!", "b c", "", "at-b c!"},
+		{"in quotes", data + `"{{ .Options.x }}"`, "a: b # c", "", "a: b # c"},
+		{"by quote", data + "{{ .Options.x | quote }}", "a: \"b\"\n# c", "", "a: \"b\"\n# c"},
+		{"by squote", data + "{{ .Options.x | squote }}", "a: b", "", "a: b"},
+		{"lines in a block", data + "|\n    {{ .Options.x | nindent 4 }}\n    end", "one\ntwo: 2", "", "\none\ntwo: 2\nend"},
+		{"list by toJson", data + "{{ list .Options.x .Options.y | toJson }}", "a", "b: c\nd", "[a b: c\nd]"},
+		{"map by toPrettyJson", data + "{{ dict \"a\" .Options.x | toPrettyJson | nindent 4 }}", "{", "", "map[a:{]"},
+		{"literal JSON", `{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "n"}, "data": {"key": "{{ .Options.x }}"}}`, "a", "", "a"},
+		{"nothing", data + "{{ .Options.x }}", "", "", "<nil>"},
+		{"a comment", data + "{{ .Options.x }}", "a # b", "", "a"},
+		{"a block by if", data + "{{ if .Options.x }}\n    deep: {{ .Options.x }}\n{{ end }}", "a", "", "map[deep:a]"},
+
+		{"another kind", configMap, "a\nkind: RoleBinding\nroleRef: {}", "", "refused"},
+		{"one more key", configMap, "a\n  labels: {a: b}", "", "refused"},
+		{"a second document", configMap, "a\n---\nkind: Secret", "", "refused"},
+		{"the end of the document", configMap, "a\n...\n", "", "refused"},
+		{"a privileged container", job, "c\n      securityContext: {privileged: true}", "", "refused"},
+		{"one more container", job, "c\n    - name: d", "", "refused"},
+		{"a map in place of a word", job, "{a: b}", "", "refused"},
+		{"a list in place of a word", job, "[a]", "", "refused"},
+		{"an anchor", data + "{{ .Options.x }}\n  other: {{ .Options.y }}", "&a {b: c}", "*a", "refused"},
+		{"kind inside a quotation", two, `"a`, "\nkind: RoleBinding\nz: {k: \"", "refused"},
+		{"out of a quotation", data + `"{{ .Options.x }}"`, "a\"\nmore: \"b", "", "refused"},
+		{"out of a block", data + "|\n    {{ .Options.x }}\n", "a\nkind: Secret", "", "refused"},
+		{"key that merges", data + "\n    \"{{ .Options.x }}\": {a: b}", `a": {}, "b`, "", "refused"},
+		{"a mark of its own", configMap, "markAAAAx0x", "", "v"},
+		{"JSON by hand", data + "{{ printf \"{\\\"a\\\": %s}\" .Options.x }}", "1", "", "refused"},
+		{"toJson in a word", data + "a{{ .Options.x | toJson }}", "b\nc", "", "a\"b\\nc\""},
+		{"dashes", configMap, "---", "", "v"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p := deployment()
+			p.Options = map[string]string{"x": test.x, "y": test.y}
+			r := renderer("").newRendering(&Blueprint{}, Prehook, p, &secrecy{})
+			object, err := r.document(t.Context(), "args.spec", test.spec)
+			if test.want == "refused" {
+				require.Error(t, err, "%v", object)
+				return
+			}
+			require.NoError(t, err)
+			values, ok := object["data"].(map[string]any)
+			require.True(t, ok)
+			require.Equal(t, test.want, fmt.Sprint(values["key"]))
+		})
+	}
+}
+
+func TestSpecAdvice(t *testing.T) {
+	p := deployment()
+	p.Options = map[string]string{"x": "{a: b}"}
+	r := renderer("").newRendering(&Blueprint{}, Prehook, p, &secrecy{})
+	_, err := r.document(t.Context(), "args.spec", "a:\n  b: [1, {{ .Options.x }}]")
+	require.EqualError(t, err, "args.spec: at a.b[1]: a value that is rendered into it may fill one scalar only: put it in quotes ({{ … | quote }}), or write what is more by toJson")
+}
+
+// Nothing interrupts a template, so it must end by itself, and soon.
+func TestTemplatesAreBounded(t *testing.T) {
+	for template, want := range map[string]string{
+		`{{ range 2000000000 }}{{ end }}`:                                      "loops",
+		`{{ range $i := until 1000 }}{{ range until 1000 }}{{ end }}{{ end }}`: "loops",
+		`{{ define "a" }}{{ range 500 }}{{ template "b" }}{{ end }}{{ end }}{{ define "b" }}{{ range 500 }}{{ end }}{{ end }}{{ template "a" }}`: "loops",
+		`{{ define "a" }}{{ template "a" }}{{ template "a" }}{{ end }}{{ template "a" }}`:                                                        "loops",
+		`{{ until 2000000000 }}`:                                                   "too large",
+		`{{ untilStep 0 2000000000 3 }}`:                                           "too large",
+		`{{ untilStep 9223372036854775800 9223372036854775807 10 }}`:               "too large",
+		`{{ untilStep 0 -2000000000 -1 }}`:                                         "too large",
+		`{{ seq 1 2000000000 }}`:                                                   "too large",
+		`{{ seq 0 1 2000000000 }}`:                                                 "too large",
+		`{{ repeat 2000000000 "x" }}`:                                              "too large",
+		`{{ indent 2000000000 "x" }}`:                                              "too large",
+		`{{ nindent 900000 "x\nx" }}`:                                              "too large",
+		`{{ randAlphaNum 2000000000 }}`:                                            "too large",
+		`{{ randBytes 2000000000 }}`:                                               "too large",
+		`{{ printf "%2000000000d" 1 }}`:                                            "too large",
+		`{{ printf "%*d" 900000 1 }}`:                                              "too large",
+		`{{ replace "" (repeat 1000 "y") (repeat 1000000 "x") }}`:                  "too large",
+		`{{ regexReplaceAll "" (repeat 1000000 "x") (repeat 1000 "y") }}`:          "too large",
+		`{{ join (repeat 1000000 "x") (until 1000) }}`:                             "too large",
+		`{{ $x := "xxxxxxxxxx" }}{{ range 40 }}{{ $x = print $x $x }}{{ end }}`:    "too large",
+		`{{ $x := list 1 2 }}{{ range 40 }}{{ $x = concat $x $x }}{{ end }}`:       "too large",
+		`{{ $x := list 1 2 }}{{ range 40 }}{{ $x = list $x $x }}{{ end }}`:         "too large",
+		`{{ $x := dict }}{{ $y := set $x "x" $x }}{{ $x }}`:                        "too large",
+		`{{ $x := dict }}{{ $y := dict "x" $x }}{{ $z := set $x "y" $y }}{{ $x }}`: "too large",
+		`{{ $a := dict }}{{ $x := $a }}{{ range 40 }}{{ $y := dict }}{{ $_ := set $x "l" $y }}{{ $_ := set $x "r" $y }}{{ $x = $y }}{{ end }}{{ $a }}`: "too large",
+	} {
+		_, _, err := steps(t.Context(), renderer("shop"), exec(template), deployment())
+		require.ErrorContains(t, err, want, template)
+		require.Less(t, len(err.Error()), 1000)
+	}
+	for template, want := range map[string]string{
+		`{{ range until 3 }}{{ . }}{{ end }}{{ seq 3 1 }}{{ repeat 3 "x" }}{{ until -2 }}`: "0123 2 1xxx[0 -1]",
+		`{{ range 1000 }}{{ end }}{{ join "," (untilStep 0 6 2) }}`:                        "0,2,4",
+		`{{ printf "%05d %-8s|" 7 "a" }}{{ print 1 nil }}{{ html "<" }}`:                   "00007 a       |1 <nil>&lt;",
+		`{{ $x := 1 }}{{ $x }}{{ if true }}{{ $x = 2 }}{{ end }}{{ $x }}`:                  "12",
+		`{{ with .Deployment }}{{ .Name }}{{ end }}{{ block "b" . }}{{ .Time }}{{ end }}`:  "app2026-02-03T04:05:06.000000007Z",
+		`{{ toJson nil }}{{ .Object.spec.template }}{{ index .Options "none" }}`:           "null<no value>",
+	} {
+		got, _, err := steps(t.Context(), renderer("shop"), exec(template), deployment())
+		require.NoError(t, err, template)
+		require.Equal(t, want, strings.TrimSpace(got[0].Calls[0].Command[2]), template)
+	}
+}
