@@ -2,6 +2,7 @@ package quiesce
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -88,7 +89,8 @@ func (s *Session) amend(ctx context.Context, targets []*target) error {
 	return s.masked(s.tools.Intents.Update(ctx, s.owed))
 }
 
-// settle takes off the record what is undone.
+// settle takes off the record what is undone. What is not is for others to try,
+// from now on. A freeze that somebody else has released was none to its end.
 func (s *Session) settle(ctx context.Context, stuck error) {
 	if s.owed == nil {
 		return
@@ -99,9 +101,17 @@ func (s *Session) settle(ctx context.Context, stuck error) {
 	if stuck == nil {
 		err = s.tools.Intents.Close(ctx, s.owed.ID)
 	} else {
+		s.owed.Holder, s.owed.Tried, s.owed.Failure = intent.Holder{}, time.Now(), stuck.Error()
 		err = s.amend(ctx, slices.DeleteFunc(s.due(), func(t *target) bool { return t.done }))
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, intent.ErrTaken):
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.report.Broken == nil {
+			s.report.Broken = err
+		}
+	case err != nil:
 		s.log.Warnf("The record of what %s was owed stays: %v", s.plan.Name, s.masked(err))
 	}
 }
