@@ -134,7 +134,7 @@ The floor is no stall: the storage cuts all snapshots at once, without a backup.
 		"backup50": {"veleroSeconds": null, "stillpointSeconds": null},
 		"requestsPerPVC": {"velero": null, "stillpoint": null},
 		"process": {"startMillis": null, "rssMiB": null, "binaryMiB": null},
-		"planning": {"claims": null, "workloads": null, "namespaces": null, "requests": null, "seconds": null, "memoryMiB": null, "requestsAt10Claims": null, "requestsAt500Claims": null},
+		"planning": {"claims": null, "workloads": null, "namespaces": null, "customKinds": null, "customObjects": null, "requests": null, "seconds": null, "memoryMiB": null, "requestsAt10Claims": null, "requestsAt500Claims": null},
 		"afterExport": {"medianSeconds": null, "worstSeconds": null, "left": null, "exports": [], "backups": []},
 		"writeLatency": []}`, string(written))
 }
@@ -149,7 +149,7 @@ func TestFigures(t *testing.T) {
 		"backup50": {"veleroSeconds": 256, "stillpointSeconds": 10},
 		"requestsPerPVC": {"velero": 11.1, "stillpoint": 3},
 		"process": {"startMillis": 11, "rssMiB": 34, "binaryMiB": 61},
-		"planning": {"claims": null, "workloads": null, "namespaces": null, "requests": null, "seconds": null, "memoryMiB": null, "requestsAt10Claims": null, "requestsAt500Claims": null},
+		"planning": {"claims": null, "workloads": null, "namespaces": null, "customKinds": null, "customObjects": null, "requests": null, "seconds": null, "memoryMiB": null, "requestsAt10Claims": null, "requestsAt500Claims": null},
 		"afterExport": {"medianSeconds": 2, "worstSeconds": 11, "left": 1,
 			"exports": [
 				{"by": "stillpoint", "dataMover": "bench-mover", "class": "bench-retain", "exports": 3, "medianSeconds": 2, "worstSeconds": 11, "left": 0},

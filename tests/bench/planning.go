@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -16,7 +17,9 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -38,6 +41,11 @@ const (
 	// spareRequests is by how much it may differ.
 	spareRequests = 2
 
+	// Custom resources of operators, none of them annotated: planning has to find
+	// that out. maxRequests is what it may cost with them, for all of it.
+	planKinds, planCustom, maxRequests = 20, 5000, 2200
+	planGroup                          = "bench-planning.example.com"
+
 	planDriver = "planning.csi.stillpoint.io" // nobody's
 	planClass  = "bench-planning"
 	planImage  = cluster.Image // of containers that nobody runs
@@ -50,7 +58,7 @@ const (
 
 	// planWorkers is how many requests are under way at once.
 	planWorkers = 32
-	planLimit   = 10 * time.Minute
+	planLimit   = 25 * time.Minute
 )
 
 // ofPlanning marks the objects that only planning is measured with.
@@ -63,6 +71,9 @@ type planned struct {
 	Claims     *int `json:"claims"`
 	Workloads  *int `json:"workloads"`
 	Namespaces *int `json:"namespaces"`
+	// CustomKinds and CustomObjects are those of operators.
+	CustomKinds   *int `json:"customKinds"`
+	CustomObjects *int `json:"customObjects"`
 	// Requests to the API server; Seconds and Memory are those of the process
 	// that plans, its peak.
 	Requests *int     `json:"requests"`
@@ -120,7 +131,8 @@ func (b *bench) measurePlanning(ctx context.Context, found *results) error {
 	if err := objects.make(ctx); err != nil {
 		return fmt.Errorf("make the objects: %w", err)
 	}
-	b.Say("made %d namespaces, %d workloads and %d claims in %.0f s", planNamespaces, planWorkloads, planClaims, time.Since(began).Seconds())
+	b.Say("made %d namespaces, %d workloads, %d claims and %d custom resources of %d kinds in %.0f s",
+		planNamespaces, planWorkloads, planClaims, planCustom, planKinds, time.Since(began).Seconds())
 	namespaces := make([]string, planNamespaces)
 	for i := range namespaces {
 		namespaces[i] = planNamespace(i)
@@ -146,7 +158,11 @@ func (b *bench) measurePlanning(ctx context.Context, found *results) error {
 	if many > few+spareRequests {
 		return fmt.Errorf("requests must not grow with the number of PVCs in a namespace: %d for %d PVCs and %d for %d", few, fewClaims, many, manyClaims)
 	}
+	if requests > maxRequests {
+		return fmt.Errorf("%d requests for %d claims in %d namespaces; %d may be sent", requests, planClaims, planNamespaces, maxRequests)
+	}
 	found.planning = planned{
+		CustomKinds: ptr.To(planKinds), CustomObjects: ptr.To(planCustom),
 		Claims: ptr.To(planClaims), Workloads: ptr.To(planWorkloads), Namespaces: ptr.To(planNamespaces),
 		Requests: &requests, Seconds: ptr.To(rounded(took.Seconds())), Memory: ptr.To(rounded(memory)),
 		RequestsFew: &few, RequestsMany: &many,
@@ -180,6 +196,9 @@ func (o planObjects) make(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := o.makeKinds(ctx); err != nil {
+		return err
+	}
 	world := planWorld()
 	var claims []func(ctx context.Context) error
 	for _, w := range world {
@@ -200,12 +219,82 @@ func (o planObjects) make(ctx context.Context) error {
 		}},
 		{len(world), func(ctx context.Context, i int) error { return o.Create(ctx, planDeployment(world[i])) }},
 		{len(claims), func(ctx context.Context, i int) error { return claims[i](ctx) }},
+		{planCustom, func(ctx context.Context, i int) error { return o.Create(ctx, planCustomObject(i)) }},
 	} {
 		if err := inParallel(ctx, step.n, step.do); err != nil {
 			return err
 		}
 	}
 	return o.awaitWorkloads(ctx, len(world), len(claims))
+}
+
+// planKind is a kind of custom resources.
+func planKind(i int) schema.GroupVersionKind {
+	return schema.GroupVersionKind{Group: planGroup, Version: "v1", Kind: fmt.Sprintf("Planned%d", i)}
+}
+
+// makeKinds makes the definitions of the kinds, and waits until they are served.
+func (o planObjects) makeKinds(ctx context.Context) error {
+	for i := range planKinds {
+		kind := planKind(i)
+		plural := strings.ToLower(kind.Kind) + "s"
+		definition := &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{
+			"group": kind.Group, "scope": "Namespaced",
+			"names": map[string]any{"kind": kind.Kind, "plural": plural},
+			"versions": []any{map[string]any{
+				"name": kind.Version, "served": true, "storage": true,
+				"schema": map[string]any{"openAPIV3Schema": map[string]any{"type": "object", "x-kubernetes-preserve-unknown-fields": true}},
+			}},
+		}}}
+		definition.SetGroupVersionKind(planDefinitions.GroupVersion().WithKind("CustomResourceDefinition"))
+		definition.SetName(plural + "." + kind.Group)
+		definition.SetLabels(ofPlanning)
+		if err := o.Create(ctx, definition); err != nil {
+			return err
+		}
+	}
+	return stage.Until(ctx, "the custom resources of planning are served", func(ctx context.Context) (bool, error) {
+		for i := range planKinds {
+			list := &metav1.PartialObjectMetadataList{}
+			list.SetGroupVersionKind(planKind(i).GroupVersion().WithKind(planKind(i).Kind + "List"))
+			if err := o.List(ctx, list); err != nil {
+				return false, nil //nolint:nilerr // not yet
+			}
+		}
+		return true, nil
+	})
+}
+
+// planDefinitions are the definitions of custom resources, as a list.
+var planDefinitions = schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinitionList"}
+
+// planCustomObject is one of a namespace, as large as such objects are.
+func planCustomObject(i int) *unstructured.Unstructured {
+	object := &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{"text": strings.Repeat("x", 2000)}}}
+	object.SetGroupVersionKind(planKind(i % planKinds))
+	object.SetNamespace(planNamespace(i % planNamespaces))
+	object.SetName(fmt.Sprintf("custom-%d", i))
+	object.SetLabels(ofPlanning)
+	object.SetAnnotations(map[string]string{"example.com/applied": strings.Repeat("y", 500)})
+	return object
+}
+
+// clearKinds deletes the definitions, and tells how many are left: the API
+// server deletes their objects first.
+func (o planObjects) clearKinds(ctx context.Context) (int, error) {
+	list := &unstructured.UnstructuredList{}
+	list.SetGroupVersionKind(planDefinitions)
+	if err := o.List(ctx, list, ofPlanning); err != nil {
+		return 0, err
+	}
+	for i := range list.Items {
+		if list.Items[i].GetDeletionTimestamp() == nil {
+			if err := client.IgnoreNotFound(o.Delete(ctx, &list.Items[i])); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return len(list.Items), nil
 }
 
 // planDocument is a blueprint whose commands need no probe.
@@ -376,7 +465,10 @@ func (o planObjects) awaitWorkloads(ctx context.Context, wanted, wantedClaims in
 func (o planObjects) clear(ctx context.Context) error {
 	all := []client.ObjectList{&corev1.NamespaceList{}, &corev1.PersistentVolumeList{}, &corev1.ConfigMapList{}, &storagev1.StorageClassList{}, &snapshotv1.VolumeSnapshotClassList{}}
 	return stage.Until(ctx, "the API objects of planning are gone", func(ctx context.Context) (bool, error) {
-		left := 0
+		left, err := o.clearKinds(ctx)
+		if err != nil || left > 0 {
+			return false, err
+		}
 		for _, list := range all {
 			n, err := o.clearSome(ctx, list)
 			if err != nil {
@@ -388,7 +480,7 @@ func (o planObjects) clear(ctx context.Context) error {
 			return true, nil
 		}
 		// Those of namespaces that are being deleted.
-		_, err := o.clearSome(ctx, &corev1.PersistentVolumeClaimList{})
+		_, err = o.clearSome(ctx, &corev1.PersistentVolumeClaimList{})
 		return false, err
 	})
 }
