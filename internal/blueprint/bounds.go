@@ -6,9 +6,11 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"text/template"
 	tree "text/template/parse"
+	"unicode"
 )
 
 // A template runs in the process that freezes and thaws, and nothing can
@@ -21,10 +23,16 @@ const (
 	// maxTurns is how often one rendering may go through the bodies of loops
 	// and templates.
 	maxTurns = 100_000
-	// maxElements is how many elements a value may have, counted as often as
-	// printing it would print them, maxDepth how deep they may nest.
+	// maxElements is how many elements all values together may have that a
+	// function takes, or gives, counted as often as printing them would print
+	// them; maxBytes is the length of their texts, and maxDepth how deep they
+	// may nest.
 	maxElements = 100_000
+	maxBytes    = 4 * maxRendered
 	maxDepth    = 100
+	// maxSource is how long a template may be: what it nests is parsed and run
+	// on the stack.
+	maxSource = 256 << 10
 )
 
 // Names of the functions that are put into every template.
@@ -42,9 +50,12 @@ var printing = template.FuncMap{
 
 // newTemplate parses a template such that its loops count their turns, and
 // every value on its way into the text goes through show.
-func newTemplate(ctx context.Context, source, missingKey string, show shower) (*template.Template, error) {
+func newTemplate(ctx context.Context, source, missingKey string, functions template.FuncMap, show shower) (*template.Template, error) {
+	if len(source) > maxSource {
+		return nil, refusal(fmt.Sprintf("1: the template is %d bytes long, and may be %d", len(source), maxSource))
+	}
 	turns := 0
-	parsed, err := template.New(templateName).Option("missingkey=" + missingKey).Funcs(textFuncs()).Funcs(template.FuncMap{
+	parsed, err := template.New(templateName).Option("missingkey=" + missingKey).Funcs(functions).Funcs(template.FuncMap{
 		tickFunc: func() (string, error) {
 			if turns++; turns > maxTurns {
 				return "", refusal(fmt.Sprintf("the template goes through loops more than %d times", maxTurns))
@@ -52,8 +63,8 @@ func newTemplate(ctx context.Context, source, missingKey string, show shower) (*
 			return "", ctx.Err()
 		},
 		showFunc: func(isJSON bool, value any) (any, error) {
-			budget := maxElements
-			if !fits(reflect.ValueOf(value), &budget, maxDepth) {
+			var size size
+			if !size.add(reflect.ValueOf(value), maxDepth) {
 				return nil, tooLarge("what the template prints")
 			}
 			return show(isJSON, value)
@@ -149,11 +160,8 @@ func bounded(name string, function any) any {
 }
 
 func check(name string, values []reflect.Value) {
-	budget := maxElements
-	for _, value := range values {
-		if !fits(value, &budget, maxDepth) {
-			panic(tooLarge(name))
-		}
+	if _, ok := sizeOf(values); !ok {
+		panic(tooLarge(name))
 	}
 }
 
@@ -161,31 +169,52 @@ func tooLarge(name string) error {
 	return refusal(fmt.Sprintf("%s: too large: texts go up to %d bytes, lists and maps up to %d elements", name, maxRendered, maxElements))
 }
 
-// fits tells whether a value is small enough to be printed. What contains
-// itself is not.
-func fits(value reflect.Value, budget *int, depth int) bool {
-	if *budget--; *budget < 0 || depth < 0 {
+// size is how much values are that would be printed.
+type size struct{ elements, bytes int }
+
+// sizeOf gives the size of all values together; ok tells whether they are small
+// enough.
+func sizeOf(values []reflect.Value) (total size, ok bool) {
+	for _, value := range values {
+		if !total.add(value, maxDepth) {
+			return total, false
+		}
+	}
+	return total, true
+}
+
+// add counts a value, and tells whether all is still small enough to be
+// printed. What contains itself is not.
+func (s *size) add(value reflect.Value, depth int) bool {
+	if s.elements++; s.elements > maxElements || depth < 0 {
 		return false
+	}
+	text := func(length int) bool {
+		s.bytes += length
+		return length <= maxRendered && s.bytes <= maxBytes
 	}
 	switch value.Kind() {
 	case reflect.Invalid:
 		return true
 	case reflect.String:
-		return value.Len() <= maxRendered
+		return text(value.Len())
 	case reflect.Interface, reflect.Pointer:
-		return value.IsNil() || fits(value.Elem(), budget, depth-1)
+		return value.IsNil() || s.add(value.Elem(), depth-1)
 	case reflect.Slice, reflect.Array:
 		if value.Type().Elem().Kind() == reflect.Uint8 {
-			return value.Len() <= maxRendered
+			return text(value.Len())
 		}
 		for i := range value.Len() {
-			if !fits(value.Index(i), budget, depth-1) {
+			if !s.add(value.Index(i), depth-1) {
 				return false
 			}
 		}
 	case reflect.Map:
 		for entries := value.MapRange(); entries.Next(); {
-			if !fits(entries.Value(), budget, depth-1) {
+			if key := entries.Key(); key.Kind() == reflect.String && !text(key.Len()) {
+				return false
+			}
+			if !s.add(entries.Value(), depth-1) {
 				return false
 			}
 		}
@@ -242,16 +271,55 @@ var estimates = map[string]func(in []reflect.Value) int{
 		}
 		return list.Len() * in[0].Len()
 	},
-	"printf": func(in []reflect.Value) int {
-		if wide.MatchString(in[0].String()) {
-			return maxRendered + 1
-		}
-		return 0
+	"printf": formatted,
+	"wrapWith": func(in []reflect.Value) int {
+		width := max(1, in[0].Int())
+		breaks := strings.Count(in[2].String(), " ") + in[2].Len()/int(min(width, maxRendered))
+		return breaks * in[1].Len()
 	},
+	"split":     func(in []reflect.Value) int { return pieces(in[0], in[1]) },
+	"splitList": func(in []reflect.Value) int { return pieces(in[0], in[1]) },
+	"splitn":    func(in []reflect.Value) int { return pieces(in[0], in[2]) },
 }
 
-// wide is a verb of printf that fills up with blanks or zeros without measure.
-var wide = regexp.MustCompile(`%[^%a-zA-Z]*(\d{5}|\*)`)
+// width is a width or a precision in a verb of printf.
+var width = regexp.MustCompile(`\d+|\*`)
+
+// formatted is what printf could make of a format that shows every value in
+// each verb, and fills up with blanks or zeros as it says.
+func formatted(in []reflect.Value) int {
+	format, filled := in[0].String(), 0
+	verbs := strings.Split(format, "%")
+	for _, verb := range verbs[1:] {
+		flags := verb
+		if end := strings.IndexFunc(verb, unicode.IsLetter); end >= 0 {
+			flags = verb[:end]
+		}
+		for _, wide := range width.FindAllString(flags, -1) {
+			n, err := strconv.Atoi(wide)
+			if err != nil { // it stands among the values
+				return maxRendered + 1
+			}
+			filled += min(n, maxRendered)
+		}
+		if filled > maxRendered {
+			return filled
+		}
+	}
+	values, _ := sizeOf(in[1:])
+	return filled + (len(verbs)-1)*values.bytes/expected
+}
+
+// expected is by how much formatted exaggerates at most where each value has a
+// verb of its own.
+const expected = 4
+
+func pieces(separator, text reflect.Value) int {
+	if strings.Count(text.String(), separator.String()) > maxElements {
+		return maxRendered + 1
+	}
+	return 0
+}
 
 // regexGrowth knows nothing of the matches, so it judges by what was given.
 func regexGrowth(in []reflect.Value) int {

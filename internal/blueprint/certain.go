@@ -80,7 +80,7 @@ func (r *rendering) certainNode(ctx context.Context, node tree.Node) error {
 		}
 	}
 	source := "{{ with ." + strings.Join(path, ".") + " }}{{ end }}"
-	parsed, err := newTemplate(ctx, source, "error", asItIs)
+	parsed, err := newTemplate(ctx, source, "error", textFuncs(), asItIs)
 	if err != nil {
 		return err
 	}

@@ -14,7 +14,8 @@ import (
 // Kanister's, whose `kando output` prints it.
 const outputMark = "###Phase-output###:"
 
-// longestLine is how much of a line is kept, in bytes.
+// longestLine is how much of a line is kept, in bytes, and how long all outputs
+// of a phase may be.
 const longestLine = 1 << 20
 
 // ParseOutputs finds the outputs of a phase in what its command printed: what
@@ -26,7 +27,7 @@ func ParseOutputs(printed []byte) (map[string]any, error) {
 
 func outputsIn(printed io.Reader) (map[string]any, error) {
 	outputs := map[string]any{}
-	reader := bufio.NewReader(printed)
+	reader, length := bufio.NewReader(printed), 0
 	for number, more := 1, true; more; number++ {
 		line, tooLong, err := nextLine(reader)
 		more = err == nil
@@ -36,6 +37,9 @@ func outputsIn(printed io.Reader) (map[string]any, error) {
 		if _, output, marked := bytes.Cut(line, []byte(outputMark)); marked {
 			if tooLong {
 				return nil, fmt.Errorf("line %d: the output is longer than %d bytes", number, longestLine)
+			}
+			if length += len(output); length > longestLine {
+				return nil, fmt.Errorf("line %d: the outputs are longer than %d bytes", number, longestLine)
 			}
 			if wrong := addOutput(outputs, bytes.TrimSpace(output)); wrong != "" {
 				return nil, fmt.Errorf("line %d: %s", number, wrong)

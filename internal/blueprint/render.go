@@ -509,7 +509,7 @@ func (r *rendering) execute(ctx context.Context, path, source string, show showe
 	if !strings.Contains(source, "{{") {
 		return source, nil
 	}
-	parsed, err := newTemplate(ctx, source, "error", show)
+	parsed, err := newTemplate(ctx, source, "error", textFuncs(), show)
 	if err != nil {
 		// Nothing has been evaluated, so there is no value in it.
 		return "", fmt.Errorf("%s: template line %s", path, strings.TrimPrefix(err.Error(), "template: "+templateName+":"))

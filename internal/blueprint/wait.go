@@ -6,10 +6,12 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"text/template"
 	"time"
 
@@ -120,7 +122,7 @@ func (t *Tasks) prepareWait(ctx context.Context, d *draft) error {
 			if d.needs != "" {
 				continue
 			}
-			if err := t.checkCondition(d, c, ref); err != nil {
+			if err := t.checkCondition(ctx, d, c, ref); err != nil {
 				return nil, err
 			}
 			entries = append(entries, map[string]any{"condition": c.text, "objectReference": ref.outputs()})
@@ -145,7 +147,7 @@ func (t *Tasks) prepareWait(ctx context.Context, d *draft) error {
 	return err
 }
 
-func (t *Tasks) checkCondition(d *draft, c condition, ref ObjectReference) error {
+func (t *Tasks) checkCondition(ctx context.Context, d *draft, c condition, ref ObjectReference) error {
 	at, err := t.waitsFor(ref)
 	if err != nil {
 		return fmt.Errorf("%s.objectReference: %w", c.path, err)
@@ -154,7 +156,7 @@ func (t *Tasks) checkCondition(d *draft, c condition, ref ObjectReference) error
 		return fmt.Errorf("%s.objectReference: %w", c.path, err)
 	}
 	if d.Func == waitV2Function {
-		_, err = objectTemplate(c.text)
+		_, err = objectTemplate(ctx, c.text)
 	} else {
 		_, err = jsonPaths(c.text)
 	}
@@ -258,7 +260,7 @@ func (t *Tasks) await(ctx context.Context, task *Task, access *access) (map[stri
 func evaluate(ctx context.Context, function, text string, object map[string]any) (string, error) {
 	out := limited{ctx: ctx}
 	if function == waitV2Function {
-		parsed, err := objectTemplate(text)
+		parsed, err := objectTemplate(ctx, text)
 		if err != nil {
 			return "", err
 		}
@@ -272,7 +274,7 @@ func evaluate(ctx context.Context, function, text string, object map[string]any)
 		return "", err
 	}
 	// What stood in the object is part of a template now, as with Kanister.
-	parsed, err := newTemplate(ctx, filled, "zero", asItIs)
+	parsed, err := newTemplate(ctx, filled, "zero", textFuncs(), asItIs)
 	if err == nil {
 		err = parsed.Execute(&out, nil)
 	}
@@ -284,19 +286,28 @@ func evaluate(ctx context.Context, function, text string, object map[string]any)
 
 // objectTemplate parses a condition of WaitV2. It has the functions that
 // kubectl's go-template has, not sprig's.
-func objectTemplate(text string) (*template.Template, error) {
-	parsed, err := template.New(templateName).Option("missingkey=zero").Funcs(template.FuncMap{
-		"exists": exists,
-		"base64decode": func(encoded string) (string, error) {
-			decoded, err := base64.StdEncoding.DecodeString(encoded)
-			return string(decoded), err
-		},
-	}).Parse(text)
+func objectTemplate(ctx context.Context, text string) (*template.Template, error) {
+	parsed, err := newTemplate(ctx, text, "zero", objectFuncs(), asItIs)
 	if err != nil {
 		return nil, fmt.Errorf("template line %s", strings.TrimPrefix(err.Error(), "template: "+templateName+":"))
 	}
 	return parsed, nil
 }
+
+var objectFuncs = sync.OnceValue(func() template.FuncMap {
+	funcs := template.FuncMap{
+		"exists": exists,
+		"base64decode": func(encoded string) (string, error) {
+			decoded, err := base64.StdEncoding.DecodeString(encoded)
+			return string(decoded), err
+		},
+	}
+	maps.Copy(funcs, printing)
+	for name, function := range funcs {
+		funcs[name] = bounded(name, function)
+	}
+	return funcs
+})
 
 // exists tells whether index would find something.
 func exists(item any, indexes ...any) bool {
@@ -353,6 +364,9 @@ func fillJSONPaths(text string, object map[string]any) (string, error) {
 		var value bytes.Buffer
 		if err := path.Execute(&value, object); err != nil {
 			return "", fmt.Errorf("%s is not there", found)
+		}
+		if len(text)+strings.Count(text, found)*value.Len() > maxSource {
+			return "", fmt.Errorf("with %s in it, the condition is longer than %d bytes", found, maxSource)
 		}
 		text = strings.ReplaceAll(text, found, value.String())
 	}
