@@ -62,13 +62,3 @@ func TestParseAll(t *testing.T) {
 	_, _, err = ParseAll([]byte("metadata: {name: a}\n---\nkind: X"))
 	require.EqualError(t, err, `document 2: kind is "X", a blueprint's is "Blueprint"`)
 }
-
-func FuzzParse(f *testing.F) {
-	for _, seed := range []string{"metadata: {name: a}\n---\nkind: X", "{}", "actions: {a: null, b: {phases: [{args: {x: [1]}}]}}", "--- |\n a\n...", "\ufeff---"} {
-		f.Add([]byte(seed))
-	}
-	f.Fuzz(func(_ *testing.T, doc []byte) {
-		_, _, _ = Parse(doc)
-		_, _, _ = ParseAll(doc)
-	})
-}

@@ -368,27 +368,3 @@ func golden(t *testing.T, name, got string) {
 	require.NoError(t, err)
 	require.Equal(t, string(want), got, "set UPDATE_GOLDEN=1 to accept")
 }
-
-func FuzzTemplate(f *testing.F) {
-	for _, seed := range []string{
-		"{{ .Deployment.Name }}", `{{ index .Phases.run.Secrets.db.Data "pin" | toString }}`, "{{ .Phases.run.Secrets.db.Data.pin }}",
-		"{{ with .Phases.run }}{{ .Secrets }}{{ end }}", "{{ .Time", `{{ $x := .Object }}{{ fail (toJson $x) }}`, "{{ .StatefulSet.Pods }}",
-		`{{ atoi (index .Phases.run.Secrets.db.Data "mongodb-root-password" | toString | printf "%s") | index .Deployment.Pods }}`,
-	} {
-		f.Add(seed)
-	}
-	r := renderer("shop")
-	f.Fuzz(func(t *testing.T, template string) {
-		// Templates can loop and grow at will, as with Kanister; so much is
-		// known.
-		for _, long := range []string{"range", "repeat", "until", "seq", "indent", "rand", "gen", "template", "block", "wrap", "getHostByName"} {
-			if strings.Contains(template, long) {
-				return
-			}
-		}
-		_, _, err := steps(t.Context(), r, withSecret(template), deployment())
-		if err != nil && strings.Contains(err.Error(), password) {
-			t.Fatalf("the error shows a secret: %v", err)
-		}
-	})
-}
