@@ -233,7 +233,7 @@ func (t *Tasks) preparePod(_ context.Context, d *draft) error {
 	if _, err := podOf(d.Task); err != nil {
 		return err
 	}
-	if t.Warn != nil {
+	if t != nil && t.Warn != nil {
 		_, unknown, _ := override(&corev1.PodSpec{Containers: []corev1.Container{{}}}, d.Args["podOverride"])
 		for _, each := range unknown {
 			t.Warn("Action %s, function %s: args.podOverride: %s is ignored", d.name, d.Func, d.masker.Mask(each.Error()))

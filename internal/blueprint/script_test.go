@@ -11,8 +11,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// script renders the actions of a blueprint (YAML).
-func script(t *testing.T, r *Renderer, actions string, p Params) (*Script, error) {
+// rendered has the actions of a blueprint (YAML) rendered.
+func rendered(t *testing.T, r *Renderer, actions string, p Params) (*Script, error) {
 	t.Helper()
 	bp, _, err := Parse([]byte("metadata: {name: test}\nactions:\n" + actions))
 	require.NoError(t, err)
@@ -61,7 +61,7 @@ const lazy = `
 `
 
 func TestPhasesWaitForWhatTheyUse(t *testing.T) {
-	s, err := script(t, renderer("shop"), lazy, deployment())
+	s, err := rendered(t, renderer("shop"), lazy, deployment())
 	require.NoError(t, err)
 	require.Equal(t, []string{
 		"measure: measure", "plain: plain", "uses needs the output of phase measure", "secret needs the output of phase measure",
@@ -113,12 +113,12 @@ func TestReplicasAreForetold(t *testing.T) {
       - {func: ScaleWorkload, name: start, args: {replicas: '{{ .ArtifactsIn.db.KeyValue.replicas }}', kind: StatefulSet, name: db}}
       - {func: KubeExec, name: tell, args: {namespace: shop, pod: app-1, command: [tell, '{{ .Phases.start.Output.originalReplicaCount }}']}}
 `
-	s, err := script(t, renderer("shop"), actions, deployment())
+	s, err := rendered(t, renderer("shop"), actions, deployment())
 	require.NoError(t, err)
 	require.Equal(t, []string{"ScaleWorkload StatefulSet shop/db to 0 replicas", "ScaleWorkload StatefulSet shop/db to 1 replicas", "tell: tell 0"}, needs(s.Pre))
 	require.Equal(t, []string{"ScaleWorkload StatefulSet shop/db to 3 replicas", "tell needs the output of phase start"}, needs(s.Post))
 
-	_, err = script(t, renderer("shop"), strings.ReplaceAll(actions, "name: db", "name: nope"), deployment())
+	_, err = rendered(t, renderer("shop"), strings.ReplaceAll(actions, "name: db", "name: nope"), deployment())
 	require.EqualError(t, err, `blueprint test: action backupPrehook: phase stop: function ScaleWorkload: get the scale of StatefulSet shop/nope: statefulsets.apps "nope" not found`)
 }
 
@@ -155,7 +155,7 @@ func TestPendingErrors(t *testing.T) {
 		"{{ .DeferPhase.Output.x }}",
 		"{{ .CurrentPhase.Secrets | len }} {{ .PodOverride | toJson }} {{ len .PodLabels }} {{ if .Profile }}x{{ end }}",
 	} {
-		s, err := script(t, renderer("shop"), "  backupPrehook:\n    phases:\n"+phase("first", "first")+phase("second", template)+phase("third", "third"), deployment())
+		s, err := rendered(t, renderer("shop"), "  backupPrehook:\n    phases:\n"+phase("first", "first")+phase("second", template)+phase("third", "third"), deployment())
 		text := ""
 		if err != nil {
 			text = strings.TrimPrefix(err.Error(), "blueprint test: action backupPrehook: ")
@@ -180,7 +180,7 @@ func TestPendingErrors(t *testing.T) {
 		"  backupPrehook: {deferPhase: {func: KubeExec, name: x}}\n",
 		"  backupPrehook: {deferPhase: {func: WaitV2, args: {timeout: 1s}}}\n",
 	} {
-		_, err := script(t, renderer("shop"), actions, deployment())
+		_, err := rendered(t, renderer("shop"), actions, deployment())
 		require.Error(t, err, actions)
 		fmt.Fprintf(&report, "%s  => %s\n\n", actions, strings.TrimPrefix(err.Error(), "blueprint test: "))
 	}
@@ -197,11 +197,11 @@ func TestNamedSecretsAndConfigMaps(t *testing.T) {
 `
 	p := deployment()
 	p.Options = map[string]string{"secret.login": "other"}
-	s, err := script(t, renderer("shop"), actions, p)
+	s, err := rendered(t, renderer("shop"), actions, p)
 	require.NoError(t, err)
 	require.Equal(t, []string{"x: x 1234 root"}, needs(s.Pre))
 	require.Equal(t, "***", s.Masker().Mask("1234"))
-	_, err = script(t, renderer("shop"), actions, deployment())
+	_, err = rendered(t, renderer("shop"), actions, deployment())
 	require.EqualError(t, err, `blueprint test: action backupPrehook: secretNames: login: get Secret shop/login: secrets "login" not found (the option secret.login can name another one)`)
 }
 
@@ -209,7 +209,7 @@ func TestAnnotatedSecretIsMasked(t *testing.T) {
 	p := Params{Object: map[string]any{
 		"kind": "Secret", "metadata": map[string]any{"namespace": "shop", "name": "db"}, "data": map[string]any{"password": "aHVzaC1odXNo"},
 	}}
-	s, err := script(t, renderer("shop"), `
+	s, err := rendered(t, renderer("shop"), `
   backupPrehook:
     phases:
       - {func: KubeExec, name: x, args: {namespace: shop, pod: app-1, command: [x, '{{ .Object.data.password | b64dec }}']}}
@@ -217,7 +217,7 @@ func TestAnnotatedSecretIsMasked(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []string{"x: x hush-hush"}, needs(s.Pre))
 	require.Equal(t, "x ***, ***", s.Masker().Mask("x hush-hush, aHVzaC1odXNo"))
-	_, err = script(t, renderer("shop"), `
+	_, err = rendered(t, renderer("shop"), `
   backupPrehook:
     phases:
       - {func: KubeExec, name: x, args: {namespace: shop, pod: '{{ .Object.data.password | b64dec }}', command: [x]}}
@@ -226,7 +226,7 @@ func TestAnnotatedSecretIsMasked(t *testing.T) {
 }
 
 func TestOutputsMayQuoteSecrets(t *testing.T) {
-	s, err := script(t, renderer("shop"), `
+	s, err := rendered(t, renderer("shop"), `
   backupPrehook:
     phases:
       - {func: KubeExec, name: a, args: {namespace: shop, pod: app-1, command: [a]}}
@@ -240,7 +240,7 @@ func TestOutputsMayQuoteSecrets(t *testing.T) {
 }
 
 func TestScriptOfOthers(t *testing.T) {
-	s, err := script(t, renderer("shop"), lazy, deployment())
+	s, err := rendered(t, renderer("shop"), lazy, deployment())
 	require.NoError(t, err)
 	s.Done(&Step{}, nil)
 	require.ErrorContains(t, s.Render(t.Context(), &Step{Needs: "x"}), "the step is none of this script")

@@ -80,7 +80,7 @@ func TestSpecAdvice(t *testing.T) {
 }
 
 // Nothing interrupts a template, so it must end by itself, and soon.
-func TestTemplatesAreBounded(t *testing.T) {
+func TestBoundsOfTemplates(t *testing.T) {
 	for template, want := range map[string]string{
 		`{{ range 2000000000 }}{{ end }}`:                                      "loops",
 		`{{ range $i := until 1000 }}{{ range until 1000 }}{{ end }}{{ end }}`: "loops",
@@ -97,7 +97,6 @@ func TestTemplatesAreBounded(t *testing.T) {
 		`{{ nindent 900000 "x\nx" }}`:                                              "too large",
 		`{{ randAlphaNum 2000000000 }}`:                                            "too large",
 		`{{ randBytes 2000000000 }}`:                                               "too large",
-		`{{ printf "%2000000000d" 1 }}`:                                            "too large",
 		`{{ printf "%*d" 900000 1 }}`:                                              "too large",
 		`{{ replace "" (repeat 1000 "y") (repeat 1000000 "x") }}`:                  "too large",
 		`{{ regexReplaceAll "" (repeat 1000000 "x") (repeat 1000 "y") }}`:          "too large",

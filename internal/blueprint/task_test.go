@@ -133,7 +133,6 @@ func TestTaskErrors(t *testing.T) {
 		"- {func: KubeTask, name: x, args: {image: i}}",
 		"- {func: KubeTask, name: x, args: {image: i, command: [c], timeout: 1s}}",
 		"- {func: KubeTask, name: x, args: {image: i, command: [c], podOverride: 'a: b'}}",
-		"- {func: KubeTask, name: x, args: {image: i, command: [c], podOverride: {nodename: a}}}",
 		"- {func: KubeTask, name: x, args: {image: i, command: [c], podOverride: {containers: [{name: container, $patch: delete}]}}}",
 		"- {func: KubeTask, name: x, args: {image: i, command: [c], podLabels: [a]}}",
 		"- {func: KubeTask, name: x, args: {image: i, command: [c], podAnnotations: {a: {b: c}}}}",
@@ -374,9 +373,9 @@ func TestWaitEndsWithItsTimeout(t *testing.T) {
 	require.NoError(t, wait("1m", map[string]any{"allOf": []any{met}}))
 	require.NoError(t, wait("1m", map[string]any{"anyOf": []any{absent, unmet, met}}))
 	require.NoError(t, wait("1m", map[string]any{"anyOf": []any{met}, "allOf": []any{unmet}}))
-	require.EqualError(t, wait("10ms", map[string]any{"allOf": []any{met, unmet, absent}}), `WaitV2 up to 10ms for statefulsets shop/db, statefulsets shop/db, statefulsets shop/nope: not within 10ms: `+
+	require.EqualError(t, wait("2s", map[string]any{"allOf": []any{met, unmet, absent}}), `WaitV2 up to 2s for statefulsets shop/db, statefulsets shop/db, statefulsets shop/nope: not within 2s: `+
 		`StatefulSet shop/db: the condition {{ .spec.replicas | eq 7 }} is not met; statefulsets.apps "nope" not found`)
-	require.ErrorContains(t, wait("10ms", map[string]any{"anyOf": []any{unmet}}), "is not met")
+	require.ErrorContains(t, wait("2s", map[string]any{"anyOf": []any{unmet}}), "is not met")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, err := someTasks().Run(ctx, &Task{Func: "WaitV2", Args: Args{"timeout": "1h", "conditions": map[string]any{"allOf": []any{unmet}}}})
