@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/utils/clock"
 
 	"stillpoint.io/stillpoint/internal/cluster"
@@ -61,6 +62,9 @@ type flags struct {
 
 // Run runs the command and returns its exit code.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	// A stream to a container that is gone ends with noise about a closed pipe; what
+	// it means is in the errors.
+	utilruntime.ErrorHandlers = nil //nolint:reassign // there is no other way
 	f, err := parse(args)
 	if errors.Is(err, pflag.ErrHelp) {
 		fmt.Fprint(stdout, help())

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -30,15 +31,20 @@ import (
 	"k8s.io/utils/ptr"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	blueprints "stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/bracket"
 	stillpoint "stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/expiry"
 	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/group"
+	"stillpoint.io/stillpoint/internal/intent"
+	"stillpoint.io/stillpoint/internal/node"
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/restore"
 	"stillpoint.io/stillpoint/internal/snapshot"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
+	"stillpoint.io/stillpoint/internal/workload"
 	"stillpoint.io/stillpoint/tests/cluster"
 )
 
@@ -67,6 +73,10 @@ func TestRightsOfDeploySuffice(t *testing.T) {
 		table, _ = runCheck(t) // all namespaces
 		assert.NotContains(t, table, "forbidden")
 	})
+	t.Run("thaw", func(t *testing.T) {
+		thawRights(t, a, clients)
+		assert.NotContains(t, said.String(), "forbidden")
+	})
 	t.Run("restore", func(t *testing.T) {
 		configure(t, c, "drivers:\n- {from: old.csi, to: loop.csi.stillpoint.io}\n- {from: lost.csi, to: nowhere.csi}")
 		r := restore.NewRestorer(clients, clock.RealClock{}, log)
@@ -89,19 +99,26 @@ func TestRightsOfDeploySuffice(t *testing.T) {
 // for it.
 func restricted(t *testing.T, c *cluster.Cluster) (*stillpoint.Clients, logrus.FieldLogger, *bytes.Buffer) {
 	t.Helper()
+	return granted(t, c, func(rights string) string { return rights })
+}
+
+// granted makes an account with what change makes of the rights in
+// deploy/rbac.yaml.
+func granted(t *testing.T, c *cluster.Cluster, change func(rights string) string) (*stillpoint.Clients, logrus.FieldLogger, *bytes.Buffer) {
+	t.Helper()
 	name := "e2e-" + rand.String(5)
 	rights, err := os.ReadFile(filepath.Join("..", "..", "deploy", "rbac.yaml"))
 	require.NoError(t, err)
-	manifest := strings.NewReplacer("name: stillpoint", "name: "+name, "name: velero\n", "name: "+name+"\n").Replace(string(rights))
+	manifest := strings.NewReplacer("name: stillpoint", "name: "+name, "name: velero\n", "name: "+name+"\n").Replace(change(string(rights)))
 	_, err = c.Kubectl(t.Context(), strings.NewReader(manifest), "apply", "-f", "-")
 	require.NoError(t, err)
 	_, err = c.Kubectl(t.Context(), nil, "-n", "velero", "create", "serviceaccount", name)
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		for _, kind := range []string{"clusterrole", "clusterrolebinding", "role", "rolebinding", "serviceaccount"} {
-			_, err := c.Kubectl(context.Background(), nil, "-n", "velero", "delete", kind, name)
-			assert.NoError(t, err)
-		}
+		_, err := c.Kubectl(context.Background(), nil, "-n", "velero", "delete", "serviceaccount", name)
+		assert.NoError(t, err)
+		_, err = c.Kubectl(context.Background(), strings.NewReader(manifest), "delete", "--ignore-not-found", "-f", "-")
+		assert.NoError(t, err)
 	})
 	useAccount(t, c, name)
 	clients, err := stillpoint.NewClients()
@@ -110,6 +127,112 @@ func restricted(t *testing.T, c *cluster.Cluster) (*stillpoint.Clients, logrus.F
 	log := logrus.New()
 	log.SetOutput(said)
 	return clients, log, said
+}
+
+// settingsOf reads the configuration as a plugin does.
+func settingsOf(clients *stillpoint.Clients) func(context.Context) (*config.Config, error) {
+	return func(ctx context.Context) (*config.Config, error) {
+		return config.Load(ctx, clients.Kube, clients.VeleroNamespace)
+	}
+}
+
+// owe records what a dead process is owed, as its session would.
+func (a *app) owe(clients *stillpoint.Clients, undo ...intent.Undo) *intent.Intent {
+	a.t.Helper()
+	book := intent.NewBook(clients, clock.RealClock{})
+	i := &intent.Intent{
+		Name: "Deployment " + a.namespace + "/app", Namespace: a.namespace, Backup: "e2e-rights",
+		Holder:  intent.Holder{Pod: "velero-gone", PodUID: "1", PID: 7},
+		Objects: []workload.Ref{{APIVersion: "apps/v1", Kind: "Deployment", Namespace: a.namespace, Name: "app"}},
+	}
+	require.NoError(a.t, book.Open(a.t.Context(), i))
+	a.t.Cleanup(func() { _ = book.Close(context.Background(), i.ID) })
+	i.Undo = undo
+	require.NoError(a.t, book.Update(a.t.Context(), i))
+	return i
+}
+
+// release completes what is owed, as the start of a plugin does.
+func (a *app) release(clients *stillpoint.Clients, owed *intent.Intent) *quiesce.Undone {
+	a.t.Helper()
+	undoer := quiesce.NewUndoer(clients, settingsOf(clients), clock.RealClock{})
+	abandoned, err := undoer.Book.Abandoned(a.t.Context())
+	require.NoError(a.t, err)
+	for i := range abandoned {
+		if abandoned[i].ID == owed.ID {
+			undone, err := undoer.Undo(a.t.Context(), &abandoned[i], 5*time.Second)
+			require.NoError(a.t, err)
+			return undone
+		}
+	}
+	a.t.Fatalf("%s is not abandoned", owed.ID)
+	return nil
+}
+
+// thawRights scales up what a dead process has scaled down. Pods are not made
+// without being allowed.
+func thawRights(t *testing.T, a *app, clients *stillpoint.Clients) {
+	t.Helper()
+	a.kubectl("scale", "deployment/grouped", "--replicas=0")
+	owed := a.owe(clients, intent.Undo{Blueprint: "scale-down", Phase: "up", Task: &blueprints.Task{
+		Func: "ScaleWorkload", Namespace: a.namespace, Kind: "Deployment", Name: "grouped", Args: map[string]any{"replicas": 1, "waitForReady": true},
+	}})
+	table, code := runThaw(t)
+	assert.Equal(t, 0, code)
+	assert.Contains(t, table, owed.ID)
+	undone := a.release(clients, owed)
+	require.NoError(t, undone.Left)
+	assert.Equal(t, "1", a.kubectl("get", "deployment/grouped", "-o", "jsonpath={.status.readyReplicas}"))
+	assert.Contains(t, a.events("app")["Thawed"], "Released what backup e2e-rights had quiesced")
+
+	configuration(t, a.c)(a.nodeThaw())
+	err := node.New(clients, settingsOf(clients)).Thaw(t.Context(), "node1", []string{"/var/lib/kubelet/pods/x"})
+	assert.True(t, apierrors.IsForbidden(err), err)
+}
+
+// What deploy/rbac.yaml has at its end, for those who switch it on, is enough for
+// what it says.
+func TestRightsThatAreSwitchedOn(t *testing.T) {
+	c := connect(t)
+	a := newApp(t, c, shape{})
+	clients, _, _ := granted(t, c, func(rights string) string {
+		all := regexp.MustCompile(`(?m)^#( {2,}\S|[^ \n])`).ReplaceAllString(rights, "$1")
+		require.Contains(t, all, "\n  namespace: shop\n")
+		return strings.ReplaceAll(all, "\n  namespace: shop\n", "\n  namespace: "+a.namespace+"\n")
+	})
+	t.Run("thaw on the node", func(t *testing.T) {
+		configuration(t, c)(a.nodeThaw())
+		claim, err := c.Client().CoreV1().PersistentVolumeClaims(a.namespace).Get(t.Context(), "app-data0", metav1.GetOptions{})
+		require.NoError(t, err)
+		uid := a.kubectl("get", "pod", "-l", "app=app", "-o", "jsonpath={.items[0].metadata.uid}")
+		path := "/var/lib/kubelet/pods/" + uid + "/volumes/kubernetes.io~csi/" + claim.Spec.VolumeName
+		thawer := node.New(clients, settingsOf(clients))
+		require.NoError(t, thawer.Thaw(t.Context(), "node1", []string{path + "/mount"}), "it is not frozen")
+		require.ErrorContains(t, thawer.Thaw(t.Context(), "node1", []string{path}), "nothing is mounted at ")
+		noNodePods(t, c)
+	})
+	t.Run("tasks", func(t *testing.T) {
+		pod := func(confinedTo string) *blueprints.Task {
+			return &blueprints.Task{
+				Func: "KubeTask", Namespace: a.namespace, ConfinedTo: confinedTo, Owner: "e2e",
+				Args: map[string]any{"namespace": a.namespace, "image": cluster.Image, "command": []any{"true"}},
+			}
+		}
+		left := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: a.namespace, Name: "left", Labels: map[string]string{}}}
+		left.Spec.Containers = []corev1.Container{{Name: "x", Image: cluster.Image, Command: []string{"sleep", "infinity"}}}
+		left.Spec.TerminationGracePeriodSeconds = ptr.To(int64(0))
+		owed := a.owe(clients, intent.Undo{Blueprint: "b", Phase: "task", Task: pod("")}, intent.Undo{Blueprint: "b", Phase: "tenant", Task: pod(a.namespace)})
+		left.Labels[blueprints.TaskLabel] = owed.ID
+		require.NoError(t, c.Objects().Create(t.Context(), left))
+		undone := a.release(clients, owed)
+		require.ErrorContains(t, undone.Left, "phase tenant: KubeTask failed (Forbidden)", "its ServiceAccount may not")
+		assert.NotContains(t, undone.Left.Error(), "phase task")
+		a.kubectl("wait", "--for=delete", "pod/left", "--timeout=10s")
+
+		a.kubectl("create", "rolebinding", "e2e", "--clusterrole=edit", "--serviceaccount="+a.namespace+":default")
+		undone = a.release(clients, owed)
+		require.NoError(t, undone.Left)
+	})
 }
 
 func bracketRights(t *testing.T, c *cluster.Cluster, a *app, b *bracket.Bracket, said *bytes.Buffer) {
