@@ -16,9 +16,9 @@ var manifests embed.FS
 
 const (
 	// loadRate is how many transactions pgbench begins in a second.
-	loadRate = 100
-	// loadPause lies between two transfers of a connection, in seconds.
-	loadPause = 0.02
+	loadRate = 60
+	// loadPause lies between two writes of a connection to the others, in seconds.
+	loadPause = 0.05
 )
 
 // database is one of those that are backed up.

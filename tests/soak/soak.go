@@ -44,7 +44,7 @@ var ours = client.MatchingLabels{"stillpoint.io/soak": "true"}
 
 // Options are what a soak is asked for.
 type Options struct {
-	Backups   int      // of each database in each way
+	Backups   int      // of each database: by Stillpoint in each way, and by Velero in both
 	Databases []string // of Databases()
 	Ways      []string // of Ways()
 	Seed      uint64   // of the moments
@@ -72,15 +72,15 @@ type Result struct {
 type Soak struct {
 	*stage.Stage
 
-	asked  Options
-	copies chan struct{} // a seat for each restored database that may run
+	asked Options
+	seats chan struct{} // one for each restored database that may run
 }
 
 // Run does what the options ask for and returns the results in their order.
-// Broken backups are results; an error is what kept it from finding out. It
+// Broken backups are results; an error is what kept it from finding out more. It
 // leaves nothing behind.
 func Run(ctx context.Context, on *stage.Stage, o Options) ([]Result, error) {
-	s := &Soak{Stage: on, asked: o, copies: make(chan struct{}, copiesAtOnce)}
+	s := &Soak{Stage: on, asked: o, seats: make(chan struct{}, copiesAtOnce)}
 	chosen, err := o.databases()
 	if err != nil {
 		return nil, err
@@ -131,71 +131,90 @@ func (s *Soak) soak(ctx context.Context, d *database, ways []way) ([]Result, err
 		_, _ = h.Write([]byte(d.name + w.name))
 		moments := rand.New(rand.NewPCG(s.asked.Seed, h.Sum64())) //nolint:gosec // to be repeatable
 		result, err := s.inWay(ctx, d, w, moments)
+		if result.Backups > 0 {
+			results = append(results, result)
+		}
 		if err != nil {
 			return results, fmt.Errorf("%s: %w", w.name, err)
 		}
-		results = append(results, result)
 	}
 	return results, nil
 }
 
-// inWay makes the backups of one database in one way.
+// inWay makes the backups of one database in one way. With an error it returns
+// what there is of a result.
 func (s *Soak) inWay(ctx context.Context, d *database, w way, moments *rand.Rand) (Result, error) {
-	result := Result{Database: d.name, Way: w.name, Promised: w.promised}
 	at := place{Soak: s, database: d, namespace: prefix + d.name}
-	if err := at.setUp(ctx, w); err != nil {
-		return result, fmt.Errorf("set up the database: %w", err)
+	c := &count{Result: Result{Database: d.name, Way: w.name, Promised: w.promised}}
+	err := at.setUp(ctx, w)
+	if err != nil {
+		err = fmt.Errorf("set up the database: %w", err)
+	} else {
+		err = at.backUpAgainAndAgain(ctx, w, moments, c)
 	}
-	defer func() { _ = s.DeleteNamespace(context.WithoutCancel(ctx), at.namespace) }()
-	var (
-		copies sync.WaitGroup
-		mu     sync.Mutex
-		last   string
-	)
-	defer copies.Wait()
-	for n := range s.asked.Backups {
+	c.copies.Wait()
+	return c.Result, errors.Join(err, s.DeleteNamespace(context.WithoutCancel(ctx), at.namespace))
+}
+
+// count is a result that copies add to.
+type count struct {
+	Result
+	mu     sync.Mutex
+	copies sync.WaitGroup
+}
+
+func (p place) backUpAgainAndAgain(ctx context.Context, w way, moments *rand.Rand, c *count) error {
+	last := ""
+	for n := range w.backups(p.asked.Backups) {
 		select {
 		case <-ctx.Done():
-			return result, ctx.Err()
+			return ctx.Err()
 		case <-time.After(time.Duration(moments.Int64N(int64(longestPause)))):
 		}
-		before, err := at.database.tally(ctx, at)
+		before, err := p.database.tally(ctx, p)
 		if err != nil {
-			return result, fmt.Errorf("look at the database: %w", err)
+			return fmt.Errorf("look at the database: %w", err)
 		}
 		if before == last {
-			return result, fmt.Errorf("nothing has been written since the last backup: %s", before)
+			return fmt.Errorf("nothing has been written since the last backup: %s", before)
 		}
 		last = before
-		name := fmt.Sprintf("%s%s-%s-%d", prefix, d.name, w.name, n+1)
-		frozen, fault := s.backUp(ctx, name, at.namespace, w)
-		if ctx.Err() != nil {
-			return result, ctx.Err()
-		}
-		copies.Go(func() {
+		name := fmt.Sprintf("%s%s-%s-%d", prefix, p.database.name, w.name, n+1)
+		frozen, fault := p.backUp(ctx, name, p.namespace, w)
+		c.copies.Go(func() {
 			if fault == nil {
-				s.copies <- struct{}{}
-				fault = at.judgeCopy(ctx, name, before)
-				<-s.copies
+				p.seats <- struct{}{}
+				fault = p.judgeCopy(ctx, name, before)
+				<-p.seats
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			result.Backups++
-			if frozen > 0 {
-				result.Frozen = append(result.Frozen, frozen)
+			if ctx.Err() != nil {
+				return // nobody can tell
 			}
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.add(name, frozen, fault)
 			if fault == nil {
-				result.Intact++
-				s.Say("%s: intact", name)
-				return
+				p.Say("%s: intact", name)
+			} else {
+				p.Say("%s: BROKEN: %v", name, fault)
 			}
-			result.Broken++
-			result.Reasons = append(result.Reasons, fmt.Sprintf("%s: %v", name, fault))
-			s.Say("%s: BROKEN: %v", name, fault)
 		})
 	}
-	copies.Wait()
-	return result, ctx.Err()
+	return nil
+}
+
+// add counts a backup.
+func (r *Result) add(name string, frozen time.Duration, fault error) {
+	r.Backups++
+	if frozen > 0 {
+		r.Frozen = append(r.Frozen, frozen)
+	}
+	if fault == nil {
+		r.Intact++
+		return
+	}
+	r.Broken++
+	r.Reasons = append(r.Reasons, fmt.Sprintf("%s: %v", name, fault))
 }
 
 // clear takes away what this run or an earlier one has made.

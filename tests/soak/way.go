@@ -22,18 +22,29 @@ type way struct {
 	claims []string
 	// quiesce has %s for the database's recipe; "" leaves the database alone.
 	quiesce string
+	// halved says that it gets half of the backups, since another way has the
+	// other half.
+	halved bool
 	// promised says that Stillpoint takes the snapshots, and stands for them.
 	promised bool
 }
 
+// backups is how many of n are made in this way.
+func (w way) backups(n int) int {
+	if w.halved {
+		return (n + 1) / 2
+	}
+	return n
+}
+
 // ways are all there are. With the first, two volumes are cut in one freeze; with
-// the second, one volume needs none. With Velero alone the volumes are cut one
+// the last, one volume needs none. With Velero alone the volumes are cut one
 // after the other, with one of its polls between them.
 var ways = []way{
 	{name: "stillpoint", claims: []string{dataVolume, logVolume}, quiesce: "%s,fsfreeze", promised: true},
+	{name: "velero-data-first", claims: []string{dataVolume, logVolume}, halved: true},
+	{name: "velero-log-first", claims: []string{logVolume, dataVolume}, halved: true},
 	{name: "stillpoint-one-volume", claims: []string{dataVolume}, quiesce: "%s", promised: true},
-	{name: "velero-data-first", claims: []string{dataVolume, logVolume}},
-	{name: "velero-log-first", claims: []string{logVolume, dataVolume}},
 }
 
 // Ways are the names of all ways.

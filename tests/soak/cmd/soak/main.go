@@ -11,6 +11,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -30,7 +31,7 @@ func main() {
 		names, ways    string
 		plugin, result string
 	)
-	flag.IntVar(&o.Backups, "backups", 20, "`number` of backups of each database in each way")
+	flag.IntVar(&o.Backups, "backups", 20, "`number` of backups of each database: by Stillpoint in each way, and by Velero in both")
 	flag.StringVar(&names, "database", strings.Join(soak.Databases(), ","), "`list` of the databases")
 	flag.StringVar(&ways, "way", strings.Join(soak.Ways(), ","), "`list` of the ways")
 	flag.Uint64Var(&o.Seed, "seed", rand.Uint64(), "`number` that the moments of the backups come from; a random one by default") //nolint:gosec // no secret
@@ -59,15 +60,10 @@ func run(ctx context.Context, o soak.Options, plugin, file string) error {
 	}
 	on.Say("%d backups each, --seed %d", o.Backups, o.Seed)
 	results, err := soak.Run(ctx, on, o)
-	if err != nil {
-		return err
-	}
-	fmt.Print(soak.Report(results))
-	if err := stage.WriteResult(file, results); err != nil {
-		return err
-	}
+	fmt.Print(soak.Report(results)) // what there is of them
+	err = errors.Join(err, stage.WriteResult(file, results))
 	if n := soak.Failed(results); n > 0 {
-		return fmt.Errorf("%d backups by Stillpoint are broken", n)
+		err = errors.Join(err, fmt.Errorf("%d backups by Stillpoint are broken", n))
 	}
-	return nil
+	return err
 }
