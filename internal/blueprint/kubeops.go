@@ -210,10 +210,11 @@ func (t *Tasks) prepareOperation(ctx context.Context, d *draft) error {
 		args["namespace"] = o.at.namespace
 	}
 	// What is literal is the blueprint's own choice.
-	chosen := literal(d.source["objectReference"])
+	names := "objectReference"
 	if o.verb == "create" {
-		chosen = literal(d.source["spec"])
+		names = "spec"
 	}
+	chosen := literal(d.source[names]) && literal(d.source["namespace"])
 	return d.allowTarget(o.at, chosen, "namespace")
 }
 
