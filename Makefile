@@ -50,6 +50,7 @@ ifeq ($(CLUSTER),yes)
 # The clusters that are lost and found are others, so that both go on at once.
 .PHONY: in-session
 in-session:
+	$(TESTBED) databases
 	build/recovery >build/recovery.log 2>&1 & recovery=$$!; \
 	{ $(GO) test -count=1 -p 1 -timeout 40m -exec "$(CURDIR)/$(TESTBED) run --" ./tests/... && \
 	  $(TESTBED) run -- build/demo; }; passed=$$?; \
