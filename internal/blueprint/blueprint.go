@@ -1,6 +1,7 @@
 // Package blueprint reads Kanister's blueprints, finds the one that an
-// annotation names, and renders an action of it into commands that are ready
-// to run. It runs none of them: that is the work of package quiesce.
+// annotation names, and renders its hooks into steps. It runs those that act
+// through the API server; commands in containers, and the order of it all, are
+// the work of package quiesce.
 package blueprint
 
 import (

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	pathvalidation "k8s.io/apimachinery/pkg/api/validation/path"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -99,6 +100,9 @@ func scalingOf(task *Task) (*scaling, error) {
 	}
 	if kind == "" || s.name == "" {
 		return nil, errors.New("args.kind and args.name must be given, as the annotated object is no workload that can be scaled")
+	}
+	if wrong := pathvalidation.IsValidPathSegmentName(s.name); len(wrong) > 0 {
+		return nil, fmt.Errorf("args.name %q: %s", s.name, strings.Join(wrong, ", "))
 	}
 	s.kind = slices.IndexFunc(scalable, func(candidate scalableKind) bool { return strings.EqualFold(candidate.kind, kind) })
 	if s.kind < 0 {

@@ -12,6 +12,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -207,6 +208,9 @@ func (t *Task) account() string {
 func (t *Tasks) access(task *Task) (*access, error) {
 	if task.ConfinedTo == "" {
 		return &access{t.clients.Kube, t.clients.Dynamic}, nil
+	}
+	if wrong := validation.IsDNS1123Subdomain(task.account()); len(wrong) > 0 {
+		return nil, fmt.Errorf("option %s is %q, must be the name of a ServiceAccount: %s", serviceAccountOption, task.account(), strings.Join(wrong, ", "))
 	}
 	access, err := t.as("system:serviceaccount:" + task.ConfinedTo + ":" + task.account())
 	if err != nil {

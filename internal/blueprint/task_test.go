@@ -141,6 +141,7 @@ func TestTaskErrors(t *testing.T) {
 		"- {func: MultiContainerRun, name: x, args: {outputImage: i, outputCommand: [c], backgroundImage: i, backgroundCommand: [c], sharedVolumeSizeLimit: much}}",
 		"- {func: ScaleWorkload, name: x, args: {replicas: -1}}",
 		"- {func: ScaleWorkload, name: x, args: {replicas: some}}",
+		"- {func: ScaleWorkload, name: x, args: {replicas: 1, kind: Deployment, name: ../../payments/deployments/a}}",
 		"- {func: ScaleWorkload, name: x, args: {replicas: 1, kind: DaemonSet, name: a}}",
 		"- {func: ScaleWorkload, name: x, args: {replicas: 1, waitForReady: perhaps}}",
 		"- {func: KubeOps, name: x, args: {operation: apply}}",
@@ -193,6 +194,8 @@ func TestTasksAreCheckedAgain(t *testing.T) {
 	}
 	_, err := someTasks().Run(t.Context(), &Task{Func: "KubeOps", ConfinedTo: "shop", ServiceAccount: "robot"})
 	require.ErrorContains(t, err, "nobody is to act as system:serviceaccount:shop:robot")
+	_, err = someTasks().Run(t.Context(), &Task{Func: "KubeOps", ConfinedTo: "shop", ServiceAccount: "a:b"})
+	require.ErrorContains(t, err, `option service-account is "a:b", must be the name of a ServiceAccount`)
 	_, err = someTasks().Run(t.Context(), &Task{Func: "KubeExec"})
 	require.EqualError(t, err, `function "KubeExec" is no task; tasks are: KubeOps, KubeTask, MultiContainerRun, ScaleWorkload, Wait, WaitV2`)
 }
