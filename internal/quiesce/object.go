@@ -3,6 +3,7 @@ package quiesce
 import (
 	"cmp"
 	"context"
+	"encoding/base64"
 	"fmt"
 	"maps"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
+	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/resource"
 	"stillpoint.io/stillpoint/internal/workload"
 )
@@ -322,6 +324,24 @@ func (o *object) part() part {
 		claims:   o.claims,
 		object:   o,
 	}
+}
+
+// mask knows the values of an annotated Secret, which templates see as .Object.
+func (p part) mask() blueprint.Masker {
+	if p.object == nil || p.object.Kind != "Secret" {
+		return blueprint.Masker{}
+	}
+	data, _, err := unstructured.NestedStringMap(p.source, "data")
+	if err != nil {
+		return blueprint.Masker{}
+	}
+	var values [][]byte
+	for _, value := range data {
+		if plain, err := base64.StdEncoding.DecodeString(value); err == nil {
+			values = append(values, plain)
+		}
+	}
+	return blueprint.NewMasker(values...)
 }
 
 // joined is the unit of a claim, together with the units of all claims that

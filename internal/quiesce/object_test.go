@@ -137,7 +137,7 @@ func newWorld(answers map[string]string, lists ...[]runtime.Object) *world {
 		}
 		kube.Resources = append(kube.Resources, list)
 	}
-	resources("v1", "Pod", "PersistentVolumeClaim", "ConfigMap", "Service")
+	resources("v1", "Pod", "PersistentVolumeClaim", "ConfigMap", "Secret", "Service")
 	resources("apps/v1", "Deployment", "StatefulSet", "ReplicaSet", "ControllerRevision")
 	resources("db.example.com/v1", "Database", "Cluster")
 	fakes := runtime.NewScheme()
@@ -150,6 +150,7 @@ func newWorld(answers map[string]string, lists ...[]runtime.Object) *world {
 		dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
 			blueprint.Resource:                                              "BlueprintList",
 			{Version: "v1", Resource: "configmaps"}:                         "ConfigMapList",
+			{Version: "v1", Resource: "secrets"}:                            "SecretList",
 			{Version: "v1", Resource: "services"}:                           "ServiceList",
 			{Group: "db.example.com", Version: "v1", Resource: "databases"}: "DatabaseList",
 			{Group: "db.example.com", Version: "v1", Resource: "clusters"}:  "ClusterList",
@@ -452,4 +453,22 @@ func TestPlanOfObjects(t *testing.T) {
 	assert.Equal(t, []string{"db-0/pg: pre Database 3 app true", "db-1/pg: pre StatefulSet", "db-0/pg: fsfreeze /data", "db-1/pg: fsfreeze /data"}, commands(plan.Hooks, pres))
 	assert.Equal(t, []string{"db-0/pg: post Database 3 app true", "db-1/pg: post StatefulSet", "db-0/pg: sh /data", "db-1/pg: sh /data"}, commands(plan.Hooks, posts))
 	assert.Equal(t, []string{"Database shop/db", "StatefulSet shop/db"}, []string{group.Objects()[0].String(), group.Objects()[1].String()})
+}
+
+// The values of an annotated Secret are not written anywhere.
+func TestAnnotatedSecretIsMasked(t *testing.T) {
+	secret := func() []runtime.Object {
+		s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "login"}, Data: map[string][]byte{"password": []byte("s3cret")}}
+		annotations{AnnotationQuiesce, "pg"}.on(&s.ObjectMeta)
+		return []runtime.Object{s}
+	}
+	w := newWorld(nil, namespace(), claims("data"), secret(), bare(pod("db", "n1", volume{"pg", "data", "/data", ""})),
+		blueprintsOf(map[string]string{"pg": in("db", `{{ .Object.data.password | b64dec }}`)}))
+	facts := w.facts(t)
+	group, err := facts.Group(facts.Claim("data"))
+	require.NoError(t, err)
+	plan, err := w.Plan(t.Context(), group, backupOf(time.Now()))
+	require.NoError(t, err)
+	assert.Equal(t, []string{"db/pg: pre s3cret"}, commands(plan.Hooks, pres))
+	assert.Equal(t, "password: ***", plan.Mask.Mask("password: s3cret"))
 }

@@ -83,6 +83,7 @@ func (p *Planner) Plan(ctx context.Context, group *Group, backup *velerov1.Backu
 		}
 		plan.PrepareTimeout = shorter(plan.PrepareTimeout, part.settings.PrepareTimeout)
 		plan.QuiesceTimeout = shorter(plan.QuiesceTimeout, part.settings.QuiesceTimeout)
+		plan.Mask = plan.Mask.Merge(part.mask())
 		for _, name := range part.settings.Blueprints {
 			hook, mask, err := p.hook(ctx, name, part, files, started, plan.Owed.ID)
 			plan.Mask = plan.Mask.Merge(mask)
