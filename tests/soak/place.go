@@ -56,11 +56,7 @@ func (p place) setUp(ctx context.Context, w way) error {
 		return err
 	}
 	var rendered bytes.Buffer
-	err = t.Execute(&rendered, map[string]any{
-		"Namespace": p.namespace, "Image": p.database.image, "Password": "pass-" + rand.String(12),
-		"Claims": w.claims, "Log": w.log(), "Rate": loadRate, "Pause": loadPause,
-	})
-	if err != nil {
+	if err := t.Execute(&rendered, parameters(p.database, w, p.namespace, "pass-"+rand.String(12))); err != nil {
 		return err
 	}
 	if _, err := p.Kubectl(ctx, &rendered, "apply", "--filename", "-"); err != nil {
@@ -90,6 +86,14 @@ func (p place) setUp(ctx context.Context, w way) error {
 		now, err := p.database.tally(ctx, p)
 		return now != first, err
 	})
+}
+
+// parameters are those of a manifest.
+func parameters(d *database, w way, namespace, password string) map[string]any {
+	return map[string]any{
+		"Namespace": namespace, "Image": d.image, "Password": password,
+		"Claims": w.claims, "Log": w.log(), "Rate": loadRate, "Pause": loadPause,
+	}
 }
 
 // awaitStart waits until the database answers. One whose server ends is not

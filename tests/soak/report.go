@@ -9,8 +9,8 @@ import (
 
 // Report writes the results as a table for people, and what was wrong below it.
 func Report(results []Result) string {
-	var text strings.Builder
-	w := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
+	var table, text strings.Builder
+	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "DATABASE\tWAY\tBACKUPS\tINTACT\tBROKEN\tQUIESCED (median, longest)")
 	for _, r := range results {
 		frozen := ""
@@ -21,6 +21,9 @@ func Report(results []Result) string {
 		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%s\n", r.Database, r.Way, r.Backups, r.Intact, r.Broken, frozen)
 	}
 	_ = w.Flush() // to memory
+	for line := range strings.Lines(table.String()) {
+		text.WriteString(strings.TrimRight(line, " \n") + "\n")
+	}
 	for _, r := range results {
 		for _, reason := range r.Reasons {
 			fmt.Fprintf(&text, "\n%s\n", strings.TrimSpace(reason))

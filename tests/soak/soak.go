@@ -35,7 +35,7 @@ const (
 
 	backupLimit  = 5 * time.Minute
 	restoreLimit = 5 * time.Minute
-	startLimit   = 2 * time.Minute // of a restored database
+	startLimit   = 6 * time.Minute // of a database, made anew or restored
 	clearLimit   = 5 * time.Minute
 )
 
@@ -99,19 +99,19 @@ func Run(ctx context.Context, on *stage.Stage, o Options) ([]Result, error) {
 		return nil, fmt.Errorf("make the volume policy: %w", err)
 	}
 	found := make([][]Result, len(chosen))
-	together, each := errgroup.WithContext(ctx)
+	errs := make([]error, len(chosen))
+	var together sync.WaitGroup
 	for i, d := range chosen {
-		together.Go(func() error {
+		together.Go(func() {
 			var err error
-			found[i], err = s.soak(each, d, ways)
-			if err != nil {
-				return fmt.Errorf("%s: %w", d.name, err)
+			if found[i], err = s.soak(ctx, d, ways); err != nil {
+				errs[i] = fmt.Errorf("%s: %w", d.name, err)
+				s.Say("%v", errs[i])
 			}
-			return nil
 		})
 	}
-	err = together.Wait()
-	return slices.Concat(found...), errors.Join(err, s.clear(context.WithoutCancel(ctx)))
+	together.Wait()
+	return slices.Concat(found...), errors.Join(append(errs, s.clear(context.WithoutCancel(ctx)))...)
 }
 
 // policy hands all volumes to Stillpoint.

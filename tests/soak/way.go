@@ -12,9 +12,6 @@ const (
 	logVolume  = "log"
 )
 
-// log is the volume that has what the data is held against: its log, or a journal.
-func (w way) log() string { return w.claims[max(0, slices.Index(w.claims, logVolume))] }
-
 // way is how a database is backed up, and what it lies on.
 type way struct {
 	name string
@@ -37,6 +34,9 @@ func (w way) backups(n int) int {
 	return n
 }
 
+// log is the volume that has what the data is held against: its log, or a journal.
+func (w way) log() string { return w.claims[max(0, slices.Index(w.claims, logVolume))] }
+
 // ways are all there are. With the first, two volumes are cut in one freeze; with
 // the last, one volume needs none. With Velero alone the volumes are cut one
 // after the other, with one of its polls between them.
@@ -56,23 +56,12 @@ func Ways() []string {
 	return names
 }
 
-// PromisedWays are the names of those that Stillpoint stands for.
-func PromisedWays() []string {
-	var names []string
-	for _, w := range ways {
-		if w.promised {
-			names = append(names, w.name)
-		}
-	}
-	return names
-}
-
 func (o Options) ways() ([]way, error) {
 	var chosen []way
 	for _, name := range o.Ways {
 		i := slices.IndexFunc(ways, func(w way) bool { return w.name == name })
 		if i < 0 {
-			return nil, fmt.Errorf("no way %q; there are: %s", name, strings.Join(Ways(), ", "))
+			return nil, fmt.Errorf("no way %q; there are %s", name, strings.Join(Ways(), ", "))
 		}
 		chosen = append(chosen, ways[i])
 	}
