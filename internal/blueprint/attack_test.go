@@ -3,12 +3,16 @@ package blueprint
 import (
 	"context"
 	"fmt"
+	"os"
+	osexec "os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"k8s.io/client-go/kubernetes/fake"
 )
 
 // bombs are templates that cost as much as they can. Those that need a long
@@ -264,5 +268,56 @@ func TestAttacks(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// What options and Secrets say is data for the commands of our own recipes,
+// whatever it is: a shell runs them here, with clients that write down how they
+// are called.
+func TestValuesInRecipesAreNoCode(t *testing.T) {
+	secretPassword := "p'\"; touch canary; $(touch canary)`touch canary`\n;touch canary #"
+	hostile := strings.Replace(secretPassword, "p", "-o", 1)
+	p := statefulSet()
+	p.Options = map[string]string{
+		"secret": "hostile", "secret-key": "password", "user": hostile, "database": hostile, "host": hostile, "port": hostile, "auth-database": hostile,
+	}
+	clients := map[string]string{"postgresql": "psql", "mysql": "mysql", "mariadb": "mariadb", "mongodb": "mongosh", "redis": "redis-cli"}
+	for name, client := range clients {
+		t.Run(name, func(t *testing.T) {
+			record := &recorder{}
+			objects := fake.NewClientset(append(tenants(), secret("shop", "hostile", map[string]string{"password": secretPassword}))...)
+			renderer := &Renderer{Functions: record.functions(), Objects: NewObjects(objects)}
+			_, _, err := renderer.Script(t.Context(), builtIns()[name].Blueprint, p)
+			require.NoError(t, err)
+
+			here := t.TempDir()
+			called := filepath.Join(here, "called")
+			program := "#!/bin/sh\nprintf '%s\\0' \"$0\" \"$@\" >>" + called + "\n"
+			require.NoError(t, os.WriteFile(filepath.Join(here, client), []byte(program), 0o700)) //nolint:gosec // to be run
+			ran := 0
+			for _, args := range record.called {
+				if args["command"] == nil {
+					continue
+				}
+				command, err := args.Strings("command")
+				require.NoError(t, err)
+				require.NotContains(t, fmt.Sprint(command, args["begin"], args["end"], args["container"], args["pods"]), "canary")
+				env, err := args.texts("env")
+				require.NoError(t, err)
+				shell := osexec.CommandContext(t.Context(), command[0], command[1:]...) //nolint:gosec // the recipe's own
+				shell.Dir, shell.Env = here, []string{"PATH=" + here + ":/usr/bin:/bin"}
+				for variable, value := range env {
+					shell.Env = append(shell.Env, variable+"="+value)
+				}
+				said, err := shell.CombinedOutput()
+				t.Logf("%s (%v)", said, err)
+				ran++
+			}
+			require.Positive(t, ran)
+			require.NoFileExists(t, filepath.Join(here, "canary"))
+			calls, err := os.ReadFile(called)
+			require.NoError(t, err, "the client was never called")
+			require.NotContains(t, string(calls), secretPassword, "a password is in a list of processes")
+		})
 	}
 }
