@@ -26,7 +26,9 @@ type Request struct {
 	// Pod is the name of the pod that asked, Program what it calls itself there:
 	// velero-server is the server, velero one of Velero's own plugins.
 	Pod, Program string
-	Received     time.Time
+	// URI is the path with the query, in which the command of an exec stands.
+	URI      string
+	Received time.Time
 }
 
 // VeleroRequests are the requests of Velero's pods, and the plugins in them,
@@ -95,7 +97,7 @@ func readAudit(log io.Reader, each func(id string, r Request)) error {
 }
 
 func (e *auditEvent) request() Request {
-	r := Request{Verb: e.Verb, Received: e.RequestReceivedTimestamp}
+	r := Request{Verb: e.Verb, URI: e.RequestURI, Received: e.RequestReceivedTimestamp}
 	r.Program, _, _ = strings.Cut(e.UserAgent, "/")
 	if pods := e.User.Extra["authentication.kubernetes.io/pod-name"]; len(pods) > 0 {
 		r.Pod = pods[0]
