@@ -45,10 +45,10 @@ func TestVeleroRequests(t *testing.T) {
 	found, err := b.VeleroRequests(at(1), at(6))
 	require.NoError(t, err)
 	assert.Equal(t, []Request{
-		{"watch", "pods", "velero-1", "velero", at(1)},
-		{"list", "x.s", "velero-1", "velero", at(4)},
-		{"create", "pods/exec", "velero-1", "velero", at(5)},
-		{"get", "/apis", "velero-1", "velero", at(6)},
+		{"watch", "pods", "velero-1", "velero", "/api/v1/pods?watch=true", at(1)},
+		{"list", "x.s", "velero-1", "velero", "/apis/s/v1/x", at(4)},
+		{"create", "pods/exec", "velero-1", "velero", "/api/v1/x", at(5)},
+		{"get", "/apis", "velero-1", "velero", "/apis/apps/v1?timeout=32s", at(6)},
 	}, found)
 
 	write("audit.log", "no event\n")
