@@ -249,6 +249,12 @@ func TestGroupOfObjects(t *testing.T) {
 			objects: [][]runtime.Object{namespace(), claims("data-0", "data-1", "files", "idle"), configMap("hooks", ask...), db(nil), web(nil)},
 			of:      "files", asked: true, name: "ConfigMap shop/hooks", claims: []string{"data-0", "data-1", "files", "idle"},
 		},
+		"all workloads that it joins are quiesced": {
+			objects: [][]runtime.Object{
+				namespace(), claims("data-0", "data-1", "files"), configMap("hooks", ask...), db(annotations{AnnotationQuiesce, "fsfreeze"}), web(annotations{AnnotationQuiesce, "redis"}),
+			},
+			of: "files", asked: true, name: "ConfigMap shop/hooks and Deployment shop/web and StatefulSet shop/db", claims: []string{"data-0", "data-1", "files"},
+		},
 		"no pod runs, and its hook does all the same": {
 			objects: [][]runtime.Object{namespace(), claims("a", "b"), configMap("hooks", ask...)},
 			of:      "b", asked: true, name: "ConfigMap shop/hooks", claims: []string{"a", "b"},
