@@ -20,6 +20,7 @@ import (
 	kjson "sigs.k8s.io/json"
 
 	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/workload"
 )
 
 const (
@@ -242,17 +243,57 @@ func (b *Book) List(ctx context.Context) ([]Intent, error) {
 	return intents, errors.Join(errs...)
 }
 
-// Abandoned returns those intents that nobody holds any more: the holder's
-// process has ended, as far as that can be seen from here, or its time is over.
+// Standing is how an intent stands.
+type Standing struct {
+	*Intent
+	// Gone says why nobody holds it any more; "" while somebody may.
+	Gone string
+	// Again is the backup that has quiesced the same thing again and holds it; ""
+	// is none. What would undo the one would undo the other.
+	Again string
+}
+
+// Abandoned tells that it is for whoever comes next to undo it.
+func (s Standing) Abandoned() bool { return s.Gone != "" && s.Again == "" }
+
+// Look lists all intents as List does, and how they stand.
+func (b *Book) Look(ctx context.Context) ([]Standing, error) {
+	intents, failed := b.List(ctx)
+	standings := make([]Standing, len(intents))
+	for j := range intents {
+		gone, err := b.Gone(ctx, &intents[j])
+		standings[j] = Standing{Intent: &intents[j], Gone: gone}
+		failed = errors.Join(failed, err)
+	}
+	for j := range standings {
+		for _, other := range standings {
+			if other.Gone == "" && other.Tried.IsZero() && other.ID != standings[j].ID && other.sameAs(standings[j].Intent) {
+				standings[j].Again = other.Backup
+			}
+		}
+	}
+	return standings, failed
+}
+
+// sameAs tells that two intents are about the same thing, wholly or in part.
+func (i *Intent) sameAs(other *Intent) bool {
+	return i.Namespace == other.Namespace && (i.Name == other.Name || slices.ContainsFunc(i.Objects, func(ref workload.Ref) bool {
+		return slices.Contains(other.Objects, ref)
+	}))
+}
+
+// Abandoned returns the intents that are for whoever comes next to undo: nobody
+// holds them any more, as far as that can be seen from here, or a thing again that
+// they are about.
 func (b *Book) Abandoned(ctx context.Context) ([]Intent, error) {
-	intents, err := b.List(ctx)
-	errs := []error{err}
-	intents = slices.DeleteFunc(intents, func(i Intent) bool {
-		gone, err := b.Gone(ctx, &i)
-		errs = append(errs, err)
-		return gone == ""
-	})
-	return intents, errors.Join(errs...)
+	standings, err := b.Look(ctx)
+	var abandoned []Intent
+	for _, s := range standings {
+		if s.Abandoned() {
+			abandoned = append(abandoned, *s.Intent)
+		}
+	}
+	return abandoned, err
 }
 
 // Gone says why nobody holds an intent any more; "" while somebody may. It sends

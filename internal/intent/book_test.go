@@ -22,6 +22,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/workload"
 )
 
 // server is an API server for Secrets that keeps versions, which the fake client
@@ -234,6 +235,38 @@ func TestGone(t *testing.T) {
 	})
 	_, err := s.book().Gone(context.Background(), &Intent{Holder: Holder{Pod: "velero-1", PodUID: "1", PID: 7}})
 	require.EqualError(t, err, "look whether process 7 of pod velero-1 lives: get pod velero/velero-1: no answer")
+}
+
+// A thing that is quiesced again is left alone: what undoes the old would undo the
+// new.
+func TestLook(t *testing.T) {
+	web := workload.Ref{Kind: "Deployment", Namespace: "shop", Name: "web"}
+	for name, test := range map[string]struct {
+		other Intent
+		want  string
+	}{
+		"another thing":        {Intent{Name: "Deployment shop/web", Namespace: "shop", Backup: "now"}, ""},
+		"another namespace":    {Intent{Name: "Deployment shop/db", Namespace: "office", Backup: "now"}, ""},
+		"the same thing":       {Intent{Name: "Deployment shop/db", Namespace: "shop", Backup: "now"}, "now"},
+		"a part of it":         {Intent{Name: "x", Namespace: "shop", Backup: "now", Objects: []workload.Ref{web}}, "now"},
+		"nobody holds that":    {Intent{Name: "Deployment shop/db", Namespace: "shop", Backup: "now", Holder: Holder{Pod: "velero-1"}}, ""},
+		"somebody releases it": {Intent{Name: "Deployment shop/db", Namespace: "shop", Backup: "now", Tried: noon}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newServer()
+			left := scaleUp()
+			left.Since, left.Holder, left.Objects = noon.Add(-time.Hour), Holder{Pod: "velero-0"}, []workload.Ref{web}
+			require.NoError(t, s.book().Open(t.Context(), left))
+			require.NoError(t, s.book().Open(t.Context(), &test.other))
+			standings, err := s.book().Look(t.Context())
+			require.NoError(t, err)
+			require.Len(t, standings, 2)
+			assert.Equal(t, "pod velero-0 is gone", standings[0].Gone)
+			assert.Equal(t, test.want, standings[0].Again)
+			assert.Equal(t, test.want == "", standings[0].Abandoned())
+			assert.Empty(t, standings[1].Again)
+		})
+	}
 }
 
 func TestDue(t *testing.T) {

@@ -109,7 +109,7 @@ type facts struct {
 // near tells that the holder's processes can be seen from here.
 func (f facts) near(h Holder) bool {
 	if h.Pod != "" {
-		return h.PodUID == f.here.PodUID
+		return h.Pod == f.here.Pod && h.PodUID == f.here.PodUID
 	}
 	return f.here.Pod == "" && h.Host == f.here.Host
 }

@@ -20,57 +20,58 @@ const (
 )
 
 // AtBackup releases what the processes of earlier backups have left quiesced, and
-// waits for others that are at it, a minute at the most. A workload that is still
+// waits for others that are at it, a minute at the most; what takes longer goes on
+// beside the backup. A workload that is still
 // scaled down must not be taken for one that its owner has scaled down.
 //
 // When nothing is quiesced it sends one request. Trouble is a warning: it
 // concerns another backup than the one it is logged in.
 func (u *Undoer) AtBackup(ctx context.Context, log logrus.FieldLogger) {
-	ctx, cancel := context.WithTimeout(ctx, atBackupLimit)
-	defer cancel()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		u.tidy(ctx, log)
+	}()
+	select {
+	case <-done:
+	case <-u.Clock.After(atBackupLimit):
+		log.Warn("What an earlier backup has left quiesced is still being released: see `stillpoint thaw`")
+	}
+}
+
+// tidy returns when nothing is left that could be released now.
+func (u *Undoer) tidy(ctx context.Context, log logrus.FieldLogger) {
 	told := map[string]bool{}
 	for {
-		intents, err := u.Book.List(ctx)
-		if err != nil {
-			log.Warnf("What earlier backups may have left quiesced is not known, and `stillpoint thaw` tells: %v", err)
-			if len(intents) == 0 {
-				return
-			}
+		standings, err := u.Book.Look(ctx)
+		if err != nil && !told[""] {
+			told[""] = true
+			log.Warnf("What earlier backups may have left quiesced is not known for certain, and `stillpoint thaw` tells: %v", err)
 		}
 		var busy atomic.Bool // others are at it
 		var wait sync.WaitGroup
-		for j := range intents {
-			i := &intents[j]
-			gone, err := u.Book.Gone(ctx, i)
+		for _, s := range standings {
 			switch {
-			case err != nil:
-				log.Warnf("%s is quiesced by backup %s since %s: %v", i.Name, i.Backup, i.Since.UTC().Format(time.RFC3339), err)
-			case gone == "":
-				if !i.Tried.IsZero() { // else another backup is at work
-					busy.Store(true)
-				}
-			case !i.Due(u.Clock.Now()):
-				if !told[i.ID] {
-					log.Warnf("%s may still be quiesced by backup %s since %s: %s", i.Name, i.Backup, i.Since.UTC().Format(time.RFC3339), i.Failure)
-				}
-				told[i.ID] = true
+			case s.Gone == "" && !s.Tried.IsZero():
+				busy.Store(true)
+			case !s.Abandoned(), told[s.ID]: // another backup is at work
+			case !s.Due(u.Clock.Now()):
+				told[s.ID] = true
+				log.Warnf("%s may still be quiesced by backup %s since %s: %s", s.Name, s.Backup, s.Since.UTC().Format(time.RFC3339), s.Failure)
 			default:
-				told[i.ID] = true
 				wait.Go(func() {
-					if errors.Is(u.release(ctx, log, i, gone), intent.ErrTaken) {
+					if errors.Is(u.release(ctx, log, s.Intent, s.Gone), intent.ErrTaken) {
 						busy.Store(true)
 					}
 				})
 			}
 		}
 		wait.Wait()
-		if !busy.Load() {
+		if !busy.Load() || ctx.Err() != nil {
 			return
 		}
 		select {
 		case <-ctx.Done():
-			log.Warn("What an earlier backup has left quiesced is still being released: see `stillpoint thaw`")
-			return
 		case <-u.Clock.After(retryPause):
 		}
 	}

@@ -71,8 +71,8 @@ func NewUndoer(clients *cluster.Clients, settings func(context.Context) (*config
 }
 
 // Undo does what is left of an intent that Book.List has returned, in its order,
-// and tries again what fails, for limit. One that fails does not keep the next
-// waiting. When all is done the intent is deleted; otherwise it stays, with what
+// and tries again what fails, for limit; a task that is under way is given 5 minutes
+// all the same. One that fails does not keep the next waiting. When all is done the intent is deleted; otherwise it stays, with what
 // is left, and the objects get an event. The error is intent.ErrTaken when
 // another process is at it.
 //

@@ -1,7 +1,6 @@
 package thaw
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -17,40 +16,20 @@ import (
 
 // list is what is quiesced at a moment.
 type list struct {
-	entries []*entry
+	entries []intent.Standing
 	now     time.Time
 }
 
-// entry is one intent. gone says why nobody holds it any more.
-type entry struct {
-	*intent.Intent
-	gone string
-}
-
-// find returns what it can read, beside an error about the rest.
-func find(ctx context.Context, book *intent.Book, now time.Time) (*list, error) {
-	intents, failed := book.List(ctx)
-	found := &list{now: now}
-	for i := range intents {
-		gone, err := book.Gone(ctx, &intents[i])
-		if err != nil {
-			return found, err
-		}
-		found.entries = append(found.entries, &entry{&intents[i], gone})
-	}
-	return found, failed
-}
-
 // choose picks what the flags say.
-func (l *list) choose(f *flags) ([]*entry, error) {
+func (l *list) choose(f *flags) ([]intent.Standing, error) {
 	for _, name := range f.names {
-		if !slices.ContainsFunc(l.entries, func(e *entry) bool { return e.ID == name }) {
+		if !slices.ContainsFunc(l.entries, func(e intent.Standing) bool { return e.ID == name }) {
 			return nil, fmt.Errorf("there is no %s; stillpoint thaw lists the names", name)
 		}
 	}
-	var chosen []*entry
+	var chosen []intent.Standing
 	for _, e := range l.entries {
-		if f.all || (f.abandoned && e.gone != "") || slices.Contains(f.names, e.ID) || slices.Contains(f.namespaces, e.Namespace) {
+		if f.all || (f.abandoned && e.Abandoned()) || slices.Contains(f.names, e.ID) || slices.Contains(f.namespaces, e.Namespace) {
 			chosen = append(chosen, e)
 		}
 	}
@@ -67,9 +46,12 @@ func (l *list) table(to io.Writer) error {
 	abandoned := 0
 	for _, e := range l.entries {
 		holder := e.Holder.String()
-		if e.gone != "" {
+		switch {
+		case e.Abandoned():
 			abandoned++
-			holder = "nobody: " + e.gone
+			holder = "nobody: " + e.Gone
+		case e.Gone != "":
+			holder = "backup " + e.Again + ", which has quiesced it again"
 		}
 		var owed []string
 		for _, undo := range e.Undo {
@@ -149,8 +131,8 @@ func (l *list) json(to io.Writer) error {
 	for _, e := range l.entries {
 		q := quiesced{
 			Name: e.ID, Quiesced: e.Name, Namespace: e.Namespace, Backup: e.Backup, Since: e.Since, Until: e.Until,
-			Holder:    holder{Pod: e.Holder.Pod, Host: e.Holder.Host, PID: e.Holder.PID, Gone: e.gone},
-			Abandoned: e.gone != "", Owed: []owed{}, Tried: e.Tried, Failure: e.Failure,
+			Holder:    holder{Pod: e.Holder.Pod, Host: e.Holder.Host, PID: e.Holder.PID, Gone: e.Gone},
+			Abandoned: e.Abandoned(), Owed: []owed{}, Tried: e.Tried, Failure: e.Failure,
 		}
 		for _, undo := range e.Undo {
 			o := owed{Blueprint: undo.Blueprint, Phase: undo.Phase, Guarded: undo.Guarded, Unknown: undo.Unknown, ByHand: undo.ByHand, Volumes: undo.Volumes}

@@ -21,6 +21,8 @@ const (
 	// farewell is how long a plugin that Velero ends at once waits for its look;
 	// Velero kills it after two seconds.
 	farewell = time.Second
+	// tries is how long the release is tried: less than a backup waits for it.
+	tries = 30 * time.Second
 )
 
 // AtStart looks for what is quiesced and held by nobody any more, in the
@@ -55,6 +57,7 @@ func due(ctx context.Context) bool {
 	if err != nil {
 		return false
 	}
+	// An error is of some of them.
 	abandoned, _ := intent.NewBook(clients, clock.RealClock{}).Abandoned(ctx)
 	return slices.ContainsFunc(abandoned, func(i intent.Intent) bool { return i.Due(time.Now()) })
 }
@@ -66,7 +69,7 @@ func release(cookie string) error {
 		return err
 	}
 	// No context: it is to outlive this process.
-	command := exec.Command(program, "thaw", "--abandoned") //nolint:noctx // as above
+	command := exec.Command(program, "thaw", "--abandoned", "--timeout", tries.String())
 	command.Env = slices.DeleteFunc(os.Environ(), func(variable string) bool { return strings.HasPrefix(variable, cookie+"=") })
 	command.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := command.Start(); err != nil {

@@ -143,10 +143,11 @@ func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) (left bool, e
 	undoer := quiesce.NewUndoer(clients, func(ctx context.Context) (*config.Config, error) {
 		return config.Load(ctx, clients.Kube, clients.VeleroNamespace)
 	}, clock.RealClock{})
-	found, err := find(ctx, undoer.Book, time.Now())
-	if err != nil && len(found.entries) == 0 {
+	standings, err := undoer.Book.Look(ctx)
+	if err != nil && len(standings) == 0 {
 		return false, err
 	}
+	found := &list{entries: standings, now: time.Now()}
 	if err != nil { // the others are told of, and released
 		fmt.Fprintf(stderr, "stillpoint thaw: %v\n", err)
 		left = true
@@ -165,8 +166,6 @@ func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) (left bool, e
 		fmt.Fprintln(stdout, "There is nothing to release.")
 		return left, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, f.timeout)
-	defer cancel()
 	var wait sync.WaitGroup
 	var mu sync.Mutex
 	for _, e := range chosen {
@@ -185,7 +184,7 @@ func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) (left bool, e
 	return left, nil
 }
 
-func (f *flags) release(ctx context.Context, undoer *quiesce.Undoer, e *entry) (said string, err error) {
+func (f *flags) release(ctx context.Context, undoer *quiesce.Undoer, e intent.Standing) (said string, err error) {
 	if f.forget {
 		if err := undoer.Book.Close(ctx, e.ID); err != nil {
 			return "", err
@@ -207,7 +206,7 @@ func (f *flags) release(ctx context.Context, undoer *quiesce.Undoer, e *entry) (
 		return said, undone.Left
 	}
 	said += fmt.Sprintf("Released %s, which backup %s had quiesced since %s\n", e.Name, e.Backup, clockTime(e.Since))
-	if e.gone == "" {
+	if e.Gone == "" {
 		said += fmt.Sprintf("%s was holding it: the snapshots that backup %s takes of it are not consistent\n", holder, e.Backup)
 	}
 	return said, nil

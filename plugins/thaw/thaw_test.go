@@ -77,7 +77,7 @@ func golden(t *testing.T, name string, got []byte) {
 func quiesced() *list {
 	noon := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	holder := intent.Holder{Pod: "velero-6d5b8", PodUID: "1", Host: "velero-6d5b8", PID: 31}
-	return &list{now: noon, entries: []*entry{
+	return &list{now: noon, entries: []intent.Standing{
 		{Intent: &intent.Intent{
 			ID: "stillpoint-intent-b5kqz8w2xn", Name: "Deployment shop/web", Namespace: "shop", Backup: "nightly-20260301",
 			Since: noon.Add(-26 * time.Hour), Until: noon.Add(-25 * time.Hour),
@@ -86,7 +86,7 @@ func quiesced() *list {
 				{Blueprint: "dump", Phase: "unlock", Unknown: "phase unlock needs the output of phase dump, which ended with the process that knew it", ByHand: "do by hand what phase unlock of backupPosthook would: KubeExec"},
 				{Blueprint: "scale-down", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Args: blueprint.Args{"replicas": "3"}}, ByHand: "do by hand what phase up would: ScaleWorkload Deployment shop/web to 3 replicas"},
 			},
-		}, gone: "the last try has failed"},
+		}, Gone: "the last try has failed"},
 		{Intent: &intent.Intent{
 			ID: "stillpoint-intent-x7t2m4vq9c", Name: "StatefulSet office/db", Namespace: "office", Backup: "office-1",
 			Since: noon.Add(-8 * time.Second), Until: noon.Add(10 * time.Minute), Holder: holder,
