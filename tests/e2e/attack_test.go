@@ -168,7 +168,7 @@ func TestAttacksWhileABackupRuns(t *testing.T) {
 	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(2*limit), b.log())
 	errors := said(b.log(), "error")
 	for _, want := range []string{
-		"blueprint late, phase create", fmt.Sprintf(`namespace \\\"%s\\\" is out of reach`, v.namespace),
+		"blueprint late, phase create", fmt.Sprintf(`namespace \"%s\" is out of reach`, v.namespace),
 		"rolebindings.rbac.authorization.k8s.io is forbidden", "e2e-shared",
 	} {
 		assert.Contains(t, errors, want)
