@@ -68,7 +68,7 @@ recovery: build/stillpoint build/testbed build/recovery
 bench: build/stillpoint build/bench build/testbed
 	$(SESSION) $(TESTBED) run -- build/bench
 
-## Backups of databases under load, each restored and judged: about half an hour.
+## Backups of databases under load, each restored and judged: an hour or so.
 ## SOAK="--backups 5 --database redis" asks for less.
 soak: build/stillpoint build/soak build/testbed
 	$(SESSION) $(MAKE) --no-print-directory in-soak
