@@ -246,12 +246,12 @@ func processesWith(text string) (arguments, environments int) {
 		return 0, 0
 	}
 	for _, list := range lists {
-		line, _ := os.ReadFile(list) //nolint:errcheck // processes come and go
+		line, _ := os.ReadFile(list)
 		// kubectl has made the Secret of it.
 		if strings.Contains(string(line), text) && !strings.Contains(string(line), "kubectl") {
 			arguments++
 		}
-		environ, _ := os.ReadFile(filepath.Join(filepath.Dir(list), "environ")) //nolint:errcheck // the same
+		environ, _ := os.ReadFile(filepath.Join(filepath.Dir(list), "environ"))
 		if strings.Contains(string(environ), "PASSWORD="+text) {
 			environments++
 		}
