@@ -388,7 +388,7 @@ func TestGroupWithEightWorkers(t *testing.T) {
 		"  - kinds: [persistentvolumeclaims]\n    excludedNames: [other-data1]\n  - kinds: ['*']\n", a.namespace))
 	b := startBackup(t, c, a.namespace, func(spec *velerov1.BackupSpec) {
 		spec.ResourcePolicy = &corev1.TypedLocalObjectReference{Kind: "configmap", Name: filters}
-		spec.TTL.Duration = 30 * time.Second
+		spec.TTL.Duration = 45 * time.Second
 	})
 	require.Equal(t, velerov1.BackupPhaseCompleted, b.finished(limit), b.log())
 	log := b.log()
