@@ -108,6 +108,8 @@ func TestInstall(t *testing.T) {
                                see stillpoint check --help
   stillpoint sweep             finds snapshots that are left of backups that are
                                over; see stillpoint sweep --help
+  stillpoint thaw              tells what is quiesced now, and releases it; see
+                               stillpoint thaw --help
   stillpoint [DIRECTORY]       copies itself into DIRECTORY, /target by default,
                                which is what its image does in the server's pod`
 	for name, test := range map[string]struct {
