@@ -52,7 +52,7 @@ ifeq ($(CLUSTER),yes)
 in-session:
 	$(TESTBED) databases
 	build/recovery >build/recovery.log 2>&1 & recovery=$$!; \
-	{ $(GO) test -count=1 -p 1 -timeout 40m -exec "$(CURDIR)/$(TESTBED) run --" ./tests/... && \
+	{ $(GO) test -count=1 -p 1 -timeout 55m -exec "$(CURDIR)/$(TESTBED) run --" ./tests/... && \
 	  $(TESTBED) run -- build/demo; }; passed=$$?; \
 	wait $$recovery; recovered=$$?; cat build/recovery.log; \
 	exit $$((passed | recovered))
