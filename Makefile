@@ -42,20 +42,18 @@ unit:
 	$(GO) test $(RACE) ./internal/... ./plugins/...
 
 # The packages share one cluster, and some kill parts of it: one at a time. The
-# walk-through is a test, too, and so is the loss of a cluster.
+# walk-through is a test, too, and so is the loss of a cluster, which has clusters
+# of its own: after the others, some of which mind a busy machine.
 e2e: build/stillpoint build/testbed build/demo build/recovery
 ifeq ($(CLUSTER),yes)
 	STILLPOINT_PLUGIN=$(CURDIR)/build/stillpoint $(SESSION) $(MAKE) --no-print-directory in-session
+	build/recovery
 
-# The clusters that are lost and found are others, so that both go on at once.
 .PHONY: in-session
 in-session:
 	$(TESTBED) databases
-	build/recovery >build/recovery.log 2>&1 & recovery=$$!; \
-	{ $(GO) test -count=1 -p 1 -timeout 55m -exec "$(CURDIR)/$(TESTBED) run --" ./tests/... && \
-	  $(TESTBED) run -- build/demo; }; passed=$$?; \
-	wait $$recovery; recovered=$$?; cat build/recovery.log; \
-	exit $$((passed | recovered))
+	$(GO) test -count=1 -p 1 -timeout 55m -exec "$(CURDIR)/$(TESTBED) run --" ./tests/...
+	$(TESTBED) run -- build/demo
 else
 	@echo "LEFT OUT: the end-to-end tests, which need root on Linux; the lint and the unit tests have run."
 endif
