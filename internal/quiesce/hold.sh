@@ -70,6 +70,7 @@ exec 3>&1 4<&0
 	echo "armed $client" >&3
 	wait "$client"
 	echo "ended $?" >&3
-	kill -TERM "$listener" 2>/dev/null
+	# Again each second, in case a signal falls between two reads.
+	while kill -TERM "$listener" 2>/dev/null; do sleep 1; done
 }
 exit 0
