@@ -10,9 +10,9 @@ import (
 	kjson "sigs.k8s.io/json"
 )
 
-// outputMark stands before an output in what a command prints; the same as
+// OutputMark stands before an output in what a command prints; the same as
 // Kanister's, whose `kando output` prints it.
-const outputMark = "###Phase-output###:"
+const OutputMark = "###Phase-output###:"
 
 // longestLine is how much of a line is kept, in bytes, and how long all outputs
 // of a phase may be.
@@ -34,7 +34,7 @@ func outputsIn(printed io.Reader) (map[string]any, error) {
 		if err != nil && !errors.Is(err, io.EOF) {
 			return nil, fmt.Errorf("line %d: %w", number, err)
 		}
-		if _, output, marked := bytes.Cut(line, []byte(outputMark)); marked {
+		if _, output, marked := bytes.Cut(line, []byte(OutputMark)); marked {
 			if tooLong {
 				return nil, fmt.Errorf("line %d: the output is longer than %d bytes", number, longestLine)
 			}
@@ -72,10 +72,10 @@ func addOutput(outputs map[string]any, text []byte) (wrong string) {
 		Value any    `json:"value"`
 	}
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(text, &output); err != nil {
-		return fmt.Sprintf(`what follows %s is no JSON of the form {"key": "…", "value": "…"}`, outputMark)
+		return fmt.Sprintf(`what follows %s is no JSON of the form {"key": "…", "value": "…"}`, OutputMark)
 	}
 	if output.Key == "" {
-		return fmt.Sprintf("the output after %s has no key", outputMark)
+		return fmt.Sprintf("the output after %s has no key", OutputMark)
 	}
 	outputs[output.Key] = output.Value
 	return ""

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"stillpoint.io/stillpoint/internal/blueprint"
 )
 
 const (
@@ -18,12 +20,8 @@ const (
 	endLimit = 5 * time.Second
 )
 
-const (
-	// phaseOutput begins what Kanister's `kando output` prints.
-	phaseOutput = "###Phase-output###:"
-	// lineEnd is the last line that a script prints of a command.
-	lineEnd = "stillpoint: end"
-)
+// lineEnd is the last line that a script prints of a command.
+const lineEnd = "stillpoint: end"
 
 // output is what a command prints: its last lines, and those with outputs of its
 // phase.
@@ -80,7 +78,7 @@ func (o *output) take() {
 }
 
 func (o *output) keep() {
-	if bytes.Contains(o.line, []byte(phaseOutput)) {
+	if bytes.Contains(o.line, []byte(blueprint.OutputMark)) {
 		if o.outputs.Len()+len(o.line) > outputLimit {
 			o.full = true
 		} else {

@@ -1,6 +1,7 @@
 package quiesce
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -25,45 +26,51 @@ type rescue struct {
 }
 
 // alternatives lists the running containers that mount a volume of call's own
-// container, each with the command that does the same there: an argument that
-// is a mount path is replaced by the path of the same volume.
+// container, each with the command that does the same there.
 func (r *rescue) alternatives(ctx context.Context, call blueprint.Call) []blueprint.Call {
-	pods, err := r.kube.CoreV1().Pods(call.Namespace).List(ctx, metav1.ListOptions{})
+	paths := map[string][]string{} // by claim, in the call's own container
+	for _, mount := range r.mountsOf(call) {
+		paths[mount.Claim] = append(paths[mount.Claim], mount.Path)
+	}
+	return elsewhere(ctx, r.kube, call, paths)
+}
+
+// elsewhere lists the running containers, other than call's own, that mount one of
+// the claims of which paths says where call's container has them. Each comes with
+// the command that does the same there: a word that is a mount path is replaced by
+// the path of the same volume.
+func elsewhere(ctx context.Context, kube kubernetes.Interface, call blueprint.Call, paths map[string][]string) []blueprint.Call {
+	pods, err := kube.CoreV1().Pods(call.Namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil
-	}
-	pathsOf := map[string][]string{} // by claim, in the call's own container
-	for _, mount := range r.mountsOf(call) {
-		pathsOf[mount.Claim] = append(pathsOf[mount.Claim], mount.Path)
 	}
 	var calls []blueprint.Call
 	for i := range pods.Items {
 		pod := &pods.Items[i]
 		renamed := map[string]map[string]string{} // container → old path → new path
 		for _, mount := range workload.Mounts(pod) {
-			paths, ok := pathsOf[mount.Claim]
+			olds, ok := paths[mount.Claim]
 			if !ok || mount.Block || (pod.Name == call.Pod && mount.Container == call.Container) {
 				continue
 			}
 			if renamed[mount.Container] == nil {
 				renamed[mount.Container] = map[string]string{}
 			}
-			for _, old := range paths {
+			for _, old := range olds {
 				renamed[mount.Container][old] = mount.Path
 			}
 		}
 		for _, container := range workload.RunningContainers(pod) {
-			paths, ok := renamed[container]
+			news, ok := renamed[container]
 			if !ok {
 				continue
 			}
-			command := slices.Clone(call.Command)
-			for i, word := range command {
-				if path, ok := paths[word]; ok {
-					command[i] = path
-				}
+			there := call
+			there.Pod, there.Container, there.Command = pod.Name, container, slices.Clone(call.Command)
+			for j, word := range there.Command {
+				there.Command[j] = cmp.Or(news[word], word)
 			}
-			calls = append(calls, blueprint.Call{Namespace: call.Namespace, Pod: pod.Name, Container: container, Command: command})
+			calls = append(calls, there)
 		}
 	}
 	return calls

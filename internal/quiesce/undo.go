@@ -21,7 +21,6 @@ import (
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/intent"
 	"stillpoint.io/stillpoint/internal/node"
-	"stillpoint.io/stillpoint/internal/workload"
 )
 
 const (
@@ -72,9 +71,9 @@ func NewUndoer(clients *cluster.Clients, settings func(context.Context) (*config
 
 // Undo does what is left of an intent that Book.List has returned, in its order,
 // and tries again what fails, for limit; a task that is under way is given 5 minutes
-// all the same. One that fails does not keep the next waiting. When all is done the intent is deleted; otherwise it stays, with what
-// is left, and the objects get an event. The error is intent.ErrTaken when
-// another process is at it.
+// all the same. One that fails does not keep the next waiting. When all is done the
+// intent is deleted; otherwise it stays, with what is left, and the objects get an
+// event. The error is intent.ErrTaken when another process is at it.
 //
 // A guard that stands in a container does its command by itself once its session
 // is dead, so such a command is run once more and may fail. A file system's
@@ -239,7 +238,13 @@ func (o *owed) fileSystem(ctx context.Context) (warning string, err error) {
 	if err = o.call(ctx, *o.Call); err == nil {
 		return "", nil
 	}
-	for _, call := range elsewhere(ctx, o.Kube, *o.Call, o.Volumes) {
+	paths := map[string][]string{}
+	for _, v := range o.Volumes {
+		if v.MountPath != "" {
+			paths[v.Claim] = append(paths[v.Claim], v.MountPath)
+		}
+	}
+	for _, call := range elsewhere(ctx, o.Kube, *o.Call, paths) {
 		if o.call(ctx, call) == nil {
 			return fmt.Sprintf("thawed from %s, since %v", containerOf(call), err), nil
 		}
@@ -296,48 +301,6 @@ func thawsFileSystem(call *blueprint.Call) bool {
 	return slices.ContainsFunc(call.Command, func(word string) bool {
 		return strings.Contains(word, "fsfreeze") || strings.Contains(word, "xfs_freeze")
 	})
-}
-
-// elsewhere lists the running containers that mount one of the volumes, other
-// than call's own, each with the command that does the same there: a word that is
-// a mount path is replaced by the path of the same volume.
-func elsewhere(ctx context.Context, kube kubernetes.Interface, call blueprint.Call, volumes []intent.Volume) []blueprint.Call {
-	pods, err := kube.CoreV1().Pods(call.Namespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil
-	}
-	var calls []blueprint.Call
-	for i := range pods.Items {
-		pod := &pods.Items[i]
-		renamed := map[string]map[string]string{} // container → old path → new path
-		for _, mount := range workload.Mounts(pod) {
-			if mount.Block || (pod.Name == call.Pod && mount.Container == call.Container) {
-				continue
-			}
-			for _, v := range volumes {
-				if v.Claim != mount.Claim || v.MountPath == "" {
-					continue
-				}
-				if renamed[mount.Container] == nil {
-					renamed[mount.Container] = map[string]string{}
-				}
-				renamed[mount.Container][v.MountPath] = mount.Path
-			}
-		}
-		for _, container := range workload.RunningContainers(pod) {
-			paths, ok := renamed[container]
-			if !ok {
-				continue
-			}
-			there := call
-			there.Pod, there.Container, there.Command = pod.Name, container, slices.Clone(call.Command)
-			for j, word := range there.Command {
-				there.Command[j] = cmp.Or(paths[word], word)
-			}
-			calls = append(calls, there)
-		}
-	}
-	return calls
 }
 
 // withoutURL takes the address of a request out of its error: that of an exec
