@@ -84,7 +84,7 @@ func (s *Sweeper) rest(ctx context.Context, f *facts) error {
 	var marked, restored, others bool
 	for _, subject := range f.subjects() {
 		origin, ours, _ := subject.origin()
-		marked = marked || ours || subject.velero() != "" || subject.copied(f.velero)
+		marked = marked || ours || subject.velero() != "" || subject.copied(f.velero) || subject.bereft()
 		restored = restored || subject.restored()
 		others = others || (ours && origin.Installation != f.installation)
 	}

@@ -183,6 +183,10 @@ func (s subject) copied(velero string) bool {
 	return namespace == velero && s.static() && !s.restored() && (s.content == nil || s.content.Name == name)
 }
 
+// bereft tells that it is the content of a snapshot of a volume whose
+// VolumeSnapshot is gone.
+func (s subject) bereft() bool { return s.snapshot == nil && !s.static() }
+
 // key is that of the VolumeSnapshot, there or not.
 func (s subject) key() (namespace, name string) {
 	if s.snapshot != nil {
@@ -353,10 +357,14 @@ func (f *facts) byOwner(s subject) verdict {
 		return f.ofName(s)
 	case s.copied(f.velero):
 		return f.ofCopy(s)
+	case s.bereft():
+		return f.ofBereft(s)
 	default:
-		return stand("not of a backup or restore of Velero's")
+		return stand(notOurs)
 	}
 }
+
+const notOurs = "not of a backup or restore of Velero's"
 
 // ofOrigin judges what is marked as ours.
 func (f *facts) ofOrigin(s subject, origin snapshot.Origin) verdict {
@@ -472,18 +480,33 @@ func (f *facts) ofName(s subject) verdict {
 func (f *facts) ofCopy(s subject) verdict {
 	_, name := s.key()
 	i := slices.IndexFunc(f.uploads, func(u velerov2alpha1.DataUpload) bool { return u.Name == name })
-	switch {
-	case i < 0:
+	if i < 0 {
 		return remove("there is no DataUpload %s", name).onlyListed("made as a data mover's copy, without a mark: ")
-	case !export.Ended(&f.uploads[i]):
-		return stand("copy of DataUpload %s, which is %s", name, phase(f.uploads[i].Status.Phase, nil))
-	case !f.config.DeletesSnapshotsOf(f.uploads[i].Spec.DataMover):
-		return hold("data mover %s may keep its snapshots: dataMovers of the configuration does not say deleteSnapshots", f.uploads[i].Spec.DataMover)
 	}
-	// The mover may be quicker than the mark. Its DataUpload is as good: it stands
-	// in this Velero's own namespace, and has the backup's UID.
-	upload := &f.uploads[i]
-	v := remove("copy of DataUpload %s, which is %s", name, upload.Status.Phase)
+	return f.ofMover(&f.uploads[i], "copy")
+}
+
+// ofBereft judges what may be the content that a data mover was to delete: once
+// it has its copy, it deletes the VolumeSnapshot, and then its content, which is
+// left when the mover dies in between.
+func (f *facts) ofBereft(s subject) verdict {
+	if upload := f.uploadOf(s, ""); upload != nil {
+		return f.ofMover(upload, "source")
+	}
+	return stand(notOurs)
+}
+
+// ofMover judges an unmarked object that a DataUpload speaks of: the mover may be
+// quicker than the mark. The DataUpload is as good: it stands in this Velero's own
+// namespace, and has the backup's UID. what the object is to it is for the reason.
+func (f *facts) ofMover(upload *velerov2alpha1.DataUpload, what string) verdict {
+	switch {
+	case !export.Ended(upload):
+		return stand("%s of DataUpload %s, which is %s", what, upload.Name, phase(upload.Status.Phase, nil))
+	case !f.config.DeletesSnapshotsOf(upload.Spec.DataMover):
+		return hold("data mover %s may keep its snapshots: dataMovers of the configuration does not say deleteSnapshots", upload.Spec.DataMover)
+	}
+	v := remove("%s of DataUpload %s, which is %s", what, upload.Name, upload.Status.Phase)
 	uid := upload.Labels[velerov1.BackupUIDLabel]
 	if uid == "" {
 		return v.onlyListed("without a mark: ")
