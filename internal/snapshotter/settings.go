@@ -1,0 +1,138 @@
+package snapshotter
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+)
+
+// credentialsFile is what Velero adds to a location's config by itself
+// (UpdateVolumeSnapshotLocationWithCredentialConfig in Velero 1.18).
+const credentialsFile = "credentialsFile"
+
+// Key is one that the config of a VolumeSnapshotLocation may have.
+type Key struct {
+	// Name is the key, or what stands before the slash where it is a family, such
+	// as volumeSnapshotClass/<StorageClass>.
+	Name string
+	// Of is what follows the slash in a family, for messages, as in StorageClass.
+	Of string
+	// Set takes the value, and what follows the slash in a family. Its error says
+	// what would be valid.
+	Set func(of, value string) error
+}
+
+func (k Key) String() string {
+	if k.Of == "" {
+		return k.Name
+	}
+	return k.Name + "/<" + k.Of + ">"
+}
+
+// Decode reads the config of a location of a provider. Unknown keys and values
+// that are not valid are errors, all of them at once.
+func Decode(provider string, config map[string]string, keys ...Key) error {
+	var valid []string
+	for _, key := range keys {
+		valid = append(valid, key.String())
+	}
+	var errs []error
+	fault := func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("VolumeSnapshotLocation of provider %s: spec.config: key %s: %w", provider, key, fmt.Errorf(format, args...)))
+	}
+	for _, name := range slices.Sorted(maps.Keys(config)) {
+		base, of, family := strings.Cut(name, "/")
+		i := slices.IndexFunc(keys, func(k Key) bool { return k.Name == base && family == (k.Of != "") })
+		switch {
+		case name == credentialsFile:
+		case i < 0:
+			fault(name, "there is no such key; valid are: %s", strings.Join(valid, ", "))
+		case family && len(validation.IsDNS1123Subdomain(of)) > 0:
+			fault(name, "%q cannot be the name of a %s", of, keys[i].Of)
+		default:
+			if err := keys[i].Set(of, config[name]); err != nil {
+				fault(name, "value %q: %w", config[name], err)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Name is a key whose value names an object.
+func Name(key string, into *string) Key {
+	return Key{Name: key, Set: func(_, value string) error {
+		if faults := validation.IsDNS1123Subdomain(value); len(faults) > 0 {
+			return fmt.Errorf("not the name of an object: %s", strings.Join(faults, "; "))
+		}
+		*into = value
+		return nil
+	}}
+}
+
+// Names is a family of keys whose values name objects.
+func Names(key, of string, into map[string]string) Key {
+	return Key{Name: key, Of: of, Set: func(of, value string) error {
+		name := ""
+		err := Name(key, &name).Set("", value)
+		into[of] = name
+		return err
+	}}
+}
+
+// Duration is a key for a time that must be positive.
+func Duration(key string, into *time.Duration) Key {
+	return Key{Name: key, Set: func(_, value string) error {
+		d, err := time.ParseDuration(value)
+		if err != nil || d <= 0 {
+			return errors.New("must be a time above zero, such as 90s or 10m")
+		}
+		*into = d
+		return nil
+	}}
+}
+
+// Globs is a key for a list of patterns as path.Match takes them, with commas
+// between them.
+func Globs(key string, into *[]string) Key {
+	return Key{Name: key, Set: func(_, value string) error {
+		list, err := List(value)
+		if err != nil {
+			return err
+		}
+		for _, glob := range list {
+			if _, err := path.Match(glob, ""); err != nil {
+				return fmt.Errorf("pattern %q: %w; *, ? and [a-z] are known", glob, err)
+			}
+		}
+		*into = list
+		return nil
+	}}
+}
+
+// List splits a value at its commas. Empty entries are an error.
+func List(value string) ([]string, error) {
+	var list []string
+	for entry := range strings.SplitSeq(value, ",") {
+		entry = strings.TrimSpace(entry)
+		if entry == "" {
+			return nil, errors.New("has an empty entry; entries stand with commas between them")
+		}
+		list = append(list, entry)
+	}
+	return list, nil
+}
+
+// Matches tells whether a name is matched by one of the globs; no globs match
+// all names.
+func Matches(globs []string, name string) bool {
+	return len(globs) == 0 || slices.ContainsFunc(globs, func(glob string) bool {
+		ok, err := path.Match(glob, name)
+		return err == nil && ok
+	})
+}
