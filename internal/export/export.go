@@ -122,7 +122,7 @@ func (t *Tracker) snapshot(ctx context.Context, claim string, backup *velerov1.B
 	if i < 0 {
 		return velero.OperationProgress{Completed: true, Description: "No snapshot is left of the claim"}, nil
 	}
-	return progressOfSnapshot(&all[i]), nil
+	return ProgressOfSnapshot(&all[i]), nil
 }
 
 func (t *Tracker) upload(ctx context.Context, operation string, backup *velerov1.Backup) (velero.OperationProgress, error) {

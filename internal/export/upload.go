@@ -63,9 +63,9 @@ func progressOfUpload(upload *velerov2alpha1.DataUpload) velero.OperationProgres
 	return p
 }
 
-// progressOfSnapshot tells of a snapshot that is the backup's own, and of the
+// ProgressOfSnapshot tells of a snapshot that is the backup's own, and of the
 // copy that a driver makes of it: both are there when it is ready to use.
-func progressOfSnapshot(vs *snapshotv1.VolumeSnapshot) velero.OperationProgress {
+func ProgressOfSnapshot(vs *snapshotv1.VolumeSnapshot) velero.OperationProgress {
 	name := fmt.Sprintf("VolumeSnapshot %s/%s", vs.Namespace, vs.Name)
 	exported := vs.Annotations[snapshot.ExportedAnnotation] == "true"
 	p := velero.OperationProgress{OperationUnits: "Bytes", Started: vs.CreationTimestamp.Time}

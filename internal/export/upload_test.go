@@ -73,7 +73,7 @@ func TestProgressOfASnapshot(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			test.want.OperationUnits = "Bytes"
-			assert.Equal(t, test.want, progressOfSnapshot(&snapshotv1.VolumeSnapshot{
+			assert.Equal(t, test.want, ProgressOfSnapshot(&snapshotv1.VolumeSnapshot{
 				ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "s", Annotations: map[string]string{snapshot.ExportedAnnotation: test.exported}}, Status: test.status,
 			}))
 		})

@@ -52,14 +52,14 @@ func (g *group) answer(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 	}
 	waiting, cancel := context.WithDeadlineCause(ctx, m.deadline, fmt.Errorf("it was not cut within csiSnapshotTimeout %s", g.timeout()))
 	defer cancel()
-	vs, err := g.snapshots.bound(waiting, m.key())
+	vs, err := g.snapshots.Bound(waiting, m.key())
 	if err != nil {
 		g.drop(ctx, m)
 		return g.without(claim, fmt.Errorf("VolumeSnapshot %s: %w", m.key(), err))
 	}
 	if m.kept != nil {
-		kept, _ := g.snapshots.state(m.keptKey())
-		g.unkept(m, kept.failure)
+		kept, _ := g.snapshots.State(m.keptKey())
+		g.unkept(m, kept.Failure)
 	}
 	g.mark(ctx, m, vs)
 	answer := &Answer{Claim: withSnapshot(claim, vs, g.backup)}

@@ -16,6 +16,7 @@ import (
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/selection"
+	"stillpoint.io/stillpoint/internal/snapshot"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
 )
 
@@ -58,7 +59,7 @@ type run struct {
 	*Groups
 	backup    *velerov1.Backup
 	selection *selection.Selection
-	snapshots *snapshots
+	snapshots *snapshot.Follower
 
 	// deciding is held while a claim's group is made, so that claims which are
 	// asked for at the same time end up in the same one.
@@ -80,7 +81,7 @@ func (g *Groups) run(backup *velerov1.Backup) *run {
 			Groups:    g,
 			backup:    backup,
 			selection: selection.New(g.clients.Remembered, g.csi, backup),
-			snapshots: newSnapshots(g.clients.Snapshots, backup),
+			snapshots: snapshot.NewFollower(g.clients.Snapshots, backup),
 			groups:    map[types.NamespacedName]*group{},
 		}
 		g.runs[backup.UID] = r

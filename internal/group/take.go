@@ -141,7 +141,7 @@ func (g *group) refuseUnquiesced() {
 
 // prepare does what the snapshots need and can be done before a freeze.
 func (g *group) prepare(ctx context.Context) error {
-	if err := g.snapshots.watch(ctx); err != nil {
+	if err := g.snapshots.Watch(ctx); err != nil {
 		return err
 	}
 	installation, err := g.clients.Installation(ctx)
@@ -354,17 +354,17 @@ func (g *group) hold(ctx context.Context, session *quiesce.Session) {
 // the first trouble among all.
 func (g *group) pending() (claims []string, changed <-chan struct{}, failed error) {
 	// The channel comes before the states, so that no change is missed.
-	_, changed = g.snapshots.state(types.NamespacedName{})
+	_, changed = g.snapshots.State(types.NamespacedName{})
 	for _, name := range g.claims() {
 		m := g.members[name]
-		state, _ := g.snapshots.state(m.key())
+		state, _ := g.snapshots.State(m.key())
 		switch {
-		case state.failure != nil && failed == nil:
-			failed = fmt.Errorf("the snapshot of claim %s/%s failed: %w", m.claim.Namespace, name, state.failure)
-		case state.failure == nil && !state.cut:
+		case state.Failure != nil && failed == nil:
+			failed = fmt.Errorf("the snapshot of claim %s/%s failed: %w", m.claim.Namespace, name, state.Failure)
+		case state.Failure == nil && !state.Cut:
 			claims = append(claims, name)
 		case m.kept != nil: // an error concerns it alone
-			if kept, _ := g.snapshots.state(m.keptKey()); kept.failure == nil && !kept.cut {
+			if kept, _ := g.snapshots.State(m.keptKey()); kept.Failure == nil && !kept.Cut {
 				claims = append(claims, name)
 			}
 		}

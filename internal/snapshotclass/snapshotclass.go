@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 
 	"stillpoint.io/stillpoint/internal/config"
 )
@@ -47,6 +48,9 @@ type Input struct {
 	Backup       *velerov1.Backup
 	Rules        []config.SnapshotClassRule
 	Classes      []snapshotv1.VolumeSnapshotClass // all of the cluster
+	// Location are classes by StorageClass, of the VolumeSnapshotLocation that the
+	// snapshot is taken for; nil without one.
+	Location map[string]string
 }
 
 // Choice is a class, and why it was taken.
@@ -72,14 +76,19 @@ var ofClaim = []rule{
 	func(in Input) (Choice, bool, error) {
 		return in.named(object("Backup", in.Backup), in.Backup.Annotations, backupAnnotation+strings.ToLower(in.Driver), backupAnnotation+in.Driver)
 	},
+	// The location's config for the StorageClass: a backup or a schedule names the
+	// location.
+	func(in Input) (Choice, bool, error) {
+		key := "volumeSnapshotClass/" + in.storageClass()
+		if name, ok := in.Location[in.storageClass()]; ok {
+			return in.choose("key "+key+" of the VolumeSnapshotLocation", name)
+		}
+		return Choice{}, false, nil
+	},
 	// The configuration: what the administrator says of many volumes at once.
 	func(in Input) (Choice, bool, error) {
-		storageClass := ""
-		if in.Claim.Spec.StorageClassName != nil {
-			storageClass = *in.Claim.Spec.StorageClassName
-		}
 		return in.configured(func(match config.Match) bool {
-			return match.Matches(in.Driver, storageClass, in.Claim.Namespace, in.Claim.Labels, in.Backup.Labels)
+			return match.Matches(in.Driver, in.storageClass(), in.Claim.Namespace, in.Claim.Labels, in.Backup.Labels)
 		})
 	},
 	// The StorageClass's annotation, ours or the one that users of K10 have.
@@ -178,7 +187,14 @@ func (in Input) named(object string, annotations map[string]string, keys ...stri
 	if len(found) == 0 {
 		return Choice{}, false, nil
 	}
-	where, value := fmt.Sprintf("annotation %s of %s", found[0], object), annotations[found[0]]
+	return in.choose(fmt.Sprintf("annotation %s of %s", found[0], object), annotations[found[0]])
+}
+
+// storageClass is the name of the claim's StorageClass, "" for none.
+func (in Input) storageClass() string { return ptr.Deref(in.Claim.Spec.StorageClassName, "") }
+
+// choose takes the class that something names.
+func (in Input) choose(where, value string) (Choice, bool, error) {
 	class, fault := in.class(value)
 	if fault != "" {
 		return Choice{}, false, fmt.Errorf("%s names VolumeSnapshotClass %s, which %s; VolumeSnapshotClasses of driver %s: %s", where, value, fault, in.Driver, in.valid())

@@ -125,15 +125,15 @@ func (p *Promoter) provision(ctx context.Context, claim *corev1.PersistentVolume
 
 func (p *Promoter) annotate(ctx context.Context, claim *corev1.PersistentVolumeClaim, node string) error {
 	_, err := p.clients.Kube.CoreV1().PersistentVolumeClaims(claim.Namespace).Patch(ctx, claim.Name, types.MergePatchType,
-		merge(map[string]any{"metadata": map[string]any{"annotations": map[string]string{kube.KubeAnnSelectedNode: node}}}), metav1.PatchOptions{})
+		Merge(map[string]any{"metadata": map[string]any{"annotations": map[string]string{kube.KubeAnnSelectedNode: node}}}), metav1.PatchOptions{})
 	if apierrors.IsConflict(err) || apierrors.IsServerTimeout(err) {
 		return nil
 	}
 	return err
 }
 
-// merge is a JSON merge patch; what it is made of cannot fail to be encoded.
-func merge(change map[string]any) []byte {
+// Merge is a JSON merge patch; what it is made of cannot fail to be encoded.
+func Merge(change map[string]any) []byte {
 	patch, _ := json.Marshal(change) //nolint:errchkjson // maps of strings
 	return patch
 }
@@ -166,7 +166,7 @@ func (p *Promoter) trouble(ctx context.Context, claim *corev1.PersistentVolumeCl
 // detach has a volume stay, and deletes its claim.
 func (p *Promoter) detach(ctx context.Context, claim *corev1.PersistentVolumeClaim, volume *corev1.PersistentVolume) (*corev1.PersistentVolume, error) {
 	volumes := p.clients.Kube.CoreV1().PersistentVolumes()
-	_, err := volumes.Patch(ctx, volume.Name, types.MergePatchType, merge(map[string]any{
+	_, err := volumes.Patch(ctx, volume.Name, types.MergePatchType, Merge(map[string]any{
 		"metadata": map[string]any{"labels": map[string]string{PromotedLabel: claim.Labels[PromotedLabel], excludeLabel: "true"}},
 		"spec":     map[string]any{"persistentVolumeReclaimPolicy": corev1.PersistentVolumeReclaimRetain},
 	}), metav1.PatchOptions{})
@@ -239,7 +239,7 @@ func (p *Promoter) abandon(ctx context.Context, claim *corev1.PersistentVolumeCl
 	}
 	if err == nil && volume.Spec.ClaimRef != nil && volume.Spec.ClaimRef.UID == claim.UID {
 		_, err = volumes.Patch(ctx, name, types.MergePatchType,
-			merge(map[string]any{"spec": map[string]any{"persistentVolumeReclaimPolicy": corev1.PersistentVolumeReclaimDelete}}), metav1.PatchOptions{})
+			Merge(map[string]any{"spec": map[string]any{"persistentVolumeReclaimPolicy": corev1.PersistentVolumeReclaimDelete}}), metav1.PatchOptions{})
 	}
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("PersistentVolume %s, which nobody needs, is left: %w", name, err)
@@ -321,7 +321,7 @@ func (p *Promoter) Adopt(ctx context.Context, item, promoted *corev1.PersistentV
 		return nil, fmt.Errorf("get PersistentVolume %s: %w", adopted.Name, err)
 	}
 	promoted, err = volumes.Patch(ctx, promoted.Name, types.MergePatchType,
-		merge(map[string]any{"metadata": map[string]any{"annotations": map[string]string{replacedBy: adopted.Name}}}), metav1.PatchOptions{})
+		Merge(map[string]any{"metadata": map[string]any{"annotations": map[string]string{replacedBy: adopted.Name}}}), metav1.PatchOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("note what takes the place of PersistentVolume %s: %w", promoted.Name, err)
 	}

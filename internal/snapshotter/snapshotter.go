@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -32,11 +33,16 @@ var ErrInconsistent = errors.New("the snapshot is not consistent")
 type Shot struct {
 	Volume *corev1.PersistentVolume
 	Backup *velerov1.Backup
-	// Take takes the snapshot, and returns when its point in time is past.
-	Take func(context.Context) error
+	// Take takes the snapshot, and returns when its point in time is past. patience is
+	// how long it may bear with errors of the storage that may pass: an application
+	// waits; 0 is until the timeout.
+	Take func(ctx context.Context, patience time.Duration) error
 	// Taken names a snapshot of one of these claims that this backup has already,
 	// "" for none: of a plugin process that has died since.
 	Taken func(ctx context.Context, claims []corev1.PersistentVolumeClaim) (string, error)
+	// Unquiesced is why the snapshot of a volume in use would be worth nothing without
+	// a freeze; nil where it is worth something.
+	Unquiesced error
 }
 
 // Quiescer quiesces around snapshots.

@@ -1,0 +1,297 @@
+// Package csi takes snapshots of CSI volumes through a VolumeSnapshotLocation,
+// for Velero servers without the EnableCSI feature. What Velero keeps of a
+// snapshot is its driver and handle: VolumeSnapshots and their contents are there
+// while one is taken, restored from or deleted, and not in between, so neither a
+// deleted namespace nor a lost cluster takes the backup along.
+package csi
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	"github.com/sirupsen/logrus"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
+
+	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/snapshot"
+	"stillpoint.io/stillpoint/internal/snapshotclass"
+	"stillpoint.io/stillpoint/internal/snapshotter"
+)
+
+// Snapshotter is one location's. It is safe for concurrent use once it is
+// configured.
+type Snapshotter struct {
+	clients  *cluster.Clients
+	quiescer snapshotter.Quiescer
+	classes  *snapshotclass.Catalogue
+	promoter *snapshotter.Promoter
+	log      logrus.FieldLogger
+
+	mu       sync.Mutex
+	location *location
+	// followers are those of the backups that this process serves.
+	followers map[types.UID]*snapshot.Follower
+	// promoted are the volumes that this process has made, by their ids.
+	promoted map[string]*corev1.PersistentVolume
+}
+
+// New returns a Snapshotter, which Init has to configure.
+func New(clients *cluster.Clients, quiescer snapshotter.Quiescer, classes *snapshotclass.Catalogue, log logrus.FieldLogger) *Snapshotter {
+	return &Snapshotter{
+		clients: clients, quiescer: quiescer, classes: classes, log: log,
+		promoter: snapshotter.NewPromoter(clients, log), promoted: map[string]*corev1.PersistentVolume{},
+		followers: map[types.UID]*snapshot.Follower{},
+	}
+}
+
+// Init takes the config of a location.
+func (s *Snapshotter) Init(config map[string]string) error {
+	location, err := decode(config)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.location = location
+	return nil
+}
+
+func (s *Snapshotter) settings() *location {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.location
+}
+
+// VolumeID is how Velero knows a volume: driver/handle, "" for one that this
+// location leaves to others.
+func (s *Snapshotter) VolumeID(volume *corev1.PersistentVolume) string {
+	if why := s.settings().takes(volume); why != "" {
+		s.log.Infof("PersistentVolume %s is not for provider %s: %s", volume.Name, Provider, why)
+		return ""
+	}
+	return idOf(volume)
+}
+
+func idOf(volume *corev1.PersistentVolume) string {
+	return volume.Spec.CSI.Driver + "/" + volume.Spec.CSI.VolumeHandle
+}
+
+// handleOf takes a volume's id apart. Handles may have slashes, drivers do not.
+func handleOf(id string) (driver, handle string, err error) {
+	driver, handle, found := strings.Cut(id, "/")
+	if !found || driver == "" || handle == "" {
+		return "", "", fmt.Errorf("volume id %q is not <CSI driver>/<volume handle>", id)
+	}
+	return driver, handle, nil
+}
+
+// Info is what Velero notes of a volume beside its id: the StorageClass as its
+// type. CSI knows nothing of IOPS.
+func (s *Snapshotter) Info(ctx context.Context, id string) (storageClass string, err error) {
+	driver, handle, err := handleOf(id)
+	if err != nil {
+		return "", err
+	}
+	volumes, err := s.clients.Kube.CoreV1().PersistentVolumes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return "", fmt.Errorf("list the PersistentVolumes: %w", err)
+	}
+	for _, volume := range volumes.Items {
+		if csi := volume.Spec.CSI; csi != nil && csi.Driver == driver && csi.VolumeHandle == handle {
+			return volume.Spec.StorageClassName, nil
+		}
+	}
+	return "", fmt.Errorf("no PersistentVolume has the handle %s of driver %s", handle, driver)
+}
+
+// identity is all that a restore is told of a snapshot.
+type identity struct {
+	Driver string `json:"driver"`
+	Handle string `json:"handle"`
+	Class  string `json:"class,omitempty"`
+	// Exported tells that the handle names a copy which the driver keeps elsewhere.
+	Exported bool `json:"exported,omitempty"`
+	// Secret is namespace/name of the one that the driver needs to delete it.
+	Secret string `json:"secret,omitempty"`
+	// Size is in bytes: that of the volume, or what the snapshot restores to.
+	Size         int64                               `json:"size"`
+	StorageClass string                              `json:"storageClass,omitempty"`
+	Mode         corev1.PersistentVolumeMode         `json:"mode,omitempty"`
+	AccessModes  []corev1.PersistentVolumeAccessMode `json:"accessModes"`
+	// Volume, Namespace and Claim are those that the snapshot was taken of.
+	Volume    string `json:"volume"`
+	Namespace string `json:"namespace"`
+	Claim     string `json:"claim"`
+}
+
+func (i identity) validate() error {
+	var missing []string
+	for field, value := range map[string]string{"driver": i.Driver, "handle": i.Handle} {
+		if value == "" {
+			missing = append(missing, field)
+		}
+	}
+	if len(missing) > 0 {
+		slices.Sort(missing)
+		return fmt.Errorf("a snapshot id of provider %s has no %s", Provider, strings.Join(missing, " and no "))
+	}
+	return nil
+}
+
+func decodeID(id string) (identity, error) {
+	var i identity
+	if err := snapshotter.DecodeID(Provider, id, &i); err != nil {
+		return i, err
+	}
+	return i, i.validate()
+}
+
+// Deletion and restore make a content of a handle, by a name of its own.
+
+// finalizer is what the CSI sidecar takes off a content when the driver has
+// confirmed that the snapshot is gone. The snapshot controller puts it on, but
+// only when it comes to it: a content that is deleted before would just be gone.
+const finalizer = "snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection"
+
+// Secrets that the sidecar calls the driver with.
+const (
+	secretName      = "snapshot.storage.kubernetes.io/deletion-secret-name"
+	secretNamespace = "snapshot.storage.kubernetes.io/deletion-secret-namespace"
+)
+
+// static makes the pair that stands for a snapshot which the storage has already.
+// why begins their names.
+func (s *Snapshotter) static(i identity, why, installation string, policy snapshotv1.DeletionPolicy) (*snapshotv1.VolumeSnapshot, *snapshotv1.VolumeSnapshotContent) {
+	sum := sha256.Sum256([]byte(i.Driver + "\x00" + i.Handle))
+	name := "stillpoint-" + why + "-" + hex.EncodeToString(sum[:8])
+	meta := func(namespace string) metav1.ObjectMeta {
+		return metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{
+			snapshotter.PromotedLabel: installation, velerov1.ExcludeFromBackupLabel: "true",
+		}}
+	}
+	content := &snapshotv1.VolumeSnapshotContent{
+		ObjectMeta: meta(""),
+		Spec: snapshotv1.VolumeSnapshotContentSpec{
+			Driver: i.Driver, DeletionPolicy: policy,
+			Source:            snapshotv1.VolumeSnapshotContentSource{SnapshotHandle: &i.Handle},
+			VolumeSnapshotRef: corev1.ObjectReference{APIVersion: snapshotv1.SchemeGroupVersion.String(), Kind: "VolumeSnapshot", Namespace: s.clients.VeleroNamespace, Name: name},
+		},
+	}
+	if i.Class != "" {
+		content.Spec.VolumeSnapshotClassName = &i.Class
+	}
+	if i.Mode != "" {
+		content.Spec.SourceVolumeMode = &i.Mode
+	}
+	if namespace, secret, ok := strings.Cut(i.Secret, "/"); ok {
+		content.Annotations = map[string]string{secretName: secret, secretNamespace: namespace}
+	}
+	vs := &snapshotv1.VolumeSnapshot{
+		ObjectMeta: meta(s.clients.VeleroNamespace),
+		Spec:       snapshotv1.VolumeSnapshotSpec{Source: snapshotv1.VolumeSnapshotSource{VolumeSnapshotContentName: ptr.To(name)}},
+	}
+	if i.Class != "" {
+		vs.Spec.VolumeSnapshotClassName = &i.Class
+	}
+	return vs, content
+}
+
+// Delete removes the storage's snapshot, and returns when the storage has
+// confirmed it, or with what is in the way.
+func (s *Snapshotter) Delete(ctx context.Context, id string) error {
+	i, err := decodeID(id)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.settings().limit())
+	defer cancel()
+	installation, err := s.clients.Installation(ctx)
+	if err != nil {
+		return err
+	}
+	targets, err := s.objects(ctx, i, installation)
+	if err != nil {
+		return err
+	}
+	if _, err := s.knows(ctx, i.Driver); err != nil {
+		return fmt.Errorf("delete snapshot %s: %w", i.Handle, err)
+	}
+	_, content := s.static(i, "delete", installation, snapshotv1.VolumeSnapshotContentDelete)
+	content.Finalizers = []string{finalizer}
+	_, err = s.clients.Snapshots.SnapshotV1().VolumeSnapshotContents().Create(ctx, content, metav1.CreateOptions{})
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("create VolumeSnapshotContent %s, by which snapshot %s is deleted: %w", content.Name, i.Handle, err)
+	}
+	targets = append(targets, snapshot.Target{Namespace: s.clients.VeleroNamespace, Name: content.Name, Content: content.Name})
+	kept, err := snapshot.RemoveAll(ctx, s.clients.Snapshots, targets...)
+	if err == nil && len(kept) > 0 {
+		err = fmt.Errorf("VolumeSnapshot %s: %w", kept[0], snapshot.ErrVetoed)
+	}
+	if err != nil {
+		return fmt.Errorf("delete snapshot %s of driver %s: %w", i.Handle, i.Driver, err)
+	}
+	return nil
+}
+
+// objects are those that the backup has left of a snapshot: where the claim was
+// not in the backup, nobody was asked to take them away.
+func (s *Snapshotter) objects(ctx context.Context, i identity, installation string) ([]snapshot.Target, error) {
+	list, err := s.clients.Snapshots.SnapshotV1().VolumeSnapshots(i.Namespace).List(ctx, metav1.ListOptions{
+		LabelSelector: labels.Set{snapshot.InstallationLabel: installation}.String(),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the VolumeSnapshots of namespace %s: %w", i.Namespace, err)
+	}
+	var targets []snapshot.Target
+	for n := range list.Items {
+		if vs := &list.Items[n]; vs.Annotations[velerov1.VolumeSnapshotHandleAnnotation] == i.Handle && vs.Annotations[velerov1.DriverNameAnnotation] == i.Driver {
+			targets = append(targets, snapshot.TargetOf(vs))
+		}
+	}
+	return targets, nil
+}
+
+// knows is an error where the cluster does not have a driver, and lists those
+// that it has.
+func (s *Snapshotter) knows(ctx context.Context, driver string) ([]string, error) {
+	list, err := s.clients.Kube.StorageV1().CSIDrivers().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("list the CSIDrivers: %w", err)
+	}
+	var names []string
+	for _, d := range list.Items {
+		names = append(names, d.Name)
+	}
+	if !slices.Contains(names, driver) {
+		return names, fmt.Errorf("this cluster has no CSIDriver %s; it has: %s", driver, orNone(names))
+	}
+	return names, nil
+}
+
+func orNone(names []string) string {
+	if len(names) == 0 {
+		return "none"
+	}
+	return strings.Join(names, ", ")
+}
+
+// discarded is the error of a snapshot that was of no use.
+func discarded(err, removal error) error {
+	if removal != nil {
+		return errors.Join(err, fmt.Errorf("it could not be deleted either: %w", removal))
+	}
+	return fmt.Errorf("%w; it is deleted", err)
+}

@@ -1,0 +1,69 @@
+package csi
+
+import (
+	"cmp"
+	"time"
+
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	corev1 "k8s.io/api/core/v1"
+
+	"stillpoint.io/stillpoint/internal/snapshotter"
+)
+
+// Provider is the name that a VolumeSnapshotLocation has it by.
+const Provider = "stillpoint.io/csi"
+
+// defaultTimeout is how long the storage may take for one call of Velero's.
+const defaultTimeout = 10 * time.Minute
+
+// location is what a VolumeSnapshotLocation's spec.config says.
+type location struct {
+	// drivers are patterns of the CSI drivers whose volumes are taken; none is all.
+	drivers []string
+	// classes are VolumeSnapshotClasses by StorageClass.
+	classes map[string]string
+	// timeout bounds one call: until a snapshot is cut, until a volume is
+	// provisioned from one, until one is deleted. 0 is the default.
+	timeout time.Duration
+}
+
+func decode(config map[string]string) (*location, error) {
+	l := &location{classes: map[string]string{}}
+	return l, snapshotter.Decode(Provider, config,
+		snapshotter.Globs("drivers", &l.drivers),
+		snapshotter.Names("volumeSnapshotClass", "StorageClass", l.classes),
+		snapshotter.Duration("timeout", &l.timeout),
+	)
+}
+
+// limit bounds a restore and a deletion.
+func (l *location) limit() time.Duration { return cmp.Or(l.timeout, defaultTimeout) }
+
+// cutLimit is how long a snapshot of a backup may take until it is cut: Velero's
+// csiSnapshotTimeout unless the location says otherwise.
+func (l *location) cutLimit(backup *velerov1.Backup) time.Duration {
+	return cmp.Or(l.timeout, backup.Spec.CSISnapshotTimeout.Duration, defaultTimeout)
+}
+
+// takes says why a location leaves a volume to others, "" where it takes it.
+func (l *location) takes(volume *corev1.PersistentVolume) string {
+	switch {
+	case volume.Spec.CSI == nil:
+		return "it is not a CSI volume"
+	case !snapshotter.Matches(l.drivers, volume.Spec.CSI.Driver):
+		return "its driver " + volume.Spec.CSI.Driver + " is not among the location's drivers"
+	case volume.Spec.ClaimRef == nil || volume.Status.Phase != corev1.VolumeBound && volume.Status.Phase != "":
+		return "it is not bound to a claim, and VolumeSnapshots are taken of claims"
+	}
+	return ""
+}
+
+// Takes tells whether a location with that config takes a volume. An error is one
+// of the config.
+func Takes(config map[string]string, volume *corev1.PersistentVolume) (bool, error) {
+	l, err := decode(config)
+	if err != nil {
+		return false, err
+	}
+	return l.takes(volume) == "", nil
+}

@@ -1,0 +1,247 @@
+package csi
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	"github.com/vmware-tanzu/velero/pkg/plugin/framework/common"
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	utilrand "k8s.io/apimachinery/pkg/util/rand"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/utils/ptr"
+
+	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/restore"
+	"stillpoint.io/stillpoint/internal/snapshot"
+)
+
+// changeStorageClass is the action by which Velero maps StorageClasses at restore
+// ("Changing PV/PVC Storage Classes" in Velero's documentation). It works on the
+// items; the volume itself has to be provisioned by the class that they get.
+const changeStorageClass = "velero.io/change-storage-class"
+
+// look lies between two looks at a snapshot that is to become ready.
+const look = 200 * time.Millisecond
+
+// Restore provisions a volume from a snapshot, through the driver and the
+// StorageClass of the claim that it was taken of, and returns the volume's id.
+// zone is where the volume was, "" where that is not known.
+func (s *Snapshotter) Restore(ctx context.Context, id, zone string) (string, error) {
+	i, err := decodeID(id)
+	if err != nil {
+		return "", err
+	}
+	timeout := s.settings().limit()
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("it took longer than the location's timeout, %s", timeout))
+	defer cancel()
+	volume, err := s.restore(ctx, i, zone)
+	if err != nil {
+		return "", fmt.Errorf("restore claim %s/%s from snapshot %s of driver %s: %w", i.Namespace, i.Claim, i.Handle, i.Driver, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.promoted[idOf(volume)] = volume
+	return idOf(volume), nil
+}
+
+func (s *Snapshotter) restore(ctx context.Context, i identity, zone string) (*corev1.PersistentVolume, error) {
+	installation, err := s.clients.Installation(ctx)
+	if err != nil {
+		return nil, err
+	}
+	settings, err := s.classes.Settings(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if settings.Driver(i.Driver).RestoreFrom == config.RestoreFromExport && !i.Exported {
+		return nil, fmt.Errorf("the snapshot is a local one, and driver %s restores from exports only, by its profile in the configuration (drivers, restoreFrom)", i.Driver)
+	}
+	if err := s.mapped(ctx, &i, settings); err != nil {
+		return nil, err
+	}
+	class, err := s.storageClass(ctx, i)
+	if err != nil {
+		return nil, err
+	}
+	nodes, err := s.promoter.Nodes(ctx, class, zone)
+	if err != nil {
+		return nil, err
+	}
+	vs, err := s.lend(ctx, &i, installation)
+	if err != nil {
+		return nil, err
+	}
+	defer s.takeBack(ctx, vs)
+	if err := s.ready(ctx, vs, &i); err != nil {
+		return nil, err
+	}
+	return s.promoter.Promote(ctx, &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Namespace: vs.Namespace, GenerateName: "stillpoint-restore-"},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			StorageClassName: &class.Name, VolumeMode: &i.Mode, AccessModes: i.AccessModes,
+			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{
+				corev1.ResourceStorage: *resource.NewQuantity(i.Size, resource.BinarySI),
+			}},
+			DataSource: &corev1.TypedLocalObjectReference{APIGroup: ptr.To(snapshotv1.GroupName), Kind: "VolumeSnapshot", Name: vs.Name},
+		},
+	}, nodes...)
+}
+
+// mapped applies the restore maps of the configuration, and looks whether the
+// cluster has what they lead to.
+func (s *Snapshotter) mapped(ctx context.Context, i *identity, settings *config.Config) error {
+	classes, err := s.clients.Snapshots.SnapshotV1().VolumeSnapshotClasses().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("list the VolumeSnapshotClasses: %w", err)
+	}
+	drivers, unknown := s.knows(ctx, i.Driver)
+	if drivers == nil && unknown != nil {
+		return unknown
+	}
+	mapped, err := restore.Map(restore.Source{Driver: i.Driver, Class: i.Class}, settings, restore.Target{Drivers: drivers, Classes: classes.Items})
+	switch {
+	case err != nil:
+		return err
+	case mapped != nil:
+		s.log.Infof("Snapshot %s of claim %s/%s comes back with driver %s and VolumeSnapshotClass %q: %s", i.Handle, i.Namespace, i.Claim, mapped.Driver, mapped.Class, mapped.Reason)
+		i.Driver, i.Class = mapped.Driver, mapped.Class
+		return nil
+	case unknown != nil:
+		return fmt.Errorf("%w; restore.drivers of the configuration maps a driver of another name", unknown)
+	}
+	if !slices.ContainsFunc(classes.Items, func(class snapshotv1.VolumeSnapshotClass) bool {
+		return class.Name == i.Class && class.Driver == i.Driver
+	}) {
+		i.Class = "" // a snapshot that is there needs none
+	}
+	return nil
+}
+
+// storageClass is the one to provision with: that of the claim, or what Velero's
+// map makes of it.
+func (s *Snapshotter) storageClass(ctx context.Context, i identity) (*storagev1.StorageClass, error) {
+	name, reason := i.StorageClass, "as backed up"
+	changes, err := common.GetPluginConfig(common.PluginKindRestoreItemAction, changeStorageClass, s.clients.Kube.CoreV1().ConfigMaps(s.clients.VeleroNamespace))
+	if err != nil {
+		return nil, fmt.Errorf("read Velero's map of StorageClasses: %w", err)
+	}
+	if changes != nil && changes.Data[name] != "" {
+		reason = fmt.Sprintf("by ConfigMap %s/%s, which maps StorageClass %s", changes.Namespace, changes.Name, name)
+		name = changes.Data[i.StorageClass]
+	}
+	list, err := s.clients.Kube.StorageV1().StorageClasses().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("list the StorageClasses: %w", err)
+	}
+	return classFor(name, reason, i.Driver, list.Items)
+}
+
+func classFor(name, reason, driver string, all []storagev1.StorageClass) (*storagev1.StorageClass, error) {
+	var valid []string
+	for _, class := range all {
+		if class.Provisioner == driver {
+			valid = append(valid, class.Name)
+		}
+	}
+	slices.Sort(valid)
+	if name == "" && len(valid) == 1 {
+		name, reason = valid[0], "the only one of driver "+driver
+	}
+	mend := fmt.Sprintf("map it by a ConfigMap for Velero's plugin %s; StorageClasses of driver %s: %s", changeStorageClass, driver, orNone(valid))
+	if name == "" {
+		return nil, fmt.Errorf("the claim had no StorageClass to provision a volume by, and there is not exactly one of driver %s: %s", driver, orNone(valid))
+	}
+	at := slices.IndexFunc(all, func(class storagev1.StorageClass) bool { return class.Name == name })
+	switch {
+	case at < 0:
+		return nil, fmt.Errorf("StorageClass %s (%s) does not exist in this cluster; %s", name, reason, mend)
+	case all[at].Provisioner != driver:
+		return nil, fmt.Errorf("StorageClass %s (%s) is of provisioner %s, and the snapshot of driver %s; %s", name, reason, all[at].Provisioner, driver, mend)
+	}
+	return &all[at], nil
+}
+
+// lend makes a VolumeSnapshot of the handle for as long as a claim needs it.
+func (s *Snapshotter) lend(ctx context.Context, i *identity, installation string) (*snapshotv1.VolumeSnapshot, error) {
+	vs, content := s.static(*i, "restore", installation, snapshotv1.VolumeSnapshotContentRetain)
+	suffix := "-" + utilrand.String(5) // two restores may use a snapshot at the same time
+	vs.Name += suffix
+	content.Name = vs.Name
+	content.Spec.VolumeSnapshotRef.Name, vs.Spec.Source.VolumeSnapshotContentName = vs.Name, &content.Name
+	client := s.clients.Snapshots.SnapshotV1()
+	if _, err := client.VolumeSnapshotContents().Create(ctx, content, metav1.CreateOptions{}); err != nil {
+		return nil, fmt.Errorf("create VolumeSnapshotContent %s: %w", content.Name, err)
+	}
+	made, err := client.VolumeSnapshots(vs.Namespace).Create(ctx, vs, metav1.CreateOptions{})
+	if err != nil {
+		s.takeBack(ctx, vs)
+		return nil, fmt.Errorf("create VolumeSnapshot %s/%s: %w", vs.Namespace, vs.Name, err)
+	}
+	return made, nil
+}
+
+// ready waits until the storage says that the snapshot can be restored from, and
+// notes the size that needs.
+func (s *Snapshotter) ready(ctx context.Context, vs *snapshotv1.VolumeSnapshot, i *identity) error {
+	trouble := "is the snapshot controller running, and the CSI sidecar csi-snapshotter of driver " + i.Driver + "?"
+	err := wait.PollUntilContextCancel(ctx, look, true, func(ctx context.Context) (bool, error) {
+		now, err := s.clients.Snapshots.SnapshotV1().VolumeSnapshots(vs.Namespace).Get(ctx, vs.Name, metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err):
+			return false, err
+		case err != nil || now.Status == nil:
+			return false, nil //nolint:nilerr // it may pass, and ctx has an end
+		case now.Status.Error != nil:
+			trouble = "the driver says: " + ptr.Deref(now.Status.Error.Message, "nothing")
+		}
+		if size := now.Status.RestoreSize; size != nil {
+			i.Size = max(i.Size, size.Value())
+		}
+		return ptr.Deref(now.Status.ReadyToUse, false), nil
+	})
+	if err != nil {
+		return fmt.Errorf("VolumeSnapshot %s/%s, made of the handle, is not ready to use: %w; %s", vs.Namespace, vs.Name, context.Cause(ctx), trouble)
+	}
+	return nil
+}
+
+// takeBack removes what lend made; the storage's snapshot stays.
+func (s *Snapshotter) takeBack(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removalLimit)
+	defer cancel()
+	_, err := snapshot.RemoveAll(ctx, s.clients.Snapshots, snapshot.Target{
+		Namespace: vs.Namespace, Name: vs.Name, Content: *vs.Spec.Source.VolumeSnapshotContentName, Policy: snapshotv1.VolumeSnapshotContentRetain,
+	})
+	if err != nil {
+		s.log.Warnf("The storage's snapshot is not affected, but what a volume was restored by is left: %v", err)
+	}
+}
+
+// Adopt makes of a volume as backed up the one that has the restored data.
+func (s *Snapshotter) Adopt(ctx context.Context, item *corev1.PersistentVolume, id string) (*corev1.PersistentVolume, error) {
+	driver, handle, err := handleOf(id)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	promoted := s.promoted[id]
+	delete(s.promoted, id)
+	s.mu.Unlock()
+	if promoted == nil { // another process has made it
+		promoted, err = s.promoter.Promoted(ctx, func(volume *corev1.PersistentVolume) bool { return volume.Spec.CSI != nil && idOf(volume) == id })
+		if err != nil {
+			return nil, err
+		}
+	}
+	if promoted == nil {
+		return nil, fmt.Errorf("PersistentVolume %s: no volume with the handle %s of driver %s was provisioned by a restore", item.Name, handle, driver)
+	}
+	return s.promoter.Adopt(ctx, item, promoted)
+}
