@@ -20,6 +20,7 @@ import (
 	"stillpoint.io/stillpoint/plugins/check"
 	"stillpoint.io/stillpoint/plugins/delete"
 	"stillpoint.io/stillpoint/plugins/restore"
+	"stillpoint.io/stillpoint/plugins/snapshotter/csi"
 	"stillpoint.io/stillpoint/plugins/sweep"
 	"stillpoint.io/stillpoint/plugins/thaw"
 )
@@ -51,6 +52,7 @@ func main() {
 		RegisterBackupItemAction("stillpoint.io/quiesce-volume", shared.Volume).
 		RegisterBackupItemActionV2("stillpoint.io/claim", shared.Claim).
 		RegisterItemBlockAction("stillpoint.io/quiesce-pods", shared.Pods).
+		RegisterVolumeSnapshotter(csi.Provider, shared.Locations).
 		RegisterRestoreItemAction("stillpoint.io/restore-snapshot", restores.Snapshots).
 		RegisterRestoreItemActionV2("stillpoint.io/restore-claim", restores.Claims).
 		RegisterRestoreItemAction("stillpoint.io/restore-statefulset", restores.StatefulSets).

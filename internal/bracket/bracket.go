@@ -38,7 +38,8 @@ type Bracket struct {
 	reporter   *quiesce.Reporter
 
 	mu         sync.Mutex
-	freezes    map[claimKey]*freeze
+	freezes    map[claimKey]*freeze // around Velero's own snapshots
+	shots      map[claimKey]*freeze // around those of VolumeSnapshotters
 	selections map[types.UID]*selection.Selection
 	// passed are claims that are to be quiesced and were not, and why: Velero
 	// was not expected to snapshot them.
@@ -61,6 +62,7 @@ func New(clients *cluster.Clients, namespaces *quiesce.Namespaces, classes *snap
 		log:        log,
 		reporter:   reporter,
 		freezes:    map[claimKey]*freeze{},
+		shots:      map[claimKey]*freeze{},
 		selections: map[types.UID]*selection.Selection{},
 		passed:     map[claimKey]string{},
 	}
@@ -148,8 +150,8 @@ func (b *Bracket) decide(ctx context.Context, claim *corev1.PersistentVolumeClai
 	}
 	switch verdict.Path {
 	case selection.Velero:
-	case selection.Group:
-		return nil, nil //nolint:nilnil // the group path quiesces for its own snapshot
+	case selection.Group, selection.Snapshotter:
+		return nil, nil //nolint:nilnil // quiesced for when it is snapshotted, and not before
 	case selection.None:
 		b.log.Infof("Claim %s/%s is not quiesced: %s", claim.Namespace, claim.Name, verdict.Reason)
 		b.passed[keyOf(backup, claim)] = verdict.Reason
@@ -168,16 +170,7 @@ func (b *Bracket) decide(ctx context.Context, claim *corev1.PersistentVolumeClai
 	f := newFreeze(b, group, backup)
 	f.failed = err
 	if err == nil {
-		f.failed = group.Keep(func(other corev1.PersistentVolumeClaim) (bool, error) {
-			verdict, err := selected.Of(ctx, &other)
-			if verdict.Path == selection.Group {
-				return false, group.Split(other.Name, claim.Name)
-			}
-			if verdict.Reason != "" {
-				b.log.Infof("Claim %s/%s is not quiesced with its workload: %s", other.Namespace, other.Name, verdict.Reason)
-			}
-			return verdict.Path == selection.Velero, err
-		})
+		f.failed = group.Keep(b.sameDoor(ctx, group, claim.Name, selection.Velero, backup))
 	}
 	return f, nil
 }

@@ -60,17 +60,13 @@ type freeze struct {
 }
 
 func newFreeze(b *Bracket, group *quiesce.Group, backup *velerov1.Backup) *freeze {
-	f := &freeze{
+	return &freeze{
 		bracket: b, group: group, backup: backup,
 		log:    b.log.WithFields(logrus.Fields{"workload": group.Name()}),
 		over:   make(chan struct{}),
 		stages: map[string]stage{},
 		moved:  make(chan struct{}, 1),
 	}
-	for _, claim := range group.Claims {
-		f.stages[claim.Name] = waiting
-	}
-	return f
 }
 
 // enter freezes on the first call and lets the others join.
@@ -88,6 +84,11 @@ func (f *freeze) enter(ctx context.Context, claim string) error {
 
 func (f *freeze) once(begin func() error) {
 	f.start.Do(func() {
+		f.mu.Lock()
+		for _, claim := range f.group.Claims {
+			f.stages[claim.Name] = waiting
+		}
+		f.mu.Unlock()
 		if f.failed == nil {
 			f.failed = begin()
 		}

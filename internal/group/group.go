@@ -164,8 +164,8 @@ func (r *run) decide(ctx context.Context, claim *corev1.PersistentVolumeClaim) (
 		if err != nil {
 			return false, err
 		}
-		if verdict.Path == selection.Velero && group.Asked() {
-			return false, group.Split(claim.Name, other.Name)
+		if (verdict.Path == selection.Velero || verdict.Path == selection.Snapshotter) && group.Asked() {
+			return false, group.Split(claim.Name, string(selection.Group), other.Name, string(verdict.Path))
 		}
 		if verdict.Reason != "" && group.Asked() {
 			r.log.Infof("Claim %s/%s is not quiesced with its workload: %s", other.Namespace, other.Name, verdict.Reason)

@@ -88,11 +88,22 @@ func (g *Group) Name() string {
 	return strings.Join(names, " and ")
 }
 
-// Split is the error of a group whose volumes take both paths to a snapshot: one
-// claim that is handed to Stillpoint, and one that is left to Velero.
-func (g *Group) Split(ours, veleros string) error {
-	return fmt.Errorf("the volumes of %s cannot be of one moment: a volume policy hands claim %s to Stillpoint's group snapshots and leaves claim %s to Velero; "+
-		"treat them alike, or give one of the claims an annotation %s of its own", g.Name(), ours, veleros, AnnotationQuiesce)
+// Split is the error of a group whose volumes take different ways to a snapshot:
+// two claims, and what the way of each is called in package selection.
+func (g *Group) Split(claim, way, other, otherWay string) error {
+	return fmt.Errorf("the volumes of %s cannot be of one moment: %s, and %s; treat them alike, or give one of the claims an annotation %s of its own",
+		g.Name(), taken(claim, way), taken(other, otherWay), AnnotationQuiesce)
+}
+
+func taken(claim, way string) string {
+	switch way {
+	case "group":
+		return "a volume policy hands claim " + claim + " to Stillpoint's group snapshots"
+	case "velero":
+		return "claim " + claim + " is left to Velero's CSI snapshots"
+	default:
+		return "claim " + claim + " goes through a VolumeSnapshotLocation"
+	}
 }
 
 func claimName(claim *corev1.PersistentVolumeClaim) string {

@@ -19,6 +19,7 @@ import (
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/mapping"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
@@ -58,7 +59,7 @@ func usable(settings *config.Config, source, target string, parameters map[strin
 // restorable is an error for a snapshot that was not exported, of a driver that
 // restores from exports only. known is false where that cannot be told by this
 // item: a content does not say as much as its VolumeSnapshot.
-func (r *Restorer) restorable(ctx context.Context, known *memory, source Source, mapped *Mapped, item metav1.Object) (settled bool, err error) {
+func (r *Restorer) restorable(ctx context.Context, known *memory, source mapping.Source, mapped *mapping.Mapped, item metav1.Object) (settled bool, err error) {
 	driver := renamed(known.settings.Restore, source.Driver)
 	if !exportsOnly(known.settings, source.Driver, driver) {
 		return true, nil
@@ -110,7 +111,7 @@ func (r *Restorer) advise(ctx context.Context, err error, claim types.Namespaced
 
 // classParameters are those of the class that a snapshot was taken with: as the
 // backup has it, as the cluster has it, or of the class that stands for it here.
-func (r *Restorer) classParameters(ctx context.Context, known *memory, source Source, mapped *Mapped) (parameters map[string]string, found bool, err error) {
+func (r *Restorer) classParameters(ctx context.Context, known *memory, source mapping.Source, mapped *mapping.Mapped) (parameters map[string]string, found bool, err error) {
 	r.mu.Lock()
 	parameters, found = known.parameters[source.Class]
 	r.mu.Unlock()
@@ -121,11 +122,11 @@ func (r *Restorer) classParameters(ctx context.Context, known *memory, source So
 	if err != nil {
 		return nil, false, err
 	}
-	if class := named(source.Class, target); class != nil && class.Driver == source.Driver {
+	if class := mapping.Named(source.Class, target); class != nil && class.Driver == source.Driver {
 		return class.Parameters, true, nil
 	}
-	if _, entry := classEntry(known.settings.Restore, source.Class); entry && mapped != nil && mapped.Class != "" {
-		if class := named(mapped.Class, target); class != nil {
+	if _, entry := mapping.ClassEntry(known.settings.Restore, source.Class); entry && mapped != nil && mapped.Class != "" {
+		if class := mapping.Named(mapped.Class, target); class != nil {
 			return class.Parameters, true, nil
 		}
 	}

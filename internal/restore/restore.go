@@ -32,6 +32,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/mapping"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
@@ -70,7 +71,7 @@ type memory struct {
 }
 
 type decision struct {
-	mapped *Mapped // nil where the maps do not name it
+	mapped *mapping.Mapped // nil where the maps do not name it
 	// settled says that it is known whether the snapshot may be restored from.
 	settled bool
 	err     error
@@ -136,8 +137,8 @@ func (r *Restorer) Class(ctx context.Context, item Item) (skip bool, err error) 
 	if err != nil {
 		return false, fmt.Errorf("VolumeSnapshotClass %s is not restored: %w", name, err)
 	}
-	plan, err := MapClass(Source{Driver: class.Driver, Class: name}, known.settings, target, boolptr.IsSetToTrue(item.Restore.Spec.IncludeClusterResources))
-	if err == nil && !plan.Skip && named(plan.Name, target) == nil {
+	plan, err := mapping.MapClass(mapping.Source{Driver: class.Driver, Class: name}, known.settings, target, boolptr.IsSetToTrue(item.Restore.Spec.IncludeClusterResources))
+	if err == nil && !plan.Skip && mapping.Named(plan.Name, target) == nil {
 		err = usable(known.settings, class.Driver, plan.Driver, class.Parameters)
 	}
 	if err != nil {
@@ -163,7 +164,7 @@ func (r *Restorer) Content(ctx context.Context, item Item) error {
 	}
 	snapshot := types.NamespacedName{Namespace: content.Spec.VolumeSnapshotRef.Namespace, Name: content.Spec.VolumeSnapshotRef.Name}
 	known := r.of(ctx, item.Restore)
-	decided := r.decide(ctx, known, snapshot, Source{Driver: content.Spec.Driver, Class: value(content.Spec.VolumeSnapshotClassName)}, content)
+	decided := r.decide(ctx, known, snapshot, mapping.Source{Driver: content.Spec.Driver, Class: value(content.Spec.VolumeSnapshotClassName)}, content)
 	if decided.err != nil {
 		return fmt.Errorf("VolumeSnapshotContent %s of VolumeSnapshot %s is not restored: %w", content.Name, snapshot, r.advise(ctx, decided.err, types.NamespacedName{}))
 	}
@@ -198,7 +199,7 @@ func (r *Restorer) Snapshot(ctx context.Context, item Item) error {
 	}
 	name := types.NamespacedName{Namespace: snapshot.Namespace, Name: snapshot.Name}
 	known := r.of(ctx, item.Restore)
-	decided := r.decide(ctx, known, name, Source{Driver: snapshot.Annotations[velerov1.DriverNameAnnotation], Class: value(snapshot.Spec.VolumeSnapshotClassName)}, snapshot)
+	decided := r.decide(ctx, known, name, mapping.Source{Driver: snapshot.Annotations[velerov1.DriverNameAnnotation], Class: value(snapshot.Spec.VolumeSnapshotClassName)}, snapshot)
 	if decided.err == nil && (known.maps() || known.exportsOnly(snapshot.Annotations[velerov1.DriverNameAnnotation])) {
 		if decided.err = r.hasContent(ctx, item.Object); decided.err != nil {
 			r.remember(known, name, decided)
@@ -371,7 +372,7 @@ func (r *Restorer) allowed(known *memory, snapshot types.NamespacedName) error {
 
 // decide gives the decision on a snapshot, which is made once: content and
 // VolumeSnapshot must not differ. item is the one of them that is restored.
-func (r *Restorer) decide(ctx context.Context, known *memory, snapshot types.NamespacedName, source Source, item metav1.Object) decision {
+func (r *Restorer) decide(ctx context.Context, known *memory, snapshot types.NamespacedName, source mapping.Source, item metav1.Object) decision {
 	if known.err != nil {
 		return decision{err: known.err}
 	}
@@ -386,7 +387,7 @@ func (r *Restorer) decide(ctx context.Context, known *memory, snapshot types.Nam
 	if !ok && known.maps() {
 		target, err := r.target(ctx)
 		if err == nil {
-			decided.mapped, err = Map(source, known.settings, target)
+			decided.mapped, err = mapping.Map(source, known.settings, target)
 		}
 		decided.err = err
 	}
@@ -404,16 +405,16 @@ func (r *Restorer) remember(known *memory, snapshot types.NamespacedName, decide
 }
 
 // target is read for each decision: a restore brings classes along.
-func (r *Restorer) target(ctx context.Context) (Target, error) {
+func (r *Restorer) target(ctx context.Context) (mapping.Target, error) {
 	classes, err := r.snapshots.SnapshotV1().VolumeSnapshotClasses().List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return Target{}, fmt.Errorf("list VolumeSnapshotClasses: %w", err)
+		return mapping.Target{}, fmt.Errorf("list VolumeSnapshotClasses: %w", err)
 	}
 	drivers, err := r.kube.StorageV1().CSIDrivers().List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return Target{}, fmt.Errorf("list CSIDrivers: %w", err)
+		return mapping.Target{}, fmt.Errorf("list CSIDrivers: %w", err)
 	}
-	target := Target{Classes: classes.Items}
+	target := mapping.Target{Classes: classes.Items}
 	for _, driver := range drivers.Items {
 		target.Drivers = append(target.Drivers, driver.Name)
 	}

@@ -553,3 +553,7 @@ func TestClaimThatIsToBeEmptyNeedsNoMap(t *testing.T) {
 		require.NoError(t, err, file)
 	}
 }
+
+func class(name, driver string) snapshotv1.VolumeSnapshotClass {
+	return snapshotv1.VolumeSnapshotClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Driver: driver}
+}

@@ -26,7 +26,7 @@ type action struct {
 func (a action) custom() bool { return a.kind == "custom" }
 
 func (a action) ours() bool {
-	return a.custom() && a.parameters[SnapshotterParameter] == Snapshotter
+	return a.custom() && a.parameters[PolicyParameter] == PolicyValue
 }
 
 // misspelt is what to tell of an action that seems to mean Stillpoint and does
@@ -34,8 +34,8 @@ func (a action) ours() bool {
 func (a action) misspelt() string {
 	for _, key := range slices.Sorted(maps.Keys(a.parameters)) {
 		value, _ := a.parameters[key].(string)
-		if (strings.EqualFold(key, SnapshotterParameter) && strings.EqualFold(value, Snapshotter)) || strings.Contains(strings.ToLower(value), "stillpoint") {
-			return fmt.Sprintf("a volume policy has %s, which is not Stillpoint's; that is parameters {%s: %s}", a, SnapshotterParameter, Snapshotter)
+		if (strings.EqualFold(key, PolicyParameter) && strings.EqualFold(value, PolicyValue)) || strings.Contains(strings.ToLower(value), "stillpoint") {
+			return fmt.Sprintf("a volume policy has %s, which is not Stillpoint's; that is parameters {%s: %s}", a, PolicyParameter, PolicyValue)
 		}
 	}
 	return ""
@@ -104,7 +104,7 @@ func (s *Selection) action(claim *corev1.PersistentVolumeClaim) (action, error) 
 		found, kind, parameters, err := helper.GetActionParameters(item, kuberesource.PersistentVolumeClaims)
 		if err == nil && !found && claim.Status.Phase != corev1.ClaimBound {
 			// Without a volume it finds nothing, while Velero goes by the claim.
-			ours := action{"custom", map[string]any{SnapshotterParameter: Snapshotter}}
+			ours := action{"custom", map[string]any{PolicyParameter: PolicyValue}}
 			found, err = helper.ShouldPerformCustomAction(item, kuberesource.PersistentVolumeClaims, ours.parameters)
 			kind, parameters = ours.kind, ours.parameters
 		}

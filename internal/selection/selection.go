@@ -28,14 +28,14 @@ import (
 // resource filtering).
 const excludeLabel = "velero.io/exclude-from-backup"
 
-// Snapshotter is the value that hands volumes to Stillpoint in a volume policy:
+// PolicyValue is what hands volumes to Stillpoint in a volume policy:
 //
 //	action:
 //	  type: custom
 //	  parameters: {snapshotter: stillpoint.io}
 const (
-	Snapshotter          = "stillpoint.io"
-	SnapshotterParameter = "snapshotter"
+	PolicyValue     = "stillpoint.io"
+	PolicyParameter = "snapshotter"
 )
 
 // Path is who takes the snapshot of a volume.
@@ -46,11 +46,16 @@ const (
 	None   Path = "none"
 	Velero Path = "velero" // Velero's own CSI action; Stillpoint quiesces around it
 	Group  Path = "group"  // Stillpoint, all volumes of a workload at once
+	// Snapshotter is Stillpoint's VolumeSnapshotter, which Velero calls for one
+	// volume after another.
+	Snapshotter Path = "snapshotter"
 )
 
 // Verdict is what becomes of a volume in a backup.
 type Verdict struct {
 	Path Path
+	// Location is the VolumeSnapshotLocation of the path Snapshotter.
+	Location string
 	// Reason says why nobody takes a snapshot.
 	Reason string
 	// Fails tells that Velero's own action ends with an error for that reason,
@@ -183,13 +188,23 @@ func (s *Selection) mover(ctx context.Context) error {
 	return nil
 }
 
-// snapshots answers whether Velero will take a CSI snapshot of a claim that is
-// in the backup.
+// snapshots answers whether Velero will take a snapshot of a claim that is in the
+// backup, by its CSI action or through Stillpoint's VolumeSnapshotters.
 func (s *Selection) snapshots(ctx context.Context, claim *corev1.PersistentVolumeClaim, action action) (Verdict, error) {
-	if !s.csi {
-		return none("the Velero server runs without --features=EnableCSI"), nil
+	bound := claim.Status.Phase == corev1.ClaimBound && claim.Spec.VolumeName != ""
+	if bound {
+		volume, err := s.Volume(ctx, claim)
+		if err != nil {
+			return Verdict{}, err
+		}
+		if location, err := s.snapshotter(ctx, volume, action); err != nil || location != "" {
+			return Verdict{Path: Snapshotter, Location: location}, err
+		}
 	}
-	if claim.Status.Phase != corev1.ClaimBound || claim.Spec.VolumeName == "" {
+	if !s.csi {
+		return none("the Velero server runs without --features=EnableCSI, and no VolumeSnapshotLocation of the backup takes it through Stillpoint"), nil
+	}
+	if !bound {
 		verdict := none(fmt.Sprintf("the claim is %s", claim.Status.Phase))
 		var err error
 		verdict.Fails, err = s.misses(claim)

@@ -4,6 +4,7 @@
 package backup
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,7 +27,9 @@ import (
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
+	"stillpoint.io/stillpoint/internal/snapshotter/csi"
 	"stillpoint.io/stillpoint/internal/sweep"
+	csisnapshotter "stillpoint.io/stillpoint/plugins/snapshotter/csi"
 )
 
 // callLimit bounds one call of Velero's, which brings no context along. It
@@ -45,6 +48,9 @@ type Shared struct {
 	bracket *bracket.Bracket
 	groups  *group.Groups
 	tracker *export.Tracker
+	classes *snapshotclass.Catalogue
+	clients *cluster.Clients
+	settler *csi.Settler
 	sweeper *sweep.Sweeper
 	undoer  *quiesce.Undoer
 	tidied  sync.Once
@@ -67,6 +73,7 @@ func (s *Shared) connect(log logrus.FieldLogger) error {
 		reporter := quiesce.NewReporter(clients.Kube)
 		s.bracket = bracket.New(clients, namespaces, classes, reporter, s.csi(), log)
 		s.tracker = export.New(clients, clock, log)
+		s.clients, s.classes, s.settler = clients, classes, csi.NewSettler(clients)
 		s.groups = group.New(clients, namespaces, classes, reporter, s.csi(), log)
 		settings := func(ctx context.Context) (*config.Config, error) {
 			return config.Load(ctx, clients.Kube, clients.VeleroNamespace)
@@ -90,6 +97,15 @@ func (s *Shared) Claim(log logrus.FieldLogger) (any, error) {
 // Pods makes the action that keeps together what is frozen together.
 func (s *Shared) Pods(log logrus.FieldLogger) (any, error) {
 	return &podsAction{s}, s.connect(log)
+}
+
+// Locations makes the VolumeSnapshotter for CSI volumes, which quiesces with the
+// actions of the same process.
+func (s *Shared) Locations(log logrus.FieldLogger) (any, error) {
+	if err := s.connect(log); err != nil {
+		return nil, err
+	}
+	return &csisnapshotter.Snapshotter{Snapshotter: csi.New(s.clients, s.bracket, s.classes, log)}, nil
 }
 
 type volumeAction struct{ *Shared }
@@ -153,13 +169,23 @@ func (a *claimAction) Execute(item runtime.Unstructured, backup *velerov1.Backup
 		if selection.Finalizing(backup) {
 			return item, nil, "", nil, nil
 		}
-		return item, nil, a.tracker.Veleros(ctx, claim, backup), nil, nil
+		return item, nil, a.follow(ctx, claim, backup), nil, nil
 	}
 	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(answer.Claim)
 	if err != nil {
 		return nil, nil, "", nil, fmt.Errorf("stillpoint: convert claim %s/%s: %w", claim.Namespace, claim.Name, err)
 	}
 	return &unstructured.Unstructured{Object: content}, answer.Additional, answer.Operation, answer.Update, nil
+}
+
+// follow is the operation that looks after a snapshot which Velero has taken, by
+// its own action or through a location; "" for none.
+func (a *claimAction) follow(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) string {
+	operation, err := a.settler.Operation(ctx, claim, backup)
+	if err != nil {
+		a.log.Warnf("Claim %s/%s: what its snapshot was taken by may stay until the next backup: %v", claim.Namespace, claim.Name, err)
+	}
+	return cmp.Or(operation, a.tracker.Veleros(ctx, claim, backup))
 }
 
 // Progress tells how an operation that Execute has begun stands.
@@ -169,6 +195,9 @@ func (a *claimAction) Progress(operation string, backup *velerov1.Backup) (veler
 	if err := a.groups.Settle(ctx, backup); err != nil {
 		return velero.OperationProgress{Description: err.Error()}, nil // it may pass, and Velero never asks again after an error
 	}
+	if csi.Follows(operation) {
+		return a.settler.Progress(ctx, operation, backup)
+	}
 	return a.tracker.Progress(ctx, operation, backup)
 }
 
@@ -176,7 +205,11 @@ func (a *claimAction) Progress(operation string, backup *velerov1.Backup) (veler
 func (a *claimAction) Cancel(operation string, backup *velerov1.Backup) error {
 	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
 	defer cancel()
-	return errors.Join(a.groups.Settle(ctx, backup), a.tracker.Cancel(ctx, operation, backup))
+	cancelled := a.tracker.Cancel
+	if csi.Follows(operation) {
+		cancelled = a.settler.Cancel
+	}
+	return errors.Join(a.groups.Settle(ctx, backup), cancelled(ctx, operation, backup))
 }
 
 type podsAction struct{ *Shared }

@@ -18,7 +18,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"stillpoint.io/stillpoint/internal/config"
-	"stillpoint.io/stillpoint/internal/restore"
+	"stillpoint.io/stillpoint/internal/mapping"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
@@ -105,7 +105,7 @@ func (s *Snapshotter) mapped(ctx context.Context, i *identity, settings *config.
 	if drivers == nil && unknown != nil {
 		return unknown
 	}
-	mapped, err := restore.Map(restore.Source{Driver: i.Driver, Class: i.Class}, settings, restore.Target{Drivers: drivers, Classes: classes.Items})
+	mapped, err := mapping.Map(mapping.Source{Driver: i.Driver, Class: i.Class}, settings, mapping.Target{Drivers: drivers, Classes: classes.Items})
 	switch {
 	case err != nil:
 		return err

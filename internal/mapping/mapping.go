@@ -1,4 +1,7 @@
-package restore
+// Package mapping decides with which driver and VolumeSnapshotClass a snapshot of a
+// backup comes back in the cluster that it is restored to, by the maps of the
+// configuration. What no map names is left as it is.
+package mapping
 
 import (
 	"fmt"
@@ -38,7 +41,7 @@ type Mapped struct {
 // that driver. It is nil where the maps name neither its driver nor its class:
 // then all stays as Velero leaves it.
 func Map(source Source, settings *config.Config, target Target) (*Mapped, error) {
-	class, classMapped := classEntry(settings.Restore, source.Class)
+	class, classMapped := ClassEntry(settings.Restore, source.Class)
 	driver, driverMapped, err := driverOf(source.Driver, settings.Restore, target)
 	if err != nil {
 		return nil, err
@@ -94,7 +97,7 @@ type Class struct {
 // was told to bring cluster resources along, and an error in others: Velero
 // restores classes unasked, and a typing mistake would become a class.
 func MapClass(class Source, settings *config.Config, target Target, bring bool) (Class, error) {
-	entry, entryThere := classEntry(settings.Restore, class.Class)
+	entry, entryThere := ClassEntry(settings.Restore, class.Class)
 	if entry.Skip {
 		return Class{Skip: true, Reason: show(entry)}, nil
 	}
@@ -107,7 +110,7 @@ func MapClass(class Source, settings *config.Config, target Target, bring bool) 
 	if entryThere {
 		plan.Name = entry.To
 		misfit := fits(entry, driver, target)
-		switch exists := named(entry.To, target) != nil; {
+		switch exists := Named(entry.To, target) != nil; {
 		case misfit == nil:
 			return Class{Skip: true, Reason: show(entry) + ", which this cluster has"}, nil
 		case exists:
@@ -140,7 +143,8 @@ func driverOf(source string, maps config.Restore, target Target) (name string, m
 	return source, false, nil
 }
 
-func classEntry(maps config.Restore, class string) (config.SnapshotClassMapping, bool) {
+// ClassEntry is the entry of the maps for a class.
+func ClassEntry(maps config.Restore, class string) (config.SnapshotClassMapping, bool) {
 	for _, entry := range maps.SnapshotClasses {
 		if class != "" && entry.From == class {
 			return entry, true
@@ -151,7 +155,7 @@ func classEntry(maps config.Restore, class string) (config.SnapshotClassMapping,
 
 // fits is an error unless the class that an entry names exists and is of the driver.
 func fits(entry config.SnapshotClassMapping, driver string, target Target) error {
-	class := named(entry.To, target)
+	class := Named(entry.To, target)
 	choices := fmt.Sprintf("classes of driver %s here: %s", driver, list(ofDriver(driver, target)))
 	if class == nil {
 		return fmt.Errorf("restore.snapshotClasses maps VolumeSnapshotClass %q of the backup to %q, which this cluster does not have; %s", entry.From, entry.To, choices)
@@ -163,7 +167,8 @@ func fits(entry config.SnapshotClassMapping, driver string, target Target) error
 	return nil
 }
 
-func named(name string, target Target) *snapshotv1.VolumeSnapshotClass {
+// Named is a class of the target cluster, nil where it has none of that name.
+func Named(name string, target Target) *snapshotv1.VolumeSnapshotClass {
 	i := slices.IndexFunc(target.Classes, func(c snapshotv1.VolumeSnapshotClass) bool { return c.Name == name })
 	if i < 0 {
 		return nil

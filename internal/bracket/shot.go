@@ -1,0 +1,167 @@
+package bracket
+
+import (
+	"context"
+	"fmt"
+
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"stillpoint.io/stillpoint/internal/quiesce"
+	"stillpoint.io/stillpoint/internal/selection"
+	"stillpoint.io/stillpoint/internal/snapshotter"
+)
+
+// Around freezes the workload of the shot's volume, unless an earlier shot has,
+// and thaws it when the last of its volumes is snapshotted: Velero calls
+// VolumeSnapshotters for one after another.
+func (b *Bracket) Around(ctx context.Context, shot snapshotter.Shot) error {
+	f, inUse, err := b.freezeForShot(ctx, shot)
+	if err != nil {
+		return err
+	}
+	if f == nil {
+		if inUse && shot.Unquiesced != nil {
+			return shot.Unquiesced
+		}
+		return shot.Take(ctx, 0)
+	}
+	return f.shoot(ctx, shot)
+}
+
+// freezeForShot returns the freeze that a shot is part of, nil when there is
+// nothing to quiesce. The first shot of a group decides for all of them.
+func (b *Bracket) freezeForShot(ctx context.Context, shot snapshotter.Shot) (f *freeze, inUse bool, err error) {
+	ref := shot.Volume.Spec.ClaimRef
+	if ref == nil {
+		return nil, false, fmt.Errorf("PersistentVolume %s is bound to no claim", shot.Volume.Name)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	claim, err := b.clients.Kube.CoreV1().PersistentVolumeClaims(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+	if err != nil {
+		return nil, false, fmt.Errorf("get claim %s/%s: %w", ref.Namespace, ref.Name, err)
+	}
+	key := keyOf(shot.Backup, claim)
+	if f, decided := b.shots[key]; decided {
+		return f, true, nil
+	}
+	facts, err := b.namespaces.Recent(ctx, claim.Namespace)
+	if err != nil {
+		return nil, false, err
+	}
+	group, err := facts.Group(claim)
+	if err == nil && !group.Asked() {
+		return nil, group.InUse(claim.Name), nil
+	}
+	// What is frozen is decided by how things are now.
+	if facts, err = b.namespaces.Now(ctx, claim.Namespace); err != nil {
+		return nil, false, err
+	}
+	group, err = facts.Group(claim)
+	if err == nil && !group.Asked() {
+		return nil, group.InUse(claim.Name), nil
+	}
+	f = newFreeze(b, group, shot.Backup)
+	f.failed = err
+	if err == nil {
+		f.failed = group.Keep(b.sameDoor(ctx, group, claim.Name, selection.Snapshotter, shot.Backup))
+	}
+	for i := range group.Claims {
+		key := keyOf(shot.Backup, &group.Claims[i])
+		if _, decided := b.shots[key]; !decided {
+			b.shots[key] = f
+		}
+	}
+	return f, true, nil
+}
+
+// shoot freezes on the first shot and lets the others join.
+func (f *freeze) shoot(ctx context.Context, shot snapshotter.Shot) error {
+	claim := shot.Volume.Spec.ClaimRef.Name
+	f.once(func() error { return f.beginShots(ctx, shot) })
+	if f.failed != nil {
+		if f.group.OnError == quiesce.Continue && shot.Unquiesced == nil {
+			return shot.Take(ctx, 0)
+		}
+		return fmt.Errorf("quiesce failed, so claim %s/%s is not snapshotted: %w", f.group.Claims[0].Namespace, claim, f.failed)
+	}
+	f.move(claim, created)
+	if broken := f.broken(); broken != nil { // thawed before this volume's turn
+		if f.group.OnError != quiesce.Continue {
+			return fmt.Errorf("claim %s/%s is not snapshotted: %w", f.group.Claims[0].Namespace, claim, broken)
+		}
+		return shot.Take(ctx, 0)
+	}
+	if err := shot.Take(ctx, retryGrace); err != nil {
+		f.session.Abandon(ctx, fmt.Errorf("the snapshot of volume %s failed: %w", claim, err))
+		<-f.over
+		return err
+	}
+	f.move(claim, cut)
+	f.await(claim)
+	if broken := f.broken(); broken != nil && f.group.OnError != quiesce.Continue {
+		return fmt.Errorf("claim %s/%s: %w: %s: %w", f.group.Claims[0].Namespace, claim, snapshotter.ErrInconsistent, f.group.Name(), broken)
+	}
+	return nil
+}
+
+// broken is why a freeze that is over did not last, nil while it does.
+func (f *freeze) broken() error {
+	select {
+	case <-f.over:
+		return f.session.Report().Broken
+	default:
+		return nil
+	}
+}
+
+// beginShots is begin for shots: there is no poll of Velero's to outlast.
+func (f *freeze) beginShots(ctx context.Context, shot snapshotter.Shot) error {
+	planner, err := quiesce.NewPlanner(ctx, f.bracket.clients, f.bracket.executor, f.log.Warnf)
+	if err != nil {
+		return err
+	}
+	plan, err := planner.Plan(ctx, f.group, f.backup)
+	if err != nil {
+		return err
+	}
+	if shot.Taken != nil {
+		earlier, err := shot.Taken(ctx, f.group.Claims)
+		if err != nil {
+			return err
+		}
+		if earlier != "" {
+			return fmt.Errorf("the plugin process ended while the workload was quiesced: %s was taken, the other volumes would be of another moment", earlier)
+		}
+	}
+	if f.session, err = quiesce.Freeze(ctx, planner.Tools, plan, f.log); err != nil {
+		return err
+	}
+	f.bracket.reporter.Quiesced(f.log, f.group, plan, f.session, f.backup.Name)
+	go f.hold(context.WithoutCancel(ctx), nil)
+	return nil
+}
+
+// sameDoor keeps in a group the claims whose snapshots are taken as that of one
+// of them is. Claims that are snapshotted in another way are an error: the volumes
+// would be of two moments.
+func (b *Bracket) sameDoor(ctx context.Context, group *quiesce.Group, claim string, path selection.Path, backup *velerov1.Backup) func(corev1.PersistentVolumeClaim) (bool, error) {
+	selected := b.selection(backup)
+	return func(other corev1.PersistentVolumeClaim) (bool, error) {
+		verdict, err := selected.Of(ctx, &other)
+		switch {
+		case err != nil:
+			return false, err
+		case verdict.Path == path:
+			return true, nil
+		case verdict.Path == selection.None:
+			if verdict.Reason != "" {
+				b.log.Infof("Claim %s/%s is not quiesced with its workload: %s", other.Namespace, other.Name, verdict.Reason)
+			}
+			return false, nil
+		}
+		return false, group.Split(claim, string(path), other.Name, string(verdict.Path))
+	}
+}

@@ -1,0 +1,125 @@
+package selection
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	"github.com/vmware-tanzu/velero/pkg/kuberesource"
+	"github.com/vmware-tanzu/velero/pkg/util/boolptr"
+	vhutil "github.com/vmware-tanzu/velero/pkg/util/volumehelper"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	crclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"stillpoint.io/stillpoint/internal/snapshotter/csi"
+)
+
+// providers are Stillpoint's VolumeSnapshotters, and how they choose their volumes
+// by a location's config.
+var providers = map[string]func(config map[string]string, volume *corev1.PersistentVolume) (bool, error){
+	csi.Provider: csi.Takes,
+}
+
+// snapshotter answers through which of the backup's VolumeSnapshotLocations a
+// VolumeSnapshotter of Stillpoint takes the snapshot of a claim's volume, "" for
+// none (takePVSnapshot in item_backupper.go of Velero 1.18). Locations of other
+// providers are passed over: what they take is only known to them.
+func (s *Selection) snapshotter(ctx context.Context, volume *corev1.PersistentVolume, action action) (location string, err error) {
+	switch {
+	case s.csi && volume.Spec.CSI != nil: // Velero leaves it to its CSI action
+		return "", nil
+	case action.kind != "" && action.kind != "snapshot":
+		return "", nil
+	case volume.Labels[excludeLabel] == "true" || !s.volumes():
+		return "", nil
+	}
+	locations, err := s.locations(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, of := range locations {
+		takes, ours := providers[of.Spec.Provider]
+		if !ours {
+			continue
+		}
+		if taken, err := takes(of.Spec.Config, volume); err != nil || !taken {
+			continue // Velero reports the error when it asks for the snapshot
+		}
+		wanted, err := s.wants(volume)
+		if err != nil || !wanted {
+			return "", err
+		}
+		return of.Name, nil
+	}
+	return "", nil
+}
+
+// volumes answers whether PersistentVolumes are in the backup, for which
+// VolumeSnapshotters are called.
+func (s *Selection) volumes() bool {
+	spec := s.backup.Spec
+	names := []string{"persistentvolumes", "persistentvolume", "pv"}
+	listed := func(list []string) bool {
+		return slices.ContainsFunc(list, func(item string) bool { return item == "*" || slices.Contains(names, item) })
+	}
+	return !boolptr.IsSetToFalse(spec.IncludeClusterResources) &&
+		!listed(spec.ExcludedResources) && !listed(spec.ExcludedClusterScopedResources) &&
+		(len(spec.IncludedResources) == 0 || listed(spec.IncludedResources))
+}
+
+// locations are those of the backup, in its order. Before Velero has written
+// them down they are, of each provider, the only one that there is.
+func (s *Selection) locations(ctx context.Context) ([]velerov1.VolumeSnapshotLocation, error) {
+	all := &velerov1.VolumeSnapshotLocationList{}
+	if err := s.client.List(ctx, all, crclient.InNamespace(s.backup.Namespace)); err != nil {
+		return nil, fmt.Errorf("list the VolumeSnapshotLocations: %w", err)
+	}
+	var chosen []velerov1.VolumeSnapshotLocation
+	for _, name := range s.backup.Spec.VolumeSnapshotLocations {
+		if i := slices.IndexFunc(all.Items, func(l velerov1.VolumeSnapshotLocation) bool { return l.Name == name }); i >= 0 {
+			chosen = append(chosen, all.Items[i])
+		}
+	}
+	if len(s.backup.Spec.VolumeSnapshotLocations) > 0 || s.backup.Status.Phase != "" {
+		return chosen, nil
+	}
+	for _, l := range all.Items {
+		same := func(other velerov1.VolumeSnapshotLocation) bool {
+			return other.Spec.Provider == l.Spec.Provider && other.Name != l.Name
+		}
+		if !slices.ContainsFunc(all.Items, same) {
+			chosen = append(chosen, l)
+		}
+	}
+	return chosen, nil
+}
+
+// wants answers whether Velero asks for a snapshot of a volume, by the volume
+// policies and the backup's own word.
+func (s *Selection) wants(volume *corev1.PersistentVolume) (bool, error) {
+	own, global, err := s.helpers()
+	if err != nil {
+		return false, err
+	}
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(volume)
+	if err != nil {
+		return false, fmt.Errorf("convert PersistentVolume %s: %w", volume.Name, err)
+	}
+	item := &unstructured.Unstructured{Object: content}
+	for _, helper := range []vhutil.VolumeHelper{own, global} {
+		if helper == nil {
+			continue
+		}
+		wanted, err := helper.ShouldPerformSnapshot(item, kuberesource.PersistentVolumes)
+		if err != nil {
+			return false, fmt.Errorf("match the volume policies for PersistentVolume %s: %w", volume.Name, err)
+		}
+		if !wanted {
+			return false, nil
+		}
+	}
+	return true, nil
+}
