@@ -28,6 +28,17 @@ func (b *Bracket) Preview(ctx context.Context, claim *corev1.PersistentVolumeCla
 	return f.group, f.failed
 }
 
+// PreviewShot is Preview for a claim whose snapshot a VolumeSnapshotter takes.
+func (b *Bracket) PreviewShot(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (*quiesce.Group, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f, _, err := b.decideShot(ctx, claim, backup)
+	if f == nil {
+		return nil, err
+	}
+	return f.group, f.failed
+}
+
 // Refusal is why the claims of a group are not frozen around Velero's own
 // snapshots although a plan for them can be made; nil when they are.
 func Refusal(claims []corev1.PersistentVolumeClaim, backup *velerov1.Backup, poll, timeout time.Duration) error {

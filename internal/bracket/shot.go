@@ -2,6 +2,7 @@ package bracket
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
@@ -18,10 +19,16 @@ import (
 // VolumeSnapshotters for one after another.
 func (b *Bracket) Around(ctx context.Context, shot snapshotter.Shot) error {
 	f, inUse, err := b.freezeForShot(ctx, shot)
-	if err != nil {
-		return err
-	}
-	if f == nil {
+	switch {
+	case err != nil:
+		return errors.Join(shot.Failed, err)
+	case shot.Failed != nil && f != nil && f.session != nil:
+		f.session.Abandon(ctx, fmt.Errorf("the snapshot of volume %s cannot be taken: %w", shot.Volume.Spec.ClaimRef.Name, shot.Failed))
+		<-f.over
+		return shot.Failed
+	case shot.Failed != nil:
+		return shot.Failed
+	case f == nil:
 		if inUse && shot.Unquiesced != nil {
 			return shot.Unquiesced
 		}
@@ -47,6 +54,22 @@ func (b *Bracket) freezeForShot(ctx context.Context, shot snapshotter.Shot) (f *
 	if f, decided := b.shots[key]; decided {
 		return f, true, nil
 	}
+	f, inUse, err = b.decideShot(ctx, claim, shot.Backup)
+	if f == nil || err != nil {
+		return nil, inUse, err
+	}
+	for i := range f.group.Claims {
+		key := keyOf(shot.Backup, &f.group.Claims[i])
+		if _, decided := b.shots[key]; !decided {
+			b.shots[key] = f
+		}
+	}
+	return f, true, nil
+}
+
+// decideShot finds what is frozen for the snapshot of a claim's volume; nil is
+// nothing. inUse tells whether a pod has the volume.
+func (b *Bracket) decideShot(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (f *freeze, inUse bool, err error) {
 	facts, err := b.namespaces.Recent(ctx, claim.Namespace)
 	if err != nil {
 		return nil, false, err
@@ -63,16 +86,10 @@ func (b *Bracket) freezeForShot(ctx context.Context, shot snapshotter.Shot) (f *
 	if err == nil && !group.Asked() {
 		return nil, group.InUse(claim.Name), nil
 	}
-	f = newFreeze(b, group, shot.Backup)
+	f = newFreeze(b, group, backup)
 	f.failed = err
 	if err == nil {
-		f.failed = group.Keep(b.sameDoor(ctx, group, claim.Name, selection.Snapshotter, shot.Backup))
-	}
-	for i := range group.Claims {
-		key := keyOf(shot.Backup, &group.Claims[i])
-		if _, decided := b.shots[key]; !decided {
-			b.shots[key] = f
-		}
+		f.failed = group.Keep(b.sameDoor(ctx, group, claim.Name, selection.Snapshotter, backup))
 	}
 	return f, true, nil
 }

@@ -33,6 +33,7 @@ import (
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
+	"stillpoint.io/stillpoint/internal/snapshotter/csi"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -320,8 +321,12 @@ func (v *visit) unit(ctx context.Context, whole *quiesce.Group, invalid error) (
 	}
 	u.path = u.volumes[i].verdict.Path
 	preview := v.bracket.Preview
-	if u.path == selection.Group {
+	switch u.path {
+	case selection.Group:
 		preview = v.groups.Preview
+	case selection.Snapshotter:
+		preview = v.bracket.PreviewShot
+	case selection.Velero, selection.None:
 	}
 	frozen, err := preview(ctx, u.volumes[i].claim, v.backup)
 	switch {
@@ -373,7 +378,7 @@ func (v *visit) volume(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 		}
 		return found, nil // Velero's error, where it needs the volume
 	}
-	if found.snapshotted() {
+	if found.snapshotted() && found.volume.Spec.CSI != nil {
 		v.class(ctx, &found)
 	}
 	return found, nil
@@ -386,10 +391,15 @@ func (v *visit) class(ctx context.Context, of *volume) {
 		of.classErr = err
 		return
 	}
+	if location := of.verdict.Location; location != nil {
+		if input.Location, of.classErr = csi.Classes(location.Spec.Config); of.classErr != nil {
+			return
+		}
+	}
 	if of.verdict.Path == selection.Velero {
 		of.taken = snapshotclass.Velero(input)
 	}
-	if of.choice, of.classErr = snapshotclass.Choose(input); of.classErr == nil {
+	if of.choice, of.classErr = snapshotclass.Choose(input); of.classErr == nil && of.verdict.Path == selection.Velero {
 		of.mend = snapshotclass.Mend(input, of.choice)
 	}
 	settings, err := v.classes.Settings(ctx)
@@ -397,7 +407,7 @@ func (v *visit) class(ctx context.Context, of *volume) {
 		return // which Input has told
 	}
 	of.driver = settings.Driver(of.volume.Spec.CSI.Driver)
-	if v.report.Backup.SnapshotMoveData {
+	if v.report.Backup.SnapshotMoveData && of.verdict.Path != selection.Snapshotter {
 		of.policy, of.policyErr = export.PolicyOf(settings.LocalSnapshots, of.claim, of.driver.Name, v.backup)
 	}
 }

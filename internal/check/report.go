@@ -124,7 +124,9 @@ type Command struct {
 const (
 	PathGroup   = "group"   // Stillpoint takes the snapshot, with all others of the unit
 	PathBracket = "bracket" // Velero does, and Stillpoint freezes around it
-	PathNone    = "none"    // nobody does
+	// Stillpoint's VolumeSnapshotter does, for one volume after another.
+	PathSnapshotter = "snapshotter"
+	PathNone        = "none" // nobody does
 )
 
 // Volume is one claim.
@@ -137,6 +139,8 @@ type Volume struct {
 	PersistentVolume string   `json:"persistentVolume,omitempty"`
 	Driver           string   `json:"driver,omitempty"`
 	Path             string   `json:"path"`
+	// Location is the VolumeSnapshotLocation of the path snapshotter.
+	Location string `json:"location,omitempty"`
 	// Reason says why Path is none.
 	Reason string `json:"reason,omitempty"`
 	// SnapshotClass is the VolumeSnapshotClass that would be taken.
@@ -362,7 +366,7 @@ func (r *Unit) judgeFreeze(u *unit) {
 	for _, v := range u.volumes {
 		switch {
 		case !v.snapshotted():
-		case v.classErr == nil || u.path != selection.Group:
+		case v.classErr == nil || u.path == selection.Velero:
 			taken++
 		case lax:
 			r.Failures = append(r.Failures, v.classErr.Error())
@@ -469,6 +473,8 @@ func (v volume) report() Volume {
 		r.Path = PathGroup
 	case v.verdict.Path == selection.Velero:
 		r.Path = PathBracket
+	case v.verdict.Path == selection.Snapshotter:
+		r.Path, r.Location = PathSnapshotter, v.verdict.Location.Name
 	}
 	switch {
 	case r.Path == PathBracket && v.taken != v.choice.Class.Name:

@@ -24,21 +24,21 @@ var providers = map[string]func(config map[string]string, volume *corev1.Persist
 }
 
 // snapshotter answers through which of the backup's VolumeSnapshotLocations a
-// VolumeSnapshotter of Stillpoint takes the snapshot of a claim's volume, "" for
+// VolumeSnapshotter of Stillpoint takes the snapshot of a claim's volume, nil for
 // none (takePVSnapshot in item_backupper.go of Velero 1.18). Locations of other
 // providers are passed over: what they take is only known to them.
-func (s *Selection) snapshotter(ctx context.Context, volume *corev1.PersistentVolume, action action) (location string, err error) {
+func (s *Selection) snapshotter(ctx context.Context, volume *corev1.PersistentVolume, action action) (*velerov1.VolumeSnapshotLocation, error) {
 	switch {
 	case s.csi && volume.Spec.CSI != nil: // Velero leaves it to its CSI action
-		return "", nil
+		return nil, nil //nolint:nilnil // none is a valid answer
 	case action.kind != "" && action.kind != "snapshot":
-		return "", nil
+		return nil, nil //nolint:nilnil // as above
 	case volume.Labels[excludeLabel] == "true" || !s.volumes():
-		return "", nil
+		return nil, nil //nolint:nilnil // as above
 	}
 	locations, err := s.locations(ctx)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	for _, of := range locations {
 		takes, ours := providers[of.Spec.Provider]
@@ -50,11 +50,11 @@ func (s *Selection) snapshotter(ctx context.Context, volume *corev1.PersistentVo
 		}
 		wanted, err := s.wants(volume)
 		if err != nil || !wanted {
-			return "", err
+			return nil, err
 		}
-		return of.Name, nil
+		return &of, nil
 	}
-	return "", nil
+	return nil, nil //nolint:nilnil // as above
 }
 
 // volumes answers whether PersistentVolumes are in the backup, for which

@@ -55,7 +55,7 @@ const (
 type Verdict struct {
 	Path Path
 	// Location is the VolumeSnapshotLocation of the path Snapshotter.
-	Location string
+	Location *velerov1.VolumeSnapshotLocation
 	// Reason says why nobody takes a snapshot.
 	Reason string
 	// Fails tells that Velero's own action ends with an error for that reason,
@@ -197,7 +197,7 @@ func (s *Selection) snapshots(ctx context.Context, claim *corev1.PersistentVolum
 		if err != nil {
 			return Verdict{}, err
 		}
-		if location, err := s.snapshotter(ctx, volume, action); err != nil || location != "" {
+		if location, err := s.snapshotter(ctx, volume, action); err != nil || location != nil {
 			return Verdict{Path: Snapshotter, Location: location}, err
 		}
 	}

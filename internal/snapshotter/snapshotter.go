@@ -43,6 +43,9 @@ type Shot struct {
 	// Unquiesced is why the snapshot of a volume in use would be worth nothing without
 	// a freeze; nil where it is worth something.
 	Unquiesced error
+	// Failed is why the snapshot cannot even be tried: then nothing is taken, and
+	// what is frozen for it is thawed.
+	Failed error
 }
 
 // Quiescer quiesces around snapshots.

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/container-storage-interface/spec/lib/go/csi"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -52,6 +53,18 @@ func (c *Cluster) StoredSnapshots(ctx context.Context, namespace, claim string) 
 		}
 	}
 	return found, nil
+}
+
+// DropSnapshots has the storage lose snapshots, named by their handles.
+func (c *Cluster) DropSnapshots(ctx context.Context, handles ...string) error {
+	return c.askDriver(func(driver grpc.ClientConnInterface) error {
+		for _, handle := range handles {
+			if _, err := csi.NewControllerClient(driver).DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: handle}); err != nil {
+				return fmt.Errorf("delete the storage's snapshot %s: %w", handle, err)
+			}
+		}
+		return nil
+	})
 }
 
 // AllowDelete ends what the class of these snapshots, named by their handles,

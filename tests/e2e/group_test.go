@@ -319,19 +319,8 @@ func TestGroupRefusals(t *testing.T) {
 	claim("pending", "e2e-nowhere", map[string]string{"e2e": "all"})
 	claim("grouped", "loop", map[string]string{"e2e-group": "db"})
 	claim("idle", "loop", nil)
-	host := &corev1.PersistentVolume{
-		ObjectMeta: metav1.ObjectMeta{Name: a.namespace + "-host"},
-		Spec: corev1.PersistentVolumeSpec{
-			Capacity: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("64Mi")}, StorageClassName: "e2e-host",
-			AccessModes:            []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-			ClaimRef:               &corev1.ObjectReference{Namespace: a.namespace, Name: "host"},
-			PersistentVolumeSource: corev1.PersistentVolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/run/e2e-host"}},
-		},
-	}
-	require.NoError(t, c.Objects().Create(t.Context(), host))
-	t.Cleanup(func() { _ = c.Objects().Delete(context.Background(), host) })
-	claim("host", "e2e-host", map[string]string{"e2e": "all"})
-	a.kubectl("wait", "--for=jsonpath={.status.phase}=Bound", "pvc/host", "pvc/idle", "pvc/grouped", "--timeout=60s")
+	host := hostVolume(t, c, a.namespace, map[string]string{"e2e": "all"})
+	a.kubectl("wait", "--for=jsonpath={.status.phase}=Bound", "pvc/idle", "pvc/grouped", "--timeout=60s")
 
 	all := "- conditions: {pvcLabels: {e2e: all}}\n  action: {type: custom, parameters: {snapshotter: stillpoint.io}}\n"
 	b := startBackup(t, c, a.namespace, handOver(t, c, all, func(spec *velerov1.BackupSpec) { spec.VolumeGroupSnapshotLabelKey = "e2e-group" }))
@@ -339,7 +328,7 @@ func TestGroupRefusals(t *testing.T) {
 	errors := said(b.log(), "error")
 	for _, want := range []string{
 		"claim " + a.namespace + "/pending is Pending", "claim " + a.namespace + "/grouped has the label e2e-group=db", "pvcLabels: {e2e-group: db}",
-		"PersistentVolume " + host.Name + " is not a CSI volume",
+		"PersistentVolume " + host + " is not a CSI volume",
 	} {
 		assert.Contains(t, errors, want)
 	}
@@ -348,6 +337,36 @@ func TestGroupRefusals(t *testing.T) {
 	for _, taken := range []string{"app-data0", "idle"} {
 		assert.Contains(t, b.claim(a.namespace, taken).Annotations, "velero.io/volume-snapshot-name", taken)
 	}
+}
+
+// hostVolume makes a volume that is not CSI's, with a claim named host, and waits
+// until they are bound. It returns the name of the PersistentVolume.
+func hostVolume(t *testing.T, c *cluster.Cluster, namespace string, labels map[string]string) string {
+	t.Helper()
+	volume := &corev1.PersistentVolume{
+		ObjectMeta: metav1.ObjectMeta{Name: namespace + "-host"},
+		Spec: corev1.PersistentVolumeSpec{
+			Capacity: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("64Mi")}, StorageClassName: "e2e-host",
+			AccessModes:            []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			ClaimRef:               &corev1.ObjectReference{Namespace: namespace, Name: "host"},
+			PersistentVolumeSource: corev1.PersistentVolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/run/e2e-host"}},
+		},
+	}
+	require.NoError(t, c.Objects().Create(t.Context(), volume))
+	t.Cleanup(func() { _ = c.Objects().Delete(context.Background(), volume) })
+	claim := &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "host", Labels: labels},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			StorageClassName: &volume.Spec.StorageClassName, AccessModes: volume.Spec.AccessModes,
+			Resources: corev1.VolumeResourceRequirements{Requests: volume.Spec.Capacity},
+		},
+	}
+	require.NoError(t, c.Objects().Create(t.Context(), claim))
+	require.Eventually(t, func() bool {
+		err := c.Objects().Get(t.Context(), crclient.ObjectKeyFromObject(claim), claim)
+		return err == nil && claim.Status.Phase == corev1.ClaimBound
+	}, limit, 200*time.Millisecond)
+	return volume.Name
 }
 
 // serverFlags runs Velero's server with more flags for one test.

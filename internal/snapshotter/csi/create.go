@@ -37,7 +37,7 @@ func (s *Snapshotter) Create(ctx context.Context, id string, tags map[string]str
 	}
 	taken, err := s.prepare(ctx, subject, tags)
 	if err != nil {
-		return "", err
+		return "", s.quiescer.Around(ctx, snapshotter.Shot{Volume: subject.Volume, Backup: subject.Backup, Failed: err})
 	}
 	shot := snapshotter.Shot{Volume: subject.Volume, Backup: subject.Backup, Take: taken.take, Taken: taken.earlier, Unquiesced: taken.unquiesced}
 	if err := s.quiescer.Around(ctx, shot); err != nil {

@@ -67,3 +67,13 @@ func Takes(config map[string]string, volume *corev1.PersistentVolume) (bool, err
 	}
 	return l.takes(volume) == "", nil
 }
+
+// Classes are the VolumeSnapshotClasses that a location with that config names, by
+// StorageClass. An error is one of the config.
+func Classes(config map[string]string) (map[string]string, error) {
+	l, err := decode(config)
+	if err != nil {
+		return nil, err
+	}
+	return l.classes, nil
+}
