@@ -13,6 +13,7 @@ import (
 type figures struct {
 	Runs           int            `json:"runs"`
 	Stall          []stall        `json:"stall"`
+	Snapshotter    snapshotter    `json:"snapshotter"`
 	Backup50       backup50       `json:"backup50"`
 	RequestsPerPVC perPVC         `json:"requestsPerPVC"`
 	Process        needs          `json:"process"`
@@ -71,12 +72,20 @@ type stall struct {
 	VeleroEarly *float64 `json:"veleroEarlyPollMillis"`
 	Bracket     *float64 `json:"bracketMillis"`
 	Group       *float64 `json:"groupMillis"`
+	Snapshotter *float64 `json:"snapshotterMillis"`
 	Floor       *float64 `json:"floorMillis"`
 }
 
 // of is the figure of one way.
 func (s *stall) of(w way) **float64 {
-	return [...]**float64{hooks: &s.VeleroHooks, early: &s.VeleroEarly, bracket: &s.Bracket, group: &s.Group, floor: &s.Floor}[w]
+	return [...]**float64{hooks: &s.VeleroHooks, early: &s.VeleroEarly, bracket: &s.Bracket, group: &s.Group, location: &s.Snapshotter, floor: &s.Floor}[w]
+}
+
+// snapshotter is the stall through a VolumeSnapshotLocation, of the application with
+// that many volumes: the largest that was measured.
+type snapshotter struct {
+	Volumes *int     `json:"volumes"`
+	Stall   *float64 `json:"stallMillis"`
 }
 
 // backup50 is how long a backup of 50 claims takes.
@@ -108,6 +117,9 @@ func summarize(found results) figures {
 			*row.of(w) = figure(s.stalls[w], millis)
 		}
 		f.Stall = append(f.Stall, row)
+		if row.Snapshotter != nil && (f.Snapshotter.Volumes == nil || *f.Snapshotter.Volumes < row.Volumes) {
+			f.Snapshotter = snapshotter{&row.Volumes, row.Snapshotter}
+		}
 	}
 	f.Backup50 = backup50{figure(found.claims.velero, seconds), figure(found.claims.stillpoint, seconds)}
 	f.RequestsPerPVC = perPVC{figure(found.claims.velero, requestsPerClaim), figure(found.claims.stillpoint, requestsPerClaim)}

@@ -40,8 +40,8 @@ func measured() results {
 	return results{
 		runs: 5,
 		stalls: []series{
-			{1, [len(names)][]time.Duration{ms(5300, 5100, 5200), ms(1200), ms(190, 210, 200), ms(90, 110), ms(50)}},
-			{16, [len(names)][]time.Duration{ms(81000), ms(17000, 17200), ms(75000), ms(900, 950), ms(500)}},
+			{1, [len(names)][]time.Duration{ms(5300, 5100, 5200), ms(1200), ms(190, 210, 200), ms(90, 110), ms(150), ms(50)}},
+			{16, [len(names)][]time.Duration{ms(81000), ms(17000, 17200), ms(75000), ms(900, 950), nil, ms(500)}},
 		},
 		claims: bulk{backups(velero, 256), backups(ours, 9, 11, 10)},
 		process: process{
@@ -63,15 +63,15 @@ func measured() results {
 
 func TestReport(t *testing.T) {
 	assert.Equal(t, `Stall of the application, the longest that a write had to wait: ratios of the medians.
-  volumes  hooks/group  early/group  bracket/group  group/floor  hooks/bracket
-        1        52.0x        12.0x           2.0x         2.0x          26.0x
-       16        87.6x        18.5x          81.1x         1.9x           1.1x
+  volumes  hooks/group  early/group  bracket/group  snapshotter/group  group/floor  hooks/bracket
+        1        52.0x        12.0x           2.0x               1.5x         2.0x          26.0x
+       16        87.6x        18.5x          81.1x                  -         1.9x           1.1x
 
 The same in ms: the median of the runs (the shortest to the longest).
 The floor is no stall: the storage cuts all snapshots at once, without a backup.
-  volumes  runs                hooks                   early           bracket             group  floor
-        1     5  5200 (5100 to 5300)                    1200  200 (190 to 210)   100 (90 to 110)     50
-       16     3                81000  17100 (17000 to 17200)             75000  925 (900 to 950)    500
+  volumes  runs                hooks                   early           bracket             group  snapshotter  floor
+        1     5  5200 (5100 to 5300)                    1200  200 (190 to 210)   100 (90 to 110)          150     50
+       16     3                81000  17100 (17000 to 17200)             75000  925 (900 to 950)            -    500
 
 From Completed to the storage's snapshot gone, in s: the median of the exports (the shortest to the longest).
                      class  Velero/Stillpoint  Stillpoint, the bench as the mover  exports  left  Stillpoint, Velero's mover  exports  left      Velero alone  exports  left
@@ -118,19 +118,20 @@ Requests to the API server during the backup of 50 claims, for each claim (the f
 func TestPartOfIt(t *testing.T) {
 	some := results{runs: 1, stalls: []series{{4, [len(names)][]time.Duration{hooks: ms(20000), floor: ms(90)}}}}
 	assert.Equal(t, `Stall of the application, the longest that a write had to wait: ratios of the medians.
-  volumes  hooks/group  early/group  bracket/group  group/floor  hooks/bracket
-        4            -            -              -            -              -
+  volumes  hooks/group  early/group  bracket/group  snapshotter/group  group/floor  hooks/bracket
+        4            -            -              -                  -            -              -
 
 The same in ms: the median of the runs (the shortest to the longest).
 The floor is no stall: the storage cuts all snapshots at once, without a backup.
-  volumes  runs  hooks  early  bracket  group  floor
-        4     1  20000      -        -      -     90
+  volumes  runs  hooks  early  bracket  group  snapshotter  floor
+        4     1  20000      -        -      -            -     90
 
 `, report(some))
 	written, err := json.Marshal(summarize(some))
 	require.NoError(t, err)
 	assert.JSONEq(t, `{"runs": 1,
-		"stall": [{"volumes": 4, "veleroHooksMillis": 20000, "veleroEarlyPollMillis": null, "bracketMillis": null, "groupMillis": null, "floorMillis": 90}],
+		"stall": [{"volumes": 4, "veleroHooksMillis": 20000, "veleroEarlyPollMillis": null, "bracketMillis": null, "groupMillis": null, "snapshotterMillis": null, "floorMillis": 90}],
+		"snapshotter": {"volumes": null, "stallMillis": null},
 		"backup50": {"veleroSeconds": null, "stillpointSeconds": null},
 		"requestsPerPVC": {"velero": null, "stillpoint": null},
 		"process": {"startMillis": null, "rssMiB": null, "binaryMiB": null},
@@ -144,8 +145,9 @@ func TestFigures(t *testing.T) {
 	require.NoError(t, err)
 	assert.JSONEq(t, `{"runs": 5,
 		"stall": [
-			{"volumes": 1, "veleroHooksMillis": 5200, "veleroEarlyPollMillis": 1200, "bracketMillis": 200, "groupMillis": 100, "floorMillis": 50},
-			{"volumes": 16, "veleroHooksMillis": 81000, "veleroEarlyPollMillis": 17100, "bracketMillis": 75000, "groupMillis": 925, "floorMillis": 500}],
+			{"volumes": 1, "veleroHooksMillis": 5200, "veleroEarlyPollMillis": 1200, "bracketMillis": 200, "groupMillis": 100, "snapshotterMillis": 150, "floorMillis": 50},
+			{"volumes": 16, "veleroHooksMillis": 81000, "veleroEarlyPollMillis": 17100, "bracketMillis": 75000, "groupMillis": 925, "snapshotterMillis": null, "floorMillis": 500}],
+		"snapshotter": {"volumes": 1, "stallMillis": 150},
 		"backup50": {"veleroSeconds": 256, "stillpointSeconds": 10},
 		"requestsPerPVC": {"velero": 11.1, "stillpoint": 3},
 		"process": {"startMillis": 11, "rssMiB": 34, "binaryMiB": 61},

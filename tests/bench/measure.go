@@ -136,6 +136,9 @@ func (b *bench) clear(ctx context.Context) error {
 	if err := b.SetVeleroVariable(ctx, earlyVariable, ""); err != nil {
 		return err
 	}
+	if err := b.setFeatures(ctx, csiFeature); err != nil {
+		return err
+	}
 	if err := b.forgetMoved(ctx); err != nil {
 		return err
 	}
@@ -143,6 +146,9 @@ func (b *bench) clear(ctx context.Context) error {
 		return err
 	}
 	if err := b.ForgetBackups(ctx, ours); err != nil {
+		return err
+	}
+	if err := b.DeleteAll(ctx, []client.Object{snapshotLocation()}); err != nil {
 		return err
 	}
 	if err := b.forgetRepositories(ctx); err != nil {

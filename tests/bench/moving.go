@@ -378,6 +378,26 @@ func (b *bench) setArguments(ctx context.Context, agent, server string) error {
 	return b.patchRolledOut(ctx, velero, was, "deployment/velero")
 }
 
+// The argument by which Velero takes CSI snapshots itself.
+const (
+	featuresArgument = "--features="
+	csiFeature       = "EnableCSI"
+)
+
+// setFeatures runs the server with these features.
+func (b *bench) setFeatures(ctx context.Context, features string) error {
+	velero := &appsv1.Deployment{}
+	if err := b.Objects().Get(ctx, client.ObjectKey{Namespace: cluster.VeleroNamespace, Name: "velero"}, velero); err != nil {
+		return err
+	}
+	was := velero.DeepCopy()
+	container := &velero.Spec.Template.Spec.Containers[0]
+	if !slices.Contains(container.Args, featuresArgument+features) {
+		setArgument(container, featuresArgument, featuresArgument+features)
+	}
+	return b.patchRolledOut(ctx, velero, was, "deployment/velero")
+}
+
 // setArgument replaces the argument that begins so.
 func setArgument(container *corev1.Container, prefix, argument string) {
 	container.Args = slices.DeleteFunc(slices.Clone(container.Args), func(a string) bool { return strings.HasPrefix(a, prefix) })

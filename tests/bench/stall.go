@@ -8,6 +8,10 @@ import (
 	"time"
 
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"stillpoint.io/stillpoint/internal/snapshotter/csi"
+	"stillpoint.io/stillpoint/tests/cluster"
 )
 
 const (
@@ -27,7 +31,8 @@ type series struct {
 
 // measureStalls installs the applications and measures them, the ways taking
 // turns, so that what else the machine does falls on all alike. Only the early
-// poll has its runs in one block: it takes two restarts of Velero.
+// poll and the location have their runs in blocks: each takes two restarts of
+// Velero.
 func (b *bench) measureStalls(ctx context.Context, found *results) error {
 	found.stalls = make([]series, len(b.apps))
 	for i, a := range b.apps {
@@ -36,8 +41,11 @@ func (b *bench) measureStalls(ctx context.Context, found *results) error {
 		}
 		found.stalls[i].volumes = a.volumes
 	}
-	inTurns := slices.DeleteFunc(slices.Clone(b.ways), func(w way) bool { return w == early })
+	inTurns := slices.DeleteFunc(slices.Clone(b.ways), func(w way) bool { return w == early || w == location })
 	if err := b.turns(ctx, inTurns, found.stalls); err != nil {
+		return err
+	}
+	if err := b.throughLocation(ctx, found); err != nil {
 		return err
 	}
 	if !slices.Contains(b.ways, early) {
@@ -53,6 +61,36 @@ func (b *bench) measureStalls(ctx context.Context, found *results) error {
 	}
 	b.Say("restarting Velero without it")
 	return errors.Join(err, b.SetVeleroVariable(context.WithoutCancel(ctx), earlyVariable, ""))
+}
+
+// throughLocation measures the VolumeSnapshotter, which Velero calls for CSI
+// volumes only without the feature EnableCSI.
+func (b *bench) throughLocation(ctx context.Context, found *results) error {
+	if !slices.Contains(b.ways, location) {
+		return nil
+	}
+	b.Say("restarting Velero without EnableCSI")
+	err := b.setFeatures(ctx, "")
+	if err == nil {
+		err = b.Objects().Create(ctx, snapshotLocation())
+	}
+	if err == nil {
+		err = b.turns(ctx, []way{location}, found.stalls)
+	}
+	if err != nil {
+		b.thaw(context.WithoutCancel(ctx)) // not to wait for the restart
+	}
+	// The location is needed to delete the backups; clear does both.
+	b.Say("restarting Velero with it")
+	return errors.Join(err, b.setFeatures(context.WithoutCancel(ctx), csiFeature))
+}
+
+// snapshotLocation is where the backups of the way location go.
+func snapshotLocation() *velerov1.VolumeSnapshotLocation {
+	return &velerov1.VolumeSnapshotLocation{
+		ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: "bench", Labels: ours},
+		Spec:       velerov1.VolumeSnapshotLocationSpec{Provider: csi.Provider},
+	}
 }
 
 func (b *bench) turns(ctx context.Context, ways []way, into []series) error {
@@ -144,7 +182,7 @@ func (b *bench) quiesced(ctx context.Context, backup *velerov1.Backup, a *app, w
 
 // snapshotted is an error unless the backup has a snapshot of each volume.
 func snapshotted(backup *velerov1.Backup, volumes int) error {
-	n := backup.Status.CSIVolumeSnapshotsCompleted
+	n := backup.Status.CSIVolumeSnapshotsCompleted + backup.Status.VolumeSnapshotsCompleted
 	if n == volumes {
 		return nil
 	}

@@ -14,17 +14,18 @@ import (
 type way int
 
 const (
-	hooks   way = iota // Velero's own pre and post hooks
-	early              // the same, and Velero polls every second for the first ten
-	bracket            // Stillpoint quiesces around Velero's own snapshots
-	group              // Stillpoint takes the snapshots, by a volume policy
-	floor              // no backup and no freeze: all snapshots asked for at once
+	hooks    way = iota // Velero's own pre and post hooks
+	early               // the same, and Velero polls every second for the first ten
+	bracket             // Stillpoint quiesces around Velero's own snapshots
+	group               // Stillpoint takes the snapshots, by a volume policy
+	location            // Stillpoint's VolumeSnapshotter, on a server without EnableCSI
+	floor               // no backup and no freeze: all snapshots asked for at once
 )
 
-var ways = []way{hooks, early, bracket, group, floor}
+var ways = []way{hooks, early, bracket, group, location, floor}
 
 // names are how ways are asked for. They are fit for names of objects.
-var names = [...]string{"hooks", "early", "bracket", "group", "floor"}
+var names = [...]string{"hooks", "early", "bracket", "group", "snapshotter", "floor"}
 
 func (w way) String() string { return names[w] }
 
@@ -79,7 +80,7 @@ func (w way) annotations(dirs []string) (deployment, pod map[string]string) {
 	case bracket:
 		deployment[quiesce.AnnotationQuiesce] = quiesce.FSFreeze
 		deployment[quiesce.AnnotationQuiesceTimeout] = bracketTimeout
-	case group:
+	case group, location:
 		deployment[quiesce.AnnotationQuiesce] = quiesce.FSFreeze
 	case floor:
 	}

@@ -25,7 +25,7 @@ import (
 // which it takes CSI snapshots itself. The last of a flag counts.
 func withoutCSI(t *testing.T, c *cluster.Cluster) {
 	t.Helper()
-	serverFlags(t, c, "--features=")
+	serverFlags(t, c, "--features=", "--item-operation-sync-frequency=2s")
 }
 
 // location makes a VolumeSnapshotLocation, and the change by which a backup uses it.
@@ -240,7 +240,7 @@ func TestSnapshotLocationErrors(t *testing.T) {
 	})
 
 	t.Run("a handle that the storage has lost", func(t *testing.T) {
-		b := startBackup(t, c, a.namespace, location(t, c, "stillpoint.io/csi", map[string]string{"timeout": "10s"}))
+		b := startBackup(t, c, a.namespace, location(t, c, "stillpoint.io/csi", map[string]string{"timeout": "5s"}))
 		require.Equal(t, velerov1.BackupPhaseCompleted, b.finished(limit), b.log())
 		handles := append(a.stored("app-data0"), a.stored("app-data1")...)
 		require.Len(t, handles, 2)
