@@ -219,6 +219,7 @@ func runExample(t *testing.T, dir string) {
 		script[c.line-1] = "{ echo '" + c.mark() + "'; } 2> /dev/null"
 		copy(script[c.line:], c.lines)
 	}
+	script[0] = "PS4='+ README.md:$LINENO: '" // bash takes none from root's environment
 	file := filepath.Join(filepath.Dir(dir), filepath.Base(dir)+".sh")
 	require.NoError(t, os.WriteFile(file, []byte(strings.Join(script, "\n")), 0o600))
 
@@ -226,7 +227,7 @@ func runExample(t *testing.T, dir string) {
 	defer cancel()
 	run := exec.CommandContext(ctx, "bash", "-o", "errexit", "-o", "nounset", "-o", "pipefail", "-o", "xtrace", file)
 	run.Dir = dir
-	run.Env = append(os.Environ(), "PS4=+ README.md:$LINENO: ", "PATH="+withLimits(t)+":"+os.Getenv("PATH"))
+	run.Env = append(os.Environ(), "PATH="+withLimits(t)+":"+os.Getenv("PATH"))
 	// What it has started ends with it.
 	run.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	run.Cancel = func() error { return syscall.Kill(-run.Process.Pid, syscall.SIGKILL) }
