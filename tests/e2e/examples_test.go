@@ -96,7 +96,7 @@ func TestExamplesAreListed(t *testing.T) {
 func TestExampleOfMongoDBIsUnchanged(t *testing.T) {
 	var published, ours map[string]any
 	for file, into := range map[string]*map[string]any{
-		"../../internal/blueprint/testdata/mongodb-hooks.yaml":        &published,
+		"../../internal/blueprint/testdata/mongodb-hooks.yaml":       &published,
 		filepath.Join(examplesDir, "mongodb-lock", "blueprint.yaml"): &ours,
 	} {
 		document, err := os.ReadFile(file)
@@ -276,7 +276,7 @@ func withLimits(t *testing.T) string {
 		path, err := exec.LookPath(program)
 		require.NoError(t, err)
 		script := fmt.Sprintf("#!/bin/sh\nexec timeout --foreground %d '%s' \"$@\"\n", int(commandLimit.Seconds()), path)
-		require.NoError(t, os.WriteFile(filepath.Join(dir, program), []byte(script), 0o700)) //nolint:gosec // it is to be run
+		require.NoError(t, os.WriteFile(filepath.Join(dir, program), []byte(script), 0o700))
 	}
 	return dir
 }
