@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -34,7 +35,7 @@ const (
 	// commandLimit how long one of kubectl or velero.
 	exampleLimit, commandLimit = 8 * time.Minute, 4 * time.Minute
 	// clearLimit is how long after an example what it made may take to go.
-	clearLimit = 2 * time.Minute
+	clearLimit = time.Minute
 	// markOfVelero makes a VolumeSnapshotClass Velero's.
 	markOfVelero = "velero.io/csi-volumesnapshot-class"
 )
@@ -285,34 +286,24 @@ func withLimits(t *testing.T) string {
 const volumePolicy = "configmap/stillpoint-volume-policy"
 
 // clearsAway makes a test fail whose examples leave anything in the cluster, and
-// clears it away. It also does when they have failed on their way: what is frozen
-// is thawed, and Velero deletes their backups.
+// clears it away. So it does when they have failed on their way: what is frozen is
+// thawed, and Velero deletes their backups.
 func clearsAway(t *testing.T, c *cluster.Cluster) {
 	t.Helper()
 	before, err := inventory(t.Context(), c)
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*clearLimit)
+		ctx, cancel := context.WithTimeout(context.Background(), 4*clearLimit)
 		defer cancel()
-		// Without an example that failed, only what goes by itself may be there.
-		deadline := time.Now().Add(clearLimit)
-		for {
-			left, err := madeSince(ctx, c, before)
+		// Velero and Kubernetes take their time to delete.
+		for deadline := time.Now().Add(clearLimit); !t.Failed(); time.Sleep(time.Second) {
+			left, err := madeSince(ctx, c, append(before, volumePolicy))
 			if err == nil && len(left) == 0 {
-				return
-			}
-			if t.Failed() {
 				break
-			}
-			if onlyVolumePolicy := err == nil && slices.Equal(left, []string{volumePolicy}); onlyVolumePolicy {
-				_ = clearAway(ctx, c, volumePolicy)
-				return
 			}
 			if time.Now().After(deadline) {
-				t.Errorf("the examples have left %v: %v", left, err)
-				break
+				t.Errorf("the examples have left %v (%v)", left, err)
 			}
-			time.Sleep(time.Second)
 		}
 		for {
 			left, err := madeSince(ctx, c, before)
@@ -320,15 +311,13 @@ func clearsAway(t *testing.T, c *cluster.Cluster) {
 				return
 			}
 			for _, object := range left {
-				if failed := clearAway(ctx, c, object); failed != nil {
-					err = failed
-				}
+				err = errors.Join(err, clearAway(ctx, c, object))
 			}
 			if ctx.Err() != nil {
 				t.Errorf("clear away %v: %v", left, err)
 				return
 			}
-			time.Sleep(2 * time.Second)
+			time.Sleep(time.Second)
 		}
 	})
 }
