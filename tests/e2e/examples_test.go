@@ -40,38 +40,48 @@ const (
 	markOfVelero = "velero.io/csi-volumesnapshot-class"
 )
 
-// alone are the examples that change what all others share: the configuration, or
-// the marks of VolumeSnapshotClasses. Each has what its reader has and the bed has
-// not, and may change the copy of its folder.
-var alone = map[string]func(t *testing.T, c *cluster.Cluster, dir string){
+// prepares has what a reader of these examples has and the bed has not. It may
+// change the copy of the example's folder.
+var prepares = map[string]func(t *testing.T, c *cluster.Cluster, dir string){
 	"from-cloudcasa": func(t *testing.T, c *cluster.Cluster, _ string) { t.Helper(); withoutMark(t, c) },
 	"from-k10":       asWithK10,
 	"linstor-s3":     asWithLINSTOR,
 }
 
+// apart are the examples that change what others depend on: the configuration, or
+// the marks of VolumeSnapshotClasses. Those of one set do not mind each other:
+// LINSTOR's configuration asks nothing of the guest book that it does not do.
+var apart = [][]string{{"from-cloudcasa", "linstor-s3"}, {"from-k10"}}
+
 // Every example does what its README says, by the commands that stand there.
 func TestExamples(t *testing.T) {
-	c := connect(t)
-	clearsAway(t, c)
-	for _, name := range exampleNames(t) {
-		if _, ok := alone[name]; ok {
-			continue
-		}
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			runExample(t, copyExample(t, name))
-		})
+	runTogether(t, slices.DeleteFunc(exampleNames(t), func(name string) bool { return prepares[name] != nil })...)
+}
+
+func TestExamplesApart(t *testing.T) {
+	for _, names := range apart {
+		t.Run(names[0], func(t *testing.T) { runTogether(t, names...) })
 	}
 }
 
-func TestExamplesAlone(t *testing.T) {
-	for name, prepare := range alone {
+// runTogether runs examples at the same time: most of it they wait for Velero.
+func runTogether(t *testing.T, names ...string) {
+	t.Helper()
+	c := connect(t)
+	dirs := map[string]string{}
+	for _, name := range names {
+		dirs[name] = copyExample(t, name)
+		if prepare := prepares[name]; prepare != nil {
+			prepare(t, c, dirs[name])
+		}
+	}
+	clearsAway(t, c)
+	path := withLimits(t) + string(os.PathListSeparator) + os.Getenv("PATH")
+	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
-			c := connect(t)
-			dir := copyExample(t, name)
-			prepare(t, c, dir)
-			clearsAway(t, c)
-			runExample(t, dir)
+			t.Parallel()
+			commands := commandsOf(t, dirs[name])
+			run(t.Context(), dirs[name], path, commands).judge(t, commands)
 		})
 	}
 }
@@ -82,14 +92,10 @@ func TestExamplesAreListed(t *testing.T) {
 	require.NoError(t, err)
 	for _, name := range exampleNames(t) {
 		assert.Contains(t, string(list), "]("+name+"/README.md)")
-		readme, err := os.ReadFile(filepath.Join(examplesDir, name, "README.md"))
-		require.NoError(t, err)
-		blocks, err := blocksOf(string(readme))
-		require.NoError(t, err, name)
-		assert.NotEmpty(t, blocks, name)
+		assert.NotEmpty(t, commandsOf(t, filepath.Join(examplesDir, name)), name)
 	}
-	for name := range alone {
-		assert.DirExists(t, filepath.Join(examplesDir, name))
+	for name := range prepares {
+		assert.Contains(t, slices.Concat(apart...), name)
 	}
 }
 
@@ -206,44 +212,67 @@ func TestReadingOfExamples(t *testing.T) {
 	assert.False(t, printed(log, "Thawed Deployment shop/db: frozen for ms"))
 }
 
-// runExample runs the commands of a README in one shell, which ends at the first
-// that fails, and holds what they print against what the README says.
-func runExample(t *testing.T, dir string) {
+func commandsOf(t *testing.T, dir string) []command {
 	t.Helper()
 	readme, err := os.ReadFile(filepath.Join(dir, "README.md"))
 	require.NoError(t, err)
 	commands, err := blocksOf(string(readme))
-	require.NoError(t, err)
-	// Lines are numbered as in the README: that is what the trace says.
-	script := make([]string, strings.Count(string(readme), "\n")+1)
+	require.NoError(t, err, dir)
+	return commands
+}
+
+// outcome is how the commands of a README ended.
+type outcome struct {
+	printed string
+	trace   string // with the commands, by their lines in the README, and complaints
+	took    time.Duration
+	err     error
+}
+
+// run runs the commands of a README in one shell, which ends at the first that fails.
+func run(ctx context.Context, dir, path string, commands []command) outcome {
+	var script []string
 	for _, c := range commands {
-		script[c.line-1] = "{ echo '" + c.mark() + "'; } 2> /dev/null"
-		copy(script[c.line:], c.lines)
+		// Lines are numbered as in the README: that is what the trace says.
+		script = append(script, make([]string, c.line-1-len(script))...)
+		script = append(script, "{ echo '"+c.mark()+"'; } 2> /dev/null")
+		script = append(script, c.lines...)
 	}
-	script[0] = "PS4='+ README.md:$LINENO: '" // bash takes none from root's environment
-	file := filepath.Join(filepath.Dir(dir), filepath.Base(dir)+".sh")
-	require.NoError(t, os.WriteFile(file, []byte(strings.Join(script, "\n")), 0o600))
-
-	ctx, cancel := context.WithTimeout(t.Context(), exampleLimit)
+	// bash takes none from root's environment. A README's first line is its title.
+	script[0] = "PS4='+ README.md:$LINENO: '"
+	file := dir + ".sh"
+	if err := os.WriteFile(file, []byte(strings.Join(script, "\n")), 0o600); err != nil {
+		return outcome{err: err}
+	}
+	ctx, cancel := context.WithTimeout(ctx, exampleLimit)
 	defer cancel()
-	run := exec.CommandContext(ctx, "bash", "-o", "errexit", "-o", "nounset", "-o", "pipefail", "-o", "xtrace", file)
-	run.Dir = dir
-	run.Env = append(os.Environ(), "PATH="+withLimits(t)+":"+os.Getenv("PATH"))
+	shell := exec.CommandContext(ctx, "bash", "-o", "errexit", "-o", "nounset", "-o", "pipefail", "-o", "xtrace", file)
+	shell.Dir = dir
+	shell.Env = append(os.Environ(), "PATH="+path)
 	// What it has started ends with it.
-	run.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	run.Cancel = func() error { return syscall.Kill(-run.Process.Pid, syscall.SIGKILL) }
-	run.WaitDelay = 5 * time.Second
+	shell.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	shell.Cancel = func() error { return syscall.Kill(-shell.Process.Pid, syscall.SIGKILL) }
+	shell.WaitDelay = 5 * time.Second
 	var lock sync.Mutex
-	var output, all bytes.Buffer
-	run.Stdout = &shared{lock: &lock, to: io.MultiWriter(&output, &all)}
-	run.Stderr = &shared{lock: &lock, to: &all}
+	var printed, trace bytes.Buffer
+	shell.Stdout = &shared{lock: &lock, to: io.MultiWriter(&printed, &trace)}
+	shell.Stderr = &shared{lock: &lock, to: &trace}
 	begin := time.Now()
-	err = run.Run()
-	t.Logf("%s\n%s: %s", all.String(), filepath.Base(dir), time.Since(begin).Round(time.Second))
-	require.NoError(t, err, "the last command in the trace failed, or its time was up: %v", ctx.Err())
+	err := shell.Run()
+	if ctx.Err() != nil {
+		err = fmt.Errorf("%w: %w", ctx.Err(), err)
+	}
+	return outcome{printed: printed.String(), trace: trace.String(), took: time.Since(begin), err: err}
+}
 
+// judge fails a test whose commands have failed, or print something else than the
+// README says.
+func (o outcome) judge(t *testing.T, commands []command) {
+	t.Helper()
+	t.Logf("%s\nin %s", o.trace, o.took.Round(time.Second))
+	require.NoError(t, o.err, "the last command of the trace has failed, or its time was up")
 	for i, c := range commands {
-		_, rest, found := strings.Cut(output.String(), c.mark()+"\n")
+		_, rest, found := strings.Cut(o.printed, c.mark()+"\n")
 		require.True(t, found)
 		if i+1 < len(commands) {
 			rest, _, _ = strings.Cut(rest, commands[i+1].mark()+"\n")

@@ -1,9 +1,20 @@
 package e2e
 
 import (
+	"flag"
 	"testing"
 
 	"stillpoint.io/stillpoint/tests/cluster"
 )
 
-func TestMain(m *testing.M) { cluster.Main(m) }
+// atOnce is how many of the tests run that may run beside each other. What they do
+// is wait for Velero and for pods, so it is not how many processors there are.
+const atOnce = "6"
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := flag.Set("test.parallel", atOnce); err != nil {
+		panic(err)
+	}
+	cluster.Main(m)
+}
