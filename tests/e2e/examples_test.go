@@ -404,6 +404,14 @@ func withoutMark(t *testing.T, c *cluster.Cluster) {
 func asWithK10(t *testing.T, c *cluster.Cluster, _ string) {
 	t.Helper()
 	withoutMark(t, c)
+	// Velero looks every five minutes which kinds there are. Until then its backups
+	// fail for one that has gone.
+	t.Cleanup(func() {
+		for _, args := range [][]string{{"restart"}, {"status", "--timeout=90s"}} {
+			_, err := c.Kubectl(context.Background(), nil, append([]string{"--namespace", cluster.VeleroNamespace, "rollout", args[0], "deployment/velero"}, args[1:]...)...)
+			assert.NoError(t, err)
+		}
+	})
 	kanisterKind(t, c)
 	namespaceNamed(t, c, "kasten-io")
 }
