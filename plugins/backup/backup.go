@@ -4,7 +4,6 @@
 package backup
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -181,11 +180,14 @@ func (a *claimAction) Execute(item runtime.Unstructured, backup *velerov1.Backup
 // follow is the operation that looks after a snapshot which Velero has taken, by
 // its own action or through a location; "" for none.
 func (a *claimAction) follow(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) string {
+	if a.csi() { // Velero calls no VolumeSnapshotter for CSI volumes
+		return a.tracker.Veleros(ctx, claim, backup)
+	}
 	operation, err := a.settler.Operation(ctx, claim, backup)
 	if err != nil {
 		a.log.Warnf("Claim %s/%s: what its snapshot was taken by may stay until the next backup: %v", claim.Namespace, claim.Name, err)
 	}
-	return cmp.Or(operation, a.tracker.Veleros(ctx, claim, backup))
+	return operation
 }
 
 // Progress tells how an operation that Execute has begun stands.

@@ -43,15 +43,16 @@ const (
 // prepares has what a reader of these examples has and the bed has not. It may
 // change the copy of the example's folder.
 var prepares = map[string]func(t *testing.T, c *cluster.Cluster, dir string){
-	"from-cloudcasa": func(t *testing.T, c *cluster.Cluster, _ string) { t.Helper(); withoutMark(t, c) },
-	"from-k10":       asWithK10,
-	"linstor-s3":     asWithLINSTOR,
+	"from-cloudcasa":          func(t *testing.T, c *cluster.Cluster, _ string) { t.Helper(); withoutMark(t, c) },
+	"from-k10":                asWithK10,
+	"linstor-s3":              asWithLINSTOR,
+	"schedule-with-locations": func(t *testing.T, c *cluster.Cluster, _ string) { t.Helper(); withoutCSI(t, c) },
 }
 
-// apart are the examples that change what others depend on: the configuration, or
-// the marks of VolumeSnapshotClasses. Those of one set do not mind each other:
+// apart are the examples that change what others depend on: the configuration,
+// the marks of VolumeSnapshotClasses, or the features of the server. Those of one set do not mind each other:
 // LINSTOR's configuration asks nothing of the guest book that it does not do.
-var apart = [][]string{{"from-cloudcasa", "linstor-s3"}, {"from-k10"}}
+var apart = [][]string{{"from-cloudcasa", "linstor-s3"}, {"from-k10"}, {"schedule-with-locations"}}
 
 // Every example does what its README says, by the commands that stand there.
 func TestExamples(t *testing.T) {

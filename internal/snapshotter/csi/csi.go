@@ -44,6 +44,8 @@ type Snapshotter struct {
 	location *location
 	// followers are those of the backups that this process serves.
 	followers map[types.UID]*snapshot.Follower
+	// storageClasses are those of the volumes that Velero has asked for, by their ids.
+	storageClasses map[string]string
 	// promoted are the volumes that this process has made, by their ids.
 	promoted map[string]*corev1.PersistentVolume
 }
@@ -53,7 +55,7 @@ func New(clients *cluster.Clients, quiescer snapshotter.Quiescer, classes *snaps
 	return &Snapshotter{
 		clients: clients, quiescer: quiescer, classes: classes, log: log,
 		promoter: snapshotter.NewPromoter(clients, log), promoted: map[string]*corev1.PersistentVolume{},
-		followers: map[types.UID]*snapshot.Follower{},
+		followers: map[types.UID]*snapshot.Follower{}, storageClasses: map[string]string{},
 	}
 }
 
@@ -82,6 +84,9 @@ func (s *Snapshotter) VolumeID(volume *corev1.PersistentVolume) string {
 		s.log.Infof("PersistentVolume %s is not for provider %s: %s", volume.Name, Provider, why)
 		return ""
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.storageClasses[idOf(volume)] = volume.Spec.StorageClassName
 	return idOf(volume)
 }
 
@@ -98,23 +103,15 @@ func handleOf(id string) (driver, handle string, err error) {
 	return driver, handle, nil
 }
 
-// Info is what Velero notes of a volume beside its id: the StorageClass as its
-// type. CSI knows nothing of IOPS.
-func (s *Snapshotter) Info(ctx context.Context, id string) (storageClass string, err error) {
-	driver, handle, err := handleOf(id)
-	if err != nil {
+// StorageClass is what Velero notes of a volume as its type. Velero asks for it
+// right after the volume's id, in the same process.
+func (s *Snapshotter) StorageClass(id string) (string, error) {
+	if _, _, err := handleOf(id); err != nil {
 		return "", err
 	}
-	volumes, err := s.clients.Kube.CoreV1().PersistentVolumes().List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return "", fmt.Errorf("list the PersistentVolumes: %w", err)
-	}
-	for _, volume := range volumes.Items {
-		if csi := volume.Spec.CSI; csi != nil && csi.Driver == driver && csi.VolumeHandle == handle {
-			return volume.Spec.StorageClassName, nil
-		}
-	}
-	return "", fmt.Errorf("no PersistentVolume has the handle %s of driver %s", handle, driver)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.storageClasses[id], nil
 }
 
 // identity is all that a restore is told of a snapshot.

@@ -39,9 +39,7 @@ func (s *Snapshotter) GetVolumeID(item runtime.Unstructured) (string, error) {
 
 // GetVolumeInfo gives the StorageClass for the type; CSI knows nothing of IOPS.
 func (s *Snapshotter) GetVolumeInfo(volume, _ string) (string, *int64, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
-	defer cancel()
-	storageClass, err := s.Info(ctx, volume)
+	storageClass, err := s.StorageClass(volume)
 	return storageClass, nil, named(err)
 }
 
