@@ -17,6 +17,9 @@ const (
 	CSISnapshotter     = bed.CSISnapshotter
 	SnapshotController = bed.SnapshotController
 	S3                 = bed.S3
+
+	ExternalController  = bed.ExternalController
+	ExternalProvisioner = bed.ExternalProvisioner
 )
 
 // Kill ends a component with SIGKILL and returns when it is gone. The test must

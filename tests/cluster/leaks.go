@@ -38,11 +38,15 @@ type leaks struct {
 	known map[string]bool
 	// owners are the backups that had snapshots at the end of a test.
 	owners map[string]string
+	// external are those of the snapshot API before CSI's that are known so, and
+	// all else that it leaves.
+	external map[string]bool
 }
 
 var found leaks
 
-// LeavesNoSnapshots makes a test fail that leaves snapshots in the storage: at
+// LeavesNoSnapshots makes a test fail that leaves snapshots in the storage, or
+// anything of the snapshot API before CSI's that nobody answers for: at
 // its end, when its own clean-ups are done, there must be none that was not
 // there before the first test of the process, except those that a backup owns.
 // It must be called before anything that has something to clean up, and tests
@@ -57,12 +61,20 @@ func (c *Cluster) LeavesNoSnapshots(t testing.TB) {
 	if err != nil {
 		t.Fatalf("before the test: %v", err)
 	}
+	external, err := c.externalLeft(t.Context())
+	if err != nil {
+		t.Fatalf("before the test: %v", err)
+	}
 	found.mu.Lock()
 	defer found.mu.Unlock()
 	if found.known == nil {
 		found.known, found.owners = map[string]bool{}, map[string]string{}
 		for _, s := range before {
 			found.known[s.ID] = true
+		}
+		found.external = map[string]bool{}
+		for _, left := range external {
+			found.external[left] = true
 		}
 	}
 	t.Cleanup(func() {
@@ -74,6 +86,13 @@ func (c *Cluster) LeavesNoSnapshots(t testing.TB) {
 		}
 		for _, s := range left {
 			t.Errorf("the storage still holds %s", c.describeStored(ctx, s))
+		}
+		external, err := c.leftExternal(ctx)
+		if err != nil {
+			t.Errorf("after the test: %v", err)
+		}
+		for _, left := range external {
+			t.Errorf("there still is %s", left)
 		}
 	})
 }

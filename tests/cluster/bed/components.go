@@ -24,12 +24,17 @@ const (
 	CSISnapshotter     = "csi-snapshotter"
 	SnapshotController = "snapshot-controller"
 	S3                 = "versitygw"
+
+	// ExternalController and ExternalProvisioner serve the snapshot API before
+	// CSI's, for volumes of type hostPath.
+	ExternalController  = "external-snapshot-controller"
+	ExternalProvisioner = "external-snapshot-provisioner"
 )
 
 // startOrder lists the components as they are started.
 var startOrder = []string{
 	Containerd, Etcd, APIServer, ControllerManager, Scheduler, CSIDriver, Kubelet, Proxy,
-	S3, SnapshotController, CSIProvisioner, CSISnapshotter,
+	S3, SnapshotController, CSIProvisioner, CSISnapshotter, ExternalController, ExternalProvisioner,
 }
 
 // unthrottled lifts the limit of 5 requests per second that the sidecars set
@@ -131,6 +136,8 @@ func (b *Bed) flags(name string) []string {
 		return append([]string{asAdmin, driver, "--leader-election=false", "--extra-create-metadata=true"}, unthrottled...)
 	case SnapshotController:
 		return append([]string{asAdmin, "--leader-election=false"}, unthrottled...)
+	case ExternalController, ExternalProvisioner:
+		return []string{asAdmin, fmt.Sprintf("--group=%d", b.externalGroup())}
 	case S3:
 		return []string{"--access", s3User, "--secret", s3Secret, "--port", s3Address, "posix", b.ObjectStore()}
 	default:

@@ -67,6 +67,9 @@ func (b *Bed) wipe(what Wipe) error {
 	if err != nil {
 		return err
 	}
+	if err := b.removeExternalData(); err != nil {
+		return fmt.Errorf("wipe the test bed: %w", err)
+	}
 	// Last what tells of a cluster: a wipe that is cut off is then repeated.
 	for _, dir := range append(append([]string{b.run(), b.path("logs")}, data...), b.storageFile()) {
 		if err := os.RemoveAll(dir); err != nil {

@@ -67,6 +67,9 @@ var modules = []module{
 		versionOf: "github.com/kubernetes-csi/external-provisioner/v5", versionFlags: mainVersion("version"),
 	},
 	{
+		name: "external-storage", packages: []string{"./external-snapshot-controller", "./external-snapshot-provisioner"},
+	},
+	{
 		name: "s3", packages: []string{"github.com/versity/versitygw/cmd/versitygw"},
 		versionOf: "github.com/versity/versitygw", versionFlags: mainVersion("Version"),
 	},
@@ -240,16 +243,20 @@ func moduleKey(ctx context.Context, source string, m module) (string, error) {
 	if m.versionFlags != nil {
 		fmt.Fprintf(h, "%q\n", m.versionFlags("v0.0.0"))
 	}
-	files, err := os.ReadDir(source)
+	files := os.DirFS(source)
+	err = fs.WalkDir(files, ".", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		content, err := fs.ReadFile(files, path)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(h, "%s %x\n", path, sha256.Sum256(content))
+		return nil
+	})
 	if err != nil {
 		return "", err
-	}
-	for _, f := range files {
-		content, err := os.ReadFile(filepath.Join(source, f.Name()))
-		if err != nil {
-			return "", err
-		}
-		fmt.Fprintf(h, "%s %x\n", f.Name(), sha256.Sum256(content))
 	}
 	return hex.EncodeToString(h.Sum(nil))[:keyLength], nil
 }

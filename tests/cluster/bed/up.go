@@ -220,14 +220,19 @@ func (b *Bed) startStorage(ctx context.Context) error {
 	if _, err := b.Kubectl(ctx, nil, wait...); err != nil {
 		return err
 	}
-	manifest, err := b.config("storage.yaml")
-	if err != nil {
+	for _, file := range []string{"storage.yaml", "external-storage.yaml"} {
+		manifest, err := b.config(file)
+		if err != nil {
+			return err
+		}
+		if _, err := b.Kubectl(ctx, strings.NewReader(string(manifest)), "apply", "--server-side", "--force-conflicts", "-f", "-"); err != nil {
+			return err
+		}
+	}
+	if err := b.waitExternalStorage(ctx); err != nil {
 		return err
 	}
-	if _, err := b.Kubectl(ctx, strings.NewReader(string(manifest)), "apply", "--server-side", "--force-conflicts", "-f", "-"); err != nil {
-		return err
-	}
-	for _, name := range []string{SnapshotController, CSIProvisioner, CSISnapshotter} {
+	for _, name := range []string{SnapshotController, CSIProvisioner, CSISnapshotter, ExternalController, ExternalProvisioner} {
 		if _, err := b.start(ctx, name); err != nil {
 			return err
 		}
