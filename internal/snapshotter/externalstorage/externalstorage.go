@@ -1,0 +1,210 @@
+// Package externalstorage snapshots volumes through the snapshot API before
+// CSI's, group volumesnapshot.external-storage.k8s.io, which OpenEBS and others
+// served. It moves each snapshot out of the application's namespace, which a
+// backup must outlive, and sees to it that the storage's data goes with the backup.
+package externalstorage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	crclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/snapshotter"
+)
+
+// Provider is what a VolumeSnapshotLocation names to have its volumes
+// snapshotted here.
+const Provider = "stillpoint.io/external-storage"
+
+// Names of the API, as its controller and its provisioner have them in
+// external-storage v5.5.0, folder snapshot.
+const (
+	Group = "volumesnapshot.external-storage.k8s.io"
+	// promoter is the provisioner that makes volumes of snapshots.
+	promoter = Group + "/snapshot-promoter"
+	// sourceAnnotation on a claim of that provisioner's names the VolumeSnapshot.
+	sourceAnnotation = "snapshot.alpha.kubernetes.io/snapshot"
+)
+
+// The resources, whose short names CSI's have as well.
+var (
+	version   = schema.GroupVersion{Group: Group, Version: "v1"}
+	snapshots = version.WithResource("volumesnapshots")
+	datas     = version.WithResource("volumesnapshotdatas")
+)
+
+// Snapshotter is the VolumeSnapshotter of one process. Velero calls it for one
+// volume after another.
+type Snapshotter struct {
+	clients  *cluster.Clients
+	quiescer snapshotter.Quiescer
+	promoter *snapshotter.Promoter
+	log      logrus.FieldLogger
+
+	mu       sync.Mutex
+	location location
+	served   *bool
+	// tidied are the UIDs of the backups at whose first snapshot was looked for
+	// what earlier ones have left.
+	tidied map[types.UID]bool
+}
+
+// New returns a Snapshotter that knows no location yet.
+func New(clients *cluster.Clients, quiescer snapshotter.Quiescer, log logrus.FieldLogger) *Snapshotter {
+	return &Snapshotter{
+		clients: clients, quiescer: quiescer, promoter: snapshotter.NewPromoter(clients, log), log: log,
+		location: location{timeout: defaultTimeout}, tidied: map[types.UID]bool{},
+	}
+}
+
+// Init takes the config of a location.
+func (s *Snapshotter) Init(config map[string]string) error {
+	location, err := parseLocation(config)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.location = location
+	return nil
+}
+
+func (s *Snapshotter) settings() location {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.location
+}
+
+// VolumeID is the name of a volume that is snapshotted here, "" for any other.
+func (s *Snapshotter) VolumeID(ctx context.Context, volume *corev1.PersistentVolume) (string, error) {
+	served, err := s.isServed(ctx)
+	if err != nil {
+		return "", err
+	}
+	ours, reason, err := s.settings().takes(volume, served)
+	if err != nil {
+		return "", err
+	}
+	if !ours {
+		s.log.Debugf("PersistentVolume %s is not for %s: %s", volume.Name, Provider, reason)
+		return "", nil
+	}
+	return volume.Name, nil
+}
+
+// isServed tells whether the API server knows the API. Once it does, it does for
+// the life of the process.
+func (s *Snapshotter) isServed(_ context.Context) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.served != nil {
+		return *s.served, nil
+	}
+	_, err := s.clients.Kube.Discovery().ServerResourcesForGroupVersion(version.String())
+	if err != nil && !apierrors.IsNotFound(err) {
+		return false, fmt.Errorf("ask the API server for %s: %w", version, err)
+	}
+	served := err == nil
+	s.served = &served
+	return served, nil
+}
+
+// VolumeInfo tells of which kind a volume is. There are no IOPS to know.
+func (s *Snapshotter) VolumeInfo(ctx context.Context, id string) (kind string, err error) {
+	volume := &corev1.PersistentVolume{}
+	if err := s.clients.Objects.Get(ctx, crclient.ObjectKey{Name: id}, volume); err != nil {
+		return "", fmt.Errorf("get PersistentVolume %s: %w", id, err)
+	}
+	return sourceOf(volume), nil
+}
+
+// Create takes a snapshot of a volume and returns what it is known by. The
+// workload is frozen only until the controller says that the snapshot is Ready.
+func (s *Snapshotter) Create(ctx context.Context, volumeID string, tags map[string]string) (string, error) {
+	subject, err := snapshotter.Find(ctx, s.clients, tags)
+	if err != nil {
+		return "", err
+	}
+	if subject.Volume.Name != volumeID {
+		return "", fmt.Errorf("the tag %s names PersistentVolume %s, and the call is for %s", snapshotter.TagVolume, subject.Volume.Name, volumeID)
+	}
+	installation, err := s.clients.Installation(ctx)
+	if err != nil {
+		return "", err
+	}
+	s.tidy(ctx, subject.Backup, installation)
+
+	t := newTaking(s, installation, subject, tags)
+	err = s.quiescer.Around(ctx, snapshotter.Shot{Volume: subject.Volume, Backup: subject.Backup, Take: t.take, Taken: t.taken})
+	var home *Identity
+	if err == nil {
+		home, err = t.rehome(ctx)
+	}
+	if err != nil {
+		return "", errors.Join(err, t.undo(ctx))
+	}
+	return snapshotter.EncodeID(Provider, home)
+}
+
+// Volume makes a volume of a snapshot and returns its name.
+func (s *Snapshotter) Volume(ctx context.Context, snapshotID, zone string) (string, error) {
+	id, err := decode(snapshotID)
+	if err != nil {
+		return "", err
+	}
+	location := s.settings()
+	ctx, cancel := context.WithTimeout(ctx, location.timeout)
+	defer cancel()
+	class, err := s.promoterClass(ctx, location)
+	if err != nil {
+		return "", err
+	}
+	nodes, err := s.promoter.Nodes(ctx, class, zone)
+	if err != nil {
+		return "", err
+	}
+	home, err := s.ensure(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	volume, err := s.promoter.Promote(ctx, id.promotion(home.GetNamespace(), class.Name), nodes...)
+	if err != nil {
+		return "", fmt.Errorf("make a volume of %s: %w", id, err)
+	}
+	return volume.Name, nil
+}
+
+// promoterClass is the StorageClass by which volumes are made of snapshots.
+func (s *Snapshotter) promoterClass(ctx context.Context, location location) (*storagev1.StorageClass, error) {
+	list, err := s.clients.Kube.StorageV1().StorageClasses().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("list the StorageClasses: %w", err)
+	}
+	return location.promoter(list.Items)
+}
+
+// Replace makes of a volume as it was backed up the one that takes the place of a
+// promoted volume.
+func (s *Snapshotter) Replace(ctx context.Context, item *corev1.PersistentVolume, volumeID string) (*corev1.PersistentVolume, error) {
+	promoted, err := s.clients.Kube.CoreV1().PersistentVolumes().Get(ctx, volumeID, metav1.GetOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("get PersistentVolume %s, which was made of a snapshot: %w", volumeID, err)
+	}
+	return s.promoter.Adopt(ctx, item, promoted)
+}
+
+// confirmLimit is how long the controller may take to delete a snapshot, or to
+// take notice of one.
+const confirmLimit = time.Minute

@@ -1,0 +1,294 @@
+package externalstorage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	utilrand "k8s.io/apimachinery/pkg/util/rand"
+
+	"stillpoint.io/stillpoint/internal/snapshot"
+)
+
+// Delete deletes a snapshot with the storage's data, and returns when the
+// controller has confirmed it.
+func (s *Snapshotter) Delete(ctx context.Context, snapshotID string) error {
+	id, err := decode(snapshotID)
+	if err != nil {
+		return err
+	}
+	home, data, err := s.homeOf(ctx, id)
+	if err != nil {
+		return err
+	}
+	installation, err := s.clients.Installation(ctx)
+	if err != nil {
+		return err
+	}
+	if home == nil && data == nil && installation == id.Installation {
+		// The VolumeSnapshotData goes last, when the data is gone.
+		s.log.Infof("%s is gone already", id)
+		return nil
+	}
+	// Of another cluster's life, or without one of its objects: only with both does
+	// the controller know of the data.
+	made := data == nil
+	if made {
+		if data, err = s.remake(ctx, id, home); err != nil {
+			return err
+		}
+		home = nil
+	}
+	id.Data = data.GetName()
+	if err := s.confirm(ctx, id, home, data); err != nil {
+		if made {
+			err = errors.Join(err, s.unmake(ctx, id))
+		}
+		return fmt.Errorf("delete %s: %w", id, err)
+	}
+	s.log.Infof("Deleted %s with its data", id)
+	return nil
+}
+
+// remake makes the VolumeSnapshotData of a snapshot again, under another name than
+// it has had: a controller that was to delete the first one, and did not find it,
+// would take the second for it, whenever it tries again. A VolumeSnapshot that
+// names the first goes.
+func (s *Snapshotter) remake(ctx context.Context, id *Identity, home *unstructured.Unstructured) (*unstructured.Unstructured, error) {
+	if home != nil {
+		if err := s.drop(ctx, snapshots, home); err != nil {
+			return nil, err
+		}
+	}
+	id.Data = id.Name + "-" + utilrand.String(hashLength)
+	return s.create(ctx, id.homeData(time.Now()))
+}
+
+// confirm deletes a VolumeSnapshot and waits until the controller has deleted the
+// data and, after it, the VolumeSnapshotData. A controller that did not run when
+// the VolumeSnapshot was deleted will never know of it. So there is a second try,
+// with a VolumeSnapshot that it must take notice of first.
+func (s *Snapshotter) confirm(ctx context.Context, id *Identity, home, data *unstructured.Unstructured) error {
+	limit := min(s.settings().timeout, confirmLimit)
+	if home != nil {
+		gone, err := s.deleted(ctx, home, data, limit)
+		if gone || err != nil {
+			return err
+		}
+		s.log.Warnf("%s was deleted, and VolumeSnapshotData %s is there after %s: was the snapshot controller down? Trying once more", id, data.GetName(), limit)
+	}
+	home, err := s.present(ctx, id, limit)
+	if err != nil {
+		return err
+	}
+	gone, err := s.deleted(ctx, home, data, limit)
+	if err == nil && !gone {
+		err = fmt.Errorf("the snapshot controller has taken notice of it, and VolumeSnapshotData %s is there %s after its deletion: its log says why", data.GetName(), limit)
+		_, again := s.present(ctx, id, limit)
+		err = errors.Join(err, again)
+	}
+	return err
+}
+
+// deleted deletes a VolumeSnapshot and tells whether its data went within limit.
+func (s *Snapshotter) deleted(ctx context.Context, vs, data *unstructured.Unstructured, limit time.Duration) (bool, error) {
+	if err := s.drop(ctx, snapshots, vs); err != nil {
+		return false, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	err := s.follow(ctx, datas, data, func(now *unstructured.Unstructured) (bool, error) { return now == nil, nil })
+	if errors.Is(err, context.DeadlineExceeded) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// present makes the VolumeSnapshot again and waits until the controller has taken
+// notice of it: one that is Pending it asks its plugin about, and then says that
+// it is Ready.
+func (s *Snapshotter) present(ctx context.Context, id *Identity, limit time.Duration) (*unstructured.Unstructured, error) {
+	home, err := s.create(ctx, id.home(conditionPending, nil, time.Now()))
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	if home, err = s.await(ctx, home); err != nil {
+		return nil, fmt.Errorf("the snapshot controller does not take notice of VolumeSnapshot %s/%s, which waits for it; delete the backup again when it runs: %w", id.Namespace, id.Name, err)
+	}
+	return home, nil
+}
+
+// unmake removes objects that were made again to no purpose. The data has not
+// been known by them, so it stays.
+func (s *Snapshotter) unmake(ctx context.Context, id *Identity) error {
+	var failed []error
+	for _, resource := range []schema.GroupVersionResource{datas, snapshots} {
+		namespace, name := "", id.Data
+		if resource == snapshots {
+			namespace, name = id.Namespace, id.Name
+		}
+		err := s.clients.Dynamic.Resource(resource).Namespace(namespace).Delete(ctx, name, metav1.DeleteOptions{})
+		if err != nil && !apierrors.IsNotFound(err) {
+			failed = append(failed, fmt.Errorf("delete %s %s: %w", resource.Resource, name, err))
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// ensure has both objects of a snapshot there, so that volumes can be made of it.
+func (s *Snapshotter) ensure(ctx context.Context, id *Identity) (*unstructured.Unstructured, error) {
+	home, data, err := s.homeOf(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	var made []string
+	if data == nil {
+		if data, err = s.remake(ctx, id, home); err != nil {
+			return nil, err
+		}
+		home, made = nil, append(made, "VolumeSnapshotData "+id.Data)
+	}
+	if home == nil {
+		id.Data = data.GetName()
+		if home, err = s.create(ctx, id.home(conditionReady, nil, time.Now())); err != nil {
+			return nil, err
+		}
+		if err := s.refer(ctx, data, home); err != nil {
+			return nil, err
+		}
+		made = append(made, "VolumeSnapshot "+key(home))
+	}
+	if len(made) > 0 {
+		s.log.Infof("Made again what was gone of the snapshot of PersistentVolume %s: %s", id.Volume, strings.Join(made, ", "))
+	}
+	return home, nil
+}
+
+// homeOf gets the objects of a snapshot, nil for one that is not there. Where
+// Velero lives in another namespace than the one that took it, and the objects
+// are gone, they come to be in that namespace.
+func (s *Snapshotter) homeOf(ctx context.Context, id *Identity) (home, data *unstructured.Unstructured, err error) {
+	if home, err = s.get(ctx, snapshots, id.Namespace, id.Name); err != nil {
+		return nil, nil, err
+	}
+	if home == nil && id.Namespace != s.clients.VeleroNamespace {
+		id.Namespace = s.clients.VeleroNamespace
+		if home, err = s.get(ctx, snapshots, id.Namespace, id.Name); err != nil {
+			return nil, nil, err
+		}
+	}
+	if home != nil {
+		if !ofBackup(home, id.BackupUID) {
+			return nil, nil, fmt.Errorf("VolumeSnapshot %s is not the one that backup %s took", key(home), id.Backup)
+		}
+		data, err = s.get(ctx, datas, "", dataName(home))
+		return home, data, err
+	}
+	list, err := s.clients.Dynamic.Resource(datas).List(ctx, metav1.ListOptions{LabelSelector: velerov1.BackupUIDLabel + "=" + id.BackupUID})
+	if err != nil {
+		return nil, nil, fmt.Errorf("list the VolumeSnapshotDatas of backup %s: %w", id.Backup, err)
+	}
+	for i := range list.Items {
+		if o := &list.Items[i]; strings.HasPrefix(o.GetName(), id.Name) && ofBackup(o, id.BackupUID) {
+			return nil, o, nil
+		}
+	}
+	return nil, nil, nil
+}
+
+func ofBackup(o *unstructured.Unstructured, uid string) bool {
+	origin, marked := snapshot.OriginOf(o)
+	return marked && origin.BackupUID == uid
+}
+
+func (s *Snapshotter) get(ctx context.Context, resource schema.GroupVersionResource, namespace, name string) (*unstructured.Unstructured, error) {
+	o, err := s.clients.Dynamic.Resource(resource).Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil //nolint:nilnil // none is a valid answer
+	}
+	if err != nil {
+		return nil, fmt.Errorf("get %s %s: %w", resource.Resource, name, err)
+	}
+	return o, nil
+}
+
+// drop deletes an object and no other of its name. One that is gone is no error.
+func (s *Snapshotter) drop(ctx context.Context, resource schema.GroupVersionResource, o *unstructured.Unstructured) error {
+	err := s.clients.Dynamic.Resource(resource).Namespace(o.GetNamespace()).
+		Delete(ctx, o.GetName(), metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(o.GetUID()))})
+	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+		return fmt.Errorf("delete %s %s: %w", o.GetKind(), key(o), err)
+	}
+	return nil
+}
+
+// rewatchPause lies between two tries to reach the API server.
+const rewatchPause = 250 * time.Millisecond
+
+// follow watches an object until done says so, which is asked of every state of
+// it, nil when it is gone. It opens the watch anew for as long as ctx allows.
+func (s *Snapshotter) follow(ctx context.Context, resource schema.GroupVersionResource, o *unstructured.Unstructured, done func(*unstructured.Unstructured) (bool, error)) error {
+	client := s.clients.Dynamic.Resource(resource).Namespace(o.GetNamespace())
+	for {
+		ended, err := func() (bool, error) {
+			watching, cancel := context.WithCancel(ctx)
+			defer cancel()
+			name := "metadata.name=" + o.GetName()
+			list, err := client.List(watching, metav1.ListOptions{FieldSelector: name})
+			if err != nil {
+				return false, nil //nolint:nilerr // it may pass, and ctx has an end
+			}
+			var now *unstructured.Unstructured
+			for i := range list.Items {
+				if list.Items[i].GetUID() == o.GetUID() && list.Items[i].GetName() == o.GetName() {
+					now = &list.Items[i]
+				}
+			}
+			if ended, err := done(now); ended || err != nil || now == nil {
+				return true, err
+			}
+			events, err := client.Watch(watching, metav1.ListOptions{FieldSelector: name, ResourceVersion: list.GetResourceVersion()})
+			if err != nil {
+				return false, nil //nolint:nilerr // it may pass, and ctx has an end
+			}
+			defer events.Stop()
+			for {
+				select {
+				case <-ctx.Done():
+					return false, nil
+				case event, open := <-events.ResultChan():
+					if !open {
+						return false, nil
+					}
+					now, ok := event.Object.(*unstructured.Unstructured)
+					if !ok || now.GetUID() != o.GetUID() {
+						return false, nil // an error, or another one of the name: look again
+					}
+					if event.Type == "DELETED" {
+						now = nil
+					}
+					if ended, err := done(now); ended || err != nil || now == nil {
+						return true, err
+					}
+				}
+			}
+		}()
+		if ended || err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(rewatchPause):
+		}
+	}
+}
