@@ -21,6 +21,7 @@ import (
 	"stillpoint.io/stillpoint/plugins/delete"
 	"stillpoint.io/stillpoint/plugins/restore"
 	"stillpoint.io/stillpoint/plugins/snapshotter/csi"
+	externalstorage "stillpoint.io/stillpoint/plugins/snapshotter/external-storage"
 	"stillpoint.io/stillpoint/plugins/sweep"
 	"stillpoint.io/stillpoint/plugins/thaw"
 )
@@ -53,7 +54,9 @@ func main() {
 		RegisterBackupItemActionV2("stillpoint.io/claim", shared.Claim).
 		RegisterItemBlockAction("stillpoint.io/quiesce-pods", shared.Pods).
 		RegisterVolumeSnapshotter(csi.Provider, shared.Locations).
+		RegisterVolumeSnapshotter(externalstorage.Provider, shared.ExternalLocations).
 		RegisterRestoreItemAction("stillpoint.io/restore-snapshot", restores.Snapshots).
+		RegisterRestoreItemAction("stillpoint.io/restore-external-snapshot", restore.ExternalSnapshots).
 		RegisterRestoreItemActionV2("stillpoint.io/restore-claim", restores.Claims).
 		RegisterRestoreItemAction("stillpoint.io/restore-statefulset", restores.StatefulSets).
 		RegisterDeleteItemAction("stillpoint.io/delete-leftovers", delete.New).

@@ -15,12 +15,14 @@ import (
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/internal/snapshotter/csi"
+	"stillpoint.io/stillpoint/internal/snapshotter/externalstorage"
 )
 
 // providers are Stillpoint's VolumeSnapshotters, and how they choose their volumes
 // by a location's config.
 var providers = map[string]func(config map[string]string, volume *corev1.PersistentVolume) (bool, error){
-	csi.Provider: csi.Takes,
+	csi.Provider:             csi.Takes,
+	externalstorage.Provider: externalstorage.Takes,
 }
 
 // snapshotter answers through which of the backup's VolumeSnapshotLocations a

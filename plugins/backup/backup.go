@@ -27,8 +27,10 @@ import (
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
 	"stillpoint.io/stillpoint/internal/snapshotter/csi"
+	"stillpoint.io/stillpoint/internal/snapshotter/externalstorage"
 	"stillpoint.io/stillpoint/internal/sweep"
 	csisnapshotter "stillpoint.io/stillpoint/plugins/snapshotter/csi"
+	externalsnapshotter "stillpoint.io/stillpoint/plugins/snapshotter/external-storage"
 )
 
 // callLimit bounds one call of Velero's, which brings no context along. It
@@ -105,6 +107,14 @@ func (s *Shared) Locations(log logrus.FieldLogger) (any, error) {
 		return nil, err
 	}
 	return &csisnapshotter.Snapshotter{Snapshotter: csi.New(s.clients, s.bracket, s.classes, log)}, nil
+}
+
+// ExternalLocations makes the VolumeSnapshotter for the snapshot API before CSI's.
+func (s *Shared) ExternalLocations(log logrus.FieldLogger) (any, error) {
+	if err := s.connect(log); err != nil {
+		return nil, err
+	}
+	return &externalsnapshotter.Snapshotter{Snapshotter: externalstorage.New(s.clients, s.bracket, log)}, nil
 }
 
 type volumeAction struct{ *Shared }
