@@ -270,7 +270,7 @@ func (s *Snapshotter) follow(ctx context.Context, resource schema.GroupVersionRe
 						return false, nil
 					}
 					now, ok := event.Object.(*unstructured.Unstructured)
-					if !ok || now.GetUID() != o.GetUID() {
+					if !ok || now.GetName() != o.GetName() || now.GetUID() != o.GetUID() {
 						return false, nil // an error, or another one of the name: look again
 					}
 					if event.Type == "DELETED" {
