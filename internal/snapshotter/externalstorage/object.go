@@ -159,9 +159,9 @@ const (
 )
 
 // condition is one that the controller takes for its own.
-func condition(kind, message string, at time.Time) map[string]any {
+func condition(kind string, at time.Time) map[string]any {
 	return map[string]any{
-		"type": kind, "status": string(corev1.ConditionTrue), "reason": "", "message": message,
+		"type": kind, "status": string(corev1.ConditionTrue), "reason": "", "message": "Snapshot created successfully",
 		"lastTransitionTime": at.UTC().Format(time.RFC3339),
 	}
 }
@@ -230,7 +230,7 @@ func (id *Identity) homeData(at time.Time) *unstructured.Unstructured {
 	}
 	maps.Copy(spec, id.Source)
 	o.Object["spec"] = spec
-	o.Object["status"] = map[string]any{"conditions": []any{condition(conditionReady, "Snapshot created successfully", at)}}
+	o.Object["status"] = map[string]any{"conditions": []any{condition(conditionReady, at)}}
 	return o
 }
 
@@ -251,7 +251,7 @@ func (id *Identity) home(kind string, labels map[string]string, at time.Time) *u
 	o.SetLabels(all)
 	id.origin().Mark(o)
 	o.Object["spec"] = map[string]any{"persistentVolumeClaimName": id.Claim, "snapshotDataName": id.Data}
-	o.Object["status"] = map[string]any{"conditions": []any{condition(kind, "Snapshot created successfully", at)}}
+	o.Object["status"] = map[string]any{"conditions": []any{condition(kind, at)}}
 	return o
 }
 

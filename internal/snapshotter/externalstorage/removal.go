@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	utilrand "k8s.io/apimachinery/pkg/util/rand"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
@@ -235,60 +236,66 @@ func (s *Snapshotter) drop(ctx context.Context, resource schema.GroupVersionReso
 const rewatchPause = 250 * time.Millisecond
 
 // follow watches an object until done says so, which is asked of every state of
-// it, nil when it is gone. It opens the watch anew for as long as ctx allows.
+// it, nil when it is gone. It looks anew for as long as ctx allows.
 func (s *Snapshotter) follow(ctx context.Context, resource schema.GroupVersionResource, o *unstructured.Unstructured, done func(*unstructured.Unstructured) (bool, error)) error {
-	client := s.clients.Dynamic.Resource(resource).Namespace(o.GetNamespace())
 	for {
-		ended, err := func() (bool, error) {
-			watching, cancel := context.WithCancel(ctx)
-			defer cancel()
-			name := "metadata.name=" + o.GetName()
-			list, err := client.List(watching, metav1.ListOptions{FieldSelector: name})
-			if err != nil {
-				return false, nil //nolint:nilerr // it may pass, and ctx has an end
-			}
-			var now *unstructured.Unstructured
-			for i := range list.Items {
-				if list.Items[i].GetUID() == o.GetUID() && list.Items[i].GetName() == o.GetName() {
-					now = &list.Items[i]
-				}
-			}
-			if ended, err := done(now); ended || err != nil || now == nil {
-				return true, err
-			}
-			events, err := client.Watch(watching, metav1.ListOptions{FieldSelector: name, ResourceVersion: list.GetResourceVersion()})
-			if err != nil {
-				return false, nil //nolint:nilerr // it may pass, and ctx has an end
-			}
-			defer events.Stop()
-			for {
-				select {
-				case <-ctx.Done():
-					return false, nil
-				case event, open := <-events.ResultChan():
-					if !open {
-						return false, nil
-					}
-					now, ok := event.Object.(*unstructured.Unstructured)
-					if !ok || now.GetName() != o.GetName() || now.GetUID() != o.GetUID() {
-						return false, nil // an error, or another one of the name: look again
-					}
-					if event.Type == "DELETED" {
-						now = nil
-					}
-					if ended, err := done(now); ended || err != nil || now == nil {
-						return true, err
-					}
-				}
-			}
-		}()
-		if ended || err != nil {
+		if ended, err := s.look(ctx, resource, o, done); ended || err != nil {
 			return err
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(rewatchPause):
+		}
+	}
+}
+
+// look follows an object until done says so, or until the watch ends: it is false
+// then. Trouble with the API server may pass, and ctx has an end.
+func (s *Snapshotter) look(ctx context.Context, resource schema.GroupVersionResource, o *unstructured.Unstructured, done func(*unstructured.Unstructured) (bool, error)) (ended bool, err error) {
+	client := s.clients.Dynamic.Resource(resource).Namespace(o.GetNamespace())
+	same := func(other *unstructured.Unstructured) bool {
+		return other.GetName() == o.GetName() && other.GetUID() == o.GetUID()
+	}
+	tell := func(now *unstructured.Unstructured) (bool, error) {
+		ended, err := done(now)
+		return ended || now == nil, err
+	}
+	options := metav1.ListOptions{FieldSelector: "metadata.name=" + o.GetName()}
+	list, err := client.List(ctx, options)
+	if err != nil {
+		return false, nil
+	}
+	var now *unstructured.Unstructured
+	for i := range list.Items {
+		if same(&list.Items[i]) {
+			now = &list.Items[i]
+		}
+	}
+	if ended, err := tell(now); ended || err != nil {
+		return ended, err
+	}
+	options.ResourceVersion = list.GetResourceVersion()
+	events, err := client.Watch(ctx, options)
+	if err != nil {
+		return false, nil
+	}
+	defer events.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false, nil
+		case event := <-events.ResultChan():
+			now, ok := event.Object.(*unstructured.Unstructured)
+			if !ok || !same(now) {
+				return false, nil // closed, an error, or another one of the name
+			}
+			if event.Type == watch.Deleted {
+				now = nil
+			}
+			if ended, err := tell(now); ended || err != nil {
+				return ended, err
+			}
 		}
 	}
 }

@@ -62,7 +62,7 @@ func openEBSController(ctx context.Context, t *testing.T, s *Snapshotter, name s
 				volumeRef:       map[string]any{"kind": "PersistentVolume", "name": "pv"},
 				snapshotRef:     map[string]any{"kind": "VolumeSnapshot", "name": "shop/" + name + "-uid"},
 			},
-			"status": map[string]any{"conditions": []any{condition(conditionReady, "Snapshot created successfully", time.Now())}},
+			"status": map[string]any{"conditions": []any{condition(conditionReady, time.Now())}},
 		}}
 		data.SetAPIVersion(version.String())
 		data.SetKind("VolumeSnapshotData")
@@ -73,7 +73,7 @@ func openEBSController(ctx context.Context, t *testing.T, s *Snapshotter, name s
 		labels[volumeLabel] = "pv"
 		vs.SetLabels(labels)
 		vs.Object["spec"] = map[string]any{"persistentVolumeClaimName": "db", "snapshotDataName": "k8s-volume-snapshot-1"}
-		vs.Object["status"] = map[string]any{"conditions": []any{condition(conditionReady, "Snapshot created successfully", time.Now())}, "creationTimestamp": nil}
+		vs.Object["status"] = map[string]any{"conditions": []any{condition(conditionReady, time.Now())}, "creationTimestamp": nil}
 		_, err = client.Update(ctx, vs, metav1.UpdateOptions{})
 		assert.NoError(t, err)
 		return
