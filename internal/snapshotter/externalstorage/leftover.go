@@ -120,8 +120,11 @@ func backupUIDIn(installation, name string) string {
 
 // verdict decides whether remains are left over: nobody will ever ask for them
 // again. The reason tells of the backup.
+//
+// What is in Velero's namespace may be all that a backup lives on, and is left to
+// it, whatever there is in an application's: a tenant can make that, too.
 func (r *remains) verdict(backups []velerov1.Backup) (over bool, reason string) {
-	moved := r.asked == nil && r.made == nil
+	moved := r.home != nil || r.homeData != nil
 	i := slices.IndexFunc(backups, func(b velerov1.Backup) bool { return string(b.UID) == r.origin.BackupUID })
 	if i < 0 {
 		name := cmp.Or(r.origin.Backup, "with the UID "+r.origin.BackupUID)

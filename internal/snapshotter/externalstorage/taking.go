@@ -156,6 +156,9 @@ func (t *taking) rehome(ctx context.Context) (*Identity, error) {
 	if err != nil {
 		return nil, fmt.Errorf("get VolumeSnapshotData %s of VolumeSnapshot %s: %w", dataName(t.ready), key(t.ready), err)
 	}
+	if err := t.own(data); err != nil {
+		return nil, err
+	}
 	id, err := identify(t.clients.VeleroNamespace, t.name, t.subject, t.origin, data)
 	if err != nil {
 		return nil, err
@@ -191,6 +194,19 @@ func (t *taking) rehome(ctx context.Context) (*Identity, error) {
 	t.log.Infof("Took a snapshot of claim %s/%s (PersistentVolume %s): VolumeSnapshot %s, VolumeSnapshotData %s",
 		id.ClaimNamespace, id.Claim, id.Volume, key(home), id.Data)
 	return id, nil
+}
+
+// own refuses a VolumeSnapshotData that is not the snapshot's: a tenant can have a
+// VolumeSnapshot name any.
+func (t *taking) own(data *unstructured.Unstructured) error {
+	namespace, name := snapshotOf(data)
+	volume, _, _ := unstructured.NestedString(data.Object, "spec", volumeRef, "name")
+	ours := namespace == t.ready.GetNamespace() && (name == t.name || name == t.name+"-"+string(t.ready.GetUID()))
+	if !ours || volume != t.subject.Volume.Name {
+		return fmt.Errorf("VolumeSnapshot %s names VolumeSnapshotData %s, which is of VolumeSnapshot %s/%s and PersistentVolume %s",
+			key(t.ready), data.GetName(), namespace, name, volume)
+	}
+	return nil
 }
 
 // refer has a VolumeSnapshotData name its VolumeSnapshot as the controller does.

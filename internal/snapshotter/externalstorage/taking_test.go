@@ -60,7 +60,7 @@ func openEBSController(ctx context.Context, t *testing.T, s *Snapshotter, name s
 			"spec": map[string]any{
 				"openebsVolume": map[string]any{"snapshotId": "pv_name_1516777187978793304", "capacity": "5Gi"},
 				volumeRef:       map[string]any{"kind": "PersistentVolume", "name": "pv"},
-				snapshotRef:     map[string]any{"kind": "VolumeSnapshot", "name": "shop/" + name + "-uid"},
+				snapshotRef:     map[string]any{"kind": "VolumeSnapshot", "name": "shop/" + name},
 			},
 			"status": map[string]any{"conditions": []any{condition(conditionReady, time.Now())}},
 		}}
@@ -136,6 +136,26 @@ func TestOpenEBS(t *testing.T) {
 	claim := decoded.promotion("backups", "snapshot-promoter")
 	assert.Equal(t, "5Gi", claim.Spec.Resources.Requests.Storage().String())
 	assert.Equal(t, map[string]string{sourceAnnotation: taking.name}, claim.Annotations)
+}
+
+// A tenant must not come by another's data.
+func TestOwn(t *testing.T) {
+	s := onFake(t)
+	taking := newTaking(s, here, openEBSSubject(), nil)
+	taking.ready = request(taking.name, taking.subject, taking.origin, nil)
+	taking.ready.SetUID("uid")
+	data := func(of, volume string) *unstructured.Unstructured {
+		return &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{
+			snapshotRef: map[string]any{"name": of}, volumeRef: map[string]any{"name": volume},
+		}}}
+	}
+	require.NoError(t, taking.own(data("shop/"+taking.name, "pv")))
+	require.NoError(t, taking.own(data("shop/"+taking.name+"-uid", "pv")))
+	for _, other := range []*unstructured.Unstructured{
+		data("shop/"+taking.name+"-other", "pv"), data("bank/"+taking.name, "pv"), data("shop/"+taking.name, "other"), data("", ""),
+	} {
+		require.ErrorContains(t, taking.own(other), "VolumeSnapshotData")
+	}
 }
 
 func TestTakeWithoutController(t *testing.T) {
