@@ -11,11 +11,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	"github.com/spf13/pflag"
 	"k8s.io/utils/clock"
 
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/snapshotter/externalstorage"
 	"stillpoint.io/stillpoint/internal/sweep"
 )
 
@@ -138,7 +140,10 @@ func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) (left bool, e
 	if f.output == "json" {
 		return false, report.JSON(stdout)
 	}
-	if err := report.Table(stdout); err != nil || !f.remove {
+	if err := report.Table(stdout); err != nil {
+		return false, err
+	}
+	if err := f.listExternal(ctx, clients, stdout); err != nil || !f.remove {
 		return false, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
@@ -151,4 +156,26 @@ func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) (left bool, e
 		fmt.Fprintln(to, result.Line())
 	})
 	return left, nil
+}
+
+// listExternal lists what is left of the snapshot API before CSI's, which backups
+// delete and the sweep does not.
+func (f *flags) listExternal(ctx context.Context, clients *cluster.Clients, to io.Writer) error {
+	if len(f.Namespaces)+len(f.Objects) > 0 {
+		return nil
+	}
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	left, err := externalstorage.New(clients, nil, log).Leftovers(ctx)
+	if err != nil {
+		return err
+	}
+	for _, l := range left {
+		then := "stays until somebody deletes it"
+		if l.Over {
+			then = "is deleted by the next backup that has such volumes"
+		}
+		fmt.Fprintf(to, "%s of %s %s: %s\n", l, externalstorage.Group, then, l.Reason)
+	}
+	return nil
 }
