@@ -17,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/utils/ptr"
@@ -59,7 +60,9 @@ func newHostApp(t *testing.T, c *cluster.Cluster, volumes int, annotations map[s
 			},
 		}
 		require.NoError(t, c.Objects().Create(t.Context(), volume))
-		t.Cleanup(func() { _ = c.Objects().Delete(context.Background(), volume) })
+		t.Cleanup(func() { // this one, and not what a restore has put in its place
+			_ = c.Objects().Delete(context.Background(), volume, crclient.Preconditions{UID: &volume.UID})
+		})
 		require.NoError(t, c.Objects().Create(t.Context(), &corev1.PersistentVolumeClaim{
 			ObjectMeta: metav1.ObjectMeta{Namespace: a.namespace, Name: claim},
 			Spec: corev1.PersistentVolumeClaimSpec{
@@ -337,31 +340,65 @@ func TestExternalStorageControllerDown(t *testing.T) {
 	})
 }
 
-// What a killed Velero leaves goes with the next backup.
+// What a killed Velero leaves goes with the next backup, and the data with it.
 func TestExternalStorageVeleroKilled(t *testing.T) {
 	c := connect(t)
 	location := oldLocation(t, c, "timeout=2m")
 	a := newHostApp(t, c, 1, nil)
-	require.NoError(t, c.Kill(t.Context(), cluster.ExternalController))
-	t.Cleanup(func() { require.NoError(t, c.Start(context.Background(), cluster.ExternalController)) })
-	b := startBackup(t, c, a.namespace, by(location))
-	require.Eventually(t, func() bool { objects, _ := external(t, c); return len(objects) == 1 }, limit, 50*time.Millisecond)
-	kill(t, syscall.SIGKILL, append(c.VeleroPIDs(), c.PluginPIDs()...))
-	require.NoError(t, c.Start(t.Context(), cluster.ExternalController))
-	require.Equal(t, velerov1.BackupPhaseFailed, b.finished(limit))
-	require.Eventually(t, func() bool { _, data := external(t, c); return len(data) == 1 }, 20*time.Second, 100*time.Millisecond)
-	objects, left := external(t, c)
-	require.ElementsMatch(t, []string{"VolumeSnapshot " + a.namespace, "VolumeSnapshotData"}, objects, "taken, and not moved")
+	for name, more := range map[string]func(t *testing.T){
+		"before the snapshot is moved": func(*testing.T) {},
+		"while it is moved":            func(t *testing.T) { t.Helper(); halfMoved(t, c) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.NoError(t, c.Kill(t.Context(), cluster.ExternalController))
+			t.Cleanup(func() { require.NoError(t, c.Start(context.Background(), cluster.ExternalController)) })
+			b := startBackup(t, c, a.namespace, by(location))
+			require.Eventually(t, func() bool { objects, _ := external(t, c); return len(objects) == 1 }, limit, 50*time.Millisecond)
+			kill(t, syscall.SIGKILL, append(c.VeleroPIDs(), c.PluginPIDs()...))
+			require.NoError(t, c.Start(t.Context(), cluster.ExternalController))
+			require.Equal(t, velerov1.BackupPhaseFailed, b.finished(limit))
+			a.kubectl("wait", "--for=jsonpath={.status.conditions[-1:].type}=Ready", "volumesnapshots.volumesnapshot.external-storage.k8s.io", "--all", "--timeout=20s")
+			objects, left := external(t, c)
+			require.ElementsMatch(t, []string{"VolumeSnapshot " + a.namespace, "VolumeSnapshotData"}, objects, "taken, and not moved")
+			require.Len(t, left, 1)
+			more(t)
+			swept, code := runSweep(t)
+			assert.Zero(t, code)
+			assert.Contains(t, swept, "is deleted by the next backup that has such volumes: backup "+b.name+" is Failed")
 
-	next := startBackup(t, c, a.namespace, by(location))
-	require.Equal(t, velerov1.BackupPhaseCompleted, next.finished(limit), next.log())
-	assert.Contains(t, next.log(), "backup "+b.name+" is Failed")
-	objects, data := external(t, c)
-	assert.ElementsMatch(t, []string{"VolumeSnapshot velero", "VolumeSnapshotData"}, objects)
-	require.Len(t, data, 1)
-	assert.NotEqual(t, left, data)
-	next.delete()
-	b.delete()
+			next := startBackup(t, c, a.namespace, by(location))
+			require.Equal(t, velerov1.BackupPhaseCompleted, next.finished(limit), next.log())
+			assert.Contains(t, next.log(), "backup "+b.name+" is Failed")
+			objects, data := external(t, c)
+			assert.ElementsMatch(t, []string{"VolumeSnapshot velero", "VolumeSnapshotData"}, objects)
+			require.Len(t, data, 1)
+			assert.NotEqual(t, left, data)
+			next.delete()
+			b.delete()
+		})
+	}
+}
+
+// halfMoved makes of the only snapshot what there is of it before the first
+// VolumeSnapshotData is deleted: two of each, of the same data.
+func halfMoved(t *testing.T, c *cluster.Cluster) {
+	t.Helper()
+	snapshots, datas, err := c.ExternalObjects(t.Context())
+	require.NoError(t, err)
+	require.Len(t, snapshots, 1)
+	require.Len(t, datas, 1)
+	asked, made := snapshots[0].DeepCopy(), datas[0].DeepCopy()
+	made.SetName(asked.GetName())
+	made.SetLabels(asked.GetLabels())
+	made.SetAnnotations(asked.GetAnnotations())
+	asked.SetNamespace(cluster.VeleroNamespace)
+	require.NoError(t, unstructured.SetNestedField(asked.Object, made.GetName(), "spec", "snapshotDataName"))
+	for _, o := range []*unstructured.Unstructured{made, asked} {
+		o.SetUID("")
+		o.SetResourceVersion("")
+		require.NoError(t, c.Objects().Create(t.Context(), o))
+	}
+	time.Sleep(time.Second) // the controller takes notice, as it does in earnest
 }
 
 // The workload is quiesced until the controller says that the snapshot is Ready.
