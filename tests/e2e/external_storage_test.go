@@ -110,8 +110,8 @@ func files(t *testing.T, dir string) map[string]string {
 	return found
 }
 
-// volumeOf is the volume of a claim.
-func volumeOf(t *testing.T, c *cluster.Cluster, namespace, claim string) *corev1.PersistentVolume {
+// boundVolume is the volume of a claim.
+func boundVolume(t *testing.T, c *cluster.Cluster, namespace, claim string) *corev1.PersistentVolume {
 	t.Helper()
 	pvc, pv := &corev1.PersistentVolumeClaim{}, &corev1.PersistentVolume{}
 	require.Eventually(t, func() bool {
@@ -210,10 +210,10 @@ func TestExternalStorage(t *testing.T) {
 		r := b.restore(t, nil)
 		require.Equal(t, velerov1.RestorePhaseCompleted, r.finished(limit), r.log())
 		for i := range a.volumes {
-			pv := volumeOf(t, c, r.namespace, fmt.Sprintf("data%d", i))
+			pv := boundVolume(t, c, r.namespace, fmt.Sprintf("data%d", i))
 			assert.NotContains(t, a.volumes, pv.Name, "the original has its name")
 			assert.Equal(t, written[i], files(t, pv.Spec.HostPath.Path))
-			original := volumeOf(t, c, a.namespace, fmt.Sprintf("data%d", i))
+			original := boundVolume(t, c, a.namespace, fmt.Sprintf("data%d", i))
 			assert.Equal(t, a.dirs[i], original.Spec.HostPath.Path)
 		}
 		r.kubectl("rollout", "status", "deployment/busybox", "--timeout=60s")
@@ -234,7 +234,7 @@ func TestExternalStorage(t *testing.T) {
 		require.NoError(t, err)
 		a.kubectl("rollout", "status", "deployment/busybox", "--timeout=60s")
 		for i, volume := range a.volumes {
-			pv := volumeOf(t, c, a.namespace, fmt.Sprintf("data%d", i))
+			pv := boundVolume(t, c, a.namespace, fmt.Sprintf("data%d", i))
 			assert.Equal(t, volume, pv.Name)
 			assert.Equal(t, written[i], files(t, pv.Spec.HostPath.Path))
 			assert.Equal(t, []corev1.PersistentVolumeReclaimPolicy{corev1.PersistentVolumeReclaimRetain, corev1.PersistentVolumeReclaimDelete}[i], pv.Spec.PersistentVolumeReclaimPolicy)
@@ -259,8 +259,8 @@ func TestExternalStorage(t *testing.T) {
 		}
 		r := b.restore(t, nil)
 		require.Equal(t, velerov1.RestorePhaseCompleted, r.finished(limit), r.log())
-		assert.Equal(t, written[1], files(t, volumeOf(t, c, r.namespace, "data1").Spec.HostPath.Path))
-		volumeOf(t, c, r.namespace, "data0")
+		assert.Equal(t, written[1], files(t, boundVolume(t, c, r.namespace, "data1").Spec.HostPath.Path))
+		boundVolume(t, c, r.namespace, "data0")
 		assert.Contains(t, r.log(), "Made again what was gone")
 	})
 
@@ -415,7 +415,7 @@ func TestExternalStorageQuiesced(t *testing.T) {
 	require.Equal(t, velerov1.RestorePhaseCompleted, r.finished(limit), r.log())
 	for i := range a.volumes {
 		assert.Equal(t, "running\n", files(t, a.dirs[i])["state"])
-		assert.Equal(t, "quiesced\n", files(t, volumeOf(t, c, r.namespace, fmt.Sprintf("data%d", i)).Spec.HostPath.Path)["state"])
+		assert.Equal(t, "quiesced\n", files(t, boundVolume(t, c, r.namespace, fmt.Sprintf("data%d", i)).Spec.HostPath.Path)["state"])
 	}
 	b.delete()
 }

@@ -142,7 +142,7 @@ func (s *Snapshotter) Create(ctx context.Context, volumeID string, tags map[stri
 	}
 	installation, err := s.clients.Installation(ctx)
 	if err != nil {
-		return "", err
+		return "", s.quiescer.Around(ctx, snapshotter.Shot{Volume: subject.Volume, Backup: subject.Backup, Failed: err})
 	}
 	s.tidy(ctx, subject.Backup, installation)
 
