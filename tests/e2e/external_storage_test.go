@@ -205,6 +205,17 @@ func TestExternalStorage(t *testing.T) {
 	require.NoError(t, err)
 	assert.Contains(t, describe, "stillpoint.io/external-storage:v1:")
 
+	t.Run("not in a backup of Velero's namespace", func(t *testing.T) {
+		own := startBackup(t, c, cluster.VeleroNamespace, func(spec *velerov1.BackupSpec) {
+			spec.IncludedResources = []string{"volumesnapshots.volumesnapshot.external-storage.k8s.io", "volumesnapshotdatas.volumesnapshot.external-storage.k8s.io", "configmaps"}
+		})
+		require.Equal(t, velerov1.BackupPhaseCompleted, own.finished(limit), own.log())
+		listed, err := c.Velero(t.Context(), "backup", "describe", own.name, "--details")
+		require.NoError(t, err)
+		assert.Contains(t, listed, "velero/kube-root-ca.crt")
+		assert.NotContains(t, listed, "velero/stillpoint-")
+	})
+
 	t.Run("beside the original", func(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(a.dirs[0], "date.txt"), []byte("changed"), 0o600))
 		r := b.restore(t, nil)
