@@ -98,7 +98,7 @@ func (s *Snapshotter) VolumeID(ctx context.Context, volume *corev1.PersistentVol
 		return "", err
 	}
 	if !ours {
-		s.log.Debugf("PersistentVolume %s is not for %s: %s", volume.Name, Provider, reason)
+		s.log.Infof("PersistentVolume %s is not for provider %s: %s", volume.Name, Provider, reason)
 		return "", nil
 	}
 	return volume.Name, nil
