@@ -52,7 +52,7 @@ ifeq ($(CLUSTER),yes)
 .PHONY: in-session
 in-session:
 	$(TESTBED) databases
-	$(GO) test -count=1 -p 1 -timeout 55m -exec "$(CURDIR)/$(TESTBED) run --" ./tests/...
+	$(GO) test -count=1 -p 1 -timeout 75m -exec "$(CURDIR)/$(TESTBED) run --" ./tests/...
 	$(TESTBED) run -- build/demo
 else
 	@echo "LEFT OUT: the end-to-end tests, which need root on Linux; the lint and the unit tests have run."

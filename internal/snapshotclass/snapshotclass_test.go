@@ -298,10 +298,11 @@ func TestOrder(t *testing.T) {
 	in := input()
 	in.Claim.Annotations[isVelero] = "by-claim"
 	in.Backup.Annotations[isVelero+"_csi.example.com"] = "by-backup"
+	in.Location = map[string]string{*in.Claim.Spec.StorageClassName: "by-location", "another": "nowhere"}
 	in.Rules = []config.SnapshotClassRule{{Class: "by-rule"}}
 	in.StorageClass.Annotations["k10.kasten.io/volume-snapshot-class"] = "by-storage-class"
 	in.Classes = []snapshotv1.VolumeSnapshotClass{
-		class("by-claim", driver), class("by-backup", driver), class("by-rule", driver), class("by-storage-class", driver),
+		class("by-claim", driver), class("by-backup", driver), class("by-location", driver), class("by-rule", driver), class("by-storage-class", driver),
 		class("default", driver, "annotation "+isDefault+"=true"),
 		class("cloudcasa", driver, "label "+isCloudCasa+"=true"),
 		class("k10", driver, "annotation "+isK10+"=true"),
@@ -321,6 +322,7 @@ func TestOrder(t *testing.T) {
 	}{
 		{"by-claim", func() { delete(in.Claim.Annotations, isVelero) }},
 		{"by-backup", func() { clear(in.Backup.Annotations) }},
+		{"by-location", func() { in.Location = nil }},
 		{"by-rule", func() { in.Rules = nil }},
 		{"by-storage-class", func() { clear(in.StorageClass.Annotations) }},
 		{"velero", unmark(isVelero)},

@@ -13,6 +13,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/pflag"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/utils/clock"
 
 	"stillpoint.io/stillpoint/internal/cluster"
@@ -167,6 +168,10 @@ func (f *flags) listExternal(ctx context.Context, clients *cluster.Clients, to i
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	left, err := externalstorage.New(clients, nil, log).Leftovers(ctx)
+	if apierrors.IsForbidden(err) {
+		fmt.Fprintf(to, "What is left of %s is not known: %v\n", externalstorage.Group, err)
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -66,7 +66,8 @@ func TestDecodeID(t *testing.T) {
 
 func TestClassFor(t *testing.T) {
 	all := []storagev1.StorageClass{
-		{ObjectMeta: metav1.ObjectMeta{Name: "slow"}, Provisioner: "a.csi"}, {ObjectMeta: metav1.ObjectMeta{Name: "fast"}, Provisioner: "a.csi"},
+		{ObjectMeta: metav1.ObjectMeta{Name: "slow"}, Provisioner: "a.csi"},
+		{ObjectMeta: metav1.ObjectMeta{Name: "fast"}, Provisioner: "a.csi"},
 		{ObjectMeta: metav1.ObjectMeta{Name: "other"}, Provisioner: "b.csi"},
 	}
 	for name, test := range map[string]struct{ name, driver, want, text string }{

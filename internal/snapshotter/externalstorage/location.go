@@ -113,6 +113,8 @@ func (l location) takes(pv *corev1.PersistentVolume, served bool) (ours bool, re
 		return false, "", fmt.Errorf("PersistentVolume %s: annotation %s: value %q: must be \"true\" or \"false\"", pv.Name, VolumeAnnotation, word)
 	case word == "false":
 		return false, "its annotation says so", nil
+	case pv.Spec.ClaimRef == nil || pv.Status.Phase != corev1.VolumeBound && pv.Status.Phase != "":
+		return false, "it is not bound to a claim, and snapshots are taken of claims", nil
 	case !served && word == "true":
 		return false, "", fmt.Errorf("PersistentVolume %s: annotation %s is \"true\", and this cluster does not serve the API %s", pv.Name, VolumeAnnotation, version)
 	case !served:

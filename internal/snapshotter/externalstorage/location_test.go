@@ -14,8 +14,14 @@ import (
 func pv(source corev1.PersistentVolumeSource, annotations map[string]string) *corev1.PersistentVolume {
 	return &corev1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{Name: "pv", Annotations: annotations},
-		Spec:       corev1.PersistentVolumeSpec{PersistentVolumeSource: source},
+		Spec:       corev1.PersistentVolumeSpec{PersistentVolumeSource: source, ClaimRef: &corev1.ObjectReference{Namespace: "shop", Name: "data"}},
+		Status:     corev1.PersistentVolumeStatus{Phase: corev1.VolumeBound},
 	}
+}
+
+func unbound(pv *corev1.PersistentVolume) *corev1.PersistentVolume {
+	pv.Status.Phase = corev1.VolumeReleased
+	return pv
 }
 
 var (
@@ -53,6 +59,7 @@ func TestTakes(t *testing.T) {
 		"its own word":                {volume: pv(csiSource, map[string]string{VolumeAnnotation: "true"}), config: map[string]string{"volumeSources": "cinder"}, want: true},
 		"its own word against":        {volume: pv(hostPath, map[string]string{VolumeAnnotation: "false"}), reason: "its annotation says so"},
 		"its own word, unserved":      {volume: pv(hostPath, map[string]string{VolumeAnnotation: "true"}), unserved: true, fault: "does not serve the API"},
+		"no claim":                    {volume: unbound(pv(hostPath, nil)), reason: "it is not bound to a claim"},
 		"no word":                     {volume: pv(hostPath, map[string]string{VolumeAnnotation: "yes"}), fault: `value "yes": must be "true" or "false"`},
 	} {
 		t.Run(name, func(t *testing.T) {
