@@ -59,6 +59,7 @@ func after(ctx context.Context, s *stage.Stage, n *notes) error {
 	if len(broken) == 0 {
 		broken = append(broken, forget(ctx, s, n))
 	}
+	broken = append(broken, relocate(ctx, s, n))
 	now, err := snapshotClasses(ctx, s)
 	if err == nil && !slices.Equal(classes, now) {
 		err = fmt.Errorf("the cluster had the VolumeSnapshotClasses %v, and has after the restores %v", classes, now)
@@ -175,8 +176,11 @@ func volume(ctx context.Context, s *stage.Stage, one saved, log string) error {
 		return fmt.Errorf("backup %s has a snapshot of driver %s, not of %s", one.Backup, one.Driver, lostStorage.Driver())
 	}
 	want := fmt.Sprintf("comes back with driver %s and class %s", newStorage.Driver(), exportClass(newStorage))
+	if one.Way == located {
+		want = fmt.Sprintf("comes back with driver %s and VolumeSnapshotClass %s", newStorage.Driver(), exportClass(newStorage))
+	}
 	if !strings.Contains(log, want) {
-		return fmt.Errorf("the restore's log does not say that a VolumeSnapshotContent %s", want)
+		return fmt.Errorf("the restore's log does not say that a snapshot %s", want)
 	}
 	s.Say("Its volume is one of driver %s and StorageClass %s, and came from the export by its handle, with class %s.",
 		pv.Spec.CSI.Driver, class, exportClass(newStorage))
@@ -211,6 +215,7 @@ func forget(ctx context.Context, s *stage.Stage, n *notes) error {
 	began, left := time.Now(), 0
 	err := stage.Until(wait, "the exports of deleted backups are gone", func(ctx context.Context) (bool, error) {
 		stored, err := s.Snapshots(ctx)
+		stored = slices.DeleteFunc(stored, func(snapshot cluster.StoredSnapshot) bool { return snapshot.ID == n.Located.Handle })
 		left = len(stored)
 		return left == 0, err
 	})

@@ -35,7 +35,7 @@ const (
 )
 
 // before is what happens in the first cluster: one application for each way,
-// and two backups of each by its schedule.
+// and two backups of each by its schedule; then one through a location.
 func before(ctx context.Context, s *stage.Stage, n *notes) error {
 	s.Say("Two applications and two schedules: %s by Velero's data movement, %s by the driver's own export.", moved, exported)
 	storage := string(lostStorage)
@@ -74,7 +74,7 @@ func before(ctx context.Context, s *stage.Stage, n *notes) error {
 			return err
 		}
 	}
-	return nil
+	return locate(ctx, s, n)
 }
 
 // backUp writes a generation of files and has each schedule make a backup.

@@ -14,6 +14,8 @@ import (
 type notes struct {
 	Began time.Time `json:"began"`
 	Ways  []saved   `json:"ways"`
+	// Located is what went through a VolumeSnapshotLocation.
+	Located *saved `json:"located"`
 }
 
 // saved is what the latest backup of a way must bring back.

@@ -223,7 +223,11 @@ func (s *Snapshotter) Delete(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := s.knows(ctx, i.Driver); err != nil {
+	settings, err := s.classes.Settings(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.mapped(ctx, &i, settings); err != nil { // what another cluster has taken
 		return fmt.Errorf("delete snapshot %s: %w", i.Handle, err)
 	}
 	_, content := s.static(i, "delete", installation, snapshotv1.VolumeSnapshotContentDelete)

@@ -1,6 +1,7 @@
 package csi
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -110,7 +111,7 @@ func (s *Snapshotter) mapped(ctx context.Context, i *identity, settings *config.
 	case err != nil:
 		return err
 	case mapped != nil:
-		s.log.Infof("Snapshot %s of claim %s/%s comes back with driver %s and VolumeSnapshotClass %q: %s", i.Handle, i.Namespace, i.Claim, mapped.Driver, mapped.Class, mapped.Reason)
+		s.log.Infof("Snapshot %s of claim %s/%s comes back with driver %s and VolumeSnapshotClass %s: %s", i.Handle, i.Namespace, i.Claim, mapped.Driver, cmp.Or(mapped.Class, "none"), mapped.Reason)
 		i.Driver, i.Class = mapped.Driver, mapped.Class
 		return nil
 	case unknown != nil:
