@@ -568,6 +568,7 @@ func TestServer(t *testing.T) {
 		"server --features EnableAPIGroupVersions,EnableCSI --unknown x --item-block-worker-count=3 CSI_SNAPSHOT_EARLY_FREQUENT_POLLING=true": {
 			CSI: true, VolumeGroupLabel: "velero.io/volume-group", Workers: 3, Poll: time.Second,
 		},
+		"server --features=EnableCSI --features=": {VolumeGroupLabel: "velero.io/volume-group", Workers: 1, Poll: 5 * time.Second},
 		"--default-snapshot-move-data --default-volumes-to-fs-backup=true --volume-group-snapshot-label-key=x --global-backup-volume-policies-configmap g": {
 			SnapshotMoveData: true, VolumesToFSBackup: true, VolumeGroupLabel: "x", GlobalPolicies: "g", Workers: 1, Poll: 5 * time.Second,
 		},

@@ -53,7 +53,7 @@ func readServer(deployment *appsv1.Deployment, source string) (Server, error) {
 	container := containers[i]
 	flags := pflag.NewFlagSet("server", pflag.ContinueOnError)
 	flags.ParseErrorsAllowlist.UnknownFlags = true
-	features := flags.StringSlice("features", nil, "")
+	features := flags.String("features", "", "") // the last one counts, as it does for Velero
 	flags.StringVar(&server.GlobalPolicies, "global-backup-volume-policies-configmap", "", "")
 	flags.BoolVar(&server.SnapshotMoveData, "default-snapshot-move-data", false, "")
 	flags.BoolVar(&server.VolumesToFSBackup, "default-volumes-to-fs-backup", false, "")
@@ -61,7 +61,7 @@ func readServer(deployment *appsv1.Deployment, source string) (Server, error) {
 	if err := flags.Parse(slices.Concat(container.Command, container.Args)); err != nil {
 		return server, fmt.Errorf("read the flags of the server in %s: %w", server.Source, err)
 	}
-	server.CSI = slices.ContainsFunc(*features, func(feature string) bool {
+	server.CSI = slices.ContainsFunc(strings.Split(*features, ","), func(feature string) bool {
 		return strings.TrimSpace(feature) == velerov1.CSIFeatureFlag
 	})
 	early := ""

@@ -119,6 +119,10 @@ func TestSnapshotLocation(t *testing.T) {
 	write := func(what string) {
 		a.kubectl("exec", "deployment/app", "-c", "sidecar", "--", "sh", "-c", "echo "+what+" | tee /mnt/data0/state /mnt/data1/state; sync")
 	}
+	report, code := runCheck(t, "--namespace", a.namespace)
+	t.Log(report)
+	assert.Equal(t, 0, code)
+	assert.Equal(t, 2, strings.Count(report, "snapshotter"), report)
 	write("before")
 	before := volumeOf(t, c, a.namespace, "app-data1")
 	a.stall("app")
@@ -185,6 +189,30 @@ func TestSnapshotLocation(t *testing.T) {
 		assert.Len(t, left, len(all)-2)
 		noTraces(t, c)
 	})
+}
+
+// With EnableCSI, and where a volume policy has a say, a location is passed over: no
+// volume is snapshotted twice.
+func TestSnapshotLocationBesideOthers(t *testing.T) {
+	c := connect(t)
+	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}})
+	through := location(t, c, "stillpoint.io/csi", nil)
+	for name, change := range map[string]func(*velerov1.BackupSpec){
+		"Velero's own": through,
+		"a group":      handOver(t, c, "", through),
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := startBackup(t, c, a.namespace, change)
+			require.Equal(t, velerov1.BackupPhaseCompleted, b.finished(limit), b.log())
+			require.Len(t, frozenFor(t, b.log()), 1)
+			assert.Len(t, a.stored("app-data0"), 1)
+			details := b.describe()
+			assert.Contains(t, details, "Velero-Native Snapshots: <none included>", details)
+			assert.Equal(t, 1, strings.Count(details, "Snapshot Content Name:"), details)
+			b.delete()
+			assert.Empty(t, a.stored("app-data0"))
+		})
+	}
 }
 
 // What is wrong is said, and nothing is left of it. Velero takes the locations of
