@@ -229,6 +229,13 @@ func forget(ctx context.Context, s *stage.Stage, n *notes) error {
 	}); err != nil {
 		return err
 	}
+	if err := stage.Until(wait, "Velero has nothing more to delete", func(ctx context.Context) (bool, error) {
+		requests := &velerov1.DeleteBackupRequestList{}
+		err := s.Objects().List(ctx, requests)
+		return len(requests.Items) == 0, err
+	}); err != nil {
+		return err
+	}
 	s.Say("The backups of the exports are deleted, and %.0f s later the exports are gone from the bucket.", time.Since(began).Seconds())
 	return nil
 }

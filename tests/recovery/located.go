@@ -112,14 +112,15 @@ func relocate(ctx context.Context, s *stage.Stage, n *notes) error {
 	}
 	wait, cancel := context.WithTimeout(ctx, forgetLimit)
 	defer cancel()
-	left := 0
+	var left []cluster.StoredSnapshot
 	err := stage.Until(wait, "the export of the deleted backup is gone", func(ctx context.Context) (bool, error) {
-		stored, err := s.Snapshots(ctx)
-		left = len(stored)
-		return left == 0, err
+		var err error
+		left, err = s.Snapshots(ctx)
+		return len(left) == 0, err
 	})
 	if err != nil {
-		return errors.Join(err, fmt.Errorf("%d are left", left))
+		asked, _ := s.Kubectl(ctx, nil, "-n", cluster.VeleroNamespace, "get", "deletebackuprequests,backups", "-o", "yaml")
+		return errors.Join(err, fmt.Errorf("there are %+v; %s", left, asked))
 	}
 	s.Say("The backup is deleted, and its export is gone from the bucket.")
 	return nil
