@@ -16,12 +16,12 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/plugin/framework"
 
 	"stillpoint.io/stillpoint/internal/node"
+	"stillpoint.io/stillpoint/internal/snapshotter/csi"
+	"stillpoint.io/stillpoint/internal/snapshotter/externalstorage"
 	"stillpoint.io/stillpoint/plugins/backup"
 	"stillpoint.io/stillpoint/plugins/check"
 	"stillpoint.io/stillpoint/plugins/delete"
 	"stillpoint.io/stillpoint/plugins/restore"
-	"stillpoint.io/stillpoint/plugins/snapshotter/csi"
-	externalstorage "stillpoint.io/stillpoint/plugins/snapshotter/external-storage"
 	"stillpoint.io/stillpoint/plugins/sweep"
 	"stillpoint.io/stillpoint/plugins/thaw"
 )

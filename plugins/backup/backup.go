@@ -29,8 +29,7 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshotter/csi"
 	"stillpoint.io/stillpoint/internal/snapshotter/externalstorage"
 	"stillpoint.io/stillpoint/internal/sweep"
-	csisnapshotter "stillpoint.io/stillpoint/plugins/snapshotter/csi"
-	externalsnapshotter "stillpoint.io/stillpoint/plugins/snapshotter/external-storage"
+	"stillpoint.io/stillpoint/plugins/snapshotter"
 )
 
 // callLimit bounds one call of Velero's, which brings no context along. It
@@ -106,7 +105,7 @@ func (s *Shared) Locations(log logrus.FieldLogger) (any, error) {
 	if err := s.connect(log); err != nil {
 		return nil, err
 	}
-	return &csisnapshotter.Snapshotter{Snapshotter: csi.New(s.clients, s.bracket, s.classes, log)}, nil
+	return snapshotter.New(csi.New(s.clients, s.bracket, s.classes, log)), nil
 }
 
 // ExternalLocations makes the VolumeSnapshotter for the snapshot API before CSI's.
@@ -114,7 +113,7 @@ func (s *Shared) ExternalLocations(log logrus.FieldLogger) (any, error) {
 	if err := s.connect(log); err != nil {
 		return nil, err
 	}
-	return &externalsnapshotter.Snapshotter{Snapshotter: externalstorage.New(s.clients, s.bracket, log)}, nil
+	return snapshotter.New(externalstorage.New(s.clients, s.bracket, log)), nil
 }
 
 type volumeAction struct{ *Shared }

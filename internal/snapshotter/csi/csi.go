@@ -79,15 +79,15 @@ func (s *Snapshotter) settings() *location {
 
 // VolumeID is how Velero knows a volume: driver/handle, "" for one that this
 // location leaves to others.
-func (s *Snapshotter) VolumeID(volume *corev1.PersistentVolume) string {
+func (s *Snapshotter) VolumeID(_ context.Context, volume *corev1.PersistentVolume) (string, error) {
 	if why := s.settings().takes(volume); why != "" {
 		s.log.Infof("PersistentVolume %s is not for provider %s: %s", volume.Name, Provider, why)
-		return ""
+		return "", nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.storageClasses[idOf(volume)] = volume.Spec.StorageClassName
-	return idOf(volume)
+	return idOf(volume), nil
 }
 
 func idOf(volume *corev1.PersistentVolume) string {
@@ -103,9 +103,9 @@ func handleOf(id string) (driver, handle string, err error) {
 	return driver, handle, nil
 }
 
-// StorageClass is what Velero notes of a volume as its type. Velero asks for it
-// right after the volume's id, in the same process.
-func (s *Snapshotter) StorageClass(id string) (string, error) {
+// VolumeInfo is what Velero notes of a volume as its type: its StorageClass. Velero
+// asks for it right after the volume's id, in the same process.
+func (s *Snapshotter) VolumeInfo(_ context.Context, id string) (string, error) {
 	if _, _, err := handleOf(id); err != nil {
 		return "", err
 	}

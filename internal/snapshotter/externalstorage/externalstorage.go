@@ -158,8 +158,8 @@ func (s *Snapshotter) Create(ctx context.Context, volumeID string, tags map[stri
 	return snapshotter.EncodeID(Provider, home)
 }
 
-// Volume makes a volume of a snapshot and returns its name.
-func (s *Snapshotter) Volume(ctx context.Context, snapshotID, zone string) (string, error) {
+// Restore makes a volume of a snapshot and returns its name.
+func (s *Snapshotter) Restore(ctx context.Context, snapshotID, zone string) (string, error) {
 	id, err := decode(snapshotID)
 	if err != nil {
 		return "", err
@@ -195,9 +195,9 @@ func (s *Snapshotter) promoterClass(ctx context.Context, location location) (*st
 	return location.promoter(list.Items)
 }
 
-// Replace makes of a volume as it was backed up the one that takes the place of a
+// Adopt makes of a volume as it was backed up the one that takes the place of a
 // promoted volume.
-func (s *Snapshotter) Replace(ctx context.Context, item *corev1.PersistentVolume, volumeID string) (*corev1.PersistentVolume, error) {
+func (s *Snapshotter) Adopt(ctx context.Context, item *corev1.PersistentVolume, volumeID string) (*corev1.PersistentVolume, error) {
 	promoted, err := s.clients.Kube.CoreV1().PersistentVolumes().Get(ctx, volumeID, metav1.GetOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("get PersistentVolume %s, which was made of a snapshot: %w", volumeID, err)
