@@ -63,10 +63,7 @@ func (s *Selection) snapshotter(ctx context.Context, volume *corev1.PersistentVo
 // VolumeSnapshotters are called.
 func (s *Selection) volumes() bool {
 	spec := s.backup.Spec
-	names := []string{"persistentvolumes", "persistentvolume", "pv"}
-	listed := func(list []string) bool {
-		return slices.ContainsFunc(list, func(item string) bool { return item == "*" || slices.Contains(names, item) })
-	}
+	listed := lists("persistentvolumes", "persistentvolume", "pv")
 	return !boolptr.IsSetToFalse(spec.IncludeClusterResources) &&
 		!listed(spec.ExcludedResources) && !listed(spec.ExcludedClusterScopedResources) &&
 		(len(spec.IncludedResources) == 0 || listed(spec.IncludedResources))

@@ -309,14 +309,20 @@ func (s *Selection) Namespace(name string) bool {
 // resource filters and with the scoped ones.
 func (s *Selection) resource(names ...string) bool {
 	spec := s.backup.Spec
-	listed := func(list []string) bool {
-		return slices.ContainsFunc(list, func(item string) bool { return item == "*" || slices.Contains(names, item) })
-	}
+	listed := lists(names...)
 	if listed(spec.ExcludedResources) || listed(spec.ExcludedNamespaceScopedResources) {
 		return false
 	}
 	included := slices.Concat(spec.IncludedResources, spec.IncludedNamespaceScopedResources)
 	return len(included) == 0 || listed(included)
+}
+
+// lists tells whether a list of a backup's filters has a resource, by one of its
+// names or by a star.
+func lists(names ...string) func(list []string) bool {
+	return func(list []string) bool {
+		return slices.ContainsFunc(list, func(item string) bool { return item == "*" || slices.Contains(names, item) })
+	}
 }
 
 func (s *Selection) labels(of map[string]string) bool {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	"github.com/vmware-tanzu/velero/pkg/util/kube"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -68,7 +69,7 @@ func (p *Promoter) Promote(ctx context.Context, claim *corev1.PersistentVolumeCl
 	}
 	claim = claim.DeepCopy()
 	metav1.SetMetaDataLabel(&claim.ObjectMeta, PromotedLabel, installation)
-	metav1.SetMetaDataLabel(&claim.ObjectMeta, excludeLabel, "true")
+	metav1.SetMetaDataLabel(&claim.ObjectMeta, velerov1.ExcludeFromBackupLabel, "true")
 	if len(nodes) > 0 {
 		metav1.SetMetaDataAnnotation(&claim.ObjectMeta, kube.KubeAnnSelectedNode, nodes[0])
 	}
@@ -85,9 +86,6 @@ func (p *Promoter) Promote(ctx context.Context, claim *corev1.PersistentVolumeCl
 	}
 	return volume, nil
 }
-
-// excludeLabel keeps an object out of every backup.
-const excludeLabel = "velero.io/exclude-from-backup"
 
 // provision waits until a claim is bound, and returns its volume.
 func (p *Promoter) provision(ctx context.Context, claim *corev1.PersistentVolumeClaim, nodes []string) (*corev1.PersistentVolume, error) {
@@ -167,7 +165,7 @@ func (p *Promoter) trouble(ctx context.Context, claim *corev1.PersistentVolumeCl
 func (p *Promoter) detach(ctx context.Context, claim *corev1.PersistentVolumeClaim, volume *corev1.PersistentVolume) (*corev1.PersistentVolume, error) {
 	volumes := p.clients.Kube.CoreV1().PersistentVolumes()
 	_, err := volumes.Patch(ctx, volume.Name, types.MergePatchType, Merge(map[string]any{
-		"metadata": map[string]any{"labels": map[string]string{PromotedLabel: claim.Labels[PromotedLabel], excludeLabel: "true"}},
+		"metadata": map[string]any{"labels": map[string]string{PromotedLabel: claim.Labels[PromotedLabel], velerov1.ExcludeFromBackupLabel: "true"}},
 		"spec":     map[string]any{"persistentVolumeReclaimPolicy": corev1.PersistentVolumeReclaimRetain},
 	}), metav1.PatchOptions{})
 	if err != nil {
