@@ -119,11 +119,7 @@ func (f *freeze) begin(ctx context.Context) error {
 	if f.backup.Status.StartTimestamp != nil {
 		started = f.backup.Status.StartTimestamp.Time
 	}
-	planner, err := quiesce.NewPlanner(ctx, f.bracket.clients, f.bracket.executor, f.log.Warnf)
-	if err != nil {
-		return err
-	}
-	plan, err := planner.Plan(ctx, f.group, f.backup)
+	planner, plan, err := f.plan(ctx)
 	if err != nil {
 		return err
 	}
@@ -150,6 +146,16 @@ func (f *freeze) begin(ctx context.Context) error {
 		f.hold(watching, events)
 	}()
 	return nil
+}
+
+// plan makes the plan of the freeze, and what it is carried out with.
+func (f *freeze) plan(ctx context.Context) (*quiesce.Planner, *quiesce.Plan, error) {
+	planner, err := quiesce.NewPlanner(ctx, f.bracket.clients, f.bracket.executor, f.log.Warnf)
+	if err != nil {
+		return nil, nil, err
+	}
+	plan, err := planner.Plan(ctx, f.group, f.backup)
+	return planner, plan, err
 }
 
 // interrupted recognizes that an earlier process of this backup has begun with

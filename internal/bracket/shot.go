@@ -136,11 +136,7 @@ func (f *freeze) broken() error {
 
 // beginShots is begin for shots: there is no poll of Velero's to outlast.
 func (f *freeze) beginShots(ctx context.Context, shot snapshotter.Shot) error {
-	planner, err := quiesce.NewPlanner(ctx, f.bracket.clients, f.bracket.executor, f.log.Warnf)
-	if err != nil {
-		return err
-	}
-	plan, err := planner.Plan(ctx, f.group, f.backup)
+	planner, plan, err := f.plan(ctx)
 	if err != nil {
 		return err
 	}
