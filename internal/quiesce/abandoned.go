@@ -3,6 +3,7 @@ package quiesce
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -55,7 +56,7 @@ func (u *Undoer) tidy(ctx context.Context, log logrus.FieldLogger) {
 			case s.Gone == "" && !s.Tried.IsZero():
 				busy.Store(true)
 			case !s.Abandoned(), told[s.ID]: // another backup is at work
-			case !s.Due(u.Clock.Now()):
+			case !s.Due(u.Clock.Now()) && !u.vanished(ctx, s.Intent):
 				told[s.ID] = true
 				log.Warnf("%s may still be quiesced by backup %s since %s: %s", s.Name, s.Backup, s.Since.UTC().Format(time.RFC3339), s.Failure)
 			default:
@@ -77,6 +78,13 @@ func (u *Undoer) tidy(ctx context.Context, log logrus.FieldLogger) {
 	}
 }
 
+// vanished tells that nothing is left of what an intent is about.
+func (u *Undoer) vanished(ctx context.Context, i *intent.Intent) bool {
+	return len(i.Undo) > 0 && !slices.ContainsFunc(i.Undo, func(undo intent.Undo) bool {
+		return vanished(ctx, u.Kube, &undo) == ""
+	})
+}
+
 // release releases one intent and logs what came of it.
 func (u *Undoer) release(ctx context.Context, log logrus.FieldLogger, i *intent.Intent, gone string) error {
 	undone, err := u.Undo(ctx, i, atBackupTries)
@@ -91,6 +99,8 @@ func (u *Undoer) release(ctx context.Context, log logrus.FieldLogger, i *intent.
 		log.Warnf("Release %s, which backup %s has quiesced: %v", i.Name, i.Backup, err)
 	case undone.Left != nil:
 		log.Warnf("%v", undone.Left)
+	case undone.Vanished:
+		log.Infof("%s, which backup %s had quiesced since %s, is gone", i.Name, i.Backup, i.Since.UTC().Format(time.RFC3339))
 	default:
 		log.Warnf("Released %s, which backup %s had quiesced since %s: %s", i.Name, i.Backup, i.Since.UTC().Format(time.RFC3339), gone)
 	}

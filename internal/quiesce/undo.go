@@ -55,6 +55,9 @@ type Undone struct {
 	Warnings []string
 	// Left says what is still owed, and what a person runs; nil when nothing is.
 	Left error
+	// Vanished tells that all of it went with its namespace or its claims, so that
+	// nothing was there to be released.
+	Vanished bool
 }
 
 // NewUndoer returns an Undoer for a cluster.
@@ -90,7 +93,7 @@ func (u *Undoer) Undo(ctx context.Context, i *intent.Intent, limit time.Duration
 	if gone != "" {
 		u.clear(ctx, i)
 	}
-	result := &Undone{}
+	result := &Undone{Vanished: len(i.Undo) > 0}
 	pending := make([]*owed, len(i.Undo))
 	for j := range i.Undo {
 		pending[j] = &owed{Undoer: u, Undo: &i.Undo[j], dead: gone != ""}
@@ -103,6 +106,7 @@ func (u *Undoer) Undo(ctx context.Context, i *intent.Intent, limit time.Duration
 				result.Warnings = append(result.Warnings, warning)
 			}
 			o.tries++
+			result.Vanished = result.Vanished && o.vanished
 			return o.failure == nil
 		})
 		if len(pending) == 0 || !u.Clock.Now().Add(undoPause).Before(deadline) || ctx.Err() != nil || !slices.ContainsFunc(pending, (*owed).again) {
@@ -136,7 +140,9 @@ func (u *Undoer) clear(ctx context.Context, i *intent.Intent) {
 // settle writes down what came of it.
 func (u *Undoer) settle(ctx context.Context, i *intent.Intent, left []*owed, result *Undone) error {
 	if len(left) == 0 {
-		u.event(ctx, i, corev1.EventTypeNormal, reasonThawed, fmt.Sprintf("Released what backup %s had quiesced", i.Backup))
+		if !result.Vanished {
+			u.event(ctx, i, corev1.EventTypeNormal, reasonThawed, fmt.Sprintf("Released what backup %s had quiesced", i.Backup))
+		}
 		if err := u.Book.Close(ctx, i.ID); err != nil && !errors.Is(err, intent.ErrTaken) {
 			return err
 		}
@@ -162,6 +168,8 @@ type owed struct {
 	dead    bool
 	tries   int
 	failure error
+	// vanished tells that nothing was left of what the step undoes.
+	vanished bool
 	// onNode is why a thaw on the node has failed.
 	onNode error
 }
@@ -169,26 +177,45 @@ type owed struct {
 // again tells that another try may help.
 func (o *owed) again() bool { return o.Unknown == "" }
 
-// do runs the step once. What a namespace had that is gone is done with.
+// do runs the step once.
 func (o *owed) do(ctx context.Context) (warning string, err error) {
 	warning, err = o.run(ctx)
 	if err == nil {
 		return warning, nil
 	}
-	namespace := ""
-	switch {
-	case o.Task != nil:
-		namespace = o.Task.Namespace
-	case o.Call != nil:
-		namespace = o.Call.Namespace
-	}
-	if namespace == "" {
+	why := vanished(ctx, o.Kube, o.Undo)
+	if why == "" {
 		return "", err
 	}
-	if _, gone := o.Kube.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{}); apierrors.IsNotFound(gone) {
-		return fmt.Sprintf("blueprint %s, phase %s: namespace %s is gone, and what was quiesced with it", o.Blueprint, o.Phase, namespace), nil
+	o.vanished = true
+	return fmt.Sprintf("blueprint %s, phase %s: %s", o.Blueprint, o.Phase, why), nil
+}
+
+// vanished says why nothing is left of what a step undoes; "" is that something
+// may be.
+func vanished(ctx context.Context, kube kubernetes.Interface, undo *intent.Undo) string {
+	namespace := ""
+	switch {
+	case undo.Task != nil:
+		namespace = undo.Task.Namespace
+	case undo.Call != nil:
+		namespace = undo.Call.Namespace
 	}
-	return "", err
+	if namespace == "" {
+		return ""
+	}
+	if _, err := kube.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{}); apierrors.IsNotFound(err) {
+		return fmt.Sprintf("namespace %s is gone, and what was quiesced with it", namespace)
+	}
+	if undo.Call == nil || !thawsFileSystem(undo.Call) || len(undo.Volumes) == 0 {
+		return ""
+	}
+	for _, v := range undo.Volumes {
+		if _, err := kube.CoreV1().PersistentVolumeClaims(namespace).Get(ctx, v.Claim, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+			return ""
+		}
+	}
+	return "its claims are gone, and their file systems with them"
 }
 
 func (o *owed) run(ctx context.Context) (warning string, err error) {
@@ -233,7 +260,7 @@ func (o *owed) task(ctx context.Context) error {
 }
 
 // fileSystem thaws from the step's own container, from any other that mounts the
-// volume, and then on the node. It is done as well when the claim is gone.
+// volume, and then on the node.
 func (o *owed) fileSystem(ctx context.Context) (warning string, err error) {
 	if err = o.call(ctx, *o.Call); err == nil {
 		return "", nil
@@ -248,9 +275,6 @@ func (o *owed) fileSystem(ctx context.Context) (warning string, err error) {
 		if o.call(ctx, call) == nil {
 			return fmt.Sprintf("thawed from %s, since %v", containerOf(call), err), nil
 		}
-	}
-	if o.claimsGone(ctx) {
-		return fmt.Sprintf("%v; its claims are gone, and their file systems with them", err), nil
 	}
 	// A container that is starting again is quicker and needs fewer rights.
 	if o.tries%onNodeEvery == 1 && len(o.Volumes) > 0 && !errors.Is(o.onNode, node.ErrOff) {
@@ -270,16 +294,6 @@ func (o *owed) onNodes(ctx context.Context) error {
 		errs = append(errs, o.Nodes.Thaw(ctx, of, paths))
 	}
 	return errors.Join(errs...)
-}
-
-func (o *owed) claimsGone(ctx context.Context) bool {
-	for _, v := range o.Volumes {
-		_, err := o.Kube.CoreV1().PersistentVolumeClaims(o.Call.Namespace).Get(ctx, v.Claim, metav1.GetOptions{})
-		if !apierrors.IsNotFound(err) {
-			return false
-		}
-	}
-	return len(o.Volumes) > 0
 }
 
 // call runs a command in its container, directly where that has no shell. Of what

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	logtest "github.com/sirupsen/logrus/hooks/test"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -288,7 +289,7 @@ func TestUndoFileSystem(t *testing.T) {
 		},
 		"the claim is gone": {
 			broken:  []string{"side"},
-			warning: "the connection to the container was lost: container side of pod shop/db-0 is gone (Stillpoint needs sh, sleep and kill in the container); its claims are gone, and their file systems with them",
+			warning: "blueprint fsfreeze, phase thaw: its claims are gone, and their file systems with them",
 		},
 		"on the node": {
 			objects: []runtime.Object{claim}, broken: []string{"side"}, node: &deed{}, limit: 10 * time.Second,
@@ -375,6 +376,31 @@ func TestAtBackup(t *testing.T) {
 	again := messages()
 	require.Len(t, again, 1)
 	assert.Contains(t, again[0], "warning: StatefulSet shop/db may still be quiesced by backup nightly since")
+	require.NoError(t, u.Book.Close(t.Context(), "stillpoint-intent-x"))
+}
+
+// What could not be released is nothing to warn of once its namespace is gone, and
+// does not wait for the next try.
+func TestAtBackupForgetsWhatVanished(t *testing.T) {
+	u := newUndoing(t)
+	log, said := logtest.NewNullLogger()
+	u.tasks.failures, u.tasks.err = 100, errors.New("not found")
+	owed := u.owe(t, deadHolder, intent.Undo{Blueprint: "scale", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "shop"}})
+	_, err := u.Undo(t.Context(), owed, left)
+	require.NoError(t, err)
+	u.AtBackup(t.Context(), log)
+	require.Len(t, u.list(t), 1)
+	require.Len(t, said.AllEntries(), 1)
+	said.Reset()
+
+	require.NoError(t, u.kube.CoreV1().Namespaces().Delete(t.Context(), "shop", metav1.DeleteOptions{}))
+	u.AtBackup(t.Context(), log)
+	assert.Empty(t, u.list(t))
+	require.NotEmpty(t, said.AllEntries())
+	for _, entry := range said.AllEntries() {
+		assert.Equal(t, logrus.InfoLevel, entry.Level, entry.Message)
+	}
+	assert.Equal(t, "StatefulSet shop/db, which backup nightly had quiesced since "+owed.Since.UTC().Format(time.RFC3339)+", is gone", said.LastEntry().Message)
 }
 
 // A process that releases is waited for.

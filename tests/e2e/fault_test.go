@@ -200,6 +200,11 @@ func TestPodDeletedWhileFrozen(t *testing.T) {
 			assert.Contains(t, errors, want)
 		}
 		assert.NotEmpty(t, a.events("app")["StillFrozen"])
+		require.NoError(t, c.DeleteNamespace(t.Context(), a.namespace))
+		output, code := runThaw(t, "--namespace", a.namespace)
+		assert.Equal(t, 0, code)
+		assert.Contains(t, output, "Deployment "+a.namespace+"/app, which backup "+b.name+" had quiesced since ")
+		assert.Contains(t, output, ", is gone\n")
 		return
 	}
 	// The guard was quicker than the kubelet. The volume may be unmounted by now,
