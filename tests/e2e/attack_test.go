@@ -72,9 +72,7 @@ func (a *app) velero(args ...string) string {
 
 // Whoever may write blueprints and annotations in one namespace tries to reach
 // another one. Each attack is refused when the plan is made.
-func TestAttacksOnAnotherNamespace(t *testing.T) {
-	c := connect(t)
-	kanisterKind(t, c)
+func testAttacksOnAnotherNamespace(t *testing.T, c *cluster.Cluster) {
 	began := time.Now()
 	v := victim(t, c)
 	a := newApp(t, c, shape{annotations: map[string]string{"kanister.kasten.io/blueprint": "attack"}})
@@ -143,9 +141,7 @@ func TestAttacksOnAnotherNamespace(t *testing.T) {
 // What is known only when a phase has run is refused then; what a tenant may do
 // in the own namespace ends where the rights of its account end; and what an
 // administrator shares cannot be steered elsewhere. One backup, three workloads.
-func TestAttacksWhileABackupRuns(t *testing.T) {
-	c := connect(t)
-	kanisterKind(t, c)
+func testAttacksWhileABackupRuns(t *testing.T, c *cluster.Cluster) {
 	began := time.Now()
 	v := victim(t, c)
 	journal := `{func: KubeExec, name: undo, args: {namespace: "{{ .Deployment.Namespace }}", pod: "{{ index .Deployment.Pods 0 }}", container: sidecar, command: [sh, -c, "echo undone >>/run/journal"]}}`
@@ -181,8 +177,7 @@ func TestAttacksWhileABackupRuns(t *testing.T) {
 
 // A recipe's password is in the environment of its client alone: in no list of
 // processes while it runs, and in no request.
-func TestPasswordIsInNoListOfProcesses(t *testing.T) {
-	c := connect(t)
+func testPasswordIsInNoListOfProcesses(t *testing.T, c *cluster.Cluster) {
 	blueprint(t, c, `
 metadata: {name: e2e-hold}
 actions:

@@ -134,8 +134,7 @@ func TestRecipes(t *testing.T) {
 
 // The MongoDB lock that people have, unchanged, and the built-in recipe, with a
 // mongosh that writes down how it is called: there is no MongoDB to be had here.
-func TestMongoDBLock(t *testing.T) {
-	c := connect(t)
+func testMongoDBLock(t *testing.T, c *cluster.Cluster) {
 	document, err := os.ReadFile("../../internal/blueprint/testdata/mongodb-hooks.yaml")
 	require.NoError(t, err)
 	blueprint(t, c, string(document))
@@ -212,8 +211,7 @@ spec:
 `
 
 // What cannot be quiesced is not there while it is snapshotted, and comes back.
-func TestScaleDown(t *testing.T) {
-	c := connect(t)
+func testScaleDown(t *testing.T, c *cluster.Cluster) {
 	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "scale-down"}, volumes: 2})
 	b := startBackup(t, c, a.namespace, handOver(t, c, ""))
 	require.Equal(t, velerov1.BackupPhaseCompleted, b.finished(limit), b.log())

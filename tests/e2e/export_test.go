@@ -81,8 +81,7 @@ const classOfClaim = "velero.io/csi-volumesnapshot-class"
 
 // After the export the storage holds nothing, whatever the class says and
 // however often the driver fails, but for what users want to stay.
-func TestExportLeavesNothing(t *testing.T) {
-	c := connect(t)
+func testExportLeavesNothing(t *testing.T, c *cluster.Cluster) {
 	retain := retaining(t, c, nil)
 	busy := retaining(t, c, map[string]string{"failDelete": "the array is busy", "failDeleteTimes": "2"})
 	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}, volumes: 4, claim: annotated(map[string]map[string]string{

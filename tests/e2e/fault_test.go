@@ -231,8 +231,7 @@ func TestSnapshotThatFailsThawsAtOnce(t *testing.T) {
 
 // With a class that is gone Velero stumbles before it creates a VolumeSnapshot:
 // there is nothing to freeze for.
-func TestNothingIsFrozenWhenVeleroCannotSnapshot(t *testing.T) {
-	c := connect(t)
+func testNothingIsFrozenWhenVeleroCannotSnapshot(t *testing.T, c *cluster.Cluster) {
 	a := newApp(t, c, shape{
 		annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"},
 		claim:       func(claim *corev1.PersistentVolumeClaim) { claim.Spec.StorageClassName = ptr.To(passingClass(t, c)) },
@@ -280,8 +279,7 @@ func TestPreThatHangs(t *testing.T) {
 }
 
 // KubeExecAll over several pods: one of them fails, all are thawed.
-func TestPreThatFailsHalfWay(t *testing.T) {
-	c := connect(t)
+func testPreThatFailsHalfWay(t *testing.T, c *cluster.Cluster) {
 	blueprint(t, c, `
 metadata: {name: e2e-half}
 actions:

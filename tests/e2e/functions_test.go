@@ -122,8 +122,7 @@ actions:
           objectReference: {apiVersion: v1, resource: configmaps, name: "{{ .ArtifactsIn.state.KeyValue.note }}", namespace: "{{ .Deployment.Namespace }}"}
 `
 
-func TestEveryFunctionOfKanister(t *testing.T) {
-	c := connect(t)
+func testEveryFunctionOfKanister(t *testing.T, c *cluster.Cluster) {
 	blueprint(t, c, everyFunction)
 	a := newApp(t, c, shape{annotations: map[string]string{
 		"stillpoint.io/quiesce":         "e2e-functions",
@@ -171,8 +170,7 @@ func shell(command string) kanister.Args {
 	return kanister.Args{"image": cluster.Image, "command": []any{"sh", "-c", command}, "podOverride": map[string]any{"terminationGracePeriodSeconds": 1}}
 }
 
-func TestTaskPods(t *testing.T) {
-	c := connect(t)
+func testTaskPods(t *testing.T, c *cluster.Cluster) {
 	run := tasks(t, c)
 	namespace := c.Namespace(t, "e2e")
 	within := func(limit time.Duration) context.Context {
@@ -215,8 +213,7 @@ func TestTaskPods(t *testing.T) {
 	assert.Eventually(t, func() bool { return len(pods()) == 0 }, 30*time.Second, 200*time.Millisecond, "pods are deleted whatever happens")
 }
 
-func TestConfinedTasksHaveTheRightsOfTheirServiceAccount(t *testing.T) {
-	c := connect(t)
+func testConfinedTasksHaveTheRightsOfTheirServiceAccount(t *testing.T, c *cluster.Cluster) {
 	run := tasks(t, c)
 	namespace := c.Namespace(t, "e2e")
 	other := c.Namespace(t, "e2e")
@@ -264,8 +261,7 @@ func waitForSecret(namespace string) kanister.Args {
 	}}}}
 }
 
-func TestScaleWaitsForPodsToGo(t *testing.T) {
-	c := connect(t)
+func testScaleWaitsForPodsToGo(t *testing.T, c *cluster.Cluster) {
 	run := tasks(t, c)
 	namespace := c.Namespace(t, "e2e")
 	kubectl := func(stdin string, args ...string) {

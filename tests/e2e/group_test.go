@@ -198,8 +198,7 @@ func TestGroup(t *testing.T) {
 
 // With data movement each volume has its DataUpload, and what is restored comes
 // from there. An upload that takes too long is cancelled.
-func TestGroupMovesData(t *testing.T) {
-	c := connect(t)
+func testGroupMovesData(t *testing.T, c *cluster.Cluster) {
 	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}, volumes: 2})
 	b := startBackup(t, c, a.namespace, handOver(t, c, "", moveData))
 	require.Equal(t, velerov1.BackupPhaseCompleted, b.finished(3*time.Minute), b.log())
@@ -303,8 +302,7 @@ func TestGroupFails(t *testing.T) {
 
 // What a policy hands over and cannot be snapshotted is an error that says how
 // to mend it; all other volumes are taken.
-func TestGroupRefusals(t *testing.T) {
-	c := connect(t)
+func testGroupRefusals(t *testing.T, c *cluster.Cluster) {
 	a := newApp(t, c, shape{})
 	claim := func(name, class string, labels map[string]string) {
 		require.NoError(t, c.Objects().Create(t.Context(), &corev1.PersistentVolumeClaim{

@@ -52,8 +52,7 @@ func kanisterKind(t *testing.T, c *cluster.Cluster) {
 
 // A hook for every pod of a StatefulSet at once, with a password, as it is
 // published for replica sets; what it puts out is undone by.
-func TestPublishedLockOfAllPods(t *testing.T) {
-	c := connect(t)
+func testPublishedLockOfAllPods(t *testing.T, c *cluster.Cluster) {
 	blueprint(t, c, `
 metadata: {name: e2e-lock-all}
 actions:
@@ -128,8 +127,7 @@ spec:
 }
 
 // The workload itself is taken down, and comes back with as many pods as it had.
-func TestPublishedDownAndUp(t *testing.T) {
-	c := connect(t)
+func testPublishedDownAndUp(t *testing.T, c *cluster.Cluster) {
 	blueprint(t, c, `
 metadata: {name: e2e-down}
 actions:
@@ -158,9 +156,7 @@ actions:
 // An operator's hook: it stands on a custom resource, is the blueprint of the
 // namespace itself, and so has no more rights than the account which it names.
 // Its session is kept in a pod that it makes.
-func TestPublishedHookOfAnOperator(t *testing.T) {
-	c := connect(t)
-	kanisterKind(t, c)
+func testPublishedHookOfAnOperator(t *testing.T, c *cluster.Cluster) {
 	kind(t, c, "e2e.stillpoint.io", "v1", "Database", "databases")
 	a := newApp(t, c, shape{})
 	install(t, c, strings.ReplaceAll(strings.ReplaceAll(`

@@ -56,8 +56,7 @@ func TestVolumesOfAWorkloadAreHeldTogether(t *testing.T) {
 	assert.False(t, a.frozen("app-data0") || a.frozen("app-data1"))
 }
 
-func TestApplicationGoesBeforeItsFileSystem(t *testing.T) {
-	c := connect(t)
+func testApplicationGoesBeforeItsFileSystem(t *testing.T, c *cluster.Cluster) {
 	blueprint(t, c, execBlueprint("e2e-journal", "sidecar", "echo pre >/run/journal; fsfreeze --freeze /mnt/data0 && fsfreeze --unfreeze /mnt/data0 && echo unfrozen-at-pre >>/run/journal",
 		"fsfreeze --freeze /mnt/data0 && fsfreeze --unfreeze /mnt/data0 && echo unfrozen-at-post >>/run/journal"))
 	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze, e2e-journal"}})
@@ -67,8 +66,7 @@ func TestApplicationGoesBeforeItsFileSystem(t *testing.T) {
 	assert.Equal(t, "pre\nunfrozen-at-pre\nunfrozen-at-post\n", a.kubectl("exec", "deployment/app", "-c", "sidecar", "--", "cat", "/run/journal"))
 }
 
-func TestTwoPodsOnOneVolumeFreezeItOnce(t *testing.T) {
-	c := connect(t)
+func testTwoPodsOnOneVolumeFreezeItOnce(t *testing.T, c *cluster.Cluster) {
 	a := newApp(t, c, shape{replicas: 2, annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}})
 	b := startBackup(t, c, a.namespace, nil)
 	require.Equal(t, velerov1.BackupPhaseCompleted, b.finished(limit), b.log())
@@ -76,8 +74,7 @@ func TestTwoPodsOnOneVolumeFreezeItOnce(t *testing.T) {
 	assert.False(t, a.frozen("app-data0"))
 }
 
-func TestAnnotationOfNamespaceIsTheDefaultOfItsWorkloads(t *testing.T) {
-	c := connect(t)
+func testAnnotationOfNamespaceIsTheDefaultOfItsWorkloads(t *testing.T, c *cluster.Cluster) {
 	a := newApp(t, c, shape{})
 	a.deploy("other", shape{annotations: map[string]string{"stillpoint.io/quiesce": "none"}})
 	a.kubectl("annotate", "namespace", a.namespace, "stillpoint.io/quiesce=fsfreeze")
@@ -87,8 +84,7 @@ func TestAnnotationOfNamespaceIsTheDefaultOfItsWorkloads(t *testing.T) {
 	assert.NotContains(t, b.log(), "Thawed Deployment "+a.namespace+"/other")
 }
 
-func TestAnnotationOfClaimIsItsOwn(t *testing.T) {
-	c := connect(t)
+func testAnnotationOfClaimIsItsOwn(t *testing.T, c *cluster.Cluster) {
 	a := newApp(t, c, shape{volumes: 2})
 	a.kubectl("annotate", "pvc", "app-data1", "stillpoint.io/quiesce=fsfreeze")
 	b := startBackup(t, c, a.namespace, nil)
@@ -99,8 +95,7 @@ func TestAnnotationOfClaimIsItsOwn(t *testing.T) {
 
 // With --include-cluster-resources=true Velero calls for every
 // PersistentVolume there is.
-func TestForeignVolumesAreNeverFrozen(t *testing.T) {
-	c := connect(t)
+func testForeignVolumesAreNeverFrozen(t *testing.T, c *cluster.Cluster) {
 	foreign := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}})
 	a := newApp(t, c, shape{})
 	foreign.stall("app")
@@ -112,8 +107,7 @@ func TestForeignVolumesAreNeverFrozen(t *testing.T) {
 
 // Velero calls for no PersistentVolume when it leaves them out, so there is no
 // moment to freeze at; it snapshots all the same.
-func TestSnapshotWithoutAFreezeIsAnError(t *testing.T) {
-	c := connect(t)
+func testSnapshotWithoutAFreezeIsAnError(t *testing.T, c *cluster.Cluster) {
 	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}})
 	b := startBackup(t, c, a.namespace, func(spec *velerov1.BackupSpec) { spec.IncludeClusterResources = ptr.To(false) })
 	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit))
@@ -124,8 +118,7 @@ func TestSnapshotWithoutAFreezeIsAnError(t *testing.T) {
 	}, 20*time.Second, 200*time.Millisecond)
 }
 
-func TestVolumesThatVeleroSkipsAreNeverFrozen(t *testing.T) {
-	c := connect(t)
+func testVolumesThatVeleroSkipsAreNeverFrozen(t *testing.T, c *cluster.Cluster) {
 	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}})
 	for name, change := range map[string]func(*velerov1.BackupSpec){
 		"snapshots off":    func(spec *velerov1.BackupSpec) { spec.SnapshotVolumes = ptr.To(false) },
@@ -162,8 +155,7 @@ func skipPolicy(t *testing.T, a *app) *corev1.TypedLocalObjectReference {
 	return &corev1.TypedLocalObjectReference{Kind: "configmap", Name: policy.Name}
 }
 
-func TestNoRunningPodMeansNothingToQuiesce(t *testing.T) {
-	c := connect(t)
+func testNoRunningPodMeansNothingToQuiesce(t *testing.T, c *cluster.Cluster) {
 	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}})
 	a.kubectl("scale", "deployment/app", "--replicas=0")
 	a.kubectl("wait", "--for=delete", "pod", "-l", "app=app", "--timeout=60s")
@@ -174,8 +166,7 @@ func TestNoRunningPodMeansNothingToQuiesce(t *testing.T) {
 
 // A restore from a quiesced snapshot has every line whole, and no line that
 // was written later.
-func TestWhatIsRestoredIsWhatWasThereAtTheFreeze(t *testing.T) {
-	c := connect(t)
+func testWhatIsRestoredIsWhatWasThereAtTheFreeze(t *testing.T, c *cluster.Cluster) {
 	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}})
 	b := startBackup(t, c, a.namespace, nil)
 	require.Equal(t, velerov1.BackupPhaseCompleted, b.finished(limit), b.log())
@@ -198,35 +189,9 @@ func TestWhatIsRestoredIsWhatWasThereAtTheFreeze(t *testing.T) {
 }
 
 // Kasten K10's users have their blueprints as objects.
-func TestBlueprintObject(t *testing.T) {
-	c := connect(t)
-	install := func(document string) {
-		t.Helper()
-		_, err := c.Kubectl(t.Context(), strings.NewReader(document), "apply", "-f", "-")
-		require.NoError(t, err)
-	}
-	install(`
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: blueprints.cr.kanister.io}
-spec:
-  group: cr.kanister.io
-  names: {kind: Blueprint, listKind: BlueprintList, plural: blueprints, singular: blueprint}
-  scope: Namespaced
-  versions:
-    - name: v1alpha1
-      served: true
-      storage: true
-      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
-`)
-	t.Cleanup(func() {
-		_, err := c.Kubectl(context.Background(), nil, "delete", "crd", "blueprints.cr.kanister.io", "--timeout=30s")
-		assert.NoError(t, err)
-	})
-	_, err := c.Kubectl(t.Context(), nil, "wait", "--for=condition=Established", "crd/blueprints.cr.kanister.io", "--timeout=30s")
-	require.NoError(t, err)
+func testBlueprintObject(t *testing.T, c *cluster.Cluster) {
 	a := newApp(t, c, shape{annotations: map[string]string{"kanister.kasten.io/blueprint": "own"}})
-	install(strings.Replace(execBlueprint("own", "sidecar", "fsfreeze --freeze /mnt/data0", "fsfreeze --unfreeze /mnt/data0"),
+	install(t, c, strings.Replace(execBlueprint("own", "sidecar", "fsfreeze --freeze /mnt/data0", "fsfreeze --unfreeze /mnt/data0"),
 		"metadata:", "metadata:\n  namespace: "+a.namespace, 1))
 	b := startBackup(t, c, a.namespace, nil)
 	require.Equal(t, velerov1.BackupPhaseCompleted, b.finished(limit), b.log())
@@ -237,8 +202,7 @@ spec:
 
 // Every kind of workload, two pods of a StatefulSet with a volume each being
 // the one where freezing together matters.
-func TestKindsOfWorkloads(t *testing.T) {
-	c := connect(t)
+func testKindsOfWorkloads(t *testing.T, c *cluster.Cluster) {
 	a := &app{t: t, c: c, namespace: c.Namespace(t, "e2e"), mounts: map[string]string{}}
 	const pod = `
       terminationGracePeriodSeconds: 1

@@ -21,8 +21,7 @@ import (
 
 // Each bad input gives one error that names the object and the key, and leaves
 // nothing frozen. All of them are workloads of one backup.
-func TestBadInput(t *testing.T) {
-	c := connect(t)
+func testBadInput(t *testing.T, c *cluster.Cluster) {
 	blueprint(t, c, execBlueprint("e2e-no-container", "ghost", "true", "true"))
 	blueprint(t, c, execBlueprint("e2e-template", "sidecar", "echo {{ .Options.absent }}", "true"))
 	blueprint(t, c, `
@@ -168,8 +167,7 @@ actions:
 	}
 }
 
-func TestContinueSnapshotsAllTheSameAndWarns(t *testing.T) {
-	c := connect(t)
+func testContinueSnapshotsAllTheSameAndWarns(t *testing.T, c *cluster.Cluster) {
 	a := newApp(t, c, shape{unprivileged: true, annotations: map[string]string{
 		"stillpoint.io/quiesce": "fsfreeze", "stillpoint.io/on-quiesce-error": "continue",
 	}})

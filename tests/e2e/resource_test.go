@@ -77,8 +77,7 @@ spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 64Mi}}}
 
 // A custom resource is annotated, whose operator has made a StatefulSet and
 // handed the annotations down to it and to a Service.
-func TestAnnotationOnACustomResource(t *testing.T) {
-	c := connect(t)
+func testAnnotationOnACustomResource(t *testing.T, c *cluster.Cluster) {
 	resource, group := databases(t, c)
 	blueprint(t, c, objectBlueprint("e2e-database", "{{ .Object.spec.primary }}"))
 	a := &app{t: t, c: c, namespace: c.Namespace(t, "e2e")}
@@ -143,8 +142,7 @@ spec:
 
 // A ConfigMap stands for all claims of its namespace, those included that no pod
 // mounts: Velero takes all of them in one item block, around one freeze.
-func TestAnnotationOnAConfigMap(t *testing.T) {
-	c := connect(t)
+func testAnnotationOnAConfigMap(t *testing.T, c *cluster.Cluster) {
 	blueprint(t, c, objectBlueprint("e2e-namespace", "{{ .Object.data.pod }}"))
 	a := newApp(t, c, shape{})
 	a.deploy("other", shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}})

@@ -1,0 +1,108 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	crclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"stillpoint.io/stillpoint/tests/cluster"
+)
+
+// besideEachOther are tests that mind nobody: what they make is in namespaces of
+// their own or has names of its own, they kill nothing, they change neither
+// Velero nor its configuration, and none of their limits is near to what a busy
+// machine needs. The longest come first.
+var besideEachOther = []struct {
+	name string
+	test func(*testing.T, *cluster.Cluster)
+}{
+	{"ExportLeavesNothing", testExportLeavesNothing},
+	{"GroupMovesData", testGroupMovesData},
+	{"KindsOfWorkloads", testKindsOfWorkloads},
+	{"AnnotationOnAConfigMap", testAnnotationOnAConfigMap},
+	{"BadInput", testBadInput},
+	{"TaskPods", testTaskPods},
+	{"AttacksOnAnotherNamespace", testAttacksOnAnotherNamespace},
+	{"MongoDBLock", testMongoDBLock},
+	{"ScaleWaitsForPodsToGo", testScaleWaitsForPodsToGo},
+	{"EveryFunctionOfKanister", testEveryFunctionOfKanister},
+	{"AnnotationOfNamespaceIsTheDefaultOfItsWorkloads", testAnnotationOfNamespaceIsTheDefaultOfItsWorkloads},
+	{"PublishedLockOfAllPods", testPublishedLockOfAllPods},
+	{"AnnotationOfClaimIsItsOwn", testAnnotationOfClaimIsItsOwn},
+	{"PublishedHookOfAnOperator", testPublishedHookOfAnOperator},
+	{"ScaleDown", testScaleDown},
+	{"AttacksWhileABackupRuns", testAttacksWhileABackupRuns},
+	{"WhatIsRestoredIsWhatWasThereAtTheFreeze", testWhatIsRestoredIsWhatWasThereAtTheFreeze},
+	{"PublishedDownAndUp", testPublishedDownAndUp},
+	{"ContinueSnapshotsAllTheSameAndWarns", testContinueSnapshotsAllTheSameAndWarns},
+	{"PasswordIsInNoListOfProcesses", testPasswordIsInNoListOfProcesses},
+	{"VolumesThatVeleroSkipsAreNeverFrozen", testVolumesThatVeleroSkipsAreNeverFrozen},
+	{"ForeignVolumesAreNeverFrozen", testForeignVolumesAreNeverFrozen},
+	{"BlueprintObject", testBlueprintObject},
+	{"NoRunningPodMeansNothingToQuiesce", testNoRunningPodMeansNothingToQuiesce},
+	{"ApplicationGoesBeforeItsFileSystem", testApplicationGoesBeforeItsFileSystem},
+	{"AnnotationOnACustomResource", testAnnotationOnACustomResource},
+	{"SnapshotWithoutAFreezeIsAnError", testSnapshotWithoutAFreezeIsAnError},
+	{"PreThatFailsHalfWay", testPreThatFailsHalfWay},
+	{"GroupRefusals", testGroupRefusals},
+	{"TwoPodsOnOneVolumeFreezeItOnce", testTwoPodsOnOneVolumeFreezeItOnce},
+	{"ConfinedTasksHaveTheRightsOfTheirServiceAccount", testConfinedTasksHaveTheRightsOfTheirServiceAccount},
+	{"NothingIsFrozenWhenVeleroCannotSnapshot", testNothingIsFrozenWhenVeleroCannotSnapshot},
+}
+
+// Velero runs backups of different namespaces at the same time where its server
+// has --concurrent-backups, and each has a process of our plugin.
+func TestBesideEachOther(t *testing.T) {
+	const backups = 4
+	c := connect(t)
+	kanisterKind(t, c)
+	serverFlags(t, c, fmt.Sprintf("--concurrent-backups=%d", backups))
+	most := mostBackups(t, c)
+	var ran atomic.Int32
+	t.Run("all", func(t *testing.T) {
+		for _, one := range besideEachOther {
+			t.Run(one.name, func(t *testing.T) {
+				t.Parallel()
+				ran.Add(1)
+				one.test(t, c)
+			})
+		}
+	})
+	if reached := most(); int(ran.Load()) == len(besideEachOther) {
+		assert.Equal(t, backups, reached, "so many were to be in progress at once")
+	}
+}
+
+// mostBackups counts how many backups are in progress at once, until it is asked.
+func mostBackups(t *testing.T, c *cluster.Cluster) func() int {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	found := make(chan int, 1)
+	go func() {
+		most := 0
+		for ctx.Err() == nil {
+			list := &velerov1.BackupList{}
+			if c.Objects().List(ctx, list, crclient.InNamespace(cluster.VeleroNamespace)) == nil {
+				now := 0
+				for i := range list.Items {
+					if list.Items[i].Status.Phase == velerov1.BackupPhaseInProgress {
+						now++
+					}
+				}
+				most = max(most, now)
+			}
+			time.Sleep(200 * time.Millisecond)
+		}
+		found <- most
+	}()
+	return func() int {
+		cancel()
+		return <-found
+	}
+}
