@@ -3,6 +3,7 @@ package blueprint
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -379,8 +380,19 @@ func TestWaitEndsWithItsTimeout(t *testing.T) {
 	require.EqualError(t, wait("2s", map[string]any{"allOf": []any{met, unmet, absent}}), `WaitV2 up to 2s for statefulsets shop/db, statefulsets shop/db, statefulsets shop/nope: not within 2s: `+
 		`StatefulSet shop/db: the condition {{ .spec.replicas | eq 7 }} is not met; statefulsets.apps "nope" not found`)
 	require.ErrorContains(t, wait("2s", map[string]any{"anyOf": []any{unmet}}), "is not met")
+	// The last look of a busy client ends before its time and has seen nothing.
+	busy := someTasks()
+	looks := 0
+	client, ok := busy.clients.Dynamic.(*fake.FakeDynamicClient)
+	require.True(t, ok)
+	client.PrependReactor("get", "statefulsets", func(clienttesting.Action) (bool, runtime.Object, error) {
+		looks++
+		return looks > 2, nil, errors.New("client rate limiter Wait returned an error: rate: Wait(n=1) would exceed context deadline")
+	})
+	_, err := busy.Run(t.Context(), &Task{Func: "WaitV2", Args: Args{"timeout": "2s", "conditions": map[string]any{"anyOf": []any{unmet}}}})
+	require.ErrorContains(t, err, "not within 2s: StatefulSet shop/db: the condition {{ .spec.replicas | eq 7 }} is not met")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err := someTasks().Run(ctx, &Task{Func: "WaitV2", Args: Args{"timeout": "1h", "conditions": map[string]any{"allOf": []any{unmet}}}})
+	_, err = someTasks().Run(ctx, &Task{Func: "WaitV2", Args: Args{"timeout": "1h", "conditions": map[string]any{"allOf": []any{unmet}}}})
 	require.ErrorIs(t, err, context.Canceled)
 }

@@ -37,6 +37,8 @@ type backup struct {
 	t    *testing.T
 	c    *cluster.Cluster
 	name string
+	// said is what log has returned.
+	said string
 }
 
 // startBackup asks for a backup of a namespace, as `velero backup create` does.
@@ -81,10 +83,13 @@ func (b *backup) finished(limit time.Duration) velerov1.BackupPhase {
 	return ""
 }
 
-// log returns what matters of the backup's log: our lines, warnings, errors and
-// the VolumeSnapshots that Velero created.
+// log returns what matters of the log of a backup that has ended: our lines,
+// warnings, errors and the VolumeSnapshots that Velero created.
 func (b *backup) log() string {
 	b.t.Helper()
+	if b.said != "" {
+		return b.said
+	}
 	ctx, cancel := context.WithTimeout(b.t.Context(), 30*time.Second)
 	defer cancel()
 	text, err := b.c.Velero(ctx, "backup", "logs", b.name)
@@ -95,7 +100,8 @@ func (b *backup) log() string {
 			lines.WriteString(line)
 		}
 	}
-	return lines.String()
+	b.said = lines.String()
+	return b.said
 }
 
 // said are the lines of the log with one of the levels.

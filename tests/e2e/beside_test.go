@@ -59,7 +59,7 @@ var besideEachOther = []struct {
 // Velero runs backups of different namespaces at the same time where its server
 // has --concurrent-backups, and each has a process of our plugin.
 func TestBesideEachOther(t *testing.T) {
-	const backups = 4
+	const backups = 3
 	c := connect(t)
 	kanisterKind(t, c)
 	serverFlags(t, c, fmt.Sprintf("--concurrent-backups=%d", backups))
@@ -97,7 +97,7 @@ func mostBackups(t *testing.T, c *cluster.Cluster) func() int {
 				}
 				most = max(most, now)
 			}
-			time.Sleep(200 * time.Millisecond)
+			time.Sleep(500 * time.Millisecond)
 		}
 		found <- most
 	}()

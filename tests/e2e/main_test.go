@@ -9,7 +9,7 @@ import (
 
 // atOnce is how many of the tests run that may run beside each other. What they do
 // is wait for Velero and for pods, so it is not how many processors there are.
-const atOnce = "6"
+const atOnce = "4"
 
 func TestMain(m *testing.M) {
 	flag.Parse()
