@@ -157,22 +157,28 @@ func (b *Bracket) decide(ctx context.Context, claim *corev1.PersistentVolumeClai
 		b.passed[keyOf(backup, claim)] = verdict.Reason
 		return nil, nil //nolint:nilnil // as above
 	}
+	f, _, err := b.freezeNow(ctx, claim, selection.Velero, backup)
+	return f, err
+}
 
-	// What is frozen is decided by how things are now.
+// freezeNow is the freeze for a claim that is snapshotted on a path: what is frozen
+// is decided by how things are now. The freeze is nil where the claim's group asks
+// for none.
+func (b *Bracket) freezeNow(ctx context.Context, claim *corev1.PersistentVolumeClaim, path selection.Path, backup *velerov1.Backup) (*freeze, *quiesce.Group, error) {
 	facts, err := b.namespaces.Now(ctx, claim.Namespace)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	group, err := facts.Group(claim)
 	if err == nil && !group.Asked() {
-		return nil, nil //nolint:nilnil // as above
+		return nil, group, nil
 	}
 	f := newFreeze(b, group, backup)
 	f.failed = err
 	if err == nil {
-		f.failed = group.Keep(b.sameDoor(ctx, group, claim.Name, selection.Velero, backup))
+		f.failed = group.Keep(b.sameDoor(ctx, group, claim.Name, path, backup))
 	}
-	return f, nil
+	return f, group, nil
 }
 
 func keyOf(backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim) claimKey {

@@ -78,20 +78,10 @@ func (b *Bracket) decideShot(ctx context.Context, claim *corev1.PersistentVolume
 	if err == nil && !group.Asked() {
 		return nil, group.InUse(claim.Name), nil
 	}
-	// What is frozen is decided by how things are now.
-	if facts, err = b.namespaces.Now(ctx, claim.Namespace); err != nil {
-		return nil, false, err
+	if f, group, err = b.freezeNow(ctx, claim, selection.Snapshotter, backup); f != nil || err != nil {
+		return f, true, err
 	}
-	group, err = facts.Group(claim)
-	if err == nil && !group.Asked() {
-		return nil, group.InUse(claim.Name), nil
-	}
-	f = newFreeze(b, group, backup)
-	f.failed = err
-	if err == nil {
-		f.failed = group.Keep(b.sameDoor(ctx, group, claim.Name, selection.Snapshotter, backup))
-	}
-	return f, true, nil
+	return nil, group.InUse(claim.Name), nil
 }
 
 // shoot freezes on the first shot and lets the others join.

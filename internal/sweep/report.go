@@ -14,9 +14,12 @@ import (
 
 // Table writes what was found for people.
 func (r *Report) Table(to io.Writer) error {
-	if len(r.Findings) == 0 {
+	if len(r.Findings)+len(r.External) == 0 {
 		_, err := fmt.Fprintln(to, "Nothing is left of backups and restores that are over.")
 		return err
+	}
+	if len(r.Findings) == 0 {
+		return r.tableOfExternal(to)
 	}
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "OBJECT\tSIZE\tAGE\tBACKUP\tACTION\tREASON")
@@ -27,8 +30,26 @@ func (r *Report) Table(to io.Writer) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(to, "\n%s\n", r.summary())
-	return err
+	if _, err := fmt.Fprintf(to, "\n%s\n", r.summary()); err != nil || len(r.External) == 0 {
+		return err
+	}
+	fmt.Fprintln(to)
+	return r.tableOfExternal(to)
+}
+
+func (r *Report) tableOfExternal(to io.Writer) error {
+	for i := range r.External {
+		e := &r.External[i]
+		then := "stays until somebody deletes it"
+		if e.Over {
+			then = "is deleted by the next backup that has such volumes"
+		}
+		name := strings.TrimPrefix(e.Namespace+"/"+e.Name, "/")
+		if _, err := fmt.Fprintf(to, "%s %s of volumesnapshot.external-storage.k8s.io %s: %s\n", e.Kind, name, then, oneLine(e.Reason)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // JSON writes what was found for programs.

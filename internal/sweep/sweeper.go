@@ -48,10 +48,29 @@ type Options struct {
 // Report is what was found. Its JSON is for programs, as that of a Finding.
 type Report struct {
 	Findings []Finding `json:"findings"`
+	// External is what is left of the snapshot API before CSI's. Backups delete it,
+	// the sweep does not.
+	External []External `json:"externalStorage,omitempty"`
 
 	facts *facts
 	named func(string) bool
 	now   time.Time
+}
+
+// External is a snapshot of group volumesnapshot.external-storage.k8s.io whose
+// backup is over without it, or may be.
+type External struct {
+	// Kind, Namespace and Name are those of one of its objects; a VolumeSnapshotData
+	// has no namespace.
+	Kind      string `json:"kind"`
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name"`
+	// Backup is its name, "" where that is not known.
+	Backup string `json:"backup,omitempty"`
+	// Over tells that the next backup which has such volumes deletes it. Otherwise it
+	// stays until somebody does.
+	Over   bool   `json:"over"`
+	Reason string `json:"reason"`
 }
 
 // Find looks at the whole cluster, and changes nothing. An object that is named

@@ -138,13 +138,13 @@ func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) (left bool, e
 	if err != nil {
 		return false, err
 	}
+	if report.External, err = f.external(ctx, clients, stderr); err != nil {
+		return false, err
+	}
 	if f.output == "json" {
 		return false, report.JSON(stdout)
 	}
-	if err := report.Table(stdout); err != nil {
-		return false, err
-	}
-	if err := f.listExternal(ctx, clients, stdout); err != nil || !f.remove {
+	if err := report.Table(stdout); err != nil || !f.remove {
 		return false, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
@@ -159,28 +159,25 @@ func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) (left bool, e
 	return left, nil
 }
 
-// listExternal lists what is left of the snapshot API before CSI's, which backups
-// delete and the sweep does not.
-func (f *flags) listExternal(ctx context.Context, clients *cluster.Clients, to io.Writer) error {
+// external finds what is left of the snapshot API before CSI's. Whoever may not
+// list it is told so, and of all else.
+func (f *flags) external(ctx context.Context, clients *cluster.Clients, stderr io.Writer) ([]sweep.External, error) {
 	if len(f.Namespaces)+len(f.Objects) > 0 {
-		return nil
+		return nil, nil
 	}
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	left, err := externalstorage.New(clients, nil, log).Leftovers(ctx)
 	if apierrors.IsForbidden(err) {
-		fmt.Fprintf(to, "What is left of %s is not known: %v\n", externalstorage.Group, err)
-		return nil
+		fmt.Fprintf(stderr, "What is left of %s is not known: %v\n", externalstorage.Group, err)
+		return nil, nil
 	}
-	if err != nil {
-		return err
-	}
+	var found []sweep.External
 	for _, l := range left {
-		then := "stays until somebody deletes it"
-		if l.Over {
-			then = "is deleted by the next backup that has such volumes"
-		}
-		fmt.Fprintf(to, "%s of %s %s: %s\n", l, externalstorage.Group, then, l.Reason)
+		found = append(found, sweep.External{
+			Kind: l.Object().GetKind(), Namespace: l.Object().GetNamespace(), Name: l.Object().GetName(),
+			Backup: l.Backup(), Over: l.Over, Reason: l.Reason,
+		})
 	}
-	return nil
+	return found, err
 }

@@ -15,9 +15,9 @@ import (
 )
 
 // besideEachOther are tests that mind nobody: what they make is in namespaces of
-// their own or has names of its own, they kill nothing, they change neither
-// Velero nor its configuration, and none of their limits is near to what a busy
-// machine needs. The longest come first.
+// their own or has names of its own; they make no kinds and kill nothing, they change
+// neither Velero nor its configuration, and none of their limits is near to what a
+// busy machine needs. The longest come first.
 var besideEachOther = []struct {
 	name string
 	test func(*testing.T, *cluster.Cluster)
@@ -61,8 +61,9 @@ var besideEachOther = []struct {
 func TestBesideEachOther(t *testing.T) {
 	const backups = 3
 	c := connect(t)
+	serverFlags(t, c, fmt.Sprintf("--concurrent-backups=%d", backups)) // and without them again, when the kinds have gone
 	kanisterKind(t, c)
-	serverFlags(t, c, fmt.Sprintf("--concurrent-backups=%d", backups))
+	databaseKind(t, c)
 	most := mostBackups(t, c)
 	var ran atomic.Int32
 	t.Run("all", func(t *testing.T) {

@@ -376,6 +376,9 @@ func TestExternalStorageVeleroKilled(t *testing.T) {
 			swept, code := runSweep(t)
 			assert.Zero(t, code)
 			assert.Contains(t, swept, "is deleted by the next backup that has such volumes: backup "+b.name+" is Failed")
+			swept, code = runSweep(t, "-o", "json")
+			assert.Zero(t, code)
+			assert.Regexp(t, `"externalStorage": \[\s*\{\s*"kind": "VolumeSnapshot",[^}]*"backup": "`+b.name+`",\s*"over": true`, swept)
 
 			next := startBackup(t, c, a.namespace, by(location))
 			require.Equal(t, velerov1.BackupPhaseCompleted, next.finished(limit), next.log())

@@ -192,13 +192,13 @@ func testTaskPods(t *testing.T, c *cluster.Cluster) {
 	require.ErrorContains(t, err, "container container ended with code 3")
 	require.ErrorContains(t, err, "the end of its log: out of luck")
 
-	_, err = run.Run(within(8*time.Second), task(t, namespace, "", "KubeTask", shell("echo busy; sleep infinity")))
+	_, err = run.Run(within(30*time.Second), task(t, namespace, "", "KubeTask", shell("echo busy; sleep infinity")))
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.ErrorContains(t, err, "the end of its log: busy")
 
 	bad := shell("true")
 	bad["image"] = "nowhere.invalid/none:1"
-	_, err = run.Run(within(8*time.Second), task(t, namespace, "", "KubeTask", bad))
+	_, err = run.Run(within(30*time.Second), task(t, namespace, "", "KubeTask", bad))
 	require.ErrorContains(t, err, "container container waits: ")
 
 	outputs, err = run.Run(within(time.Minute), task(t, namespace, "", "MultiContainerRun", kanister.Args{

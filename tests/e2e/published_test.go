@@ -19,7 +19,9 @@ func install(t *testing.T, c *cluster.Cluster, manifest string) {
 	require.NoError(t, err)
 }
 
-// kind makes a custom resource, until the test ends.
+// kind makes a custom resource, until the test ends. Velero looks every five minutes
+// which kinds there are, and until then its backups fail for one that has gone:
+// whoever calls this has Velero start anew afterwards.
 func kind(t *testing.T, c *cluster.Cluster, group, version, kind, plural string) {
 	t.Helper()
 	name := plural + "." + group
@@ -48,6 +50,14 @@ spec:
 func kanisterKind(t *testing.T, c *cluster.Cluster) {
 	t.Helper()
 	kind(t, c, "cr.kanister.io", "v1alpha1", "Blueprint", "blueprints")
+}
+
+// databaseGroup is of Databases, a custom resource as an operator brings it along.
+const databaseGroup = "e2e.stillpoint.io"
+
+func databaseKind(t *testing.T, c *cluster.Cluster) {
+	t.Helper()
+	kind(t, c, databaseGroup, "v1", "Database", "databases")
 }
 
 // A hook for every pod of a StatefulSet at once, with a password, as it is
@@ -157,7 +167,6 @@ actions:
 // namespace itself, and so has no more rights than the account which it names.
 // Its session is kept in a pod that it makes.
 func testPublishedHookOfAnOperator(t *testing.T, c *cluster.Cluster) {
-	kind(t, c, "e2e.stillpoint.io", "v1", "Database", "databases")
 	a := newApp(t, c, shape{})
 	install(t, c, strings.ReplaceAll(strings.ReplaceAll(`
 apiVersion: cr.kanister.io/v1alpha1

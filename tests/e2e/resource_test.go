@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"context"
 	"strings"
 	"testing"
 	"time"
@@ -9,7 +8,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
-	"k8s.io/apimachinery/pkg/util/rand"
 
 	"stillpoint.io/stillpoint/tests/cluster"
 )
@@ -19,33 +17,6 @@ func apply(t *testing.T, c *cluster.Cluster, document string) {
 	t.Helper()
 	_, err := c.Kubectl(t.Context(), strings.NewReader(document), "apply", "-f", "-")
 	require.NoError(t, err)
-}
-
-// databases is a custom resource, as an operator would bring it along.
-func databases(t *testing.T, c *cluster.Cluster) (kind, group string) {
-	t.Helper()
-	group = "db-" + rand.String(5) + ".example.com"
-	apply(t, c, strings.ReplaceAll(`
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: databases.GROUP}
-spec:
-  group: GROUP
-  names: {kind: Database, listKind: DatabaseList, plural: databases, singular: database}
-  scope: Namespaced
-  versions:
-    - name: v1
-      served: true
-      storage: true
-      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
-`, "GROUP", group))
-	t.Cleanup(func() {
-		_, err := c.Kubectl(context.Background(), nil, "delete", "crd", "databases."+group, "--timeout=30s")
-		assert.NoError(t, err)
-	})
-	_, err := c.Kubectl(t.Context(), nil, "wait", "--for=condition=Established", "crd/databases."+group, "--timeout=30s")
-	require.NoError(t, err)
-	return "databases." + group, group
 }
 
 // objectBlueprint is one whose commands are made of the annotated object.
@@ -78,7 +49,7 @@ spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 64Mi}}}
 // A custom resource is annotated, whose operator has made a StatefulSet and
 // handed the annotations down to it and to a Service.
 func testAnnotationOnACustomResource(t *testing.T, c *cluster.Cluster) {
-	resource, group := databases(t, c)
+	const resource, group = "databases." + databaseGroup, databaseGroup
 	blueprint(t, c, objectBlueprint("e2e-database", "{{ .Object.spec.primary }}"))
 	a := &app{t: t, c: c, namespace: c.Namespace(t, "e2e")}
 	a.idleClaim() // which it does not stand for

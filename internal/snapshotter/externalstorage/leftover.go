@@ -247,13 +247,18 @@ type Leftover struct {
 }
 
 func (l Leftover) String() string {
-	for _, o := range []*unstructured.Unstructured{l.home, l.asked, l.homeData, l.made} {
-		if o != nil {
-			return o.GetKind() + " " + key(o)
-		}
-	}
-	return l.name
+	o := l.Object()
+	return o.GetKind() + " " + key(o)
 }
+
+// Object is the one by which it is known: the VolumeSnapshot, where there is one,
+// and in Velero's namespace, where it has one there.
+func (l Leftover) Object() *unstructured.Unstructured {
+	return cmp.Or(l.home, l.asked, l.homeData, l.made)
+}
+
+// Backup is the name of its backup; "" is not known.
+func (l Leftover) Backup() string { return l.origin.Backup }
 
 // Leftovers lists what earlier backups have left, and changes nothing.
 func (s *Snapshotter) Leftovers(ctx context.Context) ([]Leftover, error) {
