@@ -92,7 +92,7 @@ func TestVeleroKilledWhileFrozen(t *testing.T) {
 
 func TestAPIServerKilledWhileFrozen(t *testing.T) {
 	c := connect(t)
-	a, _ := held(t, c, nil)
+	a, b := held(t, c, nil)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
@@ -100,6 +100,8 @@ func TestAPIServerKilledWhileFrozen(t *testing.T) {
 	})
 	require.NoError(t, c.Kill(t.Context(), cluster.APIServer))
 	a.writesWithin(recovery, "app-data0")
+	require.NoError(t, c.Start(t.Context(), cluster.APIServer))
+	assert.NotEqual(t, velerov1.BackupPhaseCompleted, b.finished(3*time.Minute), "a snapshot without a freeze is none")
 }
 
 // A stopped process keeps its connections: nothing but the guard's own
