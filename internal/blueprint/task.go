@@ -328,7 +328,7 @@ func wait(ctx context.Context, look func(context.Context) (done bool, state stri
 			return err
 		case done:
 			return nil
-		case state != "":
+		case state != "" && !unsent(state): // what was seen before says more
 			last = state
 		}
 		select {
@@ -337,6 +337,12 @@ func wait(ctx context.Context, look func(context.Context) (done bool, state stri
 		case <-ticker.C:
 		}
 	}
+}
+
+// unsent tells that a request was not sent, since its turn at the client's rate
+// limiter would have come after its time was up. That error has no type.
+func unsent(state string) bool {
+	return strings.Contains(state, "client rate limiter Wait returned an error")
 }
 
 // passing tells that an error of the API server may be gone at the next try.

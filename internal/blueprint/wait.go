@@ -224,10 +224,7 @@ func (t *Tasks) await(ctx context.Context, task *Task, access *access) (map[stri
 	}
 	met := func(ctx context.Context, c condition) (bool, string) {
 		object, err := places[c.path].object(access.dynamic).Get(ctx, c.ref.Name, metav1.GetOptions{})
-		switch {
-		case unsent(err):
-			return false, ""
-		case err != nil:
+		if err != nil {
 			return false, err.Error()
 		}
 		said, err := evaluate(ctx, task.Func, c.text, object.Object)
@@ -254,17 +251,8 @@ func (t *Tasks) await(ctx context.Context, task *Task, access *access) (map[stri
 				all, states = false, append(states, state)
 			}
 		}
-		if slices.Contains(states, "") {
-			return all, "", nil // what was seen before says more
-		}
 		return all, strings.Join(states, "; "), nil
 	})
-}
-
-// unsent tells that a request was not sent, since its turn at the client's rate
-// limiter would have come after its time was up. That error has no type.
-func unsent(err error) bool {
-	return err != nil && strings.Contains(err.Error(), "client rate limiter Wait returned an error")
 }
 
 // evaluate gives what a condition says of an object. Its errors hold nothing of
