@@ -190,7 +190,7 @@ func TestExternalStorage(t *testing.T) {
 	written := []map[string]string{files(t, a.dirs[0]), files(t, a.dirs[1])}
 	require.Len(t, written[0], 2)
 	// A snapshot of the user's own, which is in the backup as an object.
-	apply(t, c, fmt.Sprintf("apiVersion: volumesnapshot.external-storage.k8s.io/v1\nkind: VolumeSnapshot\nmetadata: {namespace: %s, name: mine}\nspec: {persistentVolumeClaimName: data0}\n", a.namespace))
+	install(t, c, fmt.Sprintf("apiVersion: volumesnapshot.external-storage.k8s.io/v1\nkind: VolumeSnapshot\nmetadata: {namespace: %s, name: mine}\nspec: {persistentVolumeClaimName: data0}\n", a.namespace))
 	a.kubectl("wait", "--for=jsonpath={.status.conditions[-1:].type}=Ready", "volumesnapshots.volumesnapshot.external-storage.k8s.io/mine", "--timeout=20s")
 
 	b := startBackup(t, c, a.namespace, by(location))

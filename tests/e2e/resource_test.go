@@ -12,13 +12,6 @@ import (
 	"stillpoint.io/stillpoint/tests/cluster"
 )
 
-// apply creates objects in the namespace of a test, or what the test deletes.
-func apply(t *testing.T, c *cluster.Cluster, document string) {
-	t.Helper()
-	_, err := c.Kubectl(t.Context(), strings.NewReader(document), "apply", "-f", "-")
-	require.NoError(t, err)
-}
-
 // objectBlueprint is one whose commands are made of the annotated object.
 func objectBlueprint(name, pod string) string {
 	phase := func(name string) string {
@@ -37,7 +30,7 @@ func objectBlueprint(name, pod string) string {
 // idleClaim is one that no pod mounts.
 func (a *app) idleClaim() {
 	a.t.Helper()
-	apply(a.t, a.c, `
+	install(a.t, a.c, `
 apiVersion: v1
 kind: PersistentVolumeClaim
 metadata: {name: idle, namespace: `+a.namespace+`}
@@ -54,7 +47,7 @@ func testAnnotationOnACustomResource(t *testing.T, c *cluster.Cluster) {
 	a := &app{t: t, c: c, namespace: c.Namespace(t, "e2e")}
 	a.idleClaim() // which it does not stand for
 	annotations := `{stillpoint.io/quiesce: "e2e-database,fsfreeze", option.stillpoint.io/word: hello}`
-	apply(t, c, strings.NewReplacer("GROUP", group, "NAMESPACE", a.namespace, "ANNOTATIONS", annotations).Replace(`
+	install(t, c, strings.NewReplacer("GROUP", group, "NAMESPACE", a.namespace, "ANNOTATIONS", annotations).Replace(`
 apiVersion: GROUP/v1
 kind: Database
 metadata: {namespace: NAMESPACE, name: db, annotations: ANNOTATIONS}
@@ -62,7 +55,7 @@ spec: {primary: db-0}
 `))
 	uid := a.kubectl("get", resource, "db", "-o", "jsonpath={.metadata.uid}")
 	owner := "{apiVersion: " + group + "/v1, kind: Database, name: db, uid: " + uid + ", controller: true}"
-	apply(t, c, strings.NewReplacer("OWNER", owner, "NAMESPACE", a.namespace, "ANNOTATIONS", annotations, "IMAGE", cluster.Image).Replace(`
+	install(t, c, strings.NewReplacer("OWNER", owner, "NAMESPACE", a.namespace, "ANNOTATIONS", annotations, "IMAGE", cluster.Image).Replace(`
 apiVersion: v1
 kind: Service
 metadata: {namespace: NAMESPACE, name: db, annotations: ANNOTATIONS, ownerReferences: [OWNER]}
