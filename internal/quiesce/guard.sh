@@ -13,7 +13,7 @@
 #   release    there is nothing to undo: leave
 # Standard output, a line each: armed, holding, thawed, failed CODE, expired CODE.
 # What the post command prints goes to standard error, which `stillpoint: end`
-# closes after each run that somebody waits for.
+# closes before each of the last three.
 held=
 while [ -z "$signalled" ] && IFS= read -r line; do
 	case $line in
@@ -57,5 +57,6 @@ for pause in 1 1 1 2 2 3 5 5 5 0; do
 	[ $code != 0 ] || break
 	sleep $pause
 done
+echo 'stillpoint: end' >&2
 echo "expired $code"
 exit $code

@@ -14,7 +14,7 @@
 #   thaw       tell it to end
 #   release    leave
 # Standard output: armed PID, holding, ended CODE when the client has ended, and
-# what the client prints.
+# what the client prints. `stillpoint: end` closes what it prints to standard error.
 begin= end=
 while IFS= read -r line; do
 	case $line in
@@ -69,7 +69,9 @@ exec 3>&1 4<&0
 	exec 5<&- <&-
 	echo "armed $client" >&3
 	wait "$client"
-	echo "ended $?" >&3
+	code=$?
+	echo 'stillpoint: end' >&2
+	echo "ended $code" >&3
 	# Again each second, in case a signal falls between two reads.
 	while kill -TERM "$listener" 2>/dev/null; do sleep 1; done
 }

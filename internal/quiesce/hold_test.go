@@ -1,7 +1,9 @@
 package quiesce
 
 import (
+	"context"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -14,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/cluster"
 )
 
 // client is a stand-in for a database's client: each line is a statement, which is
@@ -140,6 +143,32 @@ func TestHeldSessionThatFails(t *testing.T) {
 		d := newDatabase(t)
 		_, err := Freeze(t.Context(), Tools{Executor: h}, d.plan("echo no such role >&2; false", d.says("end", "released")), quiet())
 		require.ErrorContains(t, err, "the client ended with exit code 3: no such role")
+	})
+}
+
+// late is a host whose standard error is behind standard output, as over streams of
+// their own it can be.
+type late struct{ *host }
+
+func (l late) Exec(ctx context.Context, container cluster.Container, command []string, streams cluster.Streams) error {
+	streams.Stderr = slowly{streams.Stderr}
+	return l.host.Exec(ctx, container, command, streams)
+}
+
+type slowly struct{ io.Writer }
+
+func (s slowly) Write(p []byte) (int, error) {
+	time.Sleep(300 * time.Millisecond)
+	return s.Writer.Write(p)
+}
+
+// mariadb prints the statement to standard output, and to standard error what is
+// wrong with it.
+func TestReasonIsToldThatComesLate(t *testing.T) {
+	eachShell(t, func(t *testing.T, h *host) {
+		d := newDatabase(t)
+		_, err := Freeze(t.Context(), Tools{Executor: late{h}}, d.plan("echo LOCK; echo no such role >&2; false", d.says("end", "released")), quiet())
+		require.ErrorContains(t, err, "the client ended with exit code 3: LOCK\nno such role")
 	})
 }
 

@@ -310,7 +310,7 @@ func (s *Session) tellHeld(ctx context.Context, t *target, limit time.Duration) 
 	answer, err := t.guard.ask(ctx, "begin", lineHeld, "ended")
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return nil, fmt.Errorf("the client did not say %q within prepare-timeout %s: %s", lineHeld, s.plan.PrepareTimeout, s.said(t.guard))
+		return nil, fmt.Errorf("the client did not say %q within prepare-timeout %s: %s", lineHeld, s.plan.PrepareTimeout, s.soFar(t.guard))
 	case err != nil:
 		return nil, s.masked(err)
 	case answer != lineHeld:

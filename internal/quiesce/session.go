@@ -209,13 +209,16 @@ func (s *Session) due() []*target {
 	return slices.DeleteFunc(s.targets(), func(t *target) bool { return !t.due })
 }
 
+// said is what a command that has ended printed last.
 func (s *Session) said(from *shell) string {
-	// Standard error comes over a stream of its own and may be behind.
-	for range 20 {
-		if text := from.output.String(); text != "" {
-			return s.masker().Mask(text)
-		}
-		time.Sleep(10 * time.Millisecond)
+	from.output.whole()
+	return s.soFar(from)
+}
+
+// soFar is what a command has printed last that may go on.
+func (s *Session) soFar(from *shell) string {
+	if text := from.output.String(); text != "" {
+		return s.masker().Mask(text)
 	}
 	return "no output"
 }
