@@ -93,11 +93,12 @@ func (u *Undoer) Undo(ctx context.Context, i *intent.Intent, limit time.Duration
 	if gone != "" {
 		u.clear(ctx, i)
 	}
-	result := &Undone{Vanished: len(i.Undo) > 0}
-	pending := make([]*owed, len(i.Undo))
+	result := &Undone{}
+	steps := make([]*owed, len(i.Undo))
 	for j := range i.Undo {
-		pending[j] = &owed{Undoer: u, Undo: &i.Undo[j], dead: gone != ""}
+		steps[j] = &owed{Undoer: u, Undo: &i.Undo[j], dead: gone != ""}
 	}
+	pending := slices.Clone(steps)
 	for {
 		pending = slices.DeleteFunc(pending, func(o *owed) bool {
 			var warning string
@@ -106,7 +107,6 @@ func (u *Undoer) Undo(ctx context.Context, i *intent.Intent, limit time.Duration
 				result.Warnings = append(result.Warnings, warning)
 			}
 			o.tries++
-			result.Vanished = result.Vanished && o.vanished
 			return o.failure == nil
 		})
 		if len(pending) == 0 || !u.Clock.Now().Add(undoPause).Before(deadline) || ctx.Err() != nil || !slices.ContainsFunc(pending, (*owed).again) {
@@ -117,6 +117,7 @@ func (u *Undoer) Undo(ctx context.Context, i *intent.Intent, limit time.Duration
 		case <-u.Clock.After(undoPause):
 		}
 	}
+	result.Vanished = len(steps) > 0 && !slices.ContainsFunc(steps, func(o *owed) bool { return !o.vanished })
 	// What was done is to be known whoever has stopped waiting.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), postLimit)
 	defer cancel()

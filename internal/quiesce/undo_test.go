@@ -403,6 +403,22 @@ func TestAtBackupForgetsWhatVanished(t *testing.T) {
 	assert.Equal(t, "StatefulSet shop/db, which backup nightly had quiesced since "+owed.Since.UTC().Format(time.RFC3339)+", is gone", said.LastEntry().Message)
 }
 
+// It makes no difference at which try.
+func TestWhatVanishesBetweenTwoTriesIsNotReleased(t *testing.T) {
+	u := newUndoing(t)
+	u.tasks.failures, u.tasks.err = 100, errors.New("not found")
+	owed := u.owe(t, deadHolder, intent.Undo{Blueprint: "scale", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "shop"}})
+	time.AfterFunc(undoPause/2, func() {
+		_ = u.kube.CoreV1().Namespaces().Delete(context.Background(), "shop", metav1.DeleteOptions{})
+	})
+	undone, err := u.Undo(t.Context(), owed, time.Minute)
+	require.NoError(t, err)
+	assert.NoError(t, undone.Left)
+	assert.True(t, undone.Vanished)
+	assert.NotContains(t, u.events(t), "Thawed: Released what backup nightly had quiesced")
+	assert.Equal(t, 98, u.tasks.failures)
+}
+
 // A process that releases is waited for.
 func TestAtBackupWaits(t *testing.T) {
 	u := newUndoing(t)

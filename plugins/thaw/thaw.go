@@ -206,9 +206,10 @@ func (f *flags) release(ctx context.Context, undoer *quiesce.Undoer, e intent.St
 		return said, undone.Left
 	}
 	if undone.Vanished {
-		return said + fmt.Sprintf("%s, which backup %s had quiesced since %s, is gone\n", e.Name, e.Backup, clockTime(e.Since)), nil
+		said += fmt.Sprintf("%s, which backup %s had quiesced since %s, is gone\n", e.Name, e.Backup, clockTime(e.Since))
+	} else {
+		said += fmt.Sprintf("Released %s, which backup %s had quiesced since %s\n", e.Name, e.Backup, clockTime(e.Since))
 	}
-	said += fmt.Sprintf("Released %s, which backup %s had quiesced since %s\n", e.Name, e.Backup, clockTime(e.Since))
 	if e.Gone == "" {
 		said += fmt.Sprintf("%s was holding it: the snapshots that backup %s takes of it are not consistent\n", holder, e.Backup)
 	}
