@@ -42,14 +42,18 @@ func (r *Report) tableOfExternal(to io.Writer) error {
 		e := &r.External[i]
 		then := "stays until somebody deletes it"
 		if e.Over {
-			then = "is deleted by the next backup that has such volumes"
+			then = "is deleted by --delete, and by the next backup that has such volumes"
 		}
-		name := strings.TrimPrefix(e.Namespace+"/"+e.Name, "/")
-		if _, err := fmt.Fprintf(to, "%s %s of volumesnapshot.external-storage.k8s.io %s: %s\n", e.Kind, name, then, oneLine(e.Reason)); err != nil {
+		if _, err := fmt.Fprintf(to, "%s %s: %s\n", e.Object(), then, oneLine(e.Reason)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// Object is how it is called.
+func (e *External) Object() string {
+	return fmt.Sprintf("%s %s of volumesnapshot.external-storage.k8s.io", e.Kind, strings.TrimPrefix(e.Namespace+"/"+e.Name, "/"))
 }
 
 // JSON writes what was found for programs.

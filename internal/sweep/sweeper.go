@@ -48,8 +48,8 @@ type Options struct {
 // Report is what was found. Its JSON is for programs, as that of a Finding.
 type Report struct {
 	Findings []Finding `json:"findings"`
-	// External is what is left of the snapshot API before CSI's. Backups delete it,
-	// the sweep does not.
+	// External is what is left of the snapshot API before CSI's. Delete leaves it to
+	// those who know that API.
 	External []External `json:"externalStorage,omitempty"`
 
 	facts *facts
@@ -67,8 +67,8 @@ type External struct {
 	Name      string `json:"name"`
 	// Backup is its name, "" where that is not known.
 	Backup string `json:"backup,omitempty"`
-	// Over tells that the next backup which has such volumes deletes it. Otherwise it
-	// stays until somebody does.
+	// Over tells that it is certain, so that it may be deleted, as the next backup does
+	// that has such volumes. Otherwise it stays until somebody does it by hand.
 	Over   bool   `json:"over"`
 	Reason string `json:"reason"`
 }

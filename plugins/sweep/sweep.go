@@ -138,8 +138,18 @@ func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) (left bool, e
 	if err != nil {
 		return false, err
 	}
-	if report.External, err = f.external(ctx, clients, stderr); err != nil {
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	external := externalstorage.New(clients, nil, log)
+	others, err := f.external(ctx, external, stderr)
+	if err != nil {
 		return false, err
+	}
+	for _, l := range others {
+		report.External = append(report.External, sweep.External{
+			Kind: l.Object().GetKind(), Namespace: l.Object().GetNamespace(), Name: l.Object().GetName(),
+			Backup: l.Backup(), Over: l.Over, Reason: l.Reason,
+		})
 	}
 	if f.output == "json" {
 		return false, report.JSON(stdout)
@@ -156,28 +166,31 @@ func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) (left bool, e
 		}
 		fmt.Fprintln(to, result.Line())
 	})
+	for i, l := range others {
+		if !l.Over {
+			continue
+		}
+		begun := time.Now()
+		if err := external.Discard(ctx, l); err != nil {
+			left = true
+			fmt.Fprintf(stderr, "NOT DELETED: %s: %v\n", report.External[i].Object(), err)
+			continue
+		}
+		fmt.Fprintf(stdout, "Deleted %s with its data, gone after %s\n", report.External[i].Object(), time.Since(begun).Round(time.Millisecond*100))
+	}
 	return left, nil
 }
 
 // external finds what is left of the snapshot API before CSI's. Whoever may not
 // list it is told so, and of all else.
-func (f *flags) external(ctx context.Context, clients *cluster.Clients, stderr io.Writer) ([]sweep.External, error) {
+func (f *flags) external(ctx context.Context, snapshotter *externalstorage.Snapshotter, stderr io.Writer) ([]externalstorage.Leftover, error) {
 	if len(f.Namespaces)+len(f.Objects) > 0 {
 		return nil, nil
 	}
-	log := logrus.New()
-	log.SetOutput(io.Discard)
-	left, err := externalstorage.New(clients, nil, log).Leftovers(ctx)
+	left, err := snapshotter.Leftovers(ctx)
 	if apierrors.IsForbidden(err) {
 		fmt.Fprintf(stderr, "What is left of %s is not known: %v\n", externalstorage.Group, err)
 		return nil, nil
 	}
-	var found []sweep.External
-	for _, l := range left {
-		found = append(found, sweep.External{
-			Kind: l.Object().GetKind(), Namespace: l.Object().GetNamespace(), Name: l.Object().GetName(),
-			Backup: l.Backup(), Over: l.Over, Reason: l.Reason,
-		})
-	}
-	return found, err
+	return left, err
 }

@@ -356,9 +356,10 @@ func TestExternalStorageVeleroKilled(t *testing.T) {
 	c := connect(t)
 	location := oldLocation(t, c, "timeout=2m")
 	a := newHostApp(t, c, 1, nil)
-	for name, more := range map[string]func(t *testing.T){
-		"before the snapshot is moved": func(*testing.T) {},
-		"while it is moved":            func(t *testing.T) { t.Helper(); halfMoved(t, c) },
+	for name, how := range map[string]struct{ halfMoved, sweep bool }{
+		"before the snapshot is moved": {},
+		"while it is moved":            {halfMoved: true},
+		"and the sweep":                {halfMoved: true, sweep: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			require.NoError(t, c.Kill(t.Context(), cluster.ExternalController))
@@ -372,13 +373,25 @@ func TestExternalStorageVeleroKilled(t *testing.T) {
 			objects, left := external(t, c)
 			require.ElementsMatch(t, []string{"VolumeSnapshot " + a.namespace, "VolumeSnapshotData"}, objects, "taken, and not moved")
 			require.Len(t, left, 1)
-			more(t)
+			if how.halfMoved {
+				halfMoved(t, c)
+			}
 			swept, code := runSweep(t)
 			assert.Zero(t, code)
-			assert.Contains(t, swept, "is deleted by the next backup that has such volumes: backup "+b.name+" is Failed")
+			assert.Contains(t, swept, "is deleted by --delete, and by the next backup that has such volumes: backup "+b.name+" is Failed")
 			swept, code = runSweep(t, "-o", "json")
 			assert.Zero(t, code)
 			assert.Regexp(t, `"externalStorage": \[\s*\{\s*"kind": "VolumeSnapshot",[^}]*"backup": "`+b.name+`",\s*"over": true`, swept)
+			if how.sweep {
+				swept, code = runSweep(t, "--delete")
+				assert.Zero(t, code)
+				assert.Regexp(t, `Deleted VolumeSnapshot velero/\S+ of volumesnapshot.external-storage.k8s.io with its data, gone after `, swept)
+				objects, left = external(t, c)
+				assert.Empty(t, objects)
+				assert.Empty(t, left)
+				b.delete()
+				return
+			}
 
 			next := startBackup(t, c, a.namespace, by(location))
 			require.Equal(t, velerov1.BackupPhaseCompleted, next.finished(limit), next.log())

@@ -219,7 +219,7 @@ func (s *Snapshotter) tidy(ctx context.Context, backup *velerov1.Backup, install
 			continue
 		}
 		wait.Go(func() {
-			if err := s.discard(going, l.remains); err != nil {
+			if err := s.Discard(going, l); err != nil {
 				s.log.Warnf("%s is left of an earlier backup (%s) and not gone yet, the next backup tries again: %v", l, l.Reason, err)
 				return
 			}
@@ -271,6 +271,12 @@ func (s *Snapshotter) Leftovers(ctx context.Context) ([]Leftover, error) {
 		return nil, err
 	}
 	return s.leftovers(ctx, installation)
+}
+
+// Discard deletes a leftover with its data, and returns when the controller has
+// confirmed it.
+func (s *Snapshotter) Discard(ctx context.Context, l Leftover) error {
+	return s.discard(ctx, l.remains)
 }
 
 func (s *Snapshotter) leftovers(ctx context.Context, installation string) ([]Leftover, error) {
