@@ -180,13 +180,17 @@ func (c *Cluster) awaitDeletion(ctx context.Context, name string, ours map[types
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("delete namespace %s: %w", name, errors.Join(ctx.Err(), err))
-		case <-time.After(200 * time.Millisecond):
+		case <-time.After(deletionPoll):
 		}
 	}
 }
 
-// wakeRounds are the rounds, of 200 ms, after which contents are woken.
-const wakeRounds = 10
+const (
+	// deletionPoll lies between two looks at a namespace that is being deleted.
+	deletionPoll = time.Second
+	// wakeRounds are the looks after which contents are woken.
+	wakeRounds = 2
+)
 
 // liveSnapshots are the UIDs of the VolumeSnapshots that nobody has deleted yet.
 func (c *Cluster) liveSnapshots(ctx context.Context, namespace string) (map[types.UID]bool, error) {

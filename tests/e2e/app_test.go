@@ -198,9 +198,12 @@ func (a *app) writesWithin(limit time.Duration, claims ...string) {
 	}
 }
 
-func (a *app) awaitFrozen(claim string) {
+// awaitFrozen waits until a backup has frozen a volume. That nothing is written is
+// not enough: a busy machine can do that, too.
+func (a *app) awaitFrozen(b *backup, claim string) {
 	a.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); a.writing(claim); {
+	told := "Quiesced for backup " + b.name
+	for deadline := time.Now().Add(30 * time.Second); a.events("app")["Quiesced"] != told || a.writing(claim); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			a.t.Fatalf("claim %s was not frozen within 30s", claim)
 		}

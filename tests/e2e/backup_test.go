@@ -68,7 +68,7 @@ func startBackup(t *testing.T, c *cluster.Cluster, namespace string, change func
 func (b *backup) finished(limit time.Duration) velerov1.BackupPhase {
 	b.t.Helper()
 	found := &velerov1.Backup{}
-	for deadline := time.Now().Add(limit); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(limit); time.Now().Before(deadline); time.Sleep(250 * time.Millisecond) {
 		err := b.c.Objects().Get(b.t.Context(), crclient.ObjectKey{Namespace: cluster.VeleroNamespace, Name: b.name}, found)
 		if err != nil {
 			continue // the API server may be the one under test

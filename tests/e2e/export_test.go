@@ -256,39 +256,34 @@ func TestExportByDriver(t *testing.T) {
 	r.kubectl("wait", "--for=jsonpath={.status.phase}=Bound", "pvc/app-data0", "--timeout=60s")
 }
 
-// Where Velero takes the snapshot, Stillpoint looks after it all the same. Should
-// the node-agent die in the middle, Velero takes minutes to cancel the upload, and
-// half an hour to give it up: its snapshot stays as long, and then it goes, too.
-func TestExportOfVelerosSnapshot(t *testing.T) {
-	c := connect(t)
+// Where Velero takes the snapshot, Stillpoint looks after it all the same.
+func testExportOfVelerosSnapshot(t *testing.T, c *cluster.Cluster) {
 	a := newApp(t, c, shape{claim: annotated(map[string]map[string]string{"app-data0": {classOfClaim: retaining(t, c, nil)}})})
-	for name, disturb := range map[string]func(b *backup){
-		"undisturbed": func(*backup) {},
-		"the node-agent is killed": func(b *backup) {
-			require.Eventually(t, func() bool {
-				list := &velerov2alpha1.DataUploadList{}
-				err := c.Objects().List(t.Context(), list, crclient.MatchingLabels{velerov1.BackupNameLabel: b.name})
-				return err == nil && len(list.Items) == 1 && list.Items[0].Status.Phase != "" && list.Items[0].Status.Phase != velerov2alpha1.DataUploadPhaseNew
-			}, limit, 20*time.Millisecond)
-			_, err := c.Kubectl(t.Context(), nil, "-n", cluster.VeleroNamespace, "delete", "pod", "-l", "name=node-agent", "--force", "--grace-period=0")
-			require.NoError(t, err)
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			b := startBackup(t, c, a.namespace, func(spec *velerov1.BackupSpec) {
-				moveData(spec)
-				spec.ItemOperationTimeout.Duration = 30 * time.Second
-			})
-			disturb(b)
-			phase := b.finished(4 * time.Minute)
-			if name == "undisturbed" {
-				require.Equal(t, velerov1.BackupPhaseCompleted, phase, b.log())
-				assert.Contains(t, b.describe(), "the local snapshot is deleted")
-				assert.Empty(t, a.stored("app-data0"))
-			}
-			a.sweepAfterUploads(b)
-			assert.Empty(t, a.stored("app-data0"))
-			a.noSnapshots()
-		})
-	}
+	b := startBackup(t, c, a.namespace, moveData)
+	require.Equal(t, velerov1.BackupPhaseCompleted, b.finished(4*time.Minute), b.log())
+	assert.Contains(t, b.describe(), "the local snapshot is deleted")
+	assert.Empty(t, a.stored("app-data0"))
+	a.sweepAfterUploads(b)
+	a.noSnapshots()
+}
+
+// Should the node-agent die in the middle, Velero takes minutes to cancel the upload,
+// and half an hour to give it up: its snapshot stays as long, and then it goes, too.
+func testNodeAgentIsKilledWhileItUploads(t *testing.T, c *cluster.Cluster) {
+	a := newApp(t, c, shape{claim: annotated(map[string]map[string]string{"app-data0": {classOfClaim: retaining(t, c, nil)}})})
+	b := startBackup(t, c, a.namespace, func(spec *velerov1.BackupSpec) {
+		moveData(spec)
+		spec.ItemOperationTimeout.Duration = 30 * time.Second
+	})
+	require.Eventually(t, func() bool {
+		list := &velerov2alpha1.DataUploadList{}
+		err := c.Objects().List(t.Context(), list, crclient.MatchingLabels{velerov1.BackupNameLabel: b.name})
+		return err == nil && len(list.Items) == 1 && list.Items[0].Status.Phase != "" && list.Items[0].Status.Phase != velerov2alpha1.DataUploadPhaseNew
+	}, limit, 20*time.Millisecond)
+	_, err := c.Kubectl(t.Context(), nil, "-n", cluster.VeleroNamespace, "delete", "pod", "-l", "name=node-agent", "--force", "--grace-period=0")
+	require.NoError(t, err)
+	b.finished(4 * time.Minute)
+	a.sweepAfterUploads(b)
+	assert.Empty(t, a.stored("app-data0"))
+	a.noSnapshots()
 }

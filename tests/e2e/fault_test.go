@@ -33,14 +33,15 @@ func held(t *testing.T, c *cluster.Cluster, change func(*shape)) (*app, *backup)
 	t.Helper()
 	s := shape{
 		annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"},
-		claim:       slowClass(t, c, map[string]string{"delay": "15s"}),
+		// Velero looks after 10 s whether it is done.
+		claim: slowClass(t, c, map[string]string{"delay": "9s"}),
 	}
 	if change != nil {
 		change(&s)
 	}
 	a := newApp(t, c, s)
 	b := startBackup(t, c, a.namespace, nil)
-	a.awaitFrozen("app-data0")
+	a.awaitFrozen(b, "app-data0")
 	return a, b
 }
 
@@ -70,7 +71,7 @@ func TestPluginKilledWhileFrozen(t *testing.T) {
 func TestPluginKilledBetweenTwoVolumes(t *testing.T) {
 	c := connect(t)
 	a, b := held(t, c, func(s *shape) { s.volumes = 2 })
-	a.awaitFrozen("app-data1")
+	assert.False(t, a.writing("app-data1"))
 	kill(t, syscall.SIGKILL, c.PluginPIDs())
 	a.writesWithin(recovery, "app-data0", "app-data1")
 	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit))
@@ -123,8 +124,7 @@ func TestDeadlineThawsWhenNoConnectionBreaks(t *testing.T) {
 	assert.Contains(t, said(b.log(), "error"), "not consistent")
 }
 
-func TestDeadlineMakesTheSnapshotAnError(t *testing.T) {
-	c := connect(t)
+func testDeadlineMakesTheSnapshotAnError(t *testing.T, c *cluster.Cluster) {
 	a, b := held(t, c, func(s *shape) { s.annotations["stillpoint.io/quiesce-timeout"] = "2s" })
 	a.writesWithin(recovery, "app-data0")
 	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit))
@@ -137,29 +137,31 @@ func TestDeadlineMakesTheSnapshotAnError(t *testing.T) {
 	}, 30*time.Second, 200*time.Millisecond, "the snapshot is gone")
 }
 
-func TestContainerKilledWhileFrozen(t *testing.T) {
-	c := connect(t)
-	for name, change := range map[string]func(*shape){
-		// The same container, started again, or a second one at another path.
-		"alone": nil,
-		"with another that mounts the volume": func(s *shape) {
-			s.pod = func(pod *corev1.PodSpec) {
-				second := *pod.Containers[1].DeepCopy()
-				second.Name = "second"
-				second.VolumeMounts[0].MountPath = "/elsewhere"
-				pod.Containers = append(pod.Containers, second)
-			}
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			a, b := held(t, c, change)
-			killContainer(t, a, "sidecar")
-			a.writesWithin(10*time.Second, "app-data0")
-			require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit))
-			assert.Contains(t, said(b.log(), "warning"), "Thawed from container")
-			assert.Contains(t, said(b.log(), "error"), "was lost while frozen")
-		})
-	}
+// The same container, started again, thaws.
+func testContainerKilledWhileFrozen(t *testing.T, c *cluster.Cluster) {
+	sidecarIsKilled(t, c, nil)
+}
+
+// A second one has the volume at another path.
+func testContainerKilledWhileAnotherMountsTheVolume(t *testing.T, c *cluster.Cluster) {
+	sidecarIsKilled(t, c, func(s *shape) {
+		s.pod = func(pod *corev1.PodSpec) {
+			second := *pod.Containers[1].DeepCopy()
+			second.Name = "second"
+			second.VolumeMounts[0].MountPath = "/elsewhere"
+			pod.Containers = append(pod.Containers, second)
+		}
+	})
+}
+
+func sidecarIsKilled(t *testing.T, c *cluster.Cluster, change func(*shape)) {
+	t.Helper()
+	a, b := held(t, c, change)
+	killContainer(t, a, "sidecar")
+	a.writesWithin(10*time.Second, "app-data0")
+	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit), b.log())
+	assert.Contains(t, said(b.log(), "warning"), "Thawed from container")
+	assert.Contains(t, said(b.log(), "error"), "was lost while frozen")
 }
 
 // killContainer kills all processes of a container from the host.
@@ -190,8 +192,7 @@ func killContainer(t *testing.T, a *app, container string) {
 
 // Pod and volume go away while frozen, and no other container mounts it: a
 // person is told exactly what to run, and where.
-func TestPodDeletedWhileFrozen(t *testing.T) {
-	c := connect(t)
+func testPodDeletedWhileFrozen(t *testing.T, c *cluster.Cluster) {
 	a, b := held(t, c, nil)
 	a.kubectl("delete", "pod", "-l", "app=app", "--grace-period=0", "--force", "--wait=false")
 	a.kubectl("scale", "deployment/app", "--replicas=0")
@@ -217,8 +218,7 @@ func TestPodDeletedWhileFrozen(t *testing.T) {
 	a.writesWithin(recovery, "app-data0")
 }
 
-func TestSnapshotThatFailsThawsAtOnce(t *testing.T) {
-	c := connect(t)
+func testSnapshotThatFailsThawsAtOnce(t *testing.T, c *cluster.Cluster) {
 	a := newApp(t, c, shape{
 		annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"},
 		claim:       slowClass(t, c, map[string]string{"fail": "the pool is full"}),
@@ -264,8 +264,7 @@ func (a *app) storageClass(claim string) *string {
 	return found.Spec.StorageClassName
 }
 
-func TestPreThatHangs(t *testing.T) {
-	c := connect(t)
+func testPreThatHangs(t *testing.T, c *cluster.Cluster) {
 	blueprint(t, c, execBlueprint("e2e-hang", "sidecar", "fsfreeze --freeze /mnt/data0; sleep 1000", "fsfreeze --unfreeze /mnt/data0"))
 	a := newApp(t, c, shape{annotations: map[string]string{
 		"stillpoint.io/quiesce": "e2e-hang", "stillpoint.io/prepare-timeout": "2s",

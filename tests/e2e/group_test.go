@@ -230,8 +230,7 @@ func testGroupMovesData(t *testing.T, c *cluster.Cluster) {
 
 // A group that fails leaves nothing behind: no frozen volume, no snapshot, and
 // no claim that would come back empty.
-func TestGroupFails(t *testing.T) {
-	c := connect(t)
+func testGroupFails(t *testing.T, c *cluster.Cluster) {
 	fails := slowClass(t, c, map[string]string{"fail": "disk on fire"})
 	slow := slowClass(t, c, map[string]string{"delay": "8s"})
 	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}, volumes: 2})
@@ -286,18 +285,20 @@ func TestGroupFails(t *testing.T) {
 		assert.Contains(t, said(b.log(), "error"), "it was not cut within csiSnapshotTimeout 3s")
 		assert.NotContains(t, b.claim(a.namespace, "app-data0").Annotations, "stillpoint.io/no-snapshot", "nobody asked for one moment")
 	})
+}
 
-	t.Run("the plugin is killed while frozen", func(t *testing.T) {
-		a.kubectl("annotate", "deployment", "app", "stillpoint.io/quiesce=fsfreeze")
-		b := startBackup(t, c, a.namespace, handOver(t, c, ""))
-		a.awaitFrozen("app-data0")
-		kill(t, syscall.SIGKILL, c.PluginPIDs())
-		a.writesWithin(recovery, "app-data0", "app-data1")
-		require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit))
-		assert.Contains(t, said(b.log(), "error"), "the plugin process ended while the workload was quiesced")
-		assert.NotContains(t, b.log(), "Quiesced", "it is not frozen a second time")
-		assert.False(t, a.frozen("app-data0") || a.frozen("app-data1"))
-	})
+func TestPluginKilledWhileAGroupIsFrozen(t *testing.T) {
+	c := connect(t)
+	slow := slowClass(t, c, map[string]string{"delay": "8s"})
+	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}, volumes: 2, claim: slow})
+	b := startBackup(t, c, a.namespace, handOver(t, c, ""))
+	require.Eventually(t, func() bool { return len(a.owed()) > 0 && !a.writing("app-data0") }, 30*time.Second, 20*time.Millisecond)
+	kill(t, syscall.SIGKILL, c.PluginPIDs())
+	a.writesWithin(recovery, "app-data0", "app-data1")
+	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit))
+	assert.Contains(t, said(b.log(), "error"), "the plugin process ended while the workload was quiesced")
+	assert.NotContains(t, b.log(), "Quiesced", "it is not frozen a second time")
+	assert.False(t, a.frozen("app-data0") || a.frozen("app-data1"))
 }
 
 // What a policy hands over and cannot be snapshotted is an error that says how

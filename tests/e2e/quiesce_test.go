@@ -47,7 +47,7 @@ func TestVolumesOfAWorkloadAreHeldTogether(t *testing.T) {
 	c := connect(t)
 	a := newApp(t, c, shape{volumes: 2, annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}})
 	b := startBackup(t, c, a.namespace, nil)
-	a.awaitFrozen("app-data0") // while Velero polls for the first volume
+	a.awaitFrozen(b, "app-data0") // while Velero polls for the first volume
 	assert.False(t, a.writing("app-data1"), "both are frozen at once")
 	require.Equal(t, velerov1.BackupPhaseCompleted, b.finished(limit))
 	log := b.log()

@@ -70,12 +70,6 @@ func once(s *shape) {
 	}
 }
 
-// awaitQuiesced waits until the whole of the application is, and not just slow.
-func (a *app) awaitQuiesced() {
-	a.t.Helper()
-	require.Eventually(a.t, func() bool { return a.events("app")["Quiesced"] != "" }, 30*time.Second, 50*time.Millisecond)
-}
-
 // nodeThaw is the section of the configuration that allows a thaw on the node.
 func (a *app) nodeThaw() string {
 	a.t.Helper()
@@ -103,11 +97,9 @@ func noNodePods(t *testing.T, c *cluster.Cluster) {
 
 // The only container that can thaw is killed and does not come back. Nobody may
 // act on the node: a person is told, loudly, and exactly what to run.
-func TestNoContainerIsLeft(t *testing.T) {
-	c := connect(t)
+func testNoContainerIsLeft(t *testing.T, c *cluster.Cluster) {
 	set := configuration(t, c)
 	a, b := held(t, c, once)
-	a.awaitQuiesced()
 	killContainer(t, a, "sidecar")
 	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(3*time.Minute))
 	errs := said(b.log(), "error")
@@ -147,7 +139,7 @@ func TestNodeThaws(t *testing.T) {
 	}())
 	set(a.nodeThaw())
 	b := startBackup(t, c, a.namespace, nil)
-	a.awaitQuiesced()
+	a.awaitFrozen(b, "app-data0")
 	killContainer(t, a, "sidecar")
 	a.writesWithin(25*time.Second, "app-data0")
 	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit))
@@ -216,8 +208,7 @@ func TestBackupFindsWhatIsStillScaledDown(t *testing.T) {
 // for a consistent one then.
 func TestThawReleasesWhatABackupHolds(t *testing.T) {
 	c := connect(t)
-	a, b := held(t, c, nil)
-	a.awaitQuiesced()
+	a, b := held(t, c, func(s *shape) { s.claim = slowClass(t, c, map[string]string{"delay": "14s"}) }) // four commands
 	table, code := runThaw(t)
 	assert.Equal(t, 0, code)
 	assert.Regexp(t, `Deployment `+a.namespace+`/app +\d+m?s +`+b.name+` +process \d+ of pod velero-\S+ +fsfreeze/thaw \(in app-.*/sidecar\)`, table)
