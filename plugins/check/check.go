@@ -15,13 +15,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/check"
 	"stillpoint.io/stillpoint/internal/cluster"
-)
-
-// Exit codes.
-const (
-	fine     = 0
-	fails    = 1 // a backup would fail for at least one volume
-	notKnown = 2 // wrong usage, or the cluster cannot be read
+	"stillpoint.io/stillpoint/plugins/command"
 )
 
 const usage = `stillpoint check tells what a backup would do, and what would fail, without
@@ -42,42 +36,20 @@ Flags:
 // flags are the command line's.
 type flags struct {
 	check.Options
-	connection       cluster.Connection
-	workload, output string
-	move             bool
-	serverArgs       string
+	connection cluster.Connection
+	format     command.Format
+	workload   string
+	move       bool
+	serverArgs string
 }
 
 // Run runs the command and returns its exit code.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	f, err := parse(args)
-	if errors.Is(err, pflag.ErrHelp) {
-		fmt.Fprint(stdout, help())
-		return fine
-	}
-	if err != nil {
-		fmt.Fprintf(stderr, "stillpoint check: %v; see stillpoint check --help\n", err)
-		return notKnown
-	}
-	report, err := f.run(ctx)
-	if err == nil {
-		err = f.print(report, stdout)
-	}
-	switch {
-	case err != nil:
-		fmt.Fprintf(stderr, "stillpoint check: %v\n", err)
-		return notKnown
-	case report.Fails:
-		return fails
-	default:
-		return fine
-	}
+	return command.Run(ctx, "check", usage, &flags{}, args, stdout, stderr)
 }
 
-func (f *flags) set() *pflag.FlagSet {
-	set := pflag.NewFlagSet("stillpoint check", pflag.ContinueOnError)
-	set.SortFlags = false
-	set.Usage = func() {}
+// Define adds the flags to set.
+func (f *flags) Define(set *pflag.FlagSet) {
 	set.StringSliceVarP(&f.Namespaces, "namespace", "n", nil, "`namespace` to look at; may be given several times (default: all of the backup)")
 	set.StringVar(&f.workload, "workload", "", "`kind/name` of the only workload to look at, such as deployment/db")
 	set.StringVar(&f.Schedule, "schedule", "", "`name` of the schedule whose next backup is checked")
@@ -85,37 +57,30 @@ func (f *flags) set() *pflag.FlagSet {
 	set.BoolVar(&f.move, "snapshot-move-data", false, "whether the backup moves data (default: the server's)")
 	set.StringToStringVar(&f.Labels, "labels", nil, "labels of the backup, `key=value`")
 	set.StringToStringVar(&f.Annotations, "annotations", nil, "annotations of the backup, `key=value`")
-	set.StringVarP(&f.output, "output", "o", "table", "`format`: table or json")
+	f.format.Define(set, "`format`: table or json")
 	f.connection.AddFlags(set)
 	set.StringVar(&f.Deployment, "velero-deployment", "velero", "`name` of the Velero server's Deployment, whose flags say how backups are made")
 	set.StringVar(&f.serverArgs, "server-args", "", "`flags` of the Velero server, where its Deployment cannot be read: \"--features=EnableCSI --item-block-worker-count=2\"; NAME=VALUE is its environment")
-	return set
 }
 
-func help() string { return usage + (&flags{}).set().FlagUsagesWrapped(80) }
-
-func parse(args []string) (*flags, error) {
-	f := &flags{}
-	set := f.set()
-	if err := set.Parse(args); err != nil {
-		return nil, err
-	}
+// Validate says what is wrong with what was given, and takes over the rest.
+func (f *flags) Validate(set *pflag.FlagSet) error {
 	if set.NArg() > 0 {
-		return nil, fmt.Errorf("unknown argument %q", set.Arg(0))
+		return fmt.Errorf("unknown argument %q", set.Arg(0))
 	}
-	if f.output != "table" && f.output != "json" {
-		return nil, fmt.Errorf("--output %q: must be table or json", f.output)
+	if err := f.format.Validate(); err != nil {
+		return err
 	}
 	if set.Changed("namespace") && (len(f.Namespaces) == 0 || slices.Contains(f.Namespaces, "")) {
-		return nil, errors.New("--namespace is empty")
+		return errors.New("--namespace is empty")
 	}
 	if f.workload != "" {
 		kind, name, ok := strings.Cut(f.workload, "/")
 		if f.Kind, f.Name = kindOf(kind), name; !ok || f.Kind == "" || name == "" {
-			return nil, fmt.Errorf("--workload %q: must be kind/name, such as deployment/db", f.workload)
+			return fmt.Errorf("--workload %q: must be kind/name, such as deployment/db", f.workload)
 		}
 		if len(f.Namespaces) != 1 {
-			return nil, errors.New("--workload needs the --namespace that it is in, and no other")
+			return errors.New("--workload needs the --namespace that it is in, and no other")
 		}
 	}
 	if set.Changed("snapshot-move-data") {
@@ -123,11 +88,11 @@ func parse(args []string) (*flags, error) {
 	}
 	for _, flag := range []string{"policy", "snapshot-move-data", "labels", "annotations"} {
 		if f.Schedule != "" && set.Changed(flag) {
-			return nil, fmt.Errorf("--%s and --schedule: the schedule says what the backup is like", flag)
+			return fmt.Errorf("--%s and --schedule: the schedule says what the backup is like", flag)
 		}
 	}
 	f.ServerArgs = strings.Fields(f.serverArgs)
-	return f, nil
+	return nil
 }
 
 // kinds are kubectl's other names for the kinds of workloads.
@@ -151,19 +116,20 @@ func kindOf(name string) string {
 	return name
 }
 
-func (f *flags) run(ctx context.Context) (*check.Report, error) {
+// Run checks; amiss is that a backup would fail for at least one volume.
+func (f *flags) Run(ctx context.Context, stdout, _ io.Writer) (amiss bool, err error) {
 	glance := cluster.NewGlance()
 	f.connection.Wrap = glance.Wrap
 	clients, err := f.connection.Open()
 	if err != nil {
-		return nil, err
+		return false, err
 	}
-	return check.New(clients, cluster.NewExecutor(clients), clock.RealClock{}, glance.Forget).Check(ctx, f.Options)
-}
-
-func (f *flags) print(report *check.Report, to io.Writer) error {
-	if f.output == "table" {
-		return report.Table(to)
+	report, err := check.New(clients, cluster.NewExecutor(clients), clock.RealClock{}, glance.Forget).Check(ctx, f.Options)
+	if err != nil {
+		return false, err
 	}
-	return report.JSON(to)
+	if f.format.JSON() {
+		return report.Fails, report.JSON(stdout)
+	}
+	return report.Fails, report.Table(stdout)
 }

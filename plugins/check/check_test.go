@@ -6,7 +6,14 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"stillpoint.io/stillpoint/plugins/command"
 )
+
+func parse(args []string) (*flags, error) {
+	f := &flags{}
+	return f, command.Parse("check", f, args)
+}
 
 func TestParse(t *testing.T) {
 	for name, test := range map[string]struct {

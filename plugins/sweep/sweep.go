@@ -20,13 +20,7 @@ import (
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/snapshotter/externalstorage"
 	"stillpoint.io/stillpoint/internal/sweep"
-)
-
-// Exit codes.
-const (
-	fine     = 0
-	stays    = 1 // something could not be deleted
-	notKnown = 2 // wrong usage, or the cluster cannot be read
+	"stillpoint.io/stillpoint/plugins/command"
 )
 
 const usage = `stillpoint sweep finds the snapshots that are left of backups and restores that
@@ -48,84 +42,57 @@ Flags:
 type flags struct {
 	sweep.Options
 	connection cluster.Connection
+	format     command.Format
 	remove     bool
 	timeout    time.Duration
-	output     string
 }
 
 // Run runs the command and returns its exit code.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	f, err := parse(args)
-	if errors.Is(err, pflag.ErrHelp) {
-		fmt.Fprint(stdout, help())
-		return fine
-	}
-	if err != nil {
-		fmt.Fprintf(stderr, "stillpoint sweep: %v; see stillpoint sweep --help\n", err)
-		return notKnown
-	}
-	left, err := f.run(ctx, stdout, stderr)
-	switch {
-	case err != nil:
-		fmt.Fprintf(stderr, "stillpoint sweep: %v\n", err)
-		return notKnown
-	case left:
-		return stays
-	default:
-		return fine
-	}
+	return command.Run(ctx, "sweep", usage, &flags{}, args, stdout, stderr)
 }
 
-func (f *flags) set() *pflag.FlagSet {
-	set := pflag.NewFlagSet("stillpoint sweep", pflag.ContinueOnError)
-	set.SortFlags = false
-	set.Usage = func() {}
+// Define adds the flags to set.
+func (f *flags) Define(set *pflag.FlagSet) {
 	set.BoolVar(&f.remove, "delete", false, "delete what the table says; without it nothing is changed")
 	set.DurationVar(&f.timeout, "timeout", 2*time.Minute, "how long to wait until what is deleted is gone from the storage, and to try again")
 	set.StringSliceVarP(&f.Namespaces, "namespace", "n", nil, "`namespace` of VolumeSnapshots to look at; may be given several times (default: all)")
 	set.BoolVar(&f.All, "all", false, "show what is not left over, too, and why")
-	set.StringVarP(&f.output, "output", "o", "table", "`format`: table or json")
+	f.format.Define(set, "`format`: table or json")
 	f.connection.AddFlags(set)
-	return set
 }
 
-func help() string { return usage + (&flags{}).set().FlagUsagesWrapped(80) }
-
-func parse(args []string) (*flags, error) {
-	f := &flags{}
-	set := f.set()
-	if err := set.Parse(args); err != nil {
-		return nil, err
-	}
+// Validate says what is wrong with what was given, and takes the names.
+func (f *flags) Validate(set *pflag.FlagSet) error {
 	f.Objects = set.Args()
 	for _, object := range f.Objects {
 		if namespace, name, ok := strings.Cut(object, "/"); !ok || namespace == "" || name == "" || strings.Contains(name, "/") {
-			return nil, fmt.Errorf("argument %q: must be namespace/name of a VolumeSnapshot, or content/name", object)
+			return fmt.Errorf("argument %q: must be namespace/name of a VolumeSnapshot, or content/name", object)
 		}
 	}
-	if f.output != "table" && f.output != "json" {
-		return nil, fmt.Errorf("--output %q: must be table or json", f.output)
+	if err := f.format.Validate(); err != nil {
+		return err
 	}
-	if f.output == "json" && f.remove {
-		return nil, errors.New("--output json and --delete: what is deleted is told line by line")
+	if f.format.JSON() && f.remove {
+		return errors.New("--output json and --delete: what is deleted is told line by line")
 	}
 	if set.Changed("namespace") && (len(f.Namespaces) == 0 || slices.Contains(f.Namespaces, "")) {
-		return nil, errors.New("--namespace is empty")
+		return errors.New("--namespace is empty")
 	}
 	if len(f.Namespaces) > 0 && len(f.Objects) > 0 {
-		return nil, errors.New("--namespace and names: what is named has its namespace in the name")
+		return errors.New("--namespace and names: what is named has its namespace in the name")
 	}
 	if f.timeout <= 0 {
-		return nil, fmt.Errorf("--timeout %s: must be longer than 0", f.timeout)
+		return fmt.Errorf("--timeout %s: must be longer than 0", f.timeout)
 	}
 	if set.Changed("timeout") && !f.remove {
-		return nil, errors.New("--timeout needs --delete")
+		return errors.New("--timeout needs --delete")
 	}
-	return f, nil
+	return nil
 }
 
-// run reports whether something is left that was to be deleted.
-func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) (left bool, err error) {
+// Run sweeps; amiss is that something is left that was to be deleted.
+func (f *flags) Run(ctx context.Context, stdout, stderr io.Writer) (amiss bool, err error) {
 	clients, err := f.connection.Open()
 	if err != nil {
 		return false, err
@@ -151,7 +118,7 @@ func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) (left bool, e
 			Backup: l.Backup(), Over: l.Over, Reason: l.Reason,
 		})
 	}
-	if f.output == "json" {
+	if f.format.JSON() {
 		return false, report.JSON(stdout)
 	}
 	if err := report.Table(stdout); err != nil || !f.remove {
@@ -162,7 +129,7 @@ func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) (left bool, e
 	sweeper.Delete(ctx, report, func(result sweep.Result) {
 		to := stdout
 		if result.Err != nil {
-			left, to = true, stderr
+			amiss, to = true, stderr
 		}
 		fmt.Fprintln(to, result.Line())
 	})
@@ -172,13 +139,13 @@ func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) (left bool, e
 		}
 		begun := time.Now()
 		if err := external.Discard(ctx, l); err != nil {
-			left = true
+			amiss = true
 			fmt.Fprintf(stderr, "NOT DELETED: %s: %v\n", report.External[i].Object(), err)
 			continue
 		}
 		fmt.Fprintf(stdout, "Deleted %s with its data, gone after %s\n", report.External[i].Object(), time.Since(begun).Round(time.Millisecond*100))
 	}
-	return left, nil
+	return amiss, nil
 }
 
 // external finds what is left of the snapshot API before CSI's. Whoever may not

@@ -20,13 +20,7 @@ import (
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/intent"
 	"stillpoint.io/stillpoint/internal/quiesce"
-)
-
-// Exit codes.
-const (
-	fine     = 0
-	stays    = 1 // something could not be released
-	notKnown = 2 // wrong usage, or the cluster cannot be read
+	"stillpoint.io/stillpoint/plugins/command"
 )
 
 const usage = `stillpoint thaw lists what is quiesced now, and releases it when it is told what.
@@ -52,12 +46,12 @@ Flags:
 // flags are the command line's.
 type flags struct {
 	connection     cluster.Connection
+	format         command.Format
 	all, abandoned bool
 	forget         bool
 	namespaces     []string
 	names          []string
 	timeout        time.Duration
-	output         string
 }
 
 // Run runs the command and returns its exit code.
@@ -65,49 +59,22 @@ func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	// A stream to a container that is gone ends with noise about a closed pipe; what
 	// it means is in the errors.
 	utilruntime.ErrorHandlers = nil //nolint:reassign // there is no other way
-	f, err := parse(args)
-	if errors.Is(err, pflag.ErrHelp) {
-		fmt.Fprint(stdout, help())
-		return fine
-	}
-	if err != nil {
-		fmt.Fprintf(stderr, "stillpoint thaw: %v; see stillpoint thaw --help\n", err)
-		return notKnown
-	}
-	left, err := f.run(ctx, stdout, stderr)
-	switch {
-	case err != nil:
-		fmt.Fprintf(stderr, "stillpoint thaw: %v\n", err)
-		return notKnown
-	case left:
-		return stays
-	default:
-		return fine
-	}
+	return command.Run(ctx, "thaw", usage, &flags{}, args, stdout, stderr)
 }
 
-func (f *flags) set() *pflag.FlagSet {
-	set := pflag.NewFlagSet("stillpoint thaw", pflag.ContinueOnError)
-	set.SortFlags = false
-	set.Usage = func() {}
+// Define adds the flags to set.
+func (f *flags) Define(set *pflag.FlagSet) {
 	set.BoolVar(&f.abandoned, "abandoned", false, "release what no process holds any more")
 	set.BoolVar(&f.all, "all", false, "release everything")
 	set.StringSliceVarP(&f.namespaces, "namespace", "n", nil, "release what is quiesced in this `namespace`; may be given several times")
 	set.BoolVar(&f.forget, "forget", false, "delete the records that are named: what they stand for was undone by hand, or is not to be")
 	set.DurationVar(&f.timeout, "timeout", 2*time.Minute, "how long to try again what fails")
-	set.StringVarP(&f.output, "output", "o", "table", "`format` of the list: table or json")
+	f.format.Define(set, "`format` of the list: table or json")
 	f.connection.AddFlags(set)
-	return set
 }
 
-func help() string { return usage + (&flags{}).set().FlagUsagesWrapped(80) }
-
-func parse(args []string) (*flags, error) {
-	f := &flags{}
-	set := f.set()
-	if err := set.Parse(args); err != nil {
-		return nil, err
-	}
+// Validate says what is wrong with what was given, and takes the names.
+func (f *flags) Validate(set *pflag.FlagSet) error {
 	f.names = set.Args()
 	ways := 0
 	for _, way := range []bool{f.all, f.abandoned, len(f.namespaces) > 0, len(f.names) > 0} {
@@ -115,27 +82,28 @@ func parse(args []string) (*flags, error) {
 			ways++
 		}
 	}
-	switch {
-	case f.output != "table" && f.output != "json":
-		return nil, fmt.Errorf("--output %q: must be table or json", f.output)
-	case slices.Contains(f.names, ""), set.Changed("namespace") && (len(f.namespaces) == 0 || slices.Contains(f.namespaces, "")):
-		return nil, errors.New("a name or --namespace is empty")
-	case ways > 1:
-		return nil, errors.New("--all, --abandoned, --namespace and names: give one of them")
-	case f.forget && len(f.names) == 0:
-		return nil, errors.New("--forget needs names of the list")
-	case f.output == "json" && ways > 0:
-		return nil, errors.New("--output json is for the list: what is released is told line by line")
-	case f.timeout <= 0:
-		return nil, fmt.Errorf("--timeout %s: must be longer than 0", f.timeout)
-	case set.Changed("timeout") && ways == 0:
-		return nil, errors.New("--timeout needs something to release")
+	if err := f.format.Validate(); err != nil {
+		return err
 	}
-	return f, nil
+	switch {
+	case slices.Contains(f.names, ""), set.Changed("namespace") && (len(f.namespaces) == 0 || slices.Contains(f.namespaces, "")):
+		return errors.New("a name or --namespace is empty")
+	case ways > 1:
+		return errors.New("--all, --abandoned, --namespace and names: give one of them")
+	case f.forget && len(f.names) == 0:
+		return errors.New("--forget needs names of the list")
+	case f.format.JSON() && ways > 0:
+		return errors.New("--output json is for the list: what is released is told line by line")
+	case f.timeout <= 0:
+		return fmt.Errorf("--timeout %s: must be longer than 0", f.timeout)
+	case set.Changed("timeout") && ways == 0:
+		return errors.New("--timeout needs something to release")
+	}
+	return nil
 }
 
-// run reports whether something is left that was to be released.
-func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) (left bool, err error) {
+// Run lists or releases; amiss is that something is left that was to be released.
+func (f *flags) Run(ctx context.Context, stdout, stderr io.Writer) (amiss bool, err error) {
 	clients, err := f.connection.Open()
 	if err != nil {
 		return false, err
@@ -150,13 +118,13 @@ func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) (left bool, e
 	found := &list{entries: standings, now: time.Now()}
 	if err != nil { // the others are told of, and released
 		fmt.Fprintf(stderr, "stillpoint thaw: %v\n", err)
-		left = true
+		amiss = true
 	}
 	if !f.all && !f.abandoned && len(f.namespaces) == 0 && len(f.names) == 0 {
-		if f.output == "json" {
-			return left, found.json(stdout)
+		if f.format.JSON() {
+			return amiss, found.json(stdout)
 		}
-		return left, found.table(stdout)
+		return amiss, found.table(stdout)
 	}
 	chosen, err := found.choose(f)
 	if err != nil {
@@ -164,7 +132,7 @@ func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) (left bool, e
 	}
 	if len(chosen) == 0 {
 		fmt.Fprintln(stdout, "There is nothing to release.")
-		return left, nil
+		return amiss, nil
 	}
 	var wait sync.WaitGroup
 	var mu sync.Mutex
@@ -175,13 +143,13 @@ func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) (left bool, e
 			defer mu.Unlock()
 			fmt.Fprint(stdout, said)
 			if failed != nil {
-				left = true
+				amiss = true
 				fmt.Fprintf(stderr, "NOT RELEASED: %s: %s\n", e.ID, oneLine(failed.Error()))
 			}
 		})
 	}
 	wait.Wait()
-	return left, nil
+	return amiss, nil
 }
 
 func (f *flags) release(ctx context.Context, undoer *quiesce.Undoer, e intent.Standing) (said string, err error) {

@@ -12,7 +12,13 @@ import (
 
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/intent"
+	"stillpoint.io/stillpoint/plugins/command"
 )
+
+func parse(args []string) (*flags, error) {
+	f := &flags{}
+	return f, command.Parse("thaw", f, args)
+}
 
 func TestParse(t *testing.T) {
 	for name, test := range map[string]struct {
