@@ -172,17 +172,20 @@ func withSecret(template string) string {
 func TestRender(t *testing.T) {
 	object := deployment()
 	for template, want := range map[string]string{
-		"plain":                                                         "plain",
-		"{{ .Deployment.Name | upper }}":                                "APP",
-		"{{ .Object.metadata.namespace }}":                              "shop",
-		"{{ .Object.spec.replicas }}":                                   "1000000",
-		"{{ .Options.container }}":                                      "sidecar",
-		`{{ index .Options "none" | default "x" }}`:                     "x",
+		"plain":       "plain",
+		"{{ .Time }}": "2026-02-03T04:05:06.000000007Z",
+
+		"{{ .Deployment.Name | upper }}":            "APP",
+		"{{ .Object.metadata.namespace }}":          "shop",
+		"{{ .Object.spec.replicas }}":               "1000000",
+		"{{ .Options.container }}":                  "sidecar",
+		`{{ index .Options "none" | default "x" }}`: "x",
+
 		`{{ index .Deployment.PersistentVolumeClaims "app-1" "data" }}`: "/mnt",
-		"{{ .Time }}":                                                   "2026-02-03T04:05:06.000000007Z",
-		"{{ if .StatefulSet }}a{{ else }}b{{ end }}":                    "b",
-		"{{ if .Namespace }}a{{ end }}{{ if .PVC }}b{{ end }}":          "",
-		`{{ set .Object "kind" "changed" | len }}`:                      "3",
+
+		"{{ if .StatefulSet }}a{{ else }}b{{ end }}":           "b",
+		"{{ if .Namespace }}a{{ end }}{{ if .PVC }}b{{ end }}": "",
+		`{{ set .Object "kind" "changed" | len }}`:             "3",
 	} {
 		t.Run(template, func(t *testing.T) {
 			got, _, err := steps(t.Context(), renderer("shop"), exec(template), object)
