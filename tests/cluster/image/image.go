@@ -22,7 +22,9 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
 // Contents is what goes into an image. The zero value is an empty image.
@@ -144,12 +146,8 @@ func (c *Contents) build() (v1.Image, error) {
 	if err := c.writeLayer(&layerFile); err != nil {
 		return nil, err
 	}
-	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
-		return io.NopCloser(bytes.NewReader(layerFile.Bytes())), nil
-	}, tarball.WithCompressionLevel(1))
-	if err != nil {
-		return nil, err
-	}
+	// Not compressed: it goes to a runtime of this machine, once.
+	layer := static.NewLayer(layerFile.Bytes(), types.DockerUncompressedLayer)
 	img, err := mutate.AppendLayers(empty.Image, layer)
 	if err != nil {
 		return nil, err
