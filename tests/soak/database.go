@@ -108,7 +108,11 @@ func judgePostgreSQL(ctx context.Context, at place, before string) error {
 		return fmt.Errorf("the sums of accounts, branches, tellers and history differ: %s", sums)
 	}
 	// Every table and index is read whole and held against the other.
-	_, err = at.ask(ctx, `PGPASSWORD=$POSTGRES_PASSWORD exec pg_amcheck --install-missing --heapallindexed --rootdescend --username=postgres postgres`, "")
+	found, err := at.ask(ctx, `PGPASSWORD=$POSTGRES_PASSWORD exec pg_amcheck --install-missing --heapallindexed --rootdescend --username=postgres postgres`, "")
+	if err != nil && found != "" { // what is corrupt, which it prints to standard output
+		found, _, _ = strings.Cut(found, "\n")
+		err = fmt.Errorf("%s: %w", found, err)
+	}
 	return err
 }
 
