@@ -98,12 +98,28 @@ func (r *Report) summary() string {
 func (r Result) Line() string {
 	switch {
 	case r.Err != nil:
-		return fmt.Sprintf("NOT DELETED: %s: %s", r.Finding.Object(), oneLine(r.Err.Error()))
+		return notDeleted(r.Finding.Object(), r.Err)
 	case r.Finding.Action == DeleteObjectsOnly:
 		return fmt.Sprintf("Deleted the objects of %s; the storage's snapshot stays", r.Finding.Object())
 	default:
-		return fmt.Sprintf("Deleted %s, gone after %s", r.Finding.Object(), r.Took.Round(time.Millisecond*100))
+		return deleted(r.Finding.Object(), r.Took)
 	}
+}
+
+// Line tells what became of its deletion.
+func (e *External) Line(took time.Duration, err error) string {
+	if err != nil {
+		return notDeleted(e.Object(), err)
+	}
+	return deleted(e.Object()+" with its data", took)
+}
+
+func notDeleted(object string, err error) string {
+	return fmt.Sprintf("NOT DELETED: %s: %s", object, oneLine(err.Error()))
+}
+
+func deleted(object string, took time.Duration) string {
+	return fmt.Sprintf("Deleted %s, gone after %s", object, took.Round(time.Millisecond*100))
 }
 
 func size(bytes int64) string {

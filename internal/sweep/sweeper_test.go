@@ -459,3 +459,11 @@ func golden(t *testing.T, name, got string) {
 	require.NoError(t, err)
 	require.Equal(t, string(want), got, "set UPDATE_GOLDEN=1 to accept")
 }
+
+// An error that is many, as a joined one is, is one line of a list.
+func TestLineOfExternal(t *testing.T) {
+	e := &External{Kind: "VolumeSnapshot", Namespace: "velero", Name: "x"}
+	const object = "VolumeSnapshot velero/x of volumesnapshot.external-storage.k8s.io"
+	assert.Equal(t, "Deleted "+object+" with its data, gone after 1.2s", e.Line(1234*time.Millisecond, nil))
+	assert.Equal(t, "NOT DELETED: "+object+": the first the second", e.Line(0, errors.Join(errors.New("the first"), errors.New("the second"))))
+}

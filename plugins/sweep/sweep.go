@@ -126,24 +126,21 @@ func (f *flags) Run(ctx context.Context, stdout, stderr io.Writer) (amiss bool, 
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
-	sweeper.Delete(ctx, report, func(result sweep.Result) {
+	tell := func(line string, err error) {
 		to := stdout
-		if result.Err != nil {
+		if err != nil {
 			amiss, to = true, stderr
 		}
-		fmt.Fprintln(to, result.Line())
-	})
+		fmt.Fprintln(to, line)
+	}
+	sweeper.Delete(ctx, report, func(result sweep.Result) { tell(result.Line(), result.Err) })
 	for i, l := range others {
 		if !l.Over {
 			continue
 		}
 		begun := time.Now()
-		if err := external.Discard(ctx, l); err != nil {
-			amiss = true
-			fmt.Fprintf(stderr, "NOT DELETED: %s: %v\n", report.External[i].Object(), err)
-			continue
-		}
-		fmt.Fprintf(stdout, "Deleted %s with its data, gone after %s\n", report.External[i].Object(), time.Since(begun).Round(time.Millisecond*100))
+		err := external.Discard(ctx, l)
+		tell(report.External[i].Line(time.Since(begun), err), err)
 	}
 	return amiss, nil
 }

@@ -264,6 +264,7 @@ func testExportOfVelerosSnapshot(t *testing.T, c *cluster.Cluster) {
 	assert.Contains(t, b.describe(), "the local snapshot is deleted")
 	assert.Empty(t, a.stored("app-data0"))
 	a.sweepAfterUploads(b)
+	assert.Empty(t, a.stored("app-data0"))
 	a.noSnapshots()
 }
 

@@ -292,6 +292,7 @@ func TestPluginKilledWhileAGroupIsFrozen(t *testing.T) {
 	slow := slowClass(t, c, map[string]string{"delay": "8s"})
 	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}, volumes: 2, claim: slow})
 	b := startBackup(t, c, a.namespace, handOver(t, c, ""))
+	// A group sends its event when the freeze is over, but its record before.
 	require.Eventually(t, func() bool { return len(a.owed()) > 0 && !a.writing("app-data0") }, 30*time.Second, 20*time.Millisecond)
 	kill(t, syscall.SIGKILL, c.PluginPIDs())
 	a.writesWithin(recovery, "app-data0", "app-data1")
