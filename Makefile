@@ -39,7 +39,7 @@ test: lint unit e2e
 RACE := $(if $(shell command -v gcc),-race)
 unit:
 	@$(if $(RACE),,echo "LEFT OUT: the race detector, which needs gcc.")
-	$(GO) test $(RACE) ./internal/... ./plugins/...
+	$(GO) test $(RACE) ./internal/... ./plugins/... ./tests/faults/...
 
 # The packages share one cluster, and some kill parts of it: one at a time. The
 # walk-through is a test, too, and so is the loss of a cluster, which has clusters
@@ -52,7 +52,7 @@ ifeq ($(CLUSTER),yes)
 .PHONY: in-session
 in-session:
 	$(TESTBED) databases
-	$(GO) test -count=1 -p 1 -timeout 75m -exec "$(CURDIR)/$(TESTBED) run --" ./tests/...
+	$(GO) test -count=1 -p 1 -timeout 75m -exec "$(CURDIR)/$(TESTBED) run --" $$($(GO) list ./tests/... | grep -v /tests/faults)
 	$(TESTBED) run -- build/demo
 else
 	@echo "LEFT OUT: the end-to-end tests, which need root on Linux; the lint and the unit tests have run."

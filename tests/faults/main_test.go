@@ -1,0 +1,23 @@
+// Package faults shows that the plugin keeps its promises when something goes
+// wrong, in milliseconds each: against an API server, a storage, containers and a
+// Velero that are made up but behave as the real ones (package fake). What only a
+// real cluster can show is in tests/e2e.
+package faults
+
+import (
+	"io"
+	"os"
+	"testing"
+
+	"k8s.io/klog/v2"
+)
+
+func TestMain(m *testing.M) {
+	klog.LogToStderr(false) // connections that end with their test
+	klog.SetOutput(io.Discard)
+	// Velero's own action polls each second instead of every five.
+	if err := os.Setenv("CSI_SNAPSHOT_EARLY_FREQUENT_POLLING", "true"); err != nil {
+		panic(err)
+	}
+	os.Exit(m.Run())
+}
