@@ -62,6 +62,31 @@ func (m Masker) Mask(s string) string {
 	return m.table().replacer.Replace(s)
 }
 
+// Tail masks text and returns the last limit bytes of that at most. cut reports
+// that the beginning of text is missing: what could be the rest of a value that
+// began there is left out.
+func (m Masker) Tail(text string, limit int, cut bool) string {
+	if cut && m.table != nil {
+		text = text[m.table().pastPart(text):]
+	}
+	text = strings.TrimSpace(m.Mask(text))
+	return strings.ToValidUTF8(text[max(0, len(text)-limit):], "")
+}
+
+// pastPart returns a place in text that lies behind whatever can be a part of a
+// value, and in no value.
+func (t *maskTable) pastPart(text string) int {
+	past := min(len(t.forms[0])-1, len(text))
+	for i := 0; i < past; i++ {
+		for _, form := range t.forms {
+			if strings.HasPrefix(text[i:], form) {
+				past = max(past, i+len(form))
+			}
+		}
+	}
+	return past
+}
+
 // String keeps the values out of anything that prints a Masker.
 func (m Masker) String() string { return "Masker" }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -57,4 +58,31 @@ func TestMaskersDoNotPrintSecrets(t *testing.T) {
 		require.NotContains(t, fmt.Sprintf(verb, holder.m), "hunter2")
 		require.NotContains(t, fmt.Sprintf(verb, &holder), "hunter2")
 	}
+}
+
+// What is cut off a text may have been the beginning of a value, so neither a value
+// nor a part of one is left, in whatever form it was printed.
+func TestTailShowsNoPartOfAValue(t *testing.T) {
+	const value = `s3cr"et-of-the-$hop`
+	quoted, err := json.Marshal(value)
+	require.NoError(t, err)
+	masker := NewMasker([]byte(value), []byte("hop-is-another"))
+	for _, form := range []string{
+		value, string(quoted), base64.StdEncoding.EncodeToString([]byte(value)), base64.RawURLEncoding.EncodeToString([]byte(value)),
+		fmt.Sprint([]byte(value)), `'s3cr"et-of-the-$hop'`, `"s3cr\"et-of-the-\$hop"`, value + "-is-another",
+	} {
+		text := "before " + form + " " + form + " the end"
+		for at := range text {
+			kept := text[at:]
+			for limit := range len(kept) {
+				shown := masker.Tail(kept, limit, at > 0)
+				for _, word := range strings.FieldsFunc(shown, func(r rune) bool { return r == ' ' || r == '*' }) {
+					require.Contains(t, "before the end \"' [ ] -is-another", word, "%q cut at %d", form, at)
+				}
+			}
+		}
+	}
+	require.Equal(t, "the end", masker.Tail("xx the end", 7, false))
+	require.Equal(t, "xx the end", Masker{}.Tail("xx the end\n", 100, true))
+	require.Empty(t, NewMasker([]byte(strings.Repeat("x", 100))).Tail("xxx", 7, true), "all of it can be a part of the value")
 }

@@ -38,9 +38,11 @@ const (
 	podGrace = time.Minute
 	// removeLimit is how long deleting a pod may take.
 	removeLimit = 30 * time.Second
-	// shownLines and shownBytes are what an error shows of a pod's log.
+	// shownLines and shownBytes are what an error shows of a pod's log, readBytes
+	// how much of it is read for that. It is cut when it has been masked.
 	shownLines = int64(10)
-	shownBytes = int64(2048)
+	shownBytes = 2048
+	readBytes  = int64(1 << 20)
 )
 
 var podArguments = []string{"namespace", "podOverride", "podAnnotations", "podLabels"}
@@ -293,7 +295,7 @@ func (t *Tasks) runPod(ctx context.Context, task *Task, access *access) (map[str
 		return false, stateOf(pod), hopeless(pod)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w%s", title, err, t.lastWords(ctx, access, pod))
+		return nil, fmt.Errorf("%s: %w%s", title, err, t.lastWords(ctx, access, task, pod))
 	}
 	log, err := pods.GetLogs(pod.Name, &corev1.PodLogOptions{Container: pod.Spec.Containers[0].Name}).Stream(ctx)
 	if err != nil {
@@ -363,7 +365,7 @@ func hopeless(pod *corev1.Pod) error {
 
 // lastWords are the last lines in the log of the container that failed, or else
 // of the first one, ready to be put behind an error.
-func (t *Tasks) lastWords(ctx context.Context, access *access, pod *corev1.Pod) string {
+func (t *Tasks) lastWords(ctx context.Context, access *access, task *Task, pod *corev1.Pod) string {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeLimit)
 	defer cancel()
 	container := pod.Spec.Containers[0].Name
@@ -373,7 +375,7 @@ func (t *Tasks) lastWords(ctx context.Context, access *access, pod *corev1.Pod) 
 			break
 		}
 	}
-	lines, bytes := shownLines, shownBytes
+	lines, bytes := shownLines, readBytes
 	log, err := access.kube.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{
 		Container: container, TailLines: &lines, LimitBytes: &bytes,
 	}).Stream(ctx)
@@ -382,8 +384,15 @@ func (t *Tasks) lastWords(ctx context.Context, access *access, pod *corev1.Pod) 
 	}
 	defer log.Close() //nolint:errcheck // it was read only
 	said, err := io.ReadAll(log)
-	text := strings.TrimSpace(string(said))
-	if err != nil || text == "" {
+	if err != nil || int64(len(said)) == readBytes { // its end is missing
+		return ""
+	}
+	show := task.Show
+	if show == nil {
+		show = func(said string, cut bool) string { return Masker{}.Tail(said, shownBytes, cut) }
+	}
+	text := show(string(said), int64(strings.Count(string(said), "\n")) >= shownLines)
+	if text == "" {
 		return ""
 	}
 	return fmt.Sprintf("; the end of its log: %s", text)

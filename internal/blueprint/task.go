@@ -51,6 +51,9 @@ type Task struct {
 	// Owner is the value of TaskLabel on pods that the task makes. Whoever
 	// runs the task sets it.
 	Owner string `json:"owner,omitempty"`
+	// Show returns what an error may show of what the task printed, see
+	// Masker.Tail. nil shows the end of it as it is.
+	Show func(said string, cut bool) string `json:"-"`
 }
 
 // UnmarshalJSON keeps whole numbers whole.

@@ -342,7 +342,7 @@ func (f *fileSystems) probe(ctx context.Context, container cluster.Container) pr
 	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
 	var output bytes.Buffer
-	said := newOutput()
+	said := newOutput(plainly)
 	var result probed
 	err := f.executor.Exec(ctx, container, []string{"sh", "-c", probeScript}, cluster.Streams{Stdout: &output, Stderr: said})
 	if err != nil {

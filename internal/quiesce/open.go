@@ -60,7 +60,7 @@ func (o *opening) wait() error {
 // command all the same, but nothing can stand guard in it.
 func (s *Session) start(ctx context.Context, o *opening, hook *Hook, step *blueprint.Step, call blueprint.Call, script string, place **shell) {
 	o.Go(func() {
-		opened, err := openShell(ctx, s.tools.Executor, call, script)
+		opened, err := openShell(ctx, s.tools.Executor, call, script, s.show)
 		switch {
 		case err == nil:
 			*place = opened

@@ -2,7 +2,6 @@ package quiesce
 
 import (
 	"bytes"
-	"strings"
 	"sync"
 	"time"
 
@@ -10,8 +9,11 @@ import (
 )
 
 const (
-	// tailLimit bounds what of a command's output is kept for an error, in bytes.
+	// tailLimit bounds what an error shows of a command's output, in bytes;
+	// keptLimit what is kept of it. It is masked as a whole and cut then, since a
+	// part of a secret cannot be recognized.
 	tailLimit = 2048
+	keptLimit = 64 << 10
 	// outputLimit bounds the lines that hold a phase's output, in bytes: more would
 	// be no value for a template but data.
 	outputLimit = 1 << 20
@@ -23,18 +25,26 @@ const (
 // lineEnd is the last line that a script prints of a command.
 const lineEnd = "stillpoint: end"
 
-// output is what a command prints: its last lines, and those with outputs of its
-// phase.
+// show returns what may be shown of the output of a command; cut reports that the
+// beginning of said is missing.
+type show func(said string, cut bool) string
+
+// plainly shows the output of a command that was given no secret.
+func plainly(said string, cut bool) string { return blueprint.Masker{}.Tail(said, tailLimit, cut) }
+
+// output is what a command prints: its end, and the lines with outputs of its phase.
 type output struct {
+	show    show
 	mu      sync.Mutex
-	line    []byte // without its end so far
+	line    []byte // the beginning of the last one, as long as an output may be
 	tail    []byte
+	cut     bool // the beginning of tail is missing
 	outputs bytes.Buffer
 	full    bool
 	ended   chan struct{}
 }
 
-func newOutput() *output { return &output{ended: make(chan struct{}, 1)} }
+func newOutput(show show) *output { return &output{show: show, ended: make(chan struct{}, 1)} }
 
 func (o *output) Write(p []byte) (int, error) {
 	o.mu.Lock()
@@ -47,59 +57,48 @@ func (o *output) Write(p []byte) (int, error) {
 		}
 		o.add(rest[:end])
 		o.take()
+		o.add(rest[end : end+1])
+		o.line = o.line[:0]
 		rest = rest[end+1:]
 	}
 	return len(p), nil
 }
 
-// add keeps the start of a line that is too long to be of use.
 func (o *output) add(p []byte) {
-	if space := outputLimit - len(o.line); len(p) > space {
-		p = p[:space]
+	o.line = append(o.line, p[:min(len(p), outputLimit-len(o.line))]...)
+	o.tail = append(o.tail, p...)
+	if excess := len(o.tail) - keptLimit; excess > 0 {
+		o.tail, o.cut = o.tail[excess:], true
 	}
-	o.line = append(o.line, p...)
 }
 
 // take files a line that is complete.
 func (o *output) take() {
-	defer func() { o.line = o.line[:0] }()
-	if text, ends := bytes.CutSuffix(o.line, []byte(lineEnd)); ends {
-		if len(text) > 0 { // what the command printed last had no end
-			o.line = text
-			o.keep()
-		}
+	text, ends := bytes.CutSuffix(o.line, []byte(lineEnd))
+	if ends { // before it stands what the command printed last, where that had no end
+		o.tail = o.tail[:len(o.tail)-len(lineEnd)]
 		select {
 		case o.ended <- struct{}{}:
 		default:
 		}
-		return
 	}
-	o.keep()
-}
-
-func (o *output) keep() {
-	if bytes.Contains(o.line, []byte(blueprint.OutputMark)) {
-		if o.outputs.Len()+len(o.line) > outputLimit {
+	if bytes.Contains(text, []byte(blueprint.OutputMark)) {
+		if o.outputs.Len()+len(text) > outputLimit {
 			o.full = true
 		} else {
-			o.outputs.Write(append(o.line, '\n'))
+			o.outputs.Write(append(text, '\n'))
 		}
-	}
-	o.tail = append(append(o.tail, o.line...), '\n')
-	if excess := len(o.tail) - tailLimit; excess > 0 {
-		o.tail = o.tail[excess:]
 	}
 }
 
-// String is the end of what was printed.
-func (o *output) String() string {
+// String returns what may be shown of the output.
+func (o *output) String() string { return o.show(o.kept()) }
+
+// kept returns the end of the output, with the secrets in it.
+func (o *output) kept() (said string, cut bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	text := append(append([]byte{}, o.tail...), o.line...)
-	if excess := len(text) - tailLimit; excess > 0 {
-		text = text[excess:]
-	}
-	return strings.TrimSpace(string(text))
+	return string(o.tail), o.cut
 }
 
 // whole waits until all that the command has printed is here.

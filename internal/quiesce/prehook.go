@@ -266,7 +266,9 @@ func (s *Session) runTask(ctx context.Context, task *blueprint.Task) (map[string
 	if s.tools.Tasks == nil {
 		return nil, fmt.Errorf("function %s: there is nothing here to run it", task.Func)
 	}
-	return s.tools.Tasks.Run(ctx, task)
+	shown := *task
+	shown.Show = s.show
+	return s.tools.Tasks.Run(ctx, &shown)
 }
 
 // outputs are those of all commands of a phase.
@@ -323,10 +325,10 @@ func (s *Session) tellHeld(ctx context.Context, t *target, limit time.Duration) 
 func (s *Session) bare(ctx context.Context, call blueprint.Call, limit time.Duration) (*output, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	printed := newOutput()
+	printed := newOutput(s.show)
 	err := s.tools.Executor.Exec(ctx, containerOf(call), call.Command, cluster.Streams{Stdout: printed, Stderr: printed})
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s", s.masked(err), s.masker().Mask(printed.String()))
+		return nil, fmt.Errorf("%w: %s", s.masked(err), printed)
 	}
 	return printed, nil
 }

@@ -1,6 +1,7 @@
 package quiesce
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -217,11 +218,11 @@ func (s *Session) said(from *shell) string {
 
 // soFar is what a command has printed last that may go on.
 func (s *Session) soFar(from *shell) string {
-	if text := from.output.String(); text != "" {
-		return s.masker().Mask(text)
-	}
-	return "no output"
+	return cmp.Or(from.output.String(), "no output")
 }
+
+// show masks what a command has printed.
+func (s *Session) show(said string, cut bool) string { return s.masker().Tail(said, tailLimit, cut) }
 
 // expire keeps the quiesce timeout.
 func (s *Session) expire(ctx context.Context) {

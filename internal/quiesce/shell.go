@@ -82,8 +82,9 @@ type shell struct {
 }
 
 // openShell starts script in a call's container, hands it the call and waits
-// until it is armed. The shell outlives ctx.
-func openShell(ctx context.Context, executor Executor, call blueprint.Call, script string) (*shell, error) {
+// until it is armed. The shell outlives ctx. Errors have what show lets through of
+// the output.
+func openShell(ctx context.Context, executor Executor, call blueprint.Call, script string, show show) (*shell, error) {
 	container := containerOf(call)
 	life, hangUp := context.WithCancel(context.WithoutCancel(ctx))
 	stdin, typed := io.Pipe()
@@ -92,7 +93,7 @@ func openShell(ctx context.Context, executor Executor, call blueprint.Call, scri
 		container: container,
 		stdin:     typed,
 		lines:     make(chan string, 16),
-		output:    newOutput(),
+		output:    newOutput(show),
 		hangUp:    hangUp,
 		ended:     make(chan struct{}),
 	}

@@ -138,7 +138,7 @@ func (s *Session) letGo(ctx context.Context, t *target) error {
 			t.hook.Blueprint, t.guard.container, strings.TrimPrefix(answer, "ended "), s.said(t.guard))
 	default:
 		if said := t.guard.output.String(); said != "" {
-			s.log.Infof("The session of blueprint %s in %s said: %s", t.hook.Blueprint, t.guard.container, s.masker().Mask(said))
+			s.log.Infof("The session of blueprint %s in %s said: %s", t.hook.Blueprint, t.guard.container, said)
 		}
 		t.guard.close()
 		return nil
@@ -232,7 +232,7 @@ func (s *Session) stuck(t *target, failure error) error {
 // once runs a post command in a shell of its own. That a file system is not
 // frozen any more is success: its guard was quicker.
 func (s *Session) once(ctx context.Context, call blueprint.Call) (map[string]any, error) {
-	printed, err := runOnce(ctx, s.tools.Executor, call, postLimit, s.masker().Mask)
+	printed, err := runOnce(ctx, s.tools.Executor, call, postLimit, s.show)
 	if err != nil {
 		return nil, err
 	}
@@ -242,16 +242,16 @@ func (s *Session) once(ctx context.Context, call blueprint.Call) (map[string]any
 // runOnce runs a call that undoes something, in a shell of its own, or in none
 // where the container has none. That a file system is not frozen is success. The
 // error has what the command printed as show shows it.
-func runOnce(ctx context.Context, executor Executor, call blueprint.Call, limit time.Duration, show func(said string) string) (*output, error) {
+func runOnce(ctx context.Context, executor Executor, call blueprint.Call, limit time.Duration, show show) (*output, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	shell, err := openShell(ctx, executor, call, runnerScript)
+	shell, err := openShell(ctx, executor, call, runnerScript, show)
 	if shellless(err) && len(call.Env) == 0 {
-		printed := newOutput()
-		if err = executor.Exec(ctx, containerOf(call), call.Command, cluster.Streams{Stdout: printed, Stderr: printed}); err == nil || notFrozen(printed.String()) {
+		printed := newOutput(show)
+		if err = executor.Exec(ctx, containerOf(call), call.Command, cluster.Streams{Stdout: printed, Stderr: printed}); err == nil || notFrozen(printed) {
 			return printed, nil
 		}
-		return nil, fmt.Errorf("%w: %s", err, show(printed.String()))
+		return nil, fmt.Errorf("%w: %s", err, printed)
 	}
 	if err != nil {
 		return nil, err
@@ -262,14 +262,15 @@ func runOnce(ctx context.Context, executor Executor, call blueprint.Call, limit 
 		return nil, err
 	}
 	shell.output.whole()
-	if said := shell.output.String(); answer != "ended 0" && !notFrozen(said) {
-		return nil, fmt.Errorf("exit code %s in %s: %s", strings.TrimPrefix(answer, "ended "), containerOf(call), show(said))
+	if answer != "ended 0" && !notFrozen(shell.output) {
+		return nil, fmt.Errorf("exit code %s in %s: %s", strings.TrimPrefix(answer, "ended "), containerOf(call), shell.output)
 	}
 	return shell.output, nil
 }
 
 // notFrozen recognizes what fsfreeze --unfreeze says of a file system that is
 // not frozen: util-linux and busybox both print EINVAL of ioctl(FITHAW).
-func notFrozen(said string) bool {
+func notFrozen(printed *output) bool {
+	said, _ := printed.kept()
 	return strings.Contains(said, "fsfreeze:") && strings.Contains(said, "Invalid argument")
 }

@@ -252,11 +252,15 @@ func (o *owed) task(ctx context.Context) error {
 	switch {
 	case err == nil:
 		return nil
-	case o.Task.Func == "ScaleWorkload", ctx.Err() != nil:
+	case o.Task.Func == "ScaleWorkload":
 		return err
 	default:
+		reason := cmp.Or(string(apierrors.ReasonForError(err)), "no reason of the API server's")
+		if ctx.Err() != nil {
+			reason = ctx.Err().Error()
+		}
 		// The args can hold secrets, and the secrets' values are not known here.
-		return fmt.Errorf("%s failed (%s); its error is not shown, since it can hold secrets", o.Task.Func, cmp.Or(string(apierrors.ReasonForError(err)), "no reason of the API server's"))
+		return fmt.Errorf("%s failed (%s); its error is not shown, since it can hold secrets", o.Task.Func, reason)
 	}
 }
 
@@ -302,9 +306,9 @@ func (o *owed) onNodes(ctx context.Context) error {
 func (o *owed) call(ctx context.Context, call blueprint.Call) error {
 	ctx, cancel := context.WithTimeout(ctx, undoCallLimit)
 	defer cancel()
-	show := func(said string) string { return said }
+	show := plainly
 	if !thawsFileSystem(&call) {
-		show = func(string) string { return "what it printed is not shown, since it can hold secrets" }
+		show = func(string, bool) string { return "what it printed is not shown, since it can hold secrets" }
 	}
 	_, err := runOnce(ctx, o.Executor, call, undoCallLimit, show)
 	return withoutURL(err)

@@ -1,0 +1,52 @@
+package quiesce
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"stillpoint.io/stillpoint/internal/blueprint"
+)
+
+// Wherever the output of a command is cut, on its way through the buffer and for the
+// error, no part of a secret is left.
+func TestErrorsShowNoPartOfASecret(t *testing.T) {
+	const secret = "correct-horse-battery-staple"
+	eachShell(t, func(t *testing.T, h *host) {
+		for _, size := range []int{tailLimit, keptLimit} {
+			for _, into := range []int{1, len(secret) / 2, len(secret) - 1} {
+				app := newApplication(t)
+				plan := app.plan()
+				plan.Mask = blueprint.NewMasker([]byte(secret))
+				// The last size bytes begin within the secret.
+				said := fmt.Sprintf("printf %%s%%s%%s '%s' '%s' '%s' >&2; exit 7", strings.Repeat("=", 3000), secret, strings.Repeat("+", size-into))
+				plan.Hooks[1].Pre = step("freeze", blueprint.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{"sh", "-c", said}})
+				_, err := Freeze(t.Context(), Tools{Executor: h}, plan, quiet())
+				require.ErrorContains(t, err, "exit code 7: ")
+				_, shown, _ := strings.Cut(err.Error(), "exit code 7: ")
+				assert.Empty(t, strings.Trim(shown, "=+*"))
+				assert.LessOrEqual(t, len(shown), tailLimit)
+				assert.Greater(t, len(shown), tailLimit/2)
+			}
+		}
+	})
+}
+
+func TestOutputKeepsItsEndAndItsOutputs(t *testing.T) {
+	o := newOutput(plainly)
+	mark := blueprint.OutputMark + ` {"key": "a", "value": "b"}`
+	for _, part := range []string{"one\ntw", "o\n" + mark[:5], mark[5:] + "\n", strings.Repeat("x", keptLimit), "\nlast" + lineEnd[:3], lineEnd[3:] + "\n"} {
+		n, err := o.Write([]byte(part))
+		require.NoError(t, err)
+		require.Len(t, part, n)
+	}
+	o.whole()
+	require.Equal(t, mark+"\n", o.outputs.String())
+	require.Equal(t, strings.Repeat("x", tailLimit-len("\nlast"))+"\nlast", o.String())
+	said, cut := o.kept()
+	require.True(t, cut)
+	require.LessOrEqual(t, len(said), keptLimit)
+}
