@@ -48,6 +48,12 @@ func New(t testing.TB) *Bed {
 	deletion := snapshotv1.VolumeSnapshotContentDelete
 	api.Put(t,
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: VeleroNamespace}},
+		&appsv1.Deployment{
+			ObjectMeta: metav1.ObjectMeta{Namespace: VeleroNamespace, Name: "velero"},
+			Spec: appsv1.DeploymentSpec{Replicas: ptr.To(int32(1)), Template: corev1.PodTemplateSpec{Spec: corev1.PodSpec{
+				Containers: []corev1.Container{{Name: "velero", Image: "velero/velero:v1.18.3", Args: []string{"server", "--features=EnableCSI"}}},
+			}}},
+		},
 		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: NodeName}},
 		&storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: Class}, Provisioner: Driver, VolumeBindingMode: ptr.To(storagev1.VolumeBindingImmediate), ReclaimPolicy: ptr.To(corev1.PersistentVolumeReclaimDelete)},
 		&storagev1.CSIDriver{ObjectMeta: metav1.ObjectMeta{Name: Driver}},

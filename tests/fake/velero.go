@@ -94,9 +94,7 @@ func (b *Bed) VeleroWithout(csi bool) *Velero {
 	v := &Velero{Log: hook, Logger: logger, bed: b}
 	b.Connect(func() {
 		shared := backup.NewShared(func() bool { return csi })
-		v.Volume = made[biav1.BackupItemAction](b, shared.Volume, logger)
-		v.Claim = made[biav2.BackupItemAction](b, shared.Claim, logger)
-		v.Pods = made[ibav1.ItemBlockAction](b, shared.Pods, logger)
+		v.actions(shared, logger)
 		if csi {
 			factory := client.NewFactory("velero", client.VeleroConfig{client.ConfigKeyNamespace: VeleroNamespace})
 			v.Own = made[biav2.BackupItemAction](b, func(log logrus.FieldLogger) (any, error) {
@@ -105,6 +103,12 @@ func (b *Bed) VeleroWithout(csi bool) *Velero {
 		}
 	})
 	return v
+}
+
+func (v *Velero) actions(shared *backup.Shared, log logrus.FieldLogger) {
+	v.Volume = made[biav1.BackupItemAction](v.bed, shared.Volume, log)
+	v.Claim = made[biav2.BackupItemAction](v.bed, shared.Claim, log)
+	v.Pods = made[ibav1.ItemBlockAction](v.bed, shared.Pods, log)
 }
 
 func made[T any](b *Bed, make func(logrus.FieldLogger) (any, error), log logrus.FieldLogger) T {

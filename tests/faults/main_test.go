@@ -5,7 +5,7 @@
 package faults
 
 import (
-	"io"
+	"log/slog"
 	"os"
 	"testing"
 
@@ -13,8 +13,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	klog.LogToStderr(false) // connections that end with their test
-	klog.SetOutput(io.Discard)
+	klog.SetSlogLogger(slog.New(slog.DiscardHandler)) // connections that end with their test
 	// Velero's own action polls each second instead of every five.
 	if err := os.Setenv("CSI_SNAPSHOT_EARLY_FREQUENT_POLLING", "true"); err != nil {
 		panic(err)

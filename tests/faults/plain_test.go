@@ -39,3 +39,14 @@ func TestNothingGoesWrong(t *testing.T) {
 		})
 	}
 }
+
+// The commands find the same cluster, and have nothing to report.
+func TestNothingToReport(t *testing.T) {
+	t.Parallel()
+	bed := fake.New(t)
+	bed.Deploy(fake.App{Annotations: fsfreeze, Volumes: 2})
+	for _, command := range [][]string{{"check", "--namespace", "shop", "--policy", fake.Policy}, {"sweep"}, {"thaw"}} {
+		code, stdout, stderr := bed.Command(command[0], command[1:]...)
+		assert.Zero(t, code, "%s: %s%s", command[0], stdout, stderr)
+	}
+}
