@@ -85,6 +85,8 @@ type visit struct {
 	groups     *group.Groups
 	bracket    *bracket.Bracket
 	report     *Report
+	// components are the containers of the cluster, read when they are asked for.
+	components func() ([]component, error)
 }
 
 // Check reports what a backup would do. An error says that this is not known:
@@ -338,6 +340,9 @@ func (v *visit) unit(ctx context.Context, whole *quiesce.Group, invalid error) (
 	default:
 		if u.plan, u.cause = planner.Plan(ctx, frozen, v.backup); u.cause == nil && u.path == selection.Velero {
 			u.cause = bracket.Refusal(frozen.Claims, v.backup, v.server.Poll, u.plan.QuiesceTimeout)
+		}
+		if u.cause == nil {
+			v.predict(ctx, u)
 		}
 	}
 	return u, nil
