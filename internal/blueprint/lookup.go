@@ -46,6 +46,9 @@ type Found struct {
 	Warnings []string
 }
 
+// BuiltIn reports whether the blueprint is one of Stillpoint's recipes.
+func (f *Found) BuiltIn() bool { return f.Source == builtIn }
+
 // Finder looks blueprints up by name.
 type Finder struct {
 	client     kubernetes.Interface

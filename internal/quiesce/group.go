@@ -308,14 +308,14 @@ func newPart(w workload.Workload, namespace *corev1.Namespace, claim *corev1.Per
 		sources []func() (map[string]any, error)
 	)
 	add := func(name string, annotations map[string]string, source func() (map[string]any, error)) {
-		layers = append(layers, Layer{Object: name, Annotations: annotations})
+		layers = append(layers, Layer{Object: name, Annotations: annotations, Workload: true})
 		sources = append(sources, source)
 	}
 	if own {
 		add(claimName(claim), claim.Annotations, func() (map[string]any, error) {
 			return asMap("v1", "PersistentVolumeClaim", claim)
 		})
-		layers[0].Claim = true
+		layers[0].Claim, layers[0].Workload = true, false
 	}
 	if w.Kind != "Pod" {
 		template, err := templateAnnotations(w)
@@ -333,6 +333,7 @@ func newPart(w workload.Workload, namespace *corev1.Namespace, claim *corev1.Per
 		add(w.String(), w.Object.GetAnnotations(), func() (map[string]any, error) { return asMap(w.APIVersion, w.Kind, w.Object) })
 	}
 	add("Namespace "+namespace.Name, namespace.Annotations, func() (map[string]any, error) { return asMap("v1", "Namespace", namespace) })
+	layers[len(layers)-1].Workload = false
 
 	var err error
 	if result.settings, err = Resolve(layers); err != nil {

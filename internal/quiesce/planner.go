@@ -125,6 +125,9 @@ func (p *Planner) hook(ctx context.Context, name string, part part, files *fileS
 	for _, warning := range found.Warnings {
 		p.Warn("Blueprint %s (%s): %s", name, found.Source, warning)
 	}
+	if err := part.permit(name, found); err != nil {
+		return hook, mask, err
+	}
 	functions := blueprint.KubeFunctions(blueprint.NewPods(p.Kube))
 	maps.Copy(functions, blueprint.TaskFunctions(p.Tasks))
 	maps.Copy(functions, files.functions(part.workload.Pods))
