@@ -213,6 +213,9 @@ func (v *visit) namespace(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	if unread := facts.Unread(); unread != nil {
+		v.report.Warnings = append(v.report.Warnings, fmt.Sprintf("Quiesce annotations of workloads in namespace %s cannot be looked for: %v", name, unread))
+	}
 	if len(facts.Claims()) == 0 {
 		v.report.note("Namespace %s has no claims: there is nothing to snapshot.", name)
 	}

@@ -234,7 +234,7 @@ func (r *Report) unread(kinds []resource.Unread) {
 	var forbidden, broken []string
 	for _, kind := range kinds {
 		if kind.Broken {
-			broken = append(broken, fmt.Sprintf("%s (%s)", kind.Name, kind.Reason))
+			broken = append(broken, kind.String())
 		} else {
 			forbidden = append(forbidden, kind.Name)
 		}

@@ -86,7 +86,13 @@ type Inventory struct {
 	revisions map[string]string
 	// podOwners are the owner references of all pods, whether or not they run.
 	podOwners map[types.UID][]types.UID
+	// unread says which controllers could not be read.
+	unread error
 }
+
+// Unread says which controllers of pods could not be read, and why; nil if all
+// were. What their annotations ask for is not known.
+func (i *Inventory) Unread() error { return i.unread }
 
 // Take makes the inventory of a namespace. The number of its requests depends
 // on the kinds of controllers there, and not on how many pods or claims.
@@ -105,7 +111,8 @@ func Take(ctx context.Context, kube kubernetes.Interface, namespace string) (*In
 		}
 	}
 	controllers := &controllers{kube: kube, namespace: namespace}
-	return inventory, controllers.complete(ctx, inventory)
+	controllers.complete(ctx, inventory)
+	return inventory, nil
 }
 
 // Unit returns the unit that claim belongs to; one without workloads when no
