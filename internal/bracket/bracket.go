@@ -158,6 +158,9 @@ func (b *Bracket) decide(ctx context.Context, claim *corev1.PersistentVolumeClai
 		return nil, nil //nolint:nilnil // as above
 	}
 	f, _, err := b.freezeNow(ctx, claim, selection.Velero, backup)
+	if f != nil && f.failed == nil {
+		f.failed = verdict.Uncalled
+	}
 	return f, err
 }
 
@@ -271,8 +274,8 @@ func (b *Bracket) block(ctx context.Context, facts *quiesce.Facts, unit workload
 	mounted := map[string]bool{claim: true}
 	for _, w := range unit.Workloads {
 		for _, other := range w.Pods {
-			if other.Name != pod && !selected.Pod(&other) {
-				continue
+			if in, err := selected.Pod(ctx, &other); other.Name != pod && (err != nil || !in) {
+				continue // an error is told for the claims
 			}
 			for _, name := range workload.Claims(&other) {
 				mounted[name] = true

@@ -158,7 +158,7 @@ func (b *Bracket) sameDoor(ctx context.Context, group *quiesce.Group, claim stri
 		case err != nil:
 			return false, err
 		case verdict.Path == path:
-			return true, nil
+			return true, verdict.Uncalled
 		case verdict.Path == selection.None:
 			if verdict.Reason != "" {
 				b.log.Infof("Claim %s/%s is not quiesced with its workload: %s", other.Namespace, other.Name, verdict.Reason)

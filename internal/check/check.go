@@ -115,7 +115,7 @@ func (c *Checker) Check(ctx context.Context, options Options) (*Report, error) {
 		}
 		v.report.fail("the configuration: %v", err)
 	}
-	if err := v.selection.Policies(); err != nil {
+	if err := v.selection.Policies(ctx); err != nil {
 		if unreadable(err) {
 			return nil, err
 		}
