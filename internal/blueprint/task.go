@@ -76,6 +76,16 @@ func (t *Task) String() string {
 	return t.Func
 }
 
+// Ends reports whether the task scales a workload to 0 and waits until its pods have
+// ended.
+func (t *Task) Ends(kind, namespace, name string) bool {
+	if t.Func != "ScaleWorkload" {
+		return false
+	}
+	s, err := scalingOf(t)
+	return err == nil && s.replicas == 0 && s.wait && scalable[s.kind].kind == kind && s.namespace == namespace && s.name == name
+}
+
 // taskKind is a function that is a task.
 type taskKind struct {
 	required, optional []string

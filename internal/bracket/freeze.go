@@ -120,7 +120,7 @@ func (f *freeze) begin(ctx context.Context) error {
 		started = f.backup.Status.StartTimestamp.Time
 	}
 	planner, plan, err := f.plan(ctx)
-	if err != nil {
+	if err != nil || plan.Empty() {
 		return err
 	}
 	if err := tooMany(len(f.group.Claims), pollInterval(), plan.QuiesceTimeout); err != nil {
@@ -270,7 +270,7 @@ func (f *freeze) hold(ctx context.Context, events <-chan snapshot.Event) {
 
 // leave is called when Velero has seen the claim's snapshot cut.
 func (f *freeze) leave(ctx context.Context, claim *corev1.PersistentVolumeClaim) error {
-	if f.session == nil { // complained already
+	if f.session == nil { // complained already, or nothing is to be quiesced
 		return nil
 	}
 	f.await(claim.Name)

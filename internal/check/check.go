@@ -250,6 +250,8 @@ func (v *visit) namespace(ctx context.Context, name string) error {
 	}
 	for _, idle := range facts.Idle() {
 		switch {
+		case v.options.Name == "" && idle.Warning:
+			v.report.Warnings = append(v.report.Warnings, idle.Text)
 		case v.options.Name == "":
 			v.report.note("%s", idle.Text)
 		case v.options.means(idle.Ref, idle.Is):

@@ -281,6 +281,11 @@ func (g *group) takeFrozen(ctx context.Context) error {
 	if err != nil {
 		return g.refuse(err)
 	}
+	if plan.Empty() {
+		g.refuseUnquiesced()
+		g.create(ctx)
+		return nil
+	}
 	record, err := g.begin(ctx)
 	if err != nil {
 		return g.refuse(err)

@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/util/retry"
 	"k8s.io/utils/clock"
 	"k8s.io/utils/lru"
@@ -109,13 +110,15 @@ const (
 
 // Namespaces gathers facts of namespaces. It is safe for concurrent use.
 type Namespaces struct {
-	kube   kubernetes.Interface
-	survey *resource.Survey
-	clock  clock.PassiveClock
-	log    logrus.FieldLogger
+	kube     kubernetes.Interface
+	metadata metadata.Interface
+	survey   *resource.Survey
+	clock    clock.PassiveClock
+	log      logrus.FieldLogger
 
 	mu     sync.Mutex
 	recent *lru.Cache // namespace → gathered
+	told   map[string]bool
 }
 
 type gathered struct {
@@ -123,14 +126,13 @@ type gathered struct {
 	until time.Time
 }
 
-// NewNamespaces returns Namespaces. Kinds that cannot be looked at for annotated
-// objects are told to log, once.
+// NewNamespaces returns Namespaces. They log once which kinds cannot be looked at for
+// annotated objects, and which annotations are not acted on.
 func NewNamespaces(clients *cluster.Clients, clock clock.PassiveClock, log logrus.FieldLogger) *Namespaces {
 	return &Namespaces{
-		kube:   clients.Kube,
+		kube: clients.Kube, metadata: clients.Metadata, log: log, told: map[string]bool{},
 		survey: resource.NewSurvey(clients.Kube.Discovery(), clients.Metadata, clients.Dynamic, clock, IsAnnotation, log),
 		clock:  clock,
-		log:    log,
 		recent: lru.New(factsKept),
 	}
 }
@@ -138,17 +140,42 @@ func NewNamespaces(clients *cluster.Clients, clock clock.PassiveClock, log logru
 // Unread are the kinds that could not be looked at for annotated objects.
 func (n *Namespaces) Unread() []resource.Unread { return n.survey.Unread() }
 
-// Recent gives facts that are a minute old at most: enough to see that nothing
-// is to be quiesced, which is what Velero's calls for most volumes come down to.
+// Recent gives facts that are a minute old at most: enough for what is not
+// snapshotted yet.
 func (n *Namespaces) Recent(ctx context.Context, namespace string) (*Facts, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if last, ok := n.recent.Get(namespace); ok {
-		if last, ok := last.(gathered); ok && n.clock.Now().Before(last.until) {
-			return last.Facts, nil
+	if last := n.last(namespace); last != nil {
+		return last, nil
+	}
+	return n.gather(ctx, namespace, false)
+}
+
+// Current gives facts that hold now as far as pods are concerned: enough to see that
+// nothing is to be quiesced, which is what Velero's calls for most volumes come down
+// to. While no pod changes it takes one request, for metadata.
+func (n *Namespaces) Current(ctx context.Context, namespace string) (*Facts, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if last := n.last(namespace); last != nil {
+		pods, err := n.metadata.Resource(corev1.SchemeGroupVersion.WithResource("pods")).Namespace(namespace).List(ctx, metav1.ListOptions{})
+		if err == nil && !slices.ContainsFunc(pods.Items, func(pod metav1.PartialObjectMetadata) bool {
+			return last.inventory.Changed(pod.UID, pod.ResourceVersion)
+		}) {
+			return last, nil
 		}
 	}
 	return n.gather(ctx, namespace, false)
+}
+
+// last are the facts that count as recent, nil if there are none.
+func (n *Namespaces) last(namespace string) *Facts {
+	if last, ok := n.recent.Get(namespace); ok {
+		if last, ok := last.(gathered); ok && n.clock.Now().Before(last.until) {
+			return last.Facts
+		}
+	}
+	return nil
 }
 
 // Now gathers afresh.
@@ -166,6 +193,16 @@ func (n *Namespaces) gather(ctx context.Context, namespace string, now bool) (*F
 	})
 	if err != nil {
 		return nil, err
+	}
+	for _, idle := range facts.Idle() {
+		switch {
+		case n.told[idle.Text]:
+		case idle.Warning:
+			n.log.Warn(idle.Text)
+		default:
+			n.log.Info(idle.Text)
+		}
+		n.told[idle.Text] = true
 	}
 	if facts.unread != nil { // the next call tries again
 		n.log.Warnf("Quiesce annotations of workloads in namespace %s cannot be looked for: %v; what they ask for is not known, and not done", namespace, facts.unread)

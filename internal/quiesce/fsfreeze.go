@@ -207,12 +207,17 @@ func (f *fileSystems) candidates(pods []corev1.Pod, container string, paths []st
 	var claims []string
 	mounts := map[string][]workload.Mount{}
 	for i := range pods {
+		for name := range f.claims {
+			if workload.Uses(&pods[i], name) && !slices.Contains(claims, name) {
+				claims = append(claims, name)
+			}
+		}
+		if workload.Unreachable(&pods[i]) != "" {
+			continue
+		}
 		for _, mount := range workload.Mounts(&pods[i]) {
 			if _, ok := f.claims[mount.Claim]; !ok {
 				continue
-			}
-			if !slices.Contains(claims, mount.Claim) {
-				claims = append(claims, mount.Claim)
 			}
 			if container == "" || mount.Container == container {
 				mounts[mount.Claim] = append(mounts[mount.Claim], mount)
@@ -227,6 +232,9 @@ func (f *fileSystems) candidates(pods []corev1.Pod, container string, paths []st
 			return nil, err
 		}
 		what := fmt.Sprintf("claim %s/%s", claim.Namespace, name)
+		if len(mounts[name]) == 0 && container == "" {
+			return nil, fmt.Errorf("%s cannot be frozen: no container that mounts it runs: %s", what, waiting(pods, name))
+		}
 		if len(mounts[name]) == 0 {
 			return nil, fmt.Errorf("%s: option container: %q does not mount it in any running pod", what, container)
 		}
@@ -235,6 +243,17 @@ func (f *fileSystems) candidates(pods []corev1.Pod, container string, paths []st
 		candidates = append(candidates, candidate{what: what, mounts: mounts[name]})
 	}
 	return candidates, nil
+}
+
+// waiting are the pods that use a claim, with the states of their containers.
+func waiting(pods []corev1.Pod, claim string) string {
+	var all []string
+	for i := range pods {
+		if workload.Uses(&pods[i], claim) {
+			all = append(all, fmt.Sprintf("pod %s: %s", pods[i].Name, states(&pods[i])))
+		}
+	}
+	return strings.Join(all, "; ")
 }
 
 // byPath lists what the option paths names: mount paths of claims.
@@ -250,7 +269,7 @@ func (f *fileSystems) byPath(pods []corev1.Pod, container string, paths []string
 			}
 			of := candidate{what: fmt.Sprintf("path %s of pod %s/%s", wanted, pods[i].Namespace, pods[i].Name)}
 			for _, c := range slices.Concat(pods[i].Spec.InitContainers, pods[i].Spec.Containers) {
-				if !slices.Contains(workload.RunningContainers(&pods[i]), c.Name) || (container != "" && c.Name != container) {
+				if !slices.Contains(workload.RunningContainers(&pods[i]), c.Name) || workload.Unreachable(&pods[i]) != "" || (container != "" && c.Name != container) {
 					continue
 				}
 				for _, vm := range c.VolumeMounts {

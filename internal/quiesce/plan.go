@@ -77,6 +77,11 @@ func (h *Hook) prepares(container cluster.Container) bool {
 	})
 }
 
+// Empty reports whether the plan runs nothing: its blueprints have no hooks.
+func (p *Plan) Empty() bool {
+	return !slices.ContainsFunc(p.Hooks, func(h Hook) bool { return len(h.Pre)+len(h.Post) > 0 })
+}
+
 // Blueprints returns the names of the blueprints, in the order of the pre commands.
 func (p *Plan) Blueprints() []string {
 	names := make([]string, len(p.Hooks))

@@ -290,12 +290,11 @@ func TestGroup(t *testing.T) {
 		"pods that disagree": {
 			objects: [][]runtime.Object{
 				namespace(), claims("data"),
-				deployment("db", nil,
-					annotatedPod(pod("db-a", "n1", volume{"pg", "data", "/data", ""}), AnnotationQuiesce, "fsfreeze"),
-					annotatedPod(pod("db-b", "n1", volume{"pg", "data", "/data", ""}), AnnotationQuiesce, "fsfreeze", AnnotationQuiesceTimeout, "10s")),
+				deployment("db", nil, annotatedPod(pod("db-a", "n1", volume{"pg", "data", "/data", ""}), AnnotationQuiesce, "fsfreeze")),
+				replicaSet("db", "2", annotatedPod(pod("db-b", "n1", volume{"pg", "data", "/data", ""}), AnnotationQuiesce, "fsfreeze", AnnotationQuiesceTimeout, "10s")),
 			},
 			of: "data", name: "Deployment shop/db", claims: []string{"data"}, onError: Fail,
-			text: "Deployment shop/db: pods db-a and db-b have different quiesce annotations; wait for the rollout to end, or annotate the Deployment itself",
+			text: "Deployment shop/db: pods db-a and db-b, which are of different revisions, have different quiesce annotations; wait for the rollout to end",
 		},
 		"an invalid value under continue": {
 			objects: [][]runtime.Object{

@@ -40,7 +40,7 @@ func Templates(ctx context.Context, kube kubernetes.Interface, namespace string,
 	wanted := map[Ref]bool{}
 	for _, ref := range refs {
 		switch ref.groupKind() {
-		case "Deployment.apps", "StatefulSet.apps", "DaemonSet.apps", "ReplicaSet.apps":
+		case "Deployment.apps", "StatefulSet.apps", "DaemonSet.apps", "ReplicaSet.apps", "ReplicationController":
 			wanted[ref] = true
 		}
 	}
@@ -65,6 +65,10 @@ func templateOf(object metav1.Object) Template {
 		spec = o.Spec.Template
 	case *appsv1.ReplicaSet:
 		spec = o.Spec.Template
+	case *corev1.ReplicationController:
+		if o.Spec.Template != nil {
+			spec = *o.Spec.Template
+		}
 	case *appsv1.StatefulSet:
 		spec = o.Spec.Template
 		for _, claim := range o.Spec.VolumeClaimTemplates {
