@@ -87,7 +87,7 @@ func (b *Bracket) decideShot(ctx context.Context, claim *corev1.PersistentVolume
 // shoot freezes on the first shot and lets the others join.
 func (f *freeze) shoot(ctx context.Context, shot snapshotter.Shot) error {
 	claim := shot.Volume.Spec.ClaimRef.Name
-	f.once(func() error { return f.beginShots(ctx, shot) })
+	f.once(ctx, func() error { return f.beginShots(ctx, shot) })
 	if f.failed != nil {
 		if f.group.OnError == quiesce.Continue && shot.Unquiesced == nil {
 			return shot.Take(ctx, 0)

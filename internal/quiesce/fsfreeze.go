@@ -26,15 +26,6 @@ const (
 	thawFunction   = "ThawFileSystems"
 )
 
-// unfreezeScript takes a file system that is not frozen for success: the
-// deadline of a guard may have been quicker. The first line is the one that
-// counts, and forks as little as can be.
-const unfreezeScript = `fsfreeze --unfreeze "$1" 2>/dev/null && exit 0
-said=$(LC_ALL=C fsfreeze --unfreeze "$1" 2>&1) && exit 0
-case $said in *'Invalid argument'*) exit 0;; esac
-echo "$said" >&2
-exit 1`
-
 // fileSystems finds the file systems of claims, each once, and the containers
 // to freeze them from. It belongs to one plan: pre and post see one choice.
 type fileSystems struct {
@@ -112,7 +103,7 @@ func (f *fileSystems) functions(pods []corev1.Pod) map[string]blueprint.Function
 	}
 	return map[string]blueprint.Function{
 		freezeFunction: function(func(path string) []string { return []string{"fsfreeze", "--freeze", path} }),
-		thawFunction:   function(func(path string) []string { return []string{"sh", "-c", unfreezeScript, "stillpoint", path} }),
+		thawFunction:   function(func(path string) []string { return []string{"fsfreeze", "--unfreeze", path} }),
 	}
 }
 

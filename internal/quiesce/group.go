@@ -24,8 +24,9 @@ type Group struct {
 	// OnError is valid even when the rest is not.
 	OnError OnError
 
-	parts []part
-	of    string // the claim that the group was found by
+	namespace *corev1.Namespace // of the claims
+	parts     []part
+	of        string // the claim that the group was found by
 }
 
 // part is the share that one workload has in a group, or one object that is none
@@ -129,7 +130,7 @@ func (g *Group) Objects() []workload.Ref {
 // itself. Where nothing is to be quiesced, a group is what is snapshotted
 // together. It is returned even with an error, as far as it is known.
 func (f *Facts) Group(claim *corev1.PersistentVolumeClaim) (*Group, error) {
-	group := &Group{OnError: Fail, Claims: []corev1.PersistentVolumeClaim{*claim}, of: claim.Name}
+	group := &Group{OnError: Fail, Claims: []corev1.PersistentVolumeClaim{*claim}, namespace: f.namespace, of: claim.Name}
 	own, err := f.own(claim)
 	if err != nil {
 		return group, err

@@ -75,6 +75,9 @@ func (p *Planner) Plan(ctx context.Context, group *Group, backup *velerov1.Backu
 		Backup: backup.Name, BackupUID: backup.UID,
 		Name: plan.Name, Namespace: namespace, Objects: group.Objects(),
 	}
+	if group.namespace != nil {
+		plan.Owed.NamespaceUID = group.namespace.UID
+	}
 	started := p.Clock.Now()
 	if backup.Status.StartTimestamp != nil {
 		started = backup.Status.StartTimestamp.Time
@@ -101,6 +104,7 @@ func (p *Planner) Plan(ctx context.Context, group *Group, backup *velerov1.Backu
 	plan.Flush = flushes(plan.Hooks)
 	rescue := &rescue{kube: p.Kube, group: group}
 	plan.Alternatives, plan.ByHand, plan.Volumes = rescue.alternatives, rescue.byHand, rescue.volumes
+	plan.Ends, plan.Gone = rescue.ends, func(ctx context.Context, call blueprint.Call) bool { return containerGone(ctx, p.Kube, call) }
 	return plan, nil
 }
 

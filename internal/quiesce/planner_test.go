@@ -420,7 +420,7 @@ func TestPlan(t *testing.T) {
 			of: "b", name: "Deployment shop/a and Deployment shop/b",
 			hooks: []string{"redis", "mongo", "fsfreeze", "fsfreeze"},
 			pre:   []string{"a-1/c: pre redis", "b-1/c: pre mongo", "a-1/c: fsfreeze /a", "a-1/c: fsfreeze /s", "b-1/c: fsfreeze /b"},
-			post:  []string{"a-1/c: post redis", "b-1/c: post mongo", "a-1/c: sh /a", "a-1/c: sh /s", "b-1/c: sh /b"},
+			post:  []string{"a-1/c: post redis", "b-1/c: post mongo", "a-1/c: fsfreeze /a", "a-1/c: fsfreeze /s", "b-1/c: fsfreeze /b"},
 			// The shortest of each.
 			prepare: time.Minute, quiesce: 20 * time.Second,
 		},
@@ -444,7 +444,7 @@ func TestPlan(t *testing.T) {
 			},
 			of: "b", name: "Deployment shop/a", hooks: []string{"fsfreeze"},
 			pre:     []string{"old/c: fsfreeze /a", "z-new/c: fsfreeze /b"},
-			post:    []string{"old/c: sh /a", "z-new/c: sh /b"},
+			post:    []string{"old/c: fsfreeze /a", "z-new/c: fsfreeze /b"},
 			prepare: 5 * time.Minute, quiesce: 30 * time.Second,
 		},
 		"what templates of a StatefulSet see": {
@@ -477,7 +477,7 @@ func TestPlan(t *testing.T) {
 			},
 			of: "b", name: "PersistentVolumeClaim shop/b", hooks: []string{"pg", "fsfreeze"},
 			pre:     []string{"db-1/pg: pre PersistentVolumeClaim b", "db-1/pg: fsfreeze /b"},
-			post:    []string{"db-1/pg: post PersistentVolumeClaim b", "db-1/pg: sh /b"},
+			post:    []string{"db-1/pg: post PersistentVolumeClaim b", "db-1/pg: fsfreeze /b"},
 			prepare: 5 * time.Minute, quiesce: 7 * time.Second,
 		},
 		"an unknown blueprint": {

@@ -211,6 +211,11 @@ func (c *Container) Program(name, script string) {
 // RemoveProgram takes a program out of the container, such as fsfreeze or sh.
 func (c *Container) RemoveProgram(name string) { _ = os.Remove(filepath.Join(c.dir, "bin", name)) }
 
+// Start runs a command in the container beside the plugin's, and does not wait for it.
+func (c *Container) Start(command ...string) {
+	go func() { _ = c.exec(command, streams{stdout: io.Discard, stderr: io.Discard}) }()
+}
+
 // Kill ends all processes of the container, and lets none start, until Restart.
 func (c *Container) Kill() {
 	c.mu.Lock()
@@ -255,7 +260,7 @@ func (c *Container) exec(command []string, s streams) error {
 	if command[0] == "sh" {
 		argv = append(slices.Clone(c.node.shell), command[1:]...)
 		if len(command) > 2 && command[1] == "-c" {
-			script := strings.ReplaceAll(command[2], "/proc/self/", c.dir+"/proc/")
+			script := strings.NewReplacer("/proc/self/", c.dir+"/proc/", "/proc/[0-9]", c.dir+"/proc/[0-9]").Replace(command[2])
 			script = strings.ReplaceAll(script, "/sys/", c.dir+"/sys/")
 			argv[len(c.node.shell)+1] = killFunction + script
 		}
