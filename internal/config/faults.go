@@ -131,6 +131,9 @@ func (c *Config) faults() []error {
 			faults = append(faults, fmt.Errorf("%s is %q, as is blueprintNamespaces[%d]", at, namespace, first))
 		}
 	}
+	for i, key := range c.ExcludedLabels {
+		faults = append(faults, glob(fmt.Sprintf("excludedLabels[%d]", i), key)...)
+	}
 	classes := rules{list: "snapshotClasses", catchAll: -1}
 	for i, rule := range c.SnapshotClasses {
 		at, wrong := classes.next(i, rule.Match)

@@ -32,6 +32,15 @@ type Config struct {
 	// once a data mover has exported it; the first that matches wins. Default:
 	// none, it is deleted.
 	LocalSnapshots []LocalSnapshotRule `json:"localSnapshots"`
+	// ExcludedLabels are globs (`*`, `?`, `[a-z]`) of keys of labels that a
+	// VolumeSnapshot does not get from its claim, beside Stillpoint's and Velero's:
+	// those by which a GitOps tool finds the objects that it prunes. A list takes the
+	// place of the default; an empty one excludes none. Default: the labels of Argo CD
+	// (`app.kubernetes.io/instance`, `argocd.argoproj.io/*`), Flux
+	// (`*.toolkit.fluxcd.io/*`), Fleet (`fleet.cattle.io/*`, `objectset.rio.cattle.io/*`),
+	// Config Sync (`configsync.gke.io/*`, `configmanagement.gke.io/*`), kapp
+	// (`kapp.k14s.io/*`) and `kubectl apply --prune` (`applyset.kubernetes.io/*`).
+	ExcludedLabels []string `json:"excludedLabels"`
 	// Restore is what becomes of the snapshots in a backup when they are
 	// restored. Default: as Velero does it.
 	Restore Restore `json:"restore"`
@@ -229,6 +238,21 @@ func (m Match) Matches(driver, storageClass, namespace string, claim, backup map
 		anyGlob(m.Namespaces, namespace) &&
 		selects(m.Claims, claim) &&
 		selects(m.Backups, backup)
+}
+
+// trackingLabels are the keys by which GitOps tools know their objects.
+var trackingLabels = []string{
+	"app.kubernetes.io/instance", "argocd.argoproj.io/*", "*.toolkit.fluxcd.io/*", "fleet.cattle.io/*", "objectset.rio.cattle.io/*",
+	"configsync.gke.io/*", "configmanagement.gke.io/*", "kapp.k14s.io/*", "applyset.kubernetes.io/*",
+}
+
+// ExcludesLabel reports whether VolumeSnapshots do not get a label of their claim.
+func (c *Config) ExcludesLabel(key string) bool {
+	globs := c.ExcludedLabels
+	if globs == nil {
+		globs = trackingLabels
+	}
+	return anyGlob(globs, key)
 }
 
 // ByDriver answers whether the match asks for nothing but drivers, so that it

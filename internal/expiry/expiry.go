@@ -10,7 +10,6 @@ import (
 	"slices"
 	"sync"
 
-	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	"github.com/sirupsen/logrus"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -58,7 +57,6 @@ func (e *Expiry) Backup(ctx context.Context, backup *velerov1.Backup) error {
 	if len(targets) == 0 {
 		return nil
 	}
-	// A veto on a content alone is seen only now.
 	vetoed, err := snapshot.RemoveAll(ctx, e.clients.Snapshots, targets...)
 	for _, target := range vetoed {
 		e.log.Warnf("Backup %s is deleted: %s", backup.Name, vetoText(target.String()))
@@ -74,12 +72,16 @@ func vetoText(name string) string {
 	return fmt.Sprintf("VolumeSnapshot %s stays: it or its content has the annotation %s", name, snapshot.KeepAnnotation)
 }
 
-// remains are the objects that may be of a backup.
+// remains are what this installation has taken for a backup.
 type remains struct {
-	origin    snapshot.Origin // of the backup
-	snapshots []snapshotv1.VolumeSnapshot
-	contents  []snapshotv1.VolumeSnapshotContent
-	claims    []corev1.PersistentVolumeClaim // of the namespaces of the snapshots
+	leftovers []leftover
+	claims    []corev1.PersistentVolumeClaim // of their namespaces
+}
+
+// leftover is a VolumeSnapshot and its content, or one of them.
+type leftover struct {
+	target  snapshot.Target
+	objects []metav1.Object
 }
 
 func (e *Expiry) left(ctx context.Context, backup *velerov1.Backup) (remains, error) {
@@ -87,82 +89,75 @@ func (e *Expiry) left(ctx context.Context, backup *velerov1.Backup) (remains, er
 	if err != nil {
 		return remains{}, err
 	}
-	found := remains{
-		origin: snapshot.Origin{Installation: installation, Backup: backup.Name, BackupUID: string(backup.UID)},
-	}
-	client := e.clients.Snapshots.SnapshotV1()
-	ours := metav1.ListOptions{LabelSelector: snapshot.OwnedBy(backup).String()}
-	marked, err := client.VolumeSnapshots(metav1.NamespaceAll).List(ctx, ours)
+	client, velero, ours := e.clients.Snapshots, e.clients.VeleroNamespace, snapshot.Of(installation).String()
+	contents, err := snapshot.Contents(ctx, client, ours)
 	if err != nil {
-		return remains{}, fmt.Errorf("list the VolumeSnapshots of backup %s: %w", backup.Name, err)
+		return remains{}, err
+	}
+	marked, err := snapshot.List(ctx, client, metav1.NamespaceAll, ours)
+	if err != nil {
+		return remains{}, err
 	}
 	// The copies that a data mover makes beside Velero have the annotations only.
-	copies, err := client.VolumeSnapshots(e.clients.VeleroNamespace).List(ctx, metav1.ListOptions{})
+	copies, err := snapshot.List(ctx, client, velero, "!"+snapshot.InstallationLabel)
 	if err != nil {
-		return remains{}, fmt.Errorf("list the VolumeSnapshots of namespace %s: %w", e.clients.VeleroNamespace, err)
+		return remains{}, err
 	}
-	contents, err := client.VolumeSnapshotContents().List(ctx, ours)
-	if err != nil {
-		return remains{}, fmt.Errorf("list the VolumeSnapshotContents of backup %s: %w", backup.Name, err)
-	}
-	found.snapshots, found.contents = slices.Concat(marked.Items, copies.Items), contents.Items
-	for _, namespace := range found.namespaces() {
-		claims, err := e.clients.Kube.CoreV1().PersistentVolumeClaims(namespace).List(ctx, metav1.ListOptions{})
-		if err != nil {
-			return remains{}, fmt.Errorf("list the claims of namespace %s: %w", namespace, err)
+	found := remains{}
+	for _, pair := range snapshot.Pairs(slices.Concat(marked, copies), contents) {
+		l := leftover{}
+		if pair.Content != nil {
+			l.target, l.objects = snapshot.TargetOfContent(pair.Content), append(l.objects, pair.Content)
 		}
-		found.claims = append(found.claims, claims.Items...)
+		if pair.Snapshot != nil {
+			l.target, l.objects = snapshot.TargetOf(pair.Snapshot), append(l.objects, pair.Snapshot)
+		}
+		origin, trusted, err := snapshot.OriginOfPair(pair.Snapshot, pair.Content, velero)
+		if err == nil && trusted && origin.Installation == installation && origin.Of(backup, l.objects[0].GetCreationTimestamp().Time) {
+			found.leftovers = append(found.leftovers, l)
+		}
+	}
+	for _, namespace := range found.namespaces() {
+		claims, err := cluster.All[corev1.PersistentVolumeClaim](ctx, "claims of namespace "+namespace, "", cluster.Typed(e.clients.Kube.CoreV1().PersistentVolumeClaims(namespace).List))
+		if err != nil {
+			return remains{}, err
+		}
+		found.claims = append(found.claims, claims...)
 	}
 	return found, nil
 }
 
 func (r remains) namespaces() []string {
 	var names []string
-	for i := range r.snapshots {
-		names = append(names, r.snapshots[i].Namespace)
+	for _, l := range r.leftovers {
+		names = append(names, l.target.Namespace)
 	}
 	slices.Sort(names)
 	return slices.Compact(names)
 }
 
 // neededBy is a claim that waits for a VolumeSnapshot, "" when none does.
-func (r remains) neededBy(name types.NamespacedName) string {
+func (r remains) neededBy(t snapshot.Target) string {
 	for i := range r.claims {
-		if snapshot.Awaits(&r.claims[i], name.Namespace, name.Name) {
+		if snapshot.Awaits(&r.claims[i], t.Namespace, t.Name) {
 			return r.claims[i].Name
 		}
 	}
 	return ""
 }
 
-// plan decides what goes: all that was taken for the backup by this
-// installation, with the storage's snapshot, but for what a user wants to stay
-// and what a claim waits for. kept tells of these.
+// plan decides what goes: all leftovers, with the storage's snapshots, but for what
+// a user wants to stay and what a claim waits for. kept tells of these.
 func (r remains) plan() (targets []snapshot.Target, kept []string) {
-	seen := map[types.NamespacedName]bool{}
-	consider := func(name types.NamespacedName, object metav1.Object, target snapshot.Target) {
-		origin, marked := snapshot.OriginOf(object)
-		if seen[name] || !marked || origin.Installation != r.origin.Installation || origin.BackupUID != r.origin.BackupUID {
-			return
-		}
-		seen[name] = true
-		switch claim := r.neededBy(name); {
-		case snapshot.Vetoed(object):
-			kept = append(kept, vetoText(name.String()))
+	for _, l := range r.leftovers {
+		switch claim := r.neededBy(l.target); {
+		case slices.ContainsFunc(l.objects, snapshot.Vetoed):
+			kept = append(kept, vetoText(l.target.String()))
 		case claim != "":
-			kept = append(kept, fmt.Sprintf("VolumeSnapshot %s stays until the sweep: claim %s is Pending and waits for it", name, claim))
+			kept = append(kept, fmt.Sprintf("VolumeSnapshot %s stays until the sweep: claim %s is Pending and waits for it", l.target, claim))
 		default:
-			targets = append(targets, target)
+			targets = append(targets, l.target)
 		}
-	}
-	for i := range r.snapshots {
-		vs := &r.snapshots[i]
-		consider(types.NamespacedName{Namespace: vs.Namespace, Name: vs.Name}, vs, snapshot.TargetOf(vs))
-	}
-	for i := range r.contents {
-		content := &r.contents[i]
-		of := types.NamespacedName{Namespace: content.Spec.VolumeSnapshotRef.Namespace, Name: content.Spec.VolumeSnapshotRef.Name}
-		consider(of, content, snapshot.Target{Namespace: of.Namespace, Name: of.Name, Content: content.Name})
 	}
 	return targets, kept
 }

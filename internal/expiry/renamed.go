@@ -3,17 +3,12 @@ package expiry
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	"github.com/vmware-tanzu/velero/pkg/label"
-	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -23,13 +18,6 @@ import (
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
-
-// boundProtection keeps a content until the CSI sidecar has deleted what it stands
-// for. The snapshot controller writes it on contents that are bound, only.
-const boundProtection = "snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection"
-
-// look is how often a content is looked at until the driver knows it.
-const look = 500 * time.Millisecond
 
 // Content deletes the storage's snapshot of a content in a backup that is being
 // deleted, where the driver has another name in this cluster by the maps of the
@@ -57,59 +45,20 @@ func (e *Expiry) Content(ctx context.Context, content *snapshotv1.VolumeSnapshot
 	if slices.ContainsFunc(drivers.Items, func(d storagev1.CSIDriver) bool { return d.Name == content.Spec.Driver }) {
 		return nil // it serves its snapshots itself
 	}
-	if err := e.deleteAs(ctx, content, driver); err != nil {
-		return fmt.Errorf("delete snapshot %s of backup %s with driver %s: %w", *content.Status.SnapshotHandle, backup.Name, driver, err)
+	if err := snapshot.DeleteByHandle(ctx, e.clients.Snapshots, substitute(content, driver)); err != nil {
+		return fmt.Errorf("backup %s: %w", backup.Name, err)
 	}
 	e.log.Infof("Backup %s is deleted: snapshot %s is gone, which driver %s had taken and driver %s serves", backup.Name, *content.Status.SnapshotHandle, content.Spec.Driver, driver)
 	return e.unserved(ctx, content)
 }
 
-// deleteAs has another driver delete the snapshot of a content. The driver must
-// have answered for it first: a content that it never looked at is let go without
-// a word to the storage.
-func (e *Expiry) deleteAs(ctx context.Context, of *snapshotv1.VolumeSnapshotContent, driver string) error {
-	contents := e.clients.Snapshots.SnapshotV1().VolumeSnapshotContents()
-	made := substitute(of, driver)
-	if _, err := contents.Create(ctx, made, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("create VolumeSnapshotContent %s: %w", made.Name, err)
-	}
-	why := errors.New("the driver has not answered for it")
-	for {
-		found, err := contents.Get(ctx, made.Name, metav1.GetOptions{})
-		switch {
-		case err != nil:
-			why = err
-		case found.Status != nil && found.Status.SnapshotHandle != nil:
-			ref := made.Spec.VolumeSnapshotRef
-			_, err := snapshot.RemoveAll(ctx, e.clients.Snapshots, snapshot.Target{Namespace: ref.Namespace, Name: ref.Name, Content: made.Name})
-			return err
-		case found.Status != nil && found.Status.Error != nil:
-			why = errors.New(ptr.Deref(found.Status.Error.Message, "the driver fails without a message"))
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("VolumeSnapshotContent %s: %w", made.Name, why)
-		case <-time.After(look):
-		}
-	}
-}
-
-// substitute is a content by which another driver finds the snapshot of one. It
-// has the same name whenever it is asked for, and names a VolumeSnapshot that
-// there is not.
+// substitute is a content by which another driver finds the snapshot of one, and
+// which names a VolumeSnapshot that does not exist.
 func substitute(of *snapshotv1.VolumeSnapshotContent, driver string) *snapshotv1.VolumeSnapshotContent {
-	sum := sha256.Sum256([]byte(driver + "/" + *of.Status.SnapshotHandle))
-	name := "stillpoint-delete-" + hex.EncodeToString(sum[:8])
-	return &snapshotv1.VolumeSnapshotContent{
-		ObjectMeta: metav1.ObjectMeta{Name: name, Finalizers: []string{boundProtection}},
-		Spec: snapshotv1.VolumeSnapshotContentSpec{
-			DeletionPolicy:    snapshotv1.VolumeSnapshotContentDelete,
-			Driver:            driver,
-			Source:            snapshotv1.VolumeSnapshotContentSource{SnapshotHandle: of.Status.SnapshotHandle},
-			SourceVolumeMode:  of.Spec.SourceVolumeMode,
-			VolumeSnapshotRef: corev1.ObjectReference{Namespace: cmp.Or(of.Spec.VolumeSnapshotRef.Namespace, name), Name: name},
-		},
-	}
+	content := snapshot.OfHandle("delete", of.Spec.VolumeSnapshotRef.Namespace, driver, *of.Status.SnapshotHandle, snapshotv1.VolumeSnapshotContentDelete)
+	content.Spec.SourceVolumeMode = of.Spec.SourceVolumeMode
+	content.Spec.VolumeSnapshotRef.Namespace = cmp.Or(of.Spec.VolumeSnapshotRef.Namespace, content.Name)
+	return content
 }
 
 // unserved lets go of the contents that Velero's action has made for the old

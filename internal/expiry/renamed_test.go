@@ -45,7 +45,7 @@ func TestContentOfARenamedDriver(t *testing.T) {
 		"not the backup's":     {objects: []runtime.Object{renaming}, labels: map[string]string{velerov1.BackupNameLabel: "sunday"}, driver: "old.csi"},
 		"the new one is not there": {
 			objects: []runtime.Object{renaming}, labels: monday, driver: "old.csi", silent: true,
-			err: "delete snapshot h1 of backup monday with driver new.csi: VolumeSnapshotContent stillpoint-delete-7d6ce653d0904baa: the driver has not answered for it",
+			err: "backup monday: delete snapshot h1 of driver new.csi: VolumeSnapshotContent stillpoint-delete-77c2ae2410cfd50a: driver new.csi has not answered for snapshot h1; is its CSI sidecar csi-snapshotter running?",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

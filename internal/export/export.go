@@ -17,7 +17,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
@@ -160,11 +159,16 @@ func (t *Tracker) settle(ctx context.Context, operation string, upload *velerov2
 	}
 	ctx, cancel := t.waiting(ctx)
 	defer cancel()
-	vetoed, err := snapshot.RemoveAll(ctx, t.clients.Snapshots, slices.Concat(targets, surplus)...)
+	vetoed, err := snapshot.RemoveAll(ctx, t.clients.Snapshots, targets...)
 	if err != nil {
 		return "deleting the local snapshot", err
 	}
-	for _, target := range vetoed {
+	// Those of earlier backups do not keep this one open.
+	more, err := snapshot.RemoveAll(ctx, t.clients.Snapshots, surplus...)
+	if err != nil {
+		said += fmt.Sprintf("; the next backup tries again to delete what is kept of earlier ones: %v", err)
+	}
+	for _, target := range slices.Concat(vetoed, more) {
 		said += fmt.Sprintf("; VolumeSnapshot %s stays, it has the annotation %s", target, snapshot.KeepAnnotation)
 	}
 	return said, nil
@@ -187,39 +191,53 @@ func (t *Tracker) targets(ctx context.Context, operation string, upload *velerov
 			targets = append(targets, snapshot.TargetOf(vs))
 		}
 	}
-	copies, err := t.clients.Snapshots.SnapshotV1().VolumeSnapshots(backup.Namespace).List(ctx, metav1.ListOptions{})
+	copies, err := snapshot.List(ctx, t.clients.Snapshots, backup.Namespace, "")
 	if err != nil {
-		return nil, fmt.Errorf("list the VolumeSnapshots of namespace %s: %w", backup.Namespace, err)
+		return nil, err
 	}
-	for i := range copies.Items {
-		vs := &copies.Items[i]
+	for i := range copies {
+		vs := &copies[i]
 		if origin, ours := snapshot.OriginOf(vs); ours && origin.BackupUID == string(backup.UID) && follows(operation, backup, vs) {
 			targets = append(targets, snapshot.TargetOf(vs))
+		}
+	}
+	// A content outlives a VolumeSnapshot that somebody has deleted.
+	contents, err := snapshot.Contents(ctx, t.clients.Snapshots, snapshot.OwnedBy(backup).String())
+	if err != nil {
+		return nil, err
+	}
+	for i := range contents {
+		target := snapshot.TargetOfContent(&contents[i])
+		same := func(t snapshot.Target) bool { return t.UID == target.UID }
+		if follows(operation, backup, &contents[i]) && contents[i].Labels[snapshot.KeptLabel] == "" && !slices.ContainsFunc(targets, same) {
+			targets = append(targets, target)
 		}
 	}
 	return targets, nil
 }
 
-// follows answers whether an operation is about the claim of a VolumeSnapshot.
-func follows(operation string, backup *velerov1.Backup, vs *snapshotv1.VolumeSnapshot) bool {
-	claim := snapshot.ClaimOf(vs)
+// follows reports whether an operation is about the claim that a VolumeSnapshot or
+// content is of.
+func follows(operation string, backup *velerov1.Backup, object metav1.Object) bool {
+	claim := snapshot.ClaimOf(object)
 	return operation == foreignOperation+claim || operation == UploadOperation(backup, types.UID(claim))
 }
 
-// surplus are the kept snapshots of an operation's claim that this backup's
-// takes the place of, or this backup's where the storage has not cut it.
+// surplus are the kept snapshots of an operation's claim that newer ones take the
+// place of, or this backup's where the storage has not cut it. They are looked for
+// beside the claim only, and one counts only where its content has its marks, too.
 func (t *Tracker) surplus(ctx context.Context, operation string, upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) ([]snapshot.Target, error) {
-	claim := ""
+	claim, namespace := strings.TrimPrefix(operation, foreignOperation), ""
 	if upload != nil {
-		claim = upload.Labels[velerov1.PVCUIDLabel]
-	} else {
-		claim = strings.TrimPrefix(operation, foreignOperation)
+		claim, namespace = upload.Labels[velerov1.PVCUIDLabel], upload.Spec.SourceNamespace
 	}
 	all, err := t.list(ctx, backup)
 	if err != nil {
 		return nil, err
 	}
-	own := slices.IndexFunc(all, func(vs snapshotv1.VolumeSnapshot) bool { return vs.Labels[snapshot.KeptLabel] == claim })
+	own := slices.IndexFunc(all, func(vs snapshotv1.VolumeSnapshot) bool {
+		return vs.Labels[snapshot.KeptLabel] == claim && (namespace == "" || vs.Namespace == namespace)
+	})
 	if own < 0 {
 		return nil, nil
 	}
@@ -230,16 +248,41 @@ func (t *Tracker) surplus(ctx context.Context, operation string, upload *velerov
 	if err != nil {
 		return nil, err
 	}
-	selector := labels.SelectorFromSet(labels.Set{snapshot.KeptLabel: claim, snapshot.InstallationLabel: installation})
-	kept, err := t.clients.Snapshots.SnapshotV1().VolumeSnapshots(metav1.NamespaceAll).List(ctx, metav1.ListOptions{LabelSelector: selector.String()})
+	failed, err := t.failed(ctx, claim)
 	if err != nil {
-		return nil, fmt.Errorf("list the snapshots that are kept of claim %s: %w", claim, err)
+		return nil, err
+	}
+	failed[string(backup.UID)] = progressOfUpload(upload).Err != ""
+	kept, err := snapshot.List(ctx, t.clients.Snapshots, all[own].Namespace, snapshot.Of(installation).String()+","+snapshot.KeptLabel+"="+claim)
+	if err != nil {
+		return nil, err
+	}
+	var believed []snapshotv1.VolumeSnapshot
+	for i := range kept {
+		content, err := snapshot.ContentOf(ctx, t.clients.Snapshots, &kept[i])
+		if err != nil {
+			return nil, err
+		}
+		if vs, ok := snapshot.Counted(kept[i], content, claim); ok {
+			believed = append(believed, vs)
+		}
 	}
 	var targets []snapshot.Target
-	for _, vs := range snapshot.Surplus(kept.Items) {
+	for _, vs := range snapshot.Surplus(believed, func(vs *snapshotv1.VolumeSnapshot) bool { return failed[vs.Labels[velerov1.BackupUIDLabel]] }) {
 		targets = append(targets, snapshot.TargetOf(&vs))
 	}
 	return targets, nil
+}
+
+// failed has the UIDs of the backups that have not exported a claim.
+func (t *Tracker) failed(ctx context.Context, claim string) (map[string]bool, error) {
+	uploads, err := cluster.All[velerov2alpha1.DataUpload](ctx, "DataUploads", "",
+		t.clients.Velero(&velerov2alpha1.DataUploadList{}, crclient.MatchingLabels{velerov1.PVCUIDLabel: claim}))
+	failed := map[string]bool{}
+	for i := range uploads {
+		failed[uploads[i].Labels[velerov1.BackupUIDLabel]] = progressOfUpload(&uploads[i]).Err != ""
+	}
+	return failed, err
 }
 
 // Veleros looks after a snapshot that Velero's own action has taken: it marks the
@@ -268,12 +311,13 @@ func (t *Tracker) mark(ctx context.Context, claim *corev1.PersistentVolumeClaim,
 	if err != nil {
 		return err
 	}
-	origin := snapshot.Origin{Installation: installation, Backup: backup.Name, BackupUID: string(backup.UID)}
-	vs, err := snapshot.Mark(ctx, t.clients.Snapshots, name, claim, origin)
-	if err != nil {
-		return err
+	settings, err := t.configuration(ctx)
+	if err != nil { // which labels are left out is the least
+		settings = config.Default(t.clients.VeleroNamespace)
 	}
-	if err := snapshot.MarkContent(ctx, t.clients.Snapshots, vs); err != nil {
+	origin := snapshot.Origin{Installation: installation, Backup: backup.Name, BackupUID: string(backup.UID)}
+	vs, err := snapshot.Mark(ctx, t.clients.Snapshots, name, claim, origin, settings.ExcludesLabel)
+	if err != nil {
 		return err
 	}
 	uploadNamespace, uploadName, moves := strings.Cut(upload, "/")
@@ -381,11 +425,10 @@ func (t *Tracker) list(ctx context.Context, backup *velerov1.Backup) ([]snapshot
 	if have, ok := t.lists[backup.UID]; ok && t.clock.Now().Before(have.until) {
 		return have.items, nil
 	}
-	all, err := t.clients.Snapshots.SnapshotV1().VolumeSnapshots(metav1.NamespaceAll).
-		List(ctx, metav1.ListOptions{LabelSelector: snapshot.OwnedBy(backup).String()})
+	all, err := snapshot.List(ctx, t.clients.Snapshots, metav1.NamespaceAll, snapshot.OwnedBy(backup).String())
 	if err != nil {
-		return nil, fmt.Errorf("list the VolumeSnapshots of backup %s: %w", backup.Name, err)
+		return nil, err
 	}
-	t.lists[backup.UID] = list{t.clock.Now().Add(listLife), all.Items}
-	return all.Items, nil
+	t.lists[backup.UID] = list{t.clock.Now().Add(listLife), all}
+	return all, nil
 }

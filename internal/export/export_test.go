@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/utils/clock"
 	"k8s.io/utils/ptr"
@@ -29,6 +30,8 @@ var (
 	data    = &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "data", UID: "c1"}}
 )
 
+func noLabel(string) bool { return false }
+
 // place is a cluster with the snapshot of one claim, and its DataUpload.
 type place struct {
 	first, kept *snapshotv1.VolumeSnapshot
@@ -39,7 +42,7 @@ type place struct {
 }
 
 func newPlace(phase velerov2alpha1.DataUploadPhase) *place {
-	p := &place{first: snapshot.New("here", nightly, data, "fast", "because")}
+	p := &place{first: snapshot.New("here", nightly, data, "fast", "because", noLabel)}
 	p.first.UID = "1"
 	cut := metav1.Now()
 	p.kept = snapshot.Kept(p.first, nightly, data, 1)
@@ -175,20 +178,38 @@ func TestProgressOfNobody(t *testing.T) {
 func TestProgressCountsDown(t *testing.T) {
 	p := newPlace(velerov2alpha1.DataUploadPhaseCompleted)
 	tracker, snapshots, backup := p.tracker(t)
-	older := p.kept.DeepCopy()
-	older.Name, older.UID = "kept-data-older", "0"
-	cut := metav1.NewTime(p.kept.Status.CreationTime.AddDate(0, 0, -1))
-	older.Status.CreationTime = &cut
-	snapshot.Origin{Installation: "here", Backup: "older", BackupUID: "b0"}.Mark(older)
-	others := older.DeepCopy()
-	others.Name, others.UID = "kept-data-others", "9"
-	snapshot.Origin{Installation: "there", Backup: "older", BackupUID: "b0"}.Mark(others)
-	for _, vs := range []*snapshotv1.VolumeSnapshot{older, others} {
+	add := func(uid string, days int, backup *velerov1.Backup, installation string, change func(vs *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent)) {
+		vs := snapshot.Kept(snapshot.New(installation, backup, data, "fast", "because", noLabel), backup, data, 1)
+		vs.UID = types.UID(uid)
+		cut := metav1.NewTime(p.kept.Status.CreationTime.AddDate(0, 0, days))
+		vs.Status = &snapshotv1.VolumeSnapshotStatus{CreationTime: &cut}
+		content := p.content.DeepCopy()
+		content.Name = "snapcontent-" + uid
+		content.Spec.VolumeSnapshotRef = corev1.ObjectReference{Namespace: vs.Namespace, Name: vs.Name, UID: vs.UID}
+		change(vs, content)
+		if content.Name != "" {
+			require.NoError(t, snapshots.Tracker().Add(content))
+			require.NoError(t, snapshot.MarkContent(t.Context(), snapshots, vs))
+		}
 		require.NoError(t, snapshots.Tracker().Add(vs))
 	}
+	as := func(*snapshotv1.VolumeSnapshot, *snapshotv1.VolumeSnapshotContent) {}
+	named := func(name string) *velerov1.Backup {
+		return &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(name)}}
+	}
+	add("older", -1, named("older"), "here", as)
+	add("others", -1, named("others"), "there", as)
+	add("elsewhere", -1, named("elsewhere"), "here", func(vs *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent) {
+		vs.Namespace, content.Spec.VolumeSnapshotRef.Namespace = "bank", "bank"
+	})
+	// Newer, and with the marks, but its content has none.
+	add("forged", 1, named("forged"), "here", func(_ *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent) { content.Name = "" })
+	add("2", 0, nightly, "here", func(vs *snapshotv1.VolumeSnapshot, _ *snapshotv1.VolumeSnapshotContent) {
+		require.NoError(t, snapshots.Tracker().Delete(snapshotv1.SchemeGroupVersion.WithResource("volumesnapshots"), vs.Namespace, vs.Name))
+	})
 	_, err := tracker.Progress(t.Context(), UploadOperation(nightly, data.UID), backup)
 	require.NoError(t, err)
-	assert.ElementsMatch(t, []string{"2", "9"}, left(t, snapshots))
+	assert.ElementsMatch(t, []string{"2", "snapcontent-2", "others", "snapcontent-others", "elsewhere", "snapcontent-elsewhere", "forged"}, left(t, snapshots))
 }
 
 func TestCancelLeavesStrangers(t *testing.T) {

@@ -2,6 +2,7 @@ package group
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"time"
@@ -13,8 +14,10 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	"github.com/vmware-tanzu/velero/pkg/util/boolptr"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/snapshot"
@@ -50,9 +53,7 @@ func (g *group) answer(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 	case m.failed != nil:
 		return g.without(claim, m.failed)
 	}
-	waiting, cancel := context.WithDeadlineCause(ctx, m.deadline, fmt.Errorf("it was not cut within csiSnapshotTimeout %s", g.timeout()))
-	defer cancel()
-	vs, err := g.snapshots.Bound(waiting, m.key())
+	vs, err := g.secure(ctx, m)
 	if err != nil {
 		g.drop(ctx, m)
 		return g.without(claim, fmt.Errorf("VolumeSnapshot %s: %w", m.key(), err))
@@ -61,7 +62,6 @@ func (g *group) answer(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 		kept, _ := g.snapshots.State(m.keptKey())
 		g.unkept(m, kept.Failure)
 	}
-	g.mark(ctx, m, vs)
 	answer := &Answer{Claim: withSnapshot(claim, vs, g.backup)}
 	if boolptr.IsSetToTrue(g.backup.Spec.SnapshotMoveData) {
 		upload, err := g.upload(ctx, claim, vs)
@@ -75,6 +75,7 @@ func (g *group) answer(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 		return answer
 	}
 	answer.Additional = []velero.ResourceIdentifier{{GroupResource: kuberesource.VolumeSnapshots, Namespace: vs.Namespace, Name: vs.Name}}
+	m.answered.Store(vs)
 	raiseRequest(answer.Claim, vs)
 	answer.Operation = export.SnapshotOperation(claim)
 	return answer
@@ -101,16 +102,58 @@ func (r *run) without(claim *corev1.PersistentVolumeClaim, reason error) *Answer
 	return &Answer{Claim: marked, Operation: export.SnapshotOperation(claim)}
 }
 
-// mark writes on the contents of a claim's snapshots where they come from: a
-// content can outlive its VolumeSnapshot. Only the sweep needs it.
-func (g *group) mark(ctx context.Context, m *member, vs *snapshotv1.VolumeSnapshot) {
-	for _, vs := range []*snapshotv1.VolumeSnapshot{vs, m.kept} {
-		if vs == nil {
+// secureAll has all snapshots outlive their VolumeSnapshots as soon as they are cut,
+// and not only when Velero comes to their claims.
+func (g *group) secureAll(ctx context.Context) {
+	ctx = context.WithoutCancel(ctx)
+	for _, m := range g.members {
+		if m.failed != nil || m.snapshot == nil {
 			continue
 		}
-		if err := snapshot.MarkContent(ctx, g.clients.Snapshots, vs); err != nil {
-			g.log.Warnf("Should VolumeSnapshot %s/%s be lost, its content would not be known as this backup's: %v", vs.Namespace, vs.Name, err)
+		go func() { _, _ = g.secure(ctx, m) }() // the claim's own call has the error
+		if kept := m.kept; kept != nil {
+			go g.markKept(ctx, m, keyOfSnapshot(kept))
 		}
+	}
+}
+
+// secure waits until a member's snapshot is cut and bound, and marks its content,
+// which has the storage's snapshot outlive the VolumeSnapshot. The error is why the
+// claim cannot be restored from it.
+func (g *group) secure(ctx context.Context, m *member) (*snapshotv1.VolumeSnapshot, error) {
+	waiting, cancel := context.WithDeadlineCause(ctx, m.deadline, fmt.Errorf("it was not cut within csiSnapshotTimeout %s", g.timeout()))
+	defer cancel()
+	vs, err := g.snapshots.Bound(waiting, m.key(), m.created, g.reaction())
+	if err != nil {
+		return nil, err
+	}
+	m.securing.Do(func() { m.insecure = snapshot.MarkContent(ctx, g.clients.Snapshots, vs) })
+	if m.insecure != nil {
+		m.warned.Do(func() {
+			g.log.Warnf("If VolumeSnapshot %s is deleted before the backup ends, its snapshot may be lost with it: %v", m.key(), m.insecure)
+		})
+	}
+	live, err := g.clients.Snapshots.SnapshotV1().VolumeSnapshots(vs.Namespace).Get(ctx, vs.Name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err), err == nil && (live.UID != vs.UID || live.DeletionTimestamp != nil):
+		return nil, errors.New("it was deleted while the backup was running")
+	case err != nil:
+		return nil, fmt.Errorf("get VolumeSnapshot %s: %w", m.key(), err)
+	}
+	return vs, nil
+}
+
+// markKept marks the content of a snapshot that is kept beside an export, so that
+// later backups count it.
+func (g *group) markKept(ctx context.Context, m *member, kept types.NamespacedName) {
+	ctx, cancel := context.WithDeadline(ctx, m.deadline)
+	defer cancel()
+	vs, err := g.snapshots.Bound(ctx, kept, m.created, g.reaction())
+	if err == nil {
+		err = snapshot.MarkContent(ctx, g.clients.Snapshots, vs)
+	}
+	if err != nil {
+		g.log.Warnf("VolumeSnapshot %s is kept beside the export, but does not count for keepLast: %v", kept, err)
 	}
 }
 

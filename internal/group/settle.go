@@ -2,8 +2,7 @@ package group
 
 import (
 	"context"
-	"errors"
-	"fmt"
+	"slices"
 	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
@@ -13,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
@@ -24,8 +24,8 @@ const settleLimit = 5 * time.Second
 // called when all items are done, since Velero asks for the progress of
 // operations only then. What Velero took carries its annotation, or has a
 // DataUpload; so this process need not be the one that took the snapshots. It
-// waits a little until they are gone. It is done once in a process: Velero asks
-// again from the next one.
+// waits a little until they are gone; what stays is the sweep's. It is done once in
+// a process: Velero asks again from the next one.
 func (g *Groups) Settle(ctx context.Context, backup *velerov1.Backup) error {
 	r := g.run(backup)
 	r.settling.Do(func() { r.settled = r.settle(ctx) })
@@ -33,23 +33,45 @@ func (g *Groups) Settle(ctx context.Context, backup *velerov1.Backup) error {
 }
 
 func (r *run) settle(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, settleLimit)
-	defer cancel()
-	list, err := r.clients.Snapshots.SnapshotV1().VolumeSnapshots(metav1.NamespaceAll).
-		List(ctx, metav1.ListOptions{LabelSelector: snapshot.OwnedBy(r.backup).String()})
+	list, err := snapshot.List(ctx, r.clients.Snapshots, metav1.NamespaceAll, snapshot.OwnedBy(r.backup).String())
 	if err != nil {
-		return fmt.Errorf("list the VolumeSnapshots of backup %s: %w", r.backup.Name, err)
+		return err
 	}
 	uploaded, err := r.uploaded(ctx)
 	if err != nil {
 		return err
 	}
-	targets := unclaimed(list.Items, uploaded)
+	targets := unclaimed(list, uploaded)
 	for _, target := range targets { // the next process would not write into the backup's log
 		r.log.Infof("Deleting VolumeSnapshot %s: Velero left the claim out, or the plugin process ended before it was handed over", target)
 	}
-	_, err = snapshot.RemoveAll(ctx, r.clients.Snapshots, targets...)
-	return errors.Join(err, r.forget(ctx))
+	r.tellLost(ctx, list)
+	waiting, cancel := context.WithTimeout(ctx, settleLimit)
+	defer cancel()
+	// The operations of other claims do not wait for what stays.
+	if _, err := snapshot.RemoveAll(waiting, r.clients.Snapshots, targets...); err != nil {
+		r.log.Warnf("Snapshots that no claim of backup %s took are not gone yet, and the next backup tries again: %v", r.backup.Name, err)
+	}
+	return r.forget(ctx)
+}
+
+// tellLost reports the snapshots that Velero was to back up and did not find.
+func (r *run) tellLost(ctx context.Context, there []snapshotv1.VolumeSnapshot) {
+	r.deciding.Lock()
+	defer r.deciding.Unlock()
+	for claim, g := range r.groups {
+		m := g.members[claim.Name]
+		vs, _ := m.answered.Load().(*snapshotv1.VolumeSnapshot)
+		if vs == nil || slices.ContainsFunc(there, func(found snapshotv1.VolumeSnapshot) bool {
+			return found.UID == vs.UID && found.Annotations[velerov1.VolumeSnapshotHandleAnnotation] != ""
+		}) {
+			continue
+		}
+		content, err := snapshot.ContentOf(ctx, r.clients.Snapshots, vs)
+		if err == nil && (content == nil || content.Labels[velerov1.BackupNameLabel] == "") {
+			r.log.Errorf("Claim %s cannot be restored from this backup: VolumeSnapshot %s was deleted before Velero backed it up", claim, vs.Name)
+		}
+	}
 }
 
 // uploaded are the UIDs of the claims of a backup that have a DataUpload.
@@ -58,14 +80,12 @@ func (r *run) uploaded(ctx context.Context) (map[string]bool, error) {
 	if !boolptr.IsSetToTrue(r.backup.Spec.SnapshotMoveData) {
 		return claims, nil
 	}
-	uploads := &velerov2alpha1.DataUploadList{}
-	if err := r.clients.Objects.List(ctx, uploads, crclient.InNamespace(r.backup.Namespace), crclient.MatchingLabels{velerov1.BackupUIDLabel: string(r.backup.UID)}); err != nil {
-		return nil, fmt.Errorf("list the DataUploads of backup %s: %w", r.backup.Name, err)
-	}
-	for _, upload := range uploads.Items {
+	uploads, err := cluster.All[velerov2alpha1.DataUpload](ctx, "DataUploads", "",
+		r.clients.Velero(&velerov2alpha1.DataUploadList{}, crclient.MatchingLabels{velerov1.BackupUIDLabel: string(r.backup.UID)}))
+	for _, upload := range uploads {
 		claims[upload.Labels[velerov1.PVCUIDLabel]] = true
 	}
-	return claims, nil
+	return claims, err
 }
 
 // unclaimed are the snapshots among Stillpoint's that Velero did not take. One

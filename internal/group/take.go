@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
@@ -57,17 +58,23 @@ type member struct {
 	failed error // why there is no first one
 	// unquiesced is why a first one would be worth nothing that was not quiesced.
 	unquiesced error
-	// deadline is when csiSnapshotTimeout has passed.
-	deadline time.Time
+	// created is when the snapshots were asked for, deadline when csiSnapshotTimeout
+	// has passed.
+	created, deadline time.Time
+
+	securing, warned sync.Once
+	insecure         error // why the content is not marked
+	// answered is the *VolumeSnapshot that Velero was given to back up.
+	answered atomic.Value
 }
 
-func (m *member) key() types.NamespacedName {
-	return types.NamespacedName{Namespace: m.snapshot.Namespace, Name: m.snapshot.Name}
+func keyOfSnapshot(vs *snapshotv1.VolumeSnapshot) types.NamespacedName {
+	return types.NamespacedName{Namespace: vs.Namespace, Name: vs.Name}
 }
 
-func (m *member) keptKey() types.NamespacedName {
-	return types.NamespacedName{Namespace: m.kept.Namespace, Name: m.kept.Name}
-}
+func (m *member) key() types.NamespacedName { return keyOfSnapshot(m.snapshot) }
+
+func (m *member) keptKey() types.NamespacedName { return keyOfSnapshot(m.kept) }
 
 func newGroup(r *run, of *quiesce.Group) *group {
 	return &group{
@@ -97,8 +104,11 @@ func (g *group) once(ctx context.Context) {
 		if g.failed == nil {
 			g.failed = g.take(ctx)
 		} else if g.quiesce.OnError == quiesce.Continue {
-			g.reporter.Failed(ctx, g.log, g.quiesce, g.failed, g.backup.Name)
+			g.reporter.Failed(g.log, g.quiesce, g.failed, g.backup.Name)
 			g.failed = g.takeUnfrozen(ctx)
+		}
+		if g.failed == nil {
+			g.secureAll(ctx)
 		}
 	})
 }
@@ -172,7 +182,7 @@ func (g *group) prepare(ctx context.Context) error {
 			continue
 		}
 		g.log.Infof("Claim %s/%s: VolumeSnapshotClass %s: %s", m.claim.Namespace, name, choice.Class.Name, choice.Reason)
-		m.snapshot = snapshot.New(installation, g.backup, m.claim, choice.Class.Name, choice.Reason)
+		m.snapshot = snapshot.New(installation, g.backup, m.claim, choice.Class.Name, choice.Reason, settings.ExcludesLabel)
 		m.failed = g.profile(m, settings, volume, &choice.Class)
 	}
 	return nil
@@ -221,7 +231,7 @@ func (g *group) create(ctx context.Context) {
 		if m.snapshot == nil || m.failed != nil {
 			continue
 		}
-		m.deadline = time.Now().Add(g.timeout())
+		m.created, m.deadline = time.Now(), time.Now().Add(g.timeout())
 		slot(func() { m.failed = snapshot.Create(ctx, g.clients.Snapshots, m.snapshot) })
 		if m.kept != nil {
 			slot(func() { g.unkept(m, snapshot.Create(ctx, g.clients.Snapshots, m.kept)) })
@@ -243,7 +253,7 @@ func (g *group) unkept(m *member, err error) {
 // missing is not created: it would be of another moment.
 func (g *group) adopt(ctx context.Context) {
 	for _, m := range g.members {
-		m.deadline = time.Now().Add(g.timeout())
+		m.created, m.deadline = time.Now(), time.Now().Add(g.timeout())
 		_, err := g.clients.Snapshots.SnapshotV1().VolumeSnapshots(m.snapshot.Namespace).Get(ctx, m.snapshot.Name, metav1.GetOptions{})
 		if err != nil {
 			m.failed = fmt.Errorf("find the snapshot that an earlier plugin process took: %w", err)
@@ -255,17 +265,17 @@ func (g *group) adopt(ctx context.Context) {
 func (g *group) takeFrozen(ctx context.Context) error {
 	earlier, err := g.earlier(ctx)
 	if err != nil {
-		return g.refuse(ctx, err)
+		return g.refuse(err)
 	}
 	if earlier.failed() != nil {
-		return g.refuse(ctx, earlier.failed())
+		return g.refuse(earlier.failed())
 	}
 	if err := g.prepare(ctx); err != nil {
-		return g.refuse(ctx, err)
+		return g.refuse(err)
 	}
 	for _, name := range g.claims() {
 		if err := g.members[name].failed; err != nil {
-			return g.refuse(ctx, err)
+			return g.refuse(err)
 		}
 	}
 	if earlier != nil {
@@ -275,30 +285,25 @@ func (g *group) takeFrozen(ctx context.Context) error {
 	}
 	planner, err := quiesce.NewPlanner(ctx, g.clients, g.executor, g.log.Warnf)
 	if err != nil {
-		return g.refuse(ctx, err)
+		return g.refuse(err)
 	}
 	plan, err := planner.Plan(ctx, g.quiesce, g.backup)
 	if err != nil {
-		return g.refuse(ctx, err)
-	}
-	if plan.Empty() {
-		g.refuseUnquiesced()
-		g.create(ctx)
-		return nil
+		return g.refuse(err)
 	}
 	record, err := g.begin(ctx)
 	if err != nil {
-		return g.refuse(ctx, err)
+		return g.refuse(err)
 	}
 	session, err := quiesce.Freeze(ctx, planner.Tools, plan, g.log)
 	if err != nil {
-		return g.refuse(ctx, errors.Join(err, record.end(ctx, err)))
+		return g.refuse(errors.Join(err, record.end(ctx, err)))
 	}
 	g.create(ctx)
-	g.hold(ctx, session)
+	g.hold(ctx, session, min(g.reaction(), plan.QuiesceTimeout/2))
 	report := session.Report()
 	g.reporter.Quiesced(g.log, g.quiesce, plan, session, g.backup.Name)
-	g.reporter.Thawed(ctx, g.log, g.quiesce, report, g.backup.Name)
+	g.reporter.Thawed(g.log, g.quiesce, report, g.backup.Name)
 	if report.Broken == nil {
 		if err := record.end(ctx, nil); err != nil {
 			g.log.Warnf("Should the plugin's process die now, the snapshots of %s would be taken for inconsistent: %v", g.quiesce.Name(), err)
@@ -313,19 +318,20 @@ func (g *group) takeFrozen(ctx context.Context) error {
 }
 
 // refuse reports that there was no freeze.
-func (g *group) refuse(ctx context.Context, err error) error {
-	g.reporter.Failed(ctx, g.log, g.quiesce, err, g.backup.Name)
+func (g *group) refuse(err error) error {
+	g.reporter.Failed(g.log, g.quiesce, err, g.backup.Name)
 	return fmt.Errorf("quiesce failed: %w", err)
 }
 
 // hold keeps the freeze until the storage has cut the last volume, or until one
-// has failed.
-func (g *group) hold(ctx context.Context, session *quiesce.Session) {
-	timeout := time.NewTimer(g.timeout())
+// has failed. reaction is how long the snapshot controller may be silent.
+func (g *group) hold(ctx context.Context, session *quiesce.Session, reaction time.Duration) {
+	timeout, look := time.NewTimer(g.timeout()), time.NewTicker(max(reaction/4, time.Millisecond))
 	defer timeout.Stop()
+	defer look.Stop()
 	var grace <-chan time.Time
 	for {
-		pending, changed, failed := g.pending()
+		pending, changed, failed := g.pending(reaction)
 		switch {
 		case failed == nil && len(pending) == 0:
 			session.Thaw(ctx)
@@ -343,6 +349,7 @@ func (g *group) hold(ctx context.Context, session *quiesce.Session) {
 		}
 		select {
 		case <-changed:
+		case <-look.C:
 		case <-grace:
 			session.Abandon(ctx, failed)
 			return
@@ -357,7 +364,7 @@ func (g *group) hold(ctx context.Context, session *quiesce.Session) {
 
 // pending are the claims whose snapshots are not cut yet, when to ask again, and
 // the first trouble among all.
-func (g *group) pending() (claims []string, changed <-chan struct{}, failed error) {
+func (g *group) pending(reaction time.Duration) (claims []string, changed <-chan struct{}, failed error) {
 	// The channel comes before the states, so that no change is missed.
 	_, changed = g.snapshots.State(types.NamespacedName{})
 	for _, name := range g.claims() {
@@ -368,6 +375,9 @@ func (g *group) pending() (claims []string, changed <-chan struct{}, failed erro
 			failed = fmt.Errorf("the snapshot of claim %s/%s failed: %w", m.claim.Namespace, name, state.Failure)
 		case state.Failure == nil && !state.Cut:
 			claims = append(claims, name)
+			if !state.Begun && failed == nil && !m.created.IsZero() {
+				failed = g.snapshots.Silent(m.created, reaction)
+			}
 		case m.kept != nil: // an error concerns it alone
 			if kept, _ := g.snapshots.State(m.keptKey()); kept.Failure == nil && !kept.Cut {
 				claims = append(claims, name)
@@ -385,12 +395,27 @@ func (g *group) timeout() time.Duration {
 	return DefaultTimeout
 }
 
+// reaction is how long the snapshot controller may show no sign of life.
+func (g *group) reaction() time.Duration { return snapshot.Reaction(g.timeout()) }
+
 // discard deletes what there is of a group that must not be restored from.
 func (g *group) discard(ctx context.Context) error { return g.remove(ctx, g.claims()...) }
 
-// remove deletes all snapshots of claims of the group.
+// remove deletes all snapshots of claims of the group, and the contents of those
+// whose VolumeSnapshots somebody has deleted.
 func (g *group) remove(ctx context.Context, claims ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, removalLimit)
 	defer cancel()
-	return snapshot.Delete(ctx, g.clients.Snapshots, g.quiesce.Claims[0].Namespace, snapshot.OwnedBy(g.backup), claims...)
+	var bound []snapshot.Target
+	for _, claim := range claims {
+		if m := g.members[claim]; m.snapshot != nil {
+			if state, _ := g.snapshots.State(m.key()); state.Bound != nil {
+				bound = append(bound, snapshot.TargetOf(state.Bound))
+			}
+		}
+	}
+	return errors.Join(
+		snapshot.Delete(ctx, g.clients.Snapshots, g.quiesce.Claims[0].Namespace, snapshot.OwnedBy(g.backup), claims...),
+		snapshot.DeleteAll(ctx, g.clients.Snapshots, bound...),
+	)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
@@ -43,7 +44,7 @@ func (s *Session) undo(targets []*target) []intent.Undo {
 				call = endClient(t)
 			}
 			u.Call, u.Volumes = &call, s.plan.volumes(call)
-			u.Guarded = t.guard != nil && !s.plan.ends(t)
+			u.Guarded = t.guard != nil && !t.hook.disruptive()
 		}
 		undo = append(undo, u)
 	}
@@ -55,7 +56,7 @@ func (s *Session) undo(targets []*target) []intent.Undo {
 func endClient(t *target) blueprint.Call {
 	client := ""
 	if t.guard != nil {
-		client = t.guard.process
+		client = t.guard.client
 	}
 	return blueprint.Call{
 		Namespace: t.call.Namespace, Pod: t.call.Pod, Container: t.call.Container,
@@ -101,16 +102,15 @@ func (s *Session) settle(ctx context.Context, stuck error) {
 		err = s.tools.Intents.Close(ctx, s.owed.ID)
 	} else {
 		s.owed.Holder, s.owed.Tried, s.owed.Failure = intent.Holder{}, time.Now(), stuck.Error()
-		err = s.amend(ctx, s.due())
+		err = s.amend(ctx, slices.DeleteFunc(s.due(), func(t *target) bool { return t.done }))
 	}
 	switch {
 	case errors.Is(err, intent.ErrTaken):
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.report.Broken != nil { // which is how it was noticed
-			err = fmt.Errorf("%w; %w", err, s.report.Broken)
+		if s.report.Broken == nil {
+			s.report.Broken = err
 		}
-		s.report.Broken = err
 	case err != nil:
 		s.log.Warnf("The record of what %s was owed stays: %v", s.plan.Name, s.masked(err))
 	}

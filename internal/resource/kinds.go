@@ -24,12 +24,10 @@ type kind struct {
 
 	// listed tells that it could be listed in some namespace.
 	listed bool
-	// scattered reports that it is listed in namespaces only, not everywhere.
+	// scattered tells that it may be listed in namespaces only, not everywhere.
 	scattered bool
-	// hidden reports that it is not asked for any more.
+	// hidden tells that it may not be listed.
 	hidden bool
-	// lost reports that it is hidden because it cannot be read.
-	lost bool
 }
 
 func (k *kind) apiVersion() string { return k.GroupVersion().String() }
@@ -118,4 +116,10 @@ func kindsOf(list *metav1.APIResourceList) ([]*kind, error) {
 		kinds = append(kinds, k)
 	}
 	return kinds, nil
+}
+
+// custom tells whether objects of a kind may be served by somebody else than
+// Kubernetes itself.
+func (k *kind) custom() bool {
+	return strings.Contains(k.Group, ".") && !strings.HasSuffix(k.Group, ".k8s.io")
 }

@@ -1,7 +1,6 @@
 package selection
 
 import (
-	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -42,10 +41,10 @@ func (a action) misspelt() string {
 	return ""
 }
 
-// Policies is an error when the resource policies cannot be read, which fails
+// Policies is an error when the volume policies cannot be read, which fails
 // the whole backup.
-func (s *Selection) Policies(ctx context.Context) error {
-	_, err := s.included(ctx)
+func (s *Selection) Policies() error {
+	_, _, err := s.helpers()
 	return err
 }
 

@@ -25,11 +25,6 @@ import (
 // and says why they have their class.
 const ClassReasonAnnotation = "stillpoint.io/volume-snapshot-class-reason"
 
-// sourceProtection is the first thing that the snapshot controller writes on a
-// new VolumeSnapshot, and takes away when it is deleted. One that has it already
-// is cut that much earlier.
-const sourceProtection = "snapshot.storage.kubernetes.io/volumesnapshot-as-source-protection"
-
 // OwnedBy selects the VolumeSnapshots that Stillpoint creates for a backup.
 // Velero's own have the backup's name only, which another Velero may use too.
 func OwnedBy(backup *velerov1.Backup) labels.Selector {
@@ -38,13 +33,15 @@ func OwnedBy(backup *velerov1.Backup) labels.Selector {
 
 // New is the VolumeSnapshot of a claim as Velero's own action would make it
 // (createVolumeSnapshot in pkg/backup/actions/csi of Velero 1.18), with its
-// origin and the reason for the class besides. installation is the UID of
-// Velero's namespace.
-func New(installation string, backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim, class, reason string) *snapshotv1.VolumeSnapshot {
+// origin and the reason for the class besides, and without the labels of the claim
+// that excluded matches or that are Stillpoint's and Velero's. installation is the
+// UID of Velero's namespace. Velero takes it into this backup in spite of the label
+// that keeps it out of all others, since an action names it.
+func New(installation string, backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim, class, reason string, excluded func(label string) bool) *snapshotv1.VolumeSnapshot {
 	vs := &snapshotv1.VolumeSnapshot{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace:   claim.Namespace,
-			Name:        name("velero-", backup, claim),
+			Name:        name(firstPrefix, string(backup.UID), claim.Name, string(claim.UID)),
 			Labels:      map[string]string{},
 			Finalizers:  []string{sourceProtection},
 			Annotations: map[string]string{ClassReasonAnnotation: reason},
@@ -55,11 +52,19 @@ func New(installation string, backup *velerov1.Backup, claim *corev1.PersistentV
 		},
 	}
 	maps.Copy(vs.Labels, claim.Labels)
+	maps.DeleteFunc(vs.Labels, func(key, _ string) bool {
+		domain, _, _ := strings.Cut(key, "/")
+		return excluded(key) || of(domain, "stillpoint.io") || of(domain, "velero.io")
+	})
+	vs.Labels[excludeLabel] = "true"
 	vs.Labels[velerov1.BackupNameLabel] = label.GetValidName(backup.Name)
 	vs.Labels[velerov1.PVCUIDLabel], vs.Annotations[claimAnnotation] = string(claim.UID), string(claim.UID)
 	Origin{Installation: installation, Backup: backup.Name, BackupUID: string(backup.UID)}.Mark(vs)
 	return vs
 }
+
+// of reports whether a domain is another one or below it.
+func of(domain, above string) bool { return domain == above || strings.HasSuffix(domain, "."+above) }
 
 // excludeLabel has Velero pass an object over.
 const excludeLabel = velerov1.ExcludeFromBackupLabel
@@ -69,24 +74,39 @@ const excludeLabel = velerov1.ExcludeFromBackupLabel
 const keepLastAnnotation = "stillpoint.io/keep-last"
 
 // Kept is a second VolumeSnapshot of a claim, which stays beside the export of
-// the first. Velero does not know it as one of the backup's, and later backups
-// pass it over. last is how many such snapshots of the claim there may be at the
+// the first. Velero does not know it as one of the backup's. last is how many such snapshots of the claim there may be at the
 // most, 0 any number.
 func Kept(first *snapshotv1.VolumeSnapshot, backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim, last int) *snapshotv1.VolumeSnapshot {
 	vs := first.DeepCopy()
-	vs.Name = name("kept-", backup, claim)
+	vs.Name = name(keptPrefix, string(backup.UID), claim.Name, string(claim.UID))
 	delete(vs.Labels, velerov1.BackupNameLabel)
-	vs.Labels[KeptLabel], vs.Labels[excludeLabel] = string(claim.UID), "true"
+	vs.Labels[KeptLabel] = string(claim.UID)
 	if last > 0 {
 		vs.Annotations[keepLastAnnotation] = strconv.Itoa(last)
 	}
 	return vs
 }
 
-// Surplus are those of a claim's kept snapshots that newer ones take the place
-// of. How many may be there says the newest; those that are kept without a
-// number are not counted, and stay.
-func Surplus(kept []snapshotv1.VolumeSnapshot) []snapshotv1.VolumeSnapshot {
+// Counted is a kept snapshot of a claim as Surplus takes it, with the number that
+// its content has. It is false for one that is not believed to be such.
+func Counted(vs snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent, claim string) (snapshotv1.VolumeSnapshot, bool) {
+	_, marked, err := OriginOfPair(&vs, content, "")
+	if content == nil || !marked || err != nil || KeptOf(&vs, content) != claim {
+		return vs, false
+	}
+	if content.Labels[KeptLabel] != "" { // not so in releases before
+		vs.Annotations = maps.Clone(vs.Annotations)
+		vs.Annotations[keepLastAnnotation] = content.Annotations[keepLastAnnotation]
+	}
+	return vs, true
+}
+
+// Surplus are those of a claim's kept snapshots that newer ones take the place of.
+// How many may be there says the newest; those that are kept without a number are
+// not counted, and stay. One whose upload has failed takes nobody's place: it stays
+// as long as it is newer than the last that counts, and as many such as the number
+// allows.
+func Surplus(kept []snapshotv1.VolumeSnapshot, failed func(*snapshotv1.VolumeSnapshot) bool) (surplus []snapshotv1.VolumeSnapshot) {
 	numbered := slices.DeleteFunc(slices.Clone(kept), func(vs snapshotv1.VolumeSnapshot) bool {
 		return vs.Annotations[keepLastAnnotation] == "" || vs.Status == nil || vs.Status.CreationTime == nil
 	})
@@ -97,32 +117,49 @@ func Surplus(kept []snapshotv1.VolumeSnapshot) []snapshotv1.VolumeSnapshot {
 		return nil
 	}
 	last, err := strconv.Atoi(numbered[0].Annotations[keepLastAnnotation])
-	if err != nil || last < 1 || last >= len(numbered) {
+	if err != nil || last < 1 {
 		return nil
 	}
-	return numbered[last:]
+	good, bad := 0, 0
+	for i := range numbered {
+		count := &good
+		if failed(&numbered[i]) {
+			count = &bad
+		}
+		if good >= last || *count >= last {
+			surplus = append(surplus, numbered[i])
+			continue
+		}
+		*count++
+	}
+	return surplus
 }
+
+// What the names of snapshots begin with.
+const firstPrefix, keptPrefix = "velero-", "kept-"
 
 // name is the same whenever it is asked for, so that a snapshot which an
 // earlier process has created is found, and none is taken twice. It begins as
 // Velero's do, and fits into the label that Velero writes on the claim.
-func name(prefix string, backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim) string {
-	sum := sha256.Sum256([]byte(string(backup.UID) + "/" + string(claim.UID)))
+func name(prefix, backupUID, claim, claimUID string) string {
+	sum := sha256.Sum256([]byte(backupUID + "/" + claimUID))
 	suffix := "-" + hex.EncodeToString(sum[:5])
-	prefix += claim.Name
+	prefix += claim
 	prefix = strings.TrimRight(prefix[:min(len(prefix), validation.LabelValueMaxLength-len(suffix))], ".-")
 	return prefix + suffix
 }
 
 // Create creates a VolumeSnapshot, or finds the one of that name which an
-// earlier process of the same backup has created for the same claim.
+// earlier process of the same backup has created for the same claim. vs is the
+// object as the cluster has it afterwards.
 func Create(ctx context.Context, client versioned.Interface, vs *snapshotv1.VolumeSnapshot) error {
 	snapshots := client.SnapshotV1().VolumeSnapshots(vs.Namespace)
-	_, err := snapshots.Create(ctx, vs, metav1.CreateOptions{})
+	created, err := snapshots.Create(ctx, vs, metav1.CreateOptions{})
 	if !apierrors.IsAlreadyExists(err) {
 		if err != nil {
 			return fmt.Errorf("create VolumeSnapshot %s/%s: %w", vs.Namespace, vs.Name, err)
 		}
+		*vs = *created
 		return nil
 	}
 	found, err := snapshots.Get(ctx, vs.Name, metav1.GetOptions{})
@@ -133,5 +170,6 @@ func Create(ctx context.Context, client versioned.Interface, vs *snapshotv1.Volu
 	if source == nil || *source != *vs.Spec.Source.PersistentVolumeClaimName || found.Labels[velerov1.BackupUIDLabel] != vs.Labels[velerov1.BackupUIDLabel] {
 		return fmt.Errorf("VolumeSnapshot %s/%s is there already and does not belong to this backup; delete it", vs.Namespace, vs.Name)
 	}
+	*vs = *found
 	return nil
 }

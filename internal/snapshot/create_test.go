@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,9 +28,11 @@ func claimOf(name string) *corev1.PersistentVolumeClaim {
 	}}
 }
 
+func noLabel(string) bool { return false }
+
 func TestNew(t *testing.T) {
 	backup, claim := nightly("b1"), claimOf("data")
-	vs := New("here", backup, claim, "fast", "because")
+	vs := New("here", backup, claim, "fast", "because", noLabel)
 	assert.Equal(t, "shop", vs.Namespace)
 	assert.Equal(t, "data", *vs.Spec.Source.PersistentVolumeClaimName)
 	assert.Equal(t, "fast", *vs.Spec.VolumeSnapshotClassName)
@@ -44,15 +47,16 @@ func TestNew(t *testing.T) {
 		assert.Empty(t, validation.IsValidLabelValue(value), key)
 	}
 	assert.Equal(t, map[string]string{"app": "db"}, claim.Labels)
+	assert.Equal(t, "true", vs.Labels["velero.io/exclude-from-backup"], "of other backups")
 
-	again := New("here", backup, claim, "fast", "because")
+	again := New("here", backup, claim, "fast", "because", noLabel)
 	assert.Equal(t, vs.Name, again.Name)
-	assert.NotEqual(t, vs.Name, New("here", nightly("b2"), claim, "fast", "because").Name)
+	assert.NotEqual(t, vs.Name, New("here", nightly("b2"), claim, "fast", "because", noLabel).Name)
 }
 
 func TestName(t *testing.T) {
 	for _, claim := range []string{"a", strings.Repeat("a", 45), strings.Repeat("a.b-", 63), strings.Repeat("a", 44) + ".-" + strings.Repeat("b", 100)} {
-		name := name("velero-", nightly("b1"), claimOf(claim))
+		name := name(firstPrefix, "b1", claim, "uid-"+claim)
 		assert.Empty(t, validation.IsDNS1123Subdomain(name), name)
 		assert.Empty(t, validation.IsValidLabelValue(name), name)
 		assert.True(t, strings.HasPrefix(name, "velero-a"), name)
@@ -60,7 +64,7 @@ func TestName(t *testing.T) {
 }
 
 func TestCreate(t *testing.T) {
-	vs := New("here", nightly("b1"), claimOf("data"), "fast", "because")
+	vs := New("here", nightly("b1"), claimOf("data"), "fast", "because", noLabel)
 	client := fake.NewSimpleClientset()
 	require.NoError(t, Create(t.Context(), client, vs))
 	require.NoError(t, Create(t.Context(), client, vs), "an earlier process has created it")
@@ -84,7 +88,7 @@ func TestCreate(t *testing.T) {
 
 func TestKept(t *testing.T) {
 	backup, claim := nightly("b1"), claimOf("data")
-	first := New("here", backup, claim, "fast", "because")
+	first := New("here", backup, claim, "fast", "because", noLabel)
 	kept := Kept(first, backup, claim, 3)
 	assert.NotEqual(t, first.Name, kept.Name)
 	assert.True(t, strings.HasPrefix(kept.Name, "kept-data-"), kept.Name)
@@ -108,21 +112,32 @@ func TestSurplus(t *testing.T) {
 		}
 		return vs
 	}
+	none := func(*snapshotv1.VolumeSnapshot) bool { return false }
+	named := func(names ...string) func(*snapshotv1.VolumeSnapshot) bool {
+		return func(vs *snapshotv1.VolumeSnapshot) bool { return slices.Contains(names, vs.Name) }
+	}
 	for name, c := range map[string]struct {
-		kept []snapshotv1.VolumeSnapshot
-		want []string
+		kept   []snapshotv1.VolumeSnapshot
+		failed func(*snapshotv1.VolumeSnapshot) bool
+		want   []string
 	}{
-		"none":               {},
-		"fewer":              {kept: []snapshotv1.VolumeSnapshot{at("a", 1, "2"), at("b", 2, "2")}},
-		"more":               {kept: []snapshotv1.VolumeSnapshot{at("b", 2, "2"), at("a", 1, "2"), at("d", 4, "2"), at("c", 3, "2")}, want: []string{"b", "a"}},
-		"the newest says":    {kept: []snapshotv1.VolumeSnapshot{at("a", 1, "5"), at("b", 2, "5"), at("c", 3, "1")}, want: []string{"b", "a"}},
-		"retained stay":      {kept: []snapshotv1.VolumeSnapshot{at("a", 1, ""), at("b", 2, "1"), at("c", 3, "1")}, want: []string{"b"}},
-		"not cut":            {kept: []snapshotv1.VolumeSnapshot{at("a", 1, "1"), at("b", 0, "1")}},
-		"not a number":       {kept: []snapshotv1.VolumeSnapshot{at("a", 1, "1"), at("b", 2, "x")}},
-		"the number is none": {kept: []snapshotv1.VolumeSnapshot{at("a", 1, "1"), at("b", 2, "0")}},
+		"the upload failed":   {kept: []snapshotv1.VolumeSnapshot{at("a", 1, "1"), at("b", 2, "1")}, failed: named("b")},
+		"an older one failed": {kept: []snapshotv1.VolumeSnapshot{at("a", 1, "1"), at("b", 2, "1"), at("c", 3, "1")}, failed: named("b"), want: []string{"b", "a"}},
+		"all uploads fail":    {kept: []snapshotv1.VolumeSnapshot{at("a", 1, "2"), at("b", 2, "2"), at("c", 3, "2"), at("d", 4, "2")}, failed: named("b", "c", "d"), want: []string{"b"}},
+		"none":                {},
+		"fewer":               {kept: []snapshotv1.VolumeSnapshot{at("a", 1, "2"), at("b", 2, "2")}},
+		"more":                {kept: []snapshotv1.VolumeSnapshot{at("b", 2, "2"), at("a", 1, "2"), at("d", 4, "2"), at("c", 3, "2")}, want: []string{"b", "a"}},
+		"the newest says":     {kept: []snapshotv1.VolumeSnapshot{at("a", 1, "5"), at("b", 2, "5"), at("c", 3, "1")}, want: []string{"b", "a"}},
+		"retained stay":       {kept: []snapshotv1.VolumeSnapshot{at("a", 1, ""), at("b", 2, "1"), at("c", 3, "1")}, want: []string{"b"}},
+		"not cut":             {kept: []snapshotv1.VolumeSnapshot{at("a", 1, "1"), at("b", 0, "1")}},
+		"not a number":        {kept: []snapshotv1.VolumeSnapshot{at("a", 1, "1"), at("b", 2, "x")}},
+		"the number is none":  {kept: []snapshotv1.VolumeSnapshot{at("a", 1, "1"), at("b", 2, "0")}},
 	} {
+		if c.failed == nil {
+			c.failed = none
+		}
 		var got []string
-		for _, vs := range Surplus(c.kept) {
+		for _, vs := range Surplus(c.kept, c.failed) {
 			got = append(got, vs.Name)
 		}
 		assert.Equal(t, c.want, got, name)

@@ -23,11 +23,14 @@ import (
 // EventKind is what happened to a claim's snapshot.
 type EventKind int
 
-// What can happen. After Failed, Cut may still come: the CSI sidecar tries
-// again, and so does the snapshot controller. Bound follows Cut: by then the
+// What can happen. Begun is that the snapshot controller has made a content; for
+// those of other VolumeSnapshots the event has no names, and shows only that the
+// controller runs. After Failed, Cut may still come: the CSI sidecar tries again,
+// and so does the snapshot controller. Bound follows Cut: by then the
 // VolumeSnapshot itself tells of its content, which is what others read.
 const (
 	Created EventKind = iota
+	Begun
 	Failed
 	Cut
 	Bound
@@ -62,6 +65,7 @@ type watcher struct {
 	namespace string
 	selector  string
 
+	signs  bool             // tells of others' contents, too
 	since  map[string]bool  // UIDs of snapshots from before
 	known  map[string]known // by name of the content
 	told   map[known]EventKind
@@ -95,9 +99,12 @@ func Watch(ctx context.Context, client versioned.Interface, namespace string, se
 }
 
 // WatchAll follows the VolumeSnapshots of all namespaces, those that are there
-// already included; otherwise it is as Watch.
+// already included, and tells of new contents of all others; otherwise it is as
+// Watch.
 func WatchAll(ctx context.Context, client versioned.Interface, selector labels.Selector) (<-chan Event, error) {
-	return newWatcher(client, metav1.NamespaceAll, selector).start(ctx)
+	w := newWatcher(client, metav1.NamespaceAll, selector)
+	w.signs = true
+	return w.start(ctx)
 }
 
 func newWatcher(client versioned.Interface, namespace string, selector labels.Selector) *watcher {
@@ -118,7 +125,7 @@ func (w *watcher) start(ctx context.Context) (<-chan Event, error) {
 }
 
 func (w *watcher) list(ctx context.Context) (*snapshotv1.VolumeSnapshotList, error) {
-	list, err := w.client.SnapshotV1().VolumeSnapshots(w.namespace).List(ctx, metav1.ListOptions{LabelSelector: w.selector})
+	list, err := w.client.SnapshotV1().VolumeSnapshots(w.namespace).List(ctx, metav1.ListOptions{LabelSelector: w.selector}) // in one, for its version
 	if err != nil {
 		return nil, fmt.Errorf("list the VolumeSnapshots of %s: %w", w.where(), err)
 	}
@@ -199,6 +206,9 @@ func (w *watcher) follow(ctx context.Context, snapshots, contents watch.Interfac
 				return
 			}
 			if content, ok := event.Object.(*snapshotv1.VolumeSnapshotContent); ok && event.Type != watch.Deleted {
+				if w.signs && event.Type == watch.Added && content.Spec.Source.VolumeHandle != nil {
+					w.send(ctx, Event{Kind: Begun})
+				}
 				w.content(ctx, content)
 			}
 		case <-ctx.Done():
@@ -270,10 +280,14 @@ func (w *watcher) missed(ctx context.Context, list *snapshotv1.VolumeSnapshotLis
 // the snapshot.
 func (w *watcher) content(ctx context.Context, content *snapshotv1.VolumeSnapshotContent) {
 	of, ok := w.known[content.Name]
-	if !ok || content.Status == nil {
+	if !ok {
 		return
 	}
+	if w.signs {
+		w.tell(ctx, of.event(Begun))
+	}
 	switch {
+	case content.Status == nil:
 	case content.Status.SnapshotHandle != nil && content.Status.CreationTime != nil:
 		w.tell(ctx, of.event(Cut))
 	case content.Status.Error != nil:
@@ -299,6 +313,10 @@ func (w *watcher) tell(ctx context.Context, event Event) {
 		return
 	}
 	w.told[of] = event.Kind
+	w.send(ctx, event)
+}
+
+func (w *watcher) send(ctx context.Context, event Event) {
 	select {
 	case w.events <- event:
 	case <-ctx.Done():

@@ -212,10 +212,11 @@ func TestWatchAll(t *testing.T) {
 	f.expect(
 		Event{Kind: Created, Namespace: "office", Claim: "data", Snapshot: "vs-2"},
 		Event{Kind: Created, Namespace: "shop", Claim: "data", Snapshot: "vs-1"},
+		Event{Kind: Begun, Namespace: "shop", Claim: "data", Snapshot: "vs-1"},
 		Event{Kind: Cut, Namespace: "shop", Claim: "data", Snapshot: "vs-1"},
 	)
 	s.createContent(cutOf(elsewhere))
-	f.expect(Event{Kind: Cut, Namespace: "office", Claim: "data", Snapshot: "vs-2"})
+	f.expect(Event{Kind: Begun, Namespace: "office", Claim: "data", Snapshot: "vs-2"}, Event{Kind: Cut, Namespace: "office", Claim: "data", Snapshot: "vs-2"})
 	s.remove(before)
 	f.silent(s)
 }

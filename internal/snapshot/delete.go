@@ -31,13 +31,27 @@ const (
 	// VolumeSnapshot that is deleted, and without which the CSI sidecar lets no
 	// content go.
 	beingDeleted = "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted"
-	// unusual is how long storage may take to delete a snapshot before somebody
-	// wonders why.
+	// unusual is how long storage may take to delete a snapshot before the text
+	// says where to look, and how long the snapshot controller may take to process a
+	// deletion before Remove completes it without the controller.
 	unusual = 5 * time.Second
 	// removalPause lies between two looks at a snapshot that is to go, at the
 	// most; removalFirst is the first such pause, and each is twice the last.
 	removalPause = time.Second
 	removalFirst = 50 * time.Millisecond
+)
+
+// Finalizers of the snapshot controller and of the CSI sidecar.
+const (
+	// sourceProtection is the first thing that the snapshot controller writes on a
+	// new VolumeSnapshot, and takes away when it is deleted. One that has it already
+	// is cut that much earlier.
+	sourceProtection = "snapshot.storage.kubernetes.io/volumesnapshot-as-source-protection"
+	// boundProtection keeps a VolumeSnapshot until its content is gone.
+	boundProtection = "snapshot.storage.kubernetes.io/volumesnapshot-bound-protection"
+	// contentProtection keeps a content until the sidecar has had the driver delete
+	// the snapshot. The controller sets it on bound contents only.
+	contentProtection = "snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection"
 )
 
 // ErrVetoed says that a user has marked the snapshot with KeepAnnotation.
@@ -71,18 +85,23 @@ func (t Target) String() string { return t.Namespace + "/" + t.Name }
 // they stand for in the storage. It waits until they are gone, for as long as
 // ctx allows; what is left then is an error.
 func Delete(ctx context.Context, client versioned.Interface, namespace string, selector labels.Selector, claims ...string) error {
-	list, err := client.SnapshotV1().VolumeSnapshots(namespace).List(ctx, metav1.ListOptions{LabelSelector: selector.String()})
+	list, err := List(ctx, client, namespace, selector.String())
 	if err != nil {
-		return fmt.Errorf("list the VolumeSnapshots of namespace %s: %w", namespace, err)
+		return err
 	}
 	var targets []Target
-	for i := range list.Items {
-		vs := &list.Items[i]
+	for i := range list {
+		vs := &list[i]
 		if source := vs.Spec.Source.PersistentVolumeClaimName; source != nil && slices.Contains(claims, *source) {
 			targets = append(targets, TargetOf(vs))
 		}
 	}
-	_, err = RemoveAll(ctx, client, targets...)
+	return DeleteAll(ctx, client, targets...)
+}
+
+// DeleteAll is RemoveAll where a user's veto is no error.
+func DeleteAll(ctx context.Context, client versioned.Interface, targets ...Target) error {
+	_, err := RemoveAll(ctx, client, targets...)
 	return err
 }
 
@@ -155,9 +174,13 @@ func Remove(ctx context.Context, client versioned.Interface, t Target) (left str
 	}
 
 	policy := cmp.Or(t.Policy, snapshotv1.VolumeSnapshotContentDelete)
+	ignored := vs != nil && vs.DeletionTimestamp != nil && time.Since(vs.DeletionTimestamp.Time) > unusual
 	if content != nil {
-		if err := prepare(ctx, client, content, policy, vs == nil); err != nil {
+		if err := prepare(ctx, client, content, policy, vs == nil || ignored); err != nil {
 			return "", err
+		}
+		if policy == snapshotv1.VolumeSnapshotContentDelete && content.DeletionTimestamp == nil && !answered(content) {
+			return unanswered(content), nil
 		}
 	}
 	if vs != nil && vs.DeletionTimestamp == nil {
@@ -166,15 +189,39 @@ func Remove(ctx context.Context, client versioned.Interface, t Target) (left str
 			return "", fmt.Errorf("delete VolumeSnapshot %s: %w", t, err)
 		}
 	}
-	// The controller leaves a content to us whose VolumeSnapshot is gone, or that
-	// had the policy Retain when the VolumeSnapshot was deleted.
-	if content != nil && content.DeletionTimestamp == nil && (vs == nil || policy == snapshotv1.VolumeSnapshotContentRetain) {
+	// The controller deletes a content with its VolumeSnapshot only where it knows
+	// the content with the policy Delete.
+	byController := vs != nil && !ignored && policy == snapshotv1.VolumeSnapshotContentDelete && content != nil && content.Spec.DeletionPolicy == policy
+	if content != nil && content.DeletionTimestamp == nil && !byController {
 		err := client.SnapshotV1().VolumeSnapshotContents().Delete(ctx, content.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(content.UID))})
 		if err != nil && !apierrors.IsNotFound(err) {
 			return "", fmt.Errorf("delete VolumeSnapshotContent %s: %w", content.Name, err)
 		}
 	}
+	if ignored && content == nil {
+		if err := release(ctx, client, vs); err != nil {
+			return "", err
+		}
+	}
 	return remains(t, vs, content), nil
+}
+
+// release takes the snapshot controller's finalizers off a VolumeSnapshot that is
+// being deleted and has no content: where no controller runs, they keep its
+// namespace from ending. The patch fails if a controller has changed it meanwhile.
+func release(ctx context.Context, client versioned.Interface, vs *snapshotv1.VolumeSnapshot) error {
+	others := slices.DeleteFunc(slices.Clone(vs.Finalizers), func(f string) bool { return f == sourceProtection || f == boundProtection })
+	if len(others) == len(vs.Finalizers) {
+		return nil
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"resourceVersion": vs.ResourceVersion, "finalizers": others}})
+	if err == nil {
+		_, err = client.SnapshotV1().VolumeSnapshots(vs.Namespace).Patch(ctx, vs.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+	}
+	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+		return fmt.Errorf("release VolumeSnapshot %s/%s from its finalizers: %w", vs.Namespace, vs.Name, err)
+	}
+	return nil
 }
 
 // content gets the content of a target, if it is the target's.
@@ -196,10 +243,11 @@ func (t Target) content(ctx context.Context, client versioned.Interface, name st
 }
 
 // prepare sets the policy of a content, and reminds the sidecar of one that is
-// being deleted. Of an orphan, whose VolumeSnapshot may have gone without the
-// controller, it must be told besides that it may go.
+// being deleted. For an orphan, whose VolumeSnapshot is gone or ignored by the
+// controller, it sets the annotation without which the sidecar waits. A content
+// without the finalizer would be gone before the sidecar has called the driver.
 func prepare(ctx context.Context, client versioned.Interface, content *snapshotv1.VolumeSnapshotContent, policy snapshotv1.DeletionPolicy, orphan bool) error {
-	change, annotations := map[string]any{}, map[string]string{}
+	change, meta, annotations := map[string]any{}, map[string]any{}, map[string]string{}
 	if content.Spec.DeletionPolicy != policy {
 		change["spec"] = map[string]any{"deletionPolicy": policy}
 	}
@@ -209,8 +257,14 @@ func prepare(ctx context.Context, client versioned.Interface, content *snapshotv
 	if _, told := content.Annotations[beingDeleted]; orphan && !told {
 		annotations[beingDeleted] = "yes"
 	}
+	if policy == snapshotv1.VolumeSnapshotContentDelete && content.DeletionTimestamp == nil && !slices.Contains(content.Finalizers, contentProtection) {
+		meta["finalizers"] = append(slices.Clone(content.Finalizers), contentProtection)
+	}
 	if len(annotations) > 0 {
-		change["metadata"] = map[string]any{"annotations": annotations}
+		meta["annotations"] = annotations
+	}
+	if len(meta) > 0 {
+		change["metadata"] = meta
 	}
 	if len(change) == 0 {
 		return nil

@@ -33,24 +33,34 @@ func leftover(change ...func(*snapshotv1.VolumeSnapshot, *snapshotv1.VolumeSnaps
 func TestRemove(t *testing.T) {
 	vs, content := leftover()
 	client := fake.NewSimpleClientset(vs, content)
+	var patched string
+	client.PrependReactor("patch", "volumesnapshotcontents", recordPatch(&patched))
 	left, err := Remove(t.Context(), client, TargetOf(vs))
 	require.NoError(t, err)
 	assert.Equal(t, "VolumeSnapshot shop/s and VolumeSnapshotContent snapcontent-1 being deleted", left)
-	got, err := client.SnapshotV1().VolumeSnapshotContents().Get(t.Context(), content.Name, metav1.GetOptions{})
-	require.NoError(t, err)
-	assert.Equal(t, snapshotv1.VolumeSnapshotContentDelete, got.Spec.DeletionPolicy)
-	assert.NotContains(t, got.Annotations, nudgeAnnotation, "nothing has to be reminded yet")
-
-	var patched string
-	client.PrependReactor("patch", "volumesnapshotcontents", recordPatch(&patched))
-	left, err = Remove(t.Context(), client, TargetOf(vs)) // nobody else deletes it here
-	require.NoError(t, err)
-	assert.JSONEq(t, `{"metadata":{"annotations":{"snapshot.storage.kubernetes.io/volumesnapshot-being-deleted":"yes"}}}`, patched)
-	require.NoError(t, err)
-	assert.Equal(t, "VolumeSnapshotContent snapcontent-1 being deleted", left)
+	assert.JSONEq(t, `{"metadata":{"finalizers":["snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection"]},"spec":{"deletionPolicy":"Delete"}}`, patched, "nothing has to be reminded yet")
 	left, err = Remove(t.Context(), client, TargetOf(vs))
 	require.NoError(t, err)
-	assert.Empty(t, left)
+	assert.Empty(t, left, "the controller may know the content with the policy Retain, so it is deleted here")
+
+	vs, content = leftover(func(_ *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent) {
+		content.Spec.DeletionPolicy = snapshotv1.VolumeSnapshotContentDelete
+	})
+	client = fake.NewSimpleClientset(vs, content)
+	client.PrependReactor("patch", "volumesnapshotcontents", recordPatch(&patched))
+	for _, c := range []struct{ left, patched string }{
+		{"VolumeSnapshot shop/s and VolumeSnapshotContent snapcontent-1 being deleted", `{"metadata":{"finalizers":["snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection"]}}`},
+		{"VolumeSnapshotContent snapcontent-1 being deleted", `{"metadata":{"annotations":{"snapshot.storage.kubernetes.io/volumesnapshot-being-deleted":"yes"}}}`}, // nobody else deletes it here
+		{"", ""},
+	} {
+		patched = ""
+		left, err := Remove(t.Context(), client, TargetOf(vs))
+		require.NoError(t, err)
+		assert.Equal(t, c.left, left)
+		if c.patched != "" {
+			assert.JSONEq(t, c.patched, patched)
+		}
+	}
 }
 
 func TestRemoveSpares(t *testing.T) {

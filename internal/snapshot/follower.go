@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	"github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned"
@@ -20,12 +21,15 @@ type Follower struct {
 
 	mu      sync.Mutex
 	open    bool
+	sign    time.Time // when the snapshot controller last showed that it runs
 	known   map[types.NamespacedName]State
 	changed chan struct{} // closed, and made anew, with each event
 }
 
 // State is how far the storage is with one snapshot.
 type State struct {
+	// Begun reports that the snapshot controller has made the content.
+	Begun bool
 	// Cut tells that its point in time is past.
 	Cut bool
 	// Bound is the VolumeSnapshot when it tells of its content.
@@ -62,14 +66,22 @@ func (s *Follower) Watch(ctx context.Context) error {
 func (s *Follower) note(event Event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if event.Kind != Created {
+		s.sign = time.Now()
+	}
+	if event.Snapshot == "" { // another's content
+		return
+	}
 	key := types.NamespacedName{Namespace: event.Namespace, Name: event.Snapshot}
 	state := s.known[key]
 	switch event.Kind {
 	case Created:
+	case Begun:
+		state.Begun = true
 	case Failed:
-		state.Failure = errors.New(event.Message)
+		state.Begun, state.Failure = true, errors.New(event.Message)
 	case Cut:
-		state.Cut, state.Failure = true, nil
+		state.Begun, state.Cut, state.Failure = true, true, nil
 	case Bound:
 		state.Bound = event.Object
 	}
@@ -85,16 +97,45 @@ func (s *Follower) State(key types.NamespacedName) (State, <-chan struct{}) {
 	return s.known[key], s.changed
 }
 
-// Bound waits until a VolumeSnapshot tells of its content. The driver's last
-// error is the reason when ctx ends before.
-func (s *Follower) Bound(ctx context.Context, key types.NamespacedName) (*snapshotv1.VolumeSnapshot, error) {
+// maxReaction is how long the snapshot controller may take at the most until it
+// reacts to a new VolumeSnapshot, or to a cut. It includes the change of leaders.
+const maxReaction = 30 * time.Second
+
+// Reaction is how long to wait for a sign of the snapshot controller where a cut
+// may take up to a timeout.
+func Reaction(timeout time.Duration) time.Duration { return min(maxReaction, timeout/4) }
+
+// Silent is an error when the snapshot controller has shown no sign of life, at any
+// VolumeSnapshotContent of the cluster, for as long as limit after a moment.
+func (s *Follower) Silent(since time.Time, limit time.Duration) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.sign.After(since) {
+		since = s.sign
+	}
+	if time.Since(since) < limit {
+		return nil
+	}
+	return fmt.Errorf("the snapshot controller has not reacted for %s; is it installed and running (snapshot-controller of kubernetes-csi/external-snapshotter)?", limit.Round(100*time.Millisecond))
+}
+
+// Bound waits until a VolumeSnapshot that was created at that time tells of its
+// content. It ends early when the snapshot controller is silent for limit while it
+// is its turn. The driver's last error is the reason when ctx ends before.
+func (s *Follower) Bound(ctx context.Context, key types.NamespacedName, created time.Time, limit time.Duration) (*snapshotv1.VolumeSnapshot, error) {
 	for {
 		state, changed := s.State(key)
 		if state.Bound != nil {
 			return state.Bound, nil
 		}
+		if state.Failure == nil && (!state.Begun || state.Cut) {
+			if err := s.Silent(created, limit); err != nil {
+				return nil, err
+			}
+		}
 		select {
 		case <-changed:
+		case <-time.After(max(limit/4, time.Millisecond)):
 		case <-ctx.Done():
 			if state.Failure != nil {
 				return nil, fmt.Errorf("%w: the driver says: %w", context.Cause(ctx), state.Failure)

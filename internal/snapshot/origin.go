@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	"github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned"
@@ -12,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/retry"
 )
 
 // Labels and annotations by which an object of a snapshot tells where it comes
@@ -36,10 +39,10 @@ const (
 	claimAnnotation = "stillpoint.io/claim-uid"
 )
 
-// ClaimOf is the UID of the claim that a VolumeSnapshot was taken of, or that a
-// data mover's copy of one is of; "" where Stillpoint did not mark it.
-func ClaimOf(vs *snapshotv1.VolumeSnapshot) string {
-	return cmp.Or(vs.Labels[velerov1.PVCUIDLabel], vs.Annotations[claimAnnotation])
+// ClaimOf is the UID of the claim that a VolumeSnapshot or content was taken of, or
+// that a data mover's copy of one is of; "" where Stillpoint did not mark it.
+func ClaimOf(object metav1.Object) string {
+	return cmp.Or(object.GetLabels()[velerov1.PVCUIDLabel], object.GetAnnotations()[claimAnnotation])
 }
 
 // ExportedAnnotation tells whether the driver exports a snapshot by itself, so that
@@ -82,6 +85,69 @@ func OriginOf(object metav1.Object) (Origin, bool) {
 	return origin, true
 }
 
+// OriginOfPair reads where a VolumeSnapshot comes from and the content that names
+// it; either may be nil. Whoever may write VolumeSnapshots in a namespace can write
+// any mark there, so those of a VolumeSnapshot count only where its content has
+// them, too. Where the content has none yet, the name must be the one that
+// Stillpoint makes of the marks, or the namespace Velero's own. It is an error when
+// both are marked and differ.
+func OriginOfPair(vs *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent, velero string) (origin Origin, marked bool, err error) {
+	if content != nil {
+		origin, marked = OriginOf(content)
+	}
+	if vs == nil {
+		return origin, marked, nil
+	}
+	said, says := OriginOf(vs)
+	switch {
+	case says && marked && (said.Installation != origin.Installation || said.BackupUID != origin.BackupUID):
+		return said, true, fmt.Errorf("the VolumeSnapshot says that it is of the backup with the UID %s, its content says %s", said.BackupUID, origin.BackupUID)
+	case marked:
+		origin.Backup = cmp.Or(said.Backup, origin.Backup)
+		return origin, true, nil
+	case says && (vs.Namespace == velero || named(vs, said)):
+		return said, true, nil
+	}
+	return Origin{}, false, nil
+}
+
+// KeptOf is the UID of the claim that a VolumeSnapshot was taken of to be kept
+// beside its export, "" for any other, by the same rule as OriginOfPair.
+func KeptOf(vs *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent) string {
+	if content != nil && content.Labels[KeptLabel] != "" {
+		return content.Labels[KeptLabel]
+	}
+	if vs == nil {
+		return ""
+	}
+	if said, says := OriginOf(vs); !says || !named(vs, said) {
+		return ""
+	}
+	return vs.Labels[KeptLabel]
+}
+
+// named reports whether a VolumeSnapshot has the name that Stillpoint gives to one
+// with these marks. It fits no snapshot that somebody else has taken.
+func named(vs *snapshotv1.VolumeSnapshot, origin Origin) bool {
+	claim, prefix := ClaimOf(vs), firstPrefix
+	if kept := vs.Labels[KeptLabel]; kept != "" {
+		claim, prefix = kept, keptPrefix
+	}
+	of := vs.Spec.Source.PersistentVolumeClaimName
+	return of != nil && claim != "" && vs.Name == name(prefix, origin.BackupUID, *of, claim)
+}
+
+// Of reports whether an object with this origin, created at that time, belongs to
+// a backup. A Backup that was deleted alone comes back from the object store with
+// its name and its times, and with another UID.
+func (o Origin) Of(backup *velerov1.Backup, created time.Time) bool {
+	if o.BackupUID == string(backup.UID) {
+		return true
+	}
+	start, end := backup.Status.StartTimestamp, backup.Status.CompletionTimestamp
+	return o.Backup == backup.Name && start != nil && !created.Before(start.Time) && end != nil && !created.After(end.Time)
+}
+
 // Mark writes onto an object where it comes from.
 func (o Origin) Mark(object metav1.Object) {
 	labels, annotations := object.GetLabels(), object.GetAnnotations()
@@ -100,47 +166,83 @@ func (o Origin) Mark(object metav1.Object) {
 // Vetoed answers whether a user wants the object to stay.
 func Vetoed(object metav1.Object) bool { return object.GetAnnotations()[KeepAnnotation] == "true" }
 
-// Mark writes an origin on a VolumeSnapshot that another took of a claim, and
-// returns it as it is then.
-func Mark(ctx context.Context, client versioned.Interface, name string, claim *corev1.PersistentVolumeClaim, origin Origin) (*snapshotv1.VolumeSnapshot, error) {
-	namespace := claim.Namespace
-	patch, err := origin.patch(metav1.ObjectMeta{
-		Labels:      map[string]string{velerov1.PVCUIDLabel: string(claim.UID)},
-		Annotations: map[string]string{claimAnnotation: string(claim.UID)},
-	})
+// Mark writes an origin on a VolumeSnapshot that Velero took of a claim, and on its
+// content, and has the storage's snapshot outlive them, as MarkContent does. It
+// takes off the labels of the claim that Velero has copied and excluded matches.
+func Mark(ctx context.Context, client versioned.Interface, name string, claim *corev1.PersistentVolumeClaim, origin Origin, excluded func(label string) bool) (*snapshotv1.VolumeSnapshot, error) {
+	snapshots := client.SnapshotV1().VolumeSnapshots(claim.Namespace)
+	vs, err := snapshots.Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("get VolumeSnapshot %s/%s: %w", claim.Namespace, name, err)
 	}
-	vs, err := client.SnapshotV1().VolumeSnapshots(namespace).Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
+	before := maps.Clone(vs.Labels)
+	maps.DeleteFunc(vs.Labels, func(key, _ string) bool { return key == KeptLabel || excluded(key) })
+	origin.Mark(vs)
+	vs.Labels[velerov1.PVCUIDLabel], vs.Annotations[claimAnnotation] = string(claim.UID), string(claim.UID)
+	// The content first: its marks alone are enough, the others are not.
+	if err := MarkContent(ctx, client, vs); err != nil {
+		return vs, err
+	}
+	labels := map[string]any{}
+	for key := range before {
+		labels[key] = nil
+	}
+	for key, value := range vs.Labels {
+		labels[key] = value
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": labels, "annotations": vs.Annotations}})
+	if err == nil {
+		_, err = snapshots.Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
+	}
 	if err != nil {
-		return nil, fmt.Errorf("mark VolumeSnapshot %s/%s: %w", namespace, name, err)
+		return vs, fmt.Errorf("mark VolumeSnapshot %s/%s: %w", claim.Namespace, name, err)
 	}
 	return vs, nil
 }
 
-// MarkContent writes the origin of a VolumeSnapshot on its content, which the
-// snapshot controller makes without, and whether it is exported.
+// MarkContent writes the marks of a VolumeSnapshot on its content, which the
+// snapshot controller makes without, and gives it the policy Retain: a
+// VolumeSnapshot that is deleted while its backup runs does not take the storage's
+// snapshot along. Remove sets the policy to Delete again. A snapshot that is kept
+// beside an export is the user's to delete, and has the policy of its class.
 func MarkContent(ctx context.Context, client versioned.Interface, vs *snapshotv1.VolumeSnapshot) error {
 	origin, ours := OriginOf(vs)
 	if !ours {
 		return fmt.Errorf("VolumeSnapshot %s/%s does not say where it comes from", vs.Namespace, vs.Name)
 	}
-	blank := metav1.ObjectMeta{}
-	if exported, known := vs.Annotations[ExportedAnnotation]; known {
-		blank.Annotations = map[string]string{ExportedAnnotation: exported}
-	}
-	patch, err := origin.patch(blank)
-	if err == nil {
-		_, err = client.SnapshotV1().VolumeSnapshotContents().Patch(ctx, contentName(vs), types.MergePatchType, patch, metav1.PatchOptions{})
-	}
+	contents := client.SnapshotV1().VolumeSnapshotContents()
+	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
+		content, err := contents.Get(ctx, contentName(vs), metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if content.Spec.VolumeSnapshotRef.UID != vs.UID {
+			return fmt.Errorf("it is the content of another VolumeSnapshot, %s/%s", content.Spec.VolumeSnapshotRef.Namespace, content.Spec.VolumeSnapshotRef.Name)
+		}
+		marks := metav1.ObjectMeta{Labels: map[string]string{}, Annotations: map[string]string{}, ResourceVersion: content.ResourceVersion}
+		origin.Mark(&marks)
+		for _, key := range []string{velerov1.PVCUIDLabel, KeptLabel} {
+			if value, ok := vs.Labels[key]; ok {
+				marks.Labels[key] = value
+			}
+		}
+		for _, key := range []string{claimAnnotation, keepLastAnnotation, ExportedAnnotation} {
+			if value, ok := vs.Annotations[key]; ok {
+				marks.Annotations[key] = value
+			}
+		}
+		change := map[string]any{"metadata": map[string]any{"labels": marks.Labels, "annotations": marks.Annotations, "resourceVersion": marks.ResourceVersion}}
+		if vs.Labels[KeptLabel] == "" && content.DeletionTimestamp == nil { // a deletion that has begun is carried out
+			change["spec"] = map[string]any{"deletionPolicy": snapshotv1.VolumeSnapshotContentRetain}
+		}
+		patch, err := json.Marshal(change)
+		if err == nil {
+			_, err = contents.Patch(ctx, content.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+		}
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("mark VolumeSnapshotContent %s: %w", contentName(vs), err)
 	}
 	return nil
-}
-
-// patch is what Mark changes, with what is there besides.
-func (o Origin) patch(blank metav1.ObjectMeta) ([]byte, error) {
-	o.Mark(&blank)
-	return json.Marshal(map[string]any{"metadata": map[string]any{"labels": blank.Labels, "annotations": blank.Annotations}})
 }

@@ -10,10 +10,10 @@ import (
 // installation that took the snapshot.
 func Unmark(object metav1.Object) {
 	labels, annotations := object.GetLabels(), object.GetAnnotations()
-	for _, key := range []string{InstallationLabel, velerov1.BackupUIDLabel, velerov1.PVCUIDLabel, KeptLabel} {
+	for _, key := range []string{InstallationLabel, velerov1.BackupUIDLabel, velerov1.PVCUIDLabel, KeptLabel, excludeLabel} {
 		delete(labels, key)
 	}
-	for _, key := range []string{InstallationLabel, backupAnnotation, BackupUIDKey, claimAnnotation, nudgeAnnotation} {
+	for _, key := range []string{InstallationLabel, backupAnnotation, BackupUIDKey, claimAnnotation, keepLastAnnotation, nudgeAnnotation} {
 		delete(annotations, key)
 	}
 	object.SetLabels(labels)
@@ -21,7 +21,8 @@ func Unmark(object metav1.Object) {
 }
 
 // Restored are the labels of what a restore has made for a claim, and only for
-// that: by the UID of the Restore and that of its Velero's namespace.
+// that: by the UID of the Restore and that of its Velero's namespace. No backup
+// takes it.
 func Restored(installation, restoreUID string) map[string]string {
-	return map[string]string{InstallationLabel: installation, RestoreLabel: restoreUID}
+	return map[string]string{InstallationLabel: installation, RestoreLabel: restoreUID, excludeLabel: "true"}
 }

@@ -11,7 +11,6 @@ import (
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
@@ -54,26 +53,16 @@ func (r *removal) ask(ctx context.Context) (left string, err error) {
 
 // still is an error where the finding must not go any more.
 func (r *removal) still(ctx context.Context) error {
-	facts, err := r.now(ctx, r.facts, r.finding)
-	if err != nil {
+	facts, subject, err := r.now(ctx, r.facts, r.finding)
+	if err != nil || subject == nil { // gone
 		return err
 	}
-	for _, finding := range facts.judge(r.named) {
-		switch {
-		case finding.Object() != r.finding.Object() || !r.same(&finding):
-		case finding.Action != r.finding.Action:
-			return fmt.Errorf("%w: %s", errSpared, finding.Reason)
-		default:
-			return nil
-		}
+	finding := facts.find(*subject, r.named)
+	facts.spareShared(&finding)
+	if finding.Action != r.finding.Action {
+		return fmt.Errorf("%w: %s", errSpared, finding.Reason)
 	}
-	return nil // It is gone.
-}
-
-// same tells an object from another of its name.
-func (r *removal) same(other *Finding) bool {
-	uid := func(t target) types.UID { return subject(t).objects()[0].GetUID() }
-	return other.Kind == r.finding.Kind && uid(other.target) == uid(r.finding.target)
+	return nil
 }
 
 // remove deletes what there is of the finding, and tells what is left.

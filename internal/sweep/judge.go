@@ -39,17 +39,24 @@ type facts struct {
 	// namespaces are the UIDs of all namespaces; nil where they do not matter.
 	namespaces map[string]bool
 	config     *config.Config
-	// heed has snapshots stay while a running backup has their namespace: Velero
-	// makes its list of items first, and one that is gone by its turn is an error
-	// of that backup.
-	heed bool
+	// begins is true at the start of a backup, whose own items are not listed yet.
+	begins bool
+	// synced is when Velero had last looked for backups in all of its locations.
+	synced time.Time
+
+	// moves are the uploads by what they move, users the findings by the storage's
+	// snapshot, as judge has left them.
+	moves map[string][]*velerov2alpha1.DataUpload
+	users map[string][]Finding
 }
 
 // verdict is what the rules say of one object.
 type verdict struct {
 	action, named Action
 	orphan        bool
-	reason        string
+	// missed says that the backup is gone, and may be found again.
+	missed bool
+	reason string
 }
 
 // The verdicts there are. A standing object is no orphan; a held one is an
@@ -75,7 +82,7 @@ func (v verdict) onlyListed(reason string, args ...any) verdict {
 	if v.action == Keep {
 		return v
 	}
-	return verdict{action: List, named: v.action, orphan: true, reason: fmt.Sprintf(reason, args...) + v.reason}
+	return verdict{action: List, named: v.action, orphan: true, missed: v.missed, reason: fmt.Sprintf(reason, args...) + v.reason}
 }
 
 // lifetime is how far a backup or restore has come.
@@ -183,6 +190,9 @@ func (s subject) copied(velero string) bool {
 	return namespace == velero && s.static() && !s.restored() && (s.content == nil || s.content.Name == name)
 }
 
+// kept tells that it is kept beside an export.
+func (s subject) kept() bool { return snapshot.KeptOf(s.snapshot, s.content) != "" }
+
 // bereft tells that it is the content of a snapshot of a volume whose
 // VolumeSnapshot is gone.
 func (s subject) bereft() bool { return s.snapshot == nil && !s.static() }
@@ -205,21 +215,13 @@ func (s subject) handedOver() bool {
 	return s.content.Labels[velerov1.BackupNameLabel] != ""
 }
 
-// origin reads the marks. It is an error when those of the VolumeSnapshot and of
-// the content differ. The backup's name may be missing in one of them, or in both.
-func (s subject) origin() (origin snapshot.Origin, marked bool, err error) {
-	for _, object := range s.objects() {
-		of, ok := snapshot.OriginOf(object)
-		switch {
-		case ok && marked && (of.Installation != origin.Installation || of.BackupUID != origin.BackupUID):
-			return origin, true, fmt.Errorf("the VolumeSnapshot says that it is of the backup with the UID %s, its content says %s", origin.BackupUID, of.BackupUID)
-		case ok:
-			of.Backup = cmp.Or(origin.Backup, of.Backup)
-			origin, marked = of, true
-		}
-	}
+// origin reads the marks, as far as they count; velero is Velero's namespace. It is
+// an error when those of the VolumeSnapshot and of the content differ. The backup's
+// name may be missing in one of them, or in both.
+func (s subject) origin(velero string) (origin snapshot.Origin, marked bool, err error) {
+	origin, marked, err = snapshot.OriginOfPair(s.snapshot, s.content, velero)
 	origin.Backup = cmp.Or(origin.Backup, s.label(velerov1.BackupNameLabel))
-	return origin, marked, nil
+	return origin, marked, err
 }
 
 // handleOf is what the storage calls a content's snapshot.
@@ -236,16 +238,18 @@ func handleOf(content *snapshotv1.VolumeSnapshotContent) string {
 // judge says what is to become of every object. Those that a user has named,
 // as Object does, are deleted where they would only be listed.
 func (f *facts) judge(named func(object string) bool) []Finding {
+	f.index()
 	var all []Finding
 	for _, s := range f.subjects() {
-		finding := about(s)
-		finding.set(f.verdict(s))
-		if finding.Action == List && named(finding.Object()) {
-			finding.Action = finding.WhenNamed
-		}
-		all = append(all, finding)
+		all = append(all, f.find(s, named))
 	}
-	f.spareShared(all)
+	f.users = map[string][]Finding{}
+	for i := range all {
+		f.users[all[i].storage()] = append(f.users[all[i].storage()], all[i])
+	}
+	for i := range all {
+		f.spareShared(&all[i])
+	}
 	for i := range f.records {
 		record := &f.records[i]
 		finding := Finding{Kind: Record, Namespace: record.Namespace, Name: record.Name, Created: record.CreationTimestamp.Time}
@@ -256,16 +260,49 @@ func (f *facts) judge(named func(object string) bool) []Finding {
 	return all
 }
 
-func (f *Finding) set(v verdict) {
-	f.Action, f.WhenNamed, f.Reason, f.Orphan = v.action, v.named, v.reason, v.orphan
+// find judges one object by itself.
+func (f *facts) find(s subject, named func(object string) bool) Finding {
+	finding := about(s, f.velero)
+	finding.set(f.verdict(s))
+	if finding.Action == List && named(finding.Object()) {
+		finding.Action = finding.WhenNamed
+	}
+	return finding
 }
 
-func about(s subject) Finding {
+// storage is the storage's snapshot, "" where it is not known.
+func (f *Finding) storage() string {
+	if f.Handle == "" {
+		return ""
+	}
+	return f.Driver + " " + f.Handle
+}
+
+// index sorts the uploads by what they move.
+func (f *facts) index() {
+	f.moves = map[string][]*velerov2alpha1.DataUpload{}
+	for i := range f.uploads {
+		u := &f.uploads[i]
+		keys := []string{"copy " + u.Name, "content " + u.Annotations[export.ContentAnnotation]}
+		if u.Spec.CSISnapshot != nil {
+			keys = append(keys, "source "+u.Spec.SourceNamespace+"/"+u.Spec.CSISnapshot.VolumeSnapshot)
+		}
+		for _, key := range keys {
+			f.moves[key] = append(f.moves[key], u)
+		}
+	}
+}
+
+func (f *Finding) set(v verdict) {
+	f.Action, f.WhenNamed, f.Reason, f.Orphan, f.missed = v.action, v.named, v.reason, v.orphan, v.missed
+}
+
+func about(s subject, velero string) Finding {
 	f := Finding{Kind: Snapshot, restored: s.restored(), target: target(s)}
 	f.Namespace, f.Name = s.key()
 	f.Created = s.objects()[0].GetCreationTimestamp().Time
 	f.Backup = s.label(velerov1.BackupNameLabel)
-	if origin, marked, _ := s.origin(); marked && !f.restored {
+	if origin, marked, _ := s.origin(velero); marked && !f.restored {
 		f.Backup, f.backupUID = origin.Backup, origin.BackupUID
 	}
 	if s.snapshot == nil {
@@ -282,38 +319,11 @@ func about(s subject) Finding {
 	return f
 }
 
-// subjects pairs VolumeSnapshots and contents. A VolumeSnapshot may name any
-// content, and be a tenant's; what counts is which VolumeSnapshot the content
-// names.
-func (f *facts) subjects() []subject {
-	type key struct{ namespace, name string }
-	byKey := map[key]*subject{}
-	var all []*subject
-	for i := range f.snapshots {
-		vs := &f.snapshots[i]
-		s := &subject{snapshot: vs}
-		byKey[key{vs.Namespace, vs.Name}] = s
-		all = append(all, s)
+func (f *facts) subjects() (all []subject) {
+	for _, pair := range snapshot.Pairs(f.snapshots, f.contents) {
+		all = append(all, subject{pair.Snapshot, pair.Content})
 	}
-	for i := range f.contents {
-		content := &f.contents[i]
-		of := content.Spec.VolumeSnapshotRef
-		s := byKey[key{of.Namespace, of.Name}]
-		switch {
-		case s == nil || (of.UID != "" && of.UID != s.snapshot.UID):
-			all = append(all, &subject{content: content})
-		case of.UID == "" && ptr.Deref(s.snapshot.Spec.Source.VolumeSnapshotContentName, "") != content.Name:
-			// Waits for a VolumeSnapshot that asks for another one.
-			all = append(all, &subject{content: content})
-		case s.content == nil:
-			s.content = content
-		}
-	}
-	subjects := make([]subject, len(all))
-	for i, s := range all {
-		subjects[i] = *s
-	}
-	return subjects
+	return all
 }
 
 // verdict applies the rules: first whose it is and whether that is over, then
@@ -332,7 +342,7 @@ func (f *facts) verdict(s subject) verdict {
 	if claim := f.needed(namespace, name); claim != "" {
 		return hold("claim %s is Pending and needs it; else: %s", claim, v.reason)
 	}
-	if backup := f.running(namespace); s.snapshot != nil && f.heed && backup != "" {
+	if backup := f.running(namespace); s.snapshot != nil && backup != "" {
 		return hold("backup %s is running and may have it on its list, try again when it is over; else: %s", backup, v.reason)
 	}
 	return v
@@ -343,7 +353,7 @@ func (f *facts) byOwner(s subject) verdict {
 	if s.restored() {
 		return f.ofRestore(s)
 	}
-	origin, marked, err := s.origin()
+	origin, marked, err := s.origin(f.velero)
 	switch {
 	case err != nil:
 		return remove("").onlyListed("%v", err)
@@ -368,7 +378,12 @@ const notOurs = "not of a backup or restore of Velero's"
 
 // ofOrigin judges what is marked as ours.
 func (f *facts) ofOrigin(s subject, origin snapshot.Origin) verdict {
-	i := slices.IndexFunc(f.backups, func(b velerov1.Backup) bool { return string(b.UID) == origin.BackupUID })
+	created := s.objects()[0].GetCreationTimestamp().Time
+	i := slices.IndexFunc(f.backups, func(b velerov1.Backup) bool { return origin.Of(&b, created) })
+	// Somebody may have deleted the Backup object alone. Velero brings it back
+	// from the object store within minutes, under another UID, and then it lives
+	// on this very snapshot, or counts it as kept beside its export.
+	again := remove("").onlyListed("backup %s is gone, but had it, and Velero may find that backup in the object store again", origin.Backup)
 	switch {
 	case i >= 0:
 		return f.ofBackup(s, &f.backups[i])
@@ -376,13 +391,23 @@ func (f *facts) ofOrigin(s subject, origin snapshot.Origin) verdict {
 		return hold("the backup with the UID %s is in no list, but may be as young as the snapshot", origin.BackupUID)
 	case origin.Backup == "":
 		return remove("the backup with the UID %s is gone", origin.BackupUID)
-	case !s.handedOver():
-		return remove("backup %s is gone", origin.Backup)
+	case s.kept() && s.content != nil && !f.looked(s.content):
+		again.missed = true
+		return again
+	case s.handedOver():
+		return again
 	}
-	// Somebody may have deleted the Backup object alone. Velero brings it back
-	// from the object store within minutes, under another UID, and then it lives
-	// on this very snapshot.
-	return remove("").onlyListed("backup %s is gone, but had it, and Velero may find that backup in the object store again", origin.Backup)
+	return remove("backup %s is gone", origin.Backup)
+}
+
+// missedAnnotation on a content is when a sweep first found its backup gone.
+const missedAnnotation = "stillpoint.io/backup-missed-since"
+
+// looked reports whether Velero has looked for the backup of a content in all
+// object stores since a sweep found it gone.
+func (f *facts) looked(content *snapshotv1.VolumeSnapshotContent) bool {
+	since, err := time.Parse(time.RFC3339, content.Annotations[missedAnnotation])
+	return err == nil && f.synced.After(since.Add(youth))
 }
 
 // ofBackup judges what was taken for a backup that is there.
@@ -393,7 +418,7 @@ func (f *facts) ofBackup(s subject, backup *velerov1.Backup) verdict {
 		return stand("%s", stateOf(backup))
 	case state == dead:
 		return remove("%s", stateOf(backup))
-	case s.label(snapshot.KeptLabel) != "":
+	case s.kept() && s.snapshot != nil:
 		return stand("kept beside the export of backup %s", backup.Name)
 	case move:
 		return f.ofUpload(s, backup)
@@ -426,14 +451,15 @@ func (f *facts) ofUpload(s subject, backup *velerov1.Backup) verdict {
 // it is. backupUID is "" where only the name is known.
 func (f *facts) uploadOf(s subject, backupUID string) *velerov2alpha1.DataUpload {
 	namespace, name := s.key()
-	for i := range f.uploads {
-		u := &f.uploads[i]
-		if backupUID != "" && u.Labels[velerov1.BackupUIDLabel] != backupUID {
-			continue
-		}
-		source := u.Spec.CSISnapshot != nil && u.Spec.SourceNamespace == namespace && u.Spec.CSISnapshot.VolumeSnapshot == name
-		content := s.content != nil && u.Annotations[export.ContentAnnotation] == s.content.Name
-		if source || content || (s.copied(f.velero) && u.Name == name) {
+	found := f.moves["source "+namespace+"/"+name]
+	if s.content != nil {
+		found = slices.Concat(found, f.moves["content "+s.content.Name])
+	}
+	if s.copied(f.velero) {
+		found = slices.Concat(found, f.moves["copy "+name])
+	}
+	for _, u := range found {
+		if backupUID == "" || u.Labels[velerov1.BackupUIDLabel] == backupUID {
 			return u
 		}
 	}
@@ -479,11 +505,11 @@ func (f *facts) ofName(s subject) verdict {
 // ofCopy judges a data mover's copy that does not say whose it is.
 func (f *facts) ofCopy(s subject) verdict {
 	_, name := s.key()
-	i := slices.IndexFunc(f.uploads, func(u velerov2alpha1.DataUpload) bool { return u.Name == name })
-	if i < 0 {
+	uploads := f.moves["copy "+name]
+	if len(uploads) == 0 {
 		return remove("there is no DataUpload %s", name).onlyListed("made as a data mover's copy, without a mark: ")
 	}
-	return f.ofMover(&f.uploads[i], "copy")
+	return f.ofMover(uploads[0], "copy")
 }
 
 // ofBereft judges what may be the content that a data mover was to delete: once
@@ -544,11 +570,12 @@ func (f *facts) needed(namespace, name string) string {
 }
 
 // running is a backup that goes through its items and has the namespace, ""
-// for none.
+// for none. Velero makes its list of items first, and one that is gone by its turn
+// is an error of that backup.
 func (f *facts) running(namespace string) string {
 	for i := range f.backups {
 		backup := &f.backups[i]
-		if backup.Status.Phase == velerov1.BackupPhaseInProgress && collections.NewNamespaceIncludesExcludes().
+		if backup.Status.Phase == velerov1.BackupPhaseInProgress && !f.beginning(backup) && collections.NewNamespaceIncludesExcludes().
 			Includes(backup.Spec.IncludedNamespaces...).Excludes(backup.Spec.ExcludedNamespaces...).ShouldInclude(namespace) {
 			return backup.Name
 		}
@@ -556,34 +583,25 @@ func (f *facts) running(namespace string) string {
 	return ""
 }
 
+// beginning reports whether a backup is the one that is about to list its items: of
+// those that have listed none yet, the one that was started last.
+func (f *facts) beginning(backup *velerov1.Backup) bool {
+	return f.begins && backup.Status.Progress == nil && !slices.ContainsFunc(f.backups, func(b velerov1.Backup) bool {
+		return b.Status.Phase == velerov1.BackupPhaseInProgress && b.Status.Progress == nil && backup.Status.StartTimestamp.Before(b.Status.StartTimestamp)
+	})
+}
+
 // spareShared keeps what would take a storage's snapshot away that somebody else
 // has an object for: a restored one that a claim waits for, a user's own.
-func (f *facts) spareShared(all []Finding) {
-	type storage struct{ driver, handle string }
-	users := map[storage][]*Finding{}
-	for i := range all {
-		if all[i].Handle != "" {
-			key := storage{all[i].Driver, all[i].Handle}
-			users[key] = append(users[key], &all[i])
-		}
+func (f *facts) spareShared(finding *Finding) {
+	if finding.Action != Delete || finding.Handle == "" {
+		return
 	}
-	var spare []func()
-	for _, sharing := range users {
-		for _, finding := range sharing {
-			if finding.Action != Delete {
-				continue
-			}
-			i := slices.IndexFunc(sharing, func(other *Finding) bool {
-				return !other.goes() || (other.Action == DeleteObjectsOnly && !other.restored)
-			})
-			if i >= 0 {
-				by, reason := sharing[i], finding.Reason
-				spare = append(spare, func() { finding.set(hold("%s has the same snapshot of the storage; else: %s", by.Object(), reason)) })
-			}
+	for _, other := range f.users[finding.storage()] {
+		if other.Object() != finding.Object() && (!other.goes() || (other.Action == DeleteObjectsOnly && !other.restored)) {
+			finding.set(hold("%s has the same snapshot of the storage; else: %s", other.Object(), finding.Reason))
+			return
 		}
-	}
-	for _, set := range spare { // all were judged by how they stood before
-		set()
 	}
 }
 
@@ -600,7 +618,7 @@ func (f *facts) young(s subject) bool {
 func (f *facts) doubtful() []string {
 	var names []string
 	for _, s := range f.subjects() {
-		origin, marked, _ := s.origin()
+		origin, marked, _ := s.origin(f.velero)
 		known := slices.ContainsFunc(f.backups, func(b velerov1.Backup) bool { return string(b.UID) == origin.BackupUID })
 		if marked && !known && origin.Installation == f.installation && origin.Backup != "" && f.young(s) && !slices.Contains(names, origin.Backup) {
 			names = append(names, origin.Backup)

@@ -77,6 +77,13 @@ func newScene(changes ...func(*scene)) *scene {
 	return s
 }
 
+// takenOf is a snapshot of a claim in shop as the group path creates it for nightly.
+func takenOf(claim string) *snapshotv1.VolumeSnapshot {
+	return snapshot.New("here", &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Name: "nightly", UID: "b1"}},
+		&corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: claim, UID: types.UID("of-" + claim)}},
+		"fast", "because", func(string) bool { return false })
+}
+
 // What tests change.
 
 func mark(installation string) func(*scene) {
@@ -117,8 +124,23 @@ func handedOver(s *scene) {
 }
 
 func kept(s *scene) {
-	s.vs.Labels[snapshot.KeptLabel] = "claim"
+	s.vs.Labels[snapshot.KeptLabel], s.content.Labels[snapshot.KeptLabel] = "claim", "claim"
 	delete(s.vs.Labels, velerov1.BackupNameLabel)
+}
+
+// again is the Backup as Velero has brought it back from the object store.
+func again(s *scene) {
+	s.backup.UID = "b2"
+	s.backup.Status.StartTimestamp = ptr.To(metav1.NewTime(epoch.Add(-4 * time.Hour)))
+	s.backup.Status.CompletionTimestamp = ptr.To(metav1.NewTime(epoch.Add(-2 * time.Hour)))
+}
+
+func missed(ago time.Duration) func(*scene) {
+	return func(s *scene) { s.content.Annotations[missedAnnotation] = epoch.Add(-ago).Format(time.RFC3339) }
+}
+
+func synced(ago time.Duration) func(*scene) {
+	return func(s *scene) { s.synced = epoch.Add(-ago) }
 }
 
 func vetoed(s *scene) { s.vs.Annotations[snapshot.KeepAnnotation] = "true" }
@@ -132,7 +154,12 @@ func bereft(s *scene) {
 	s.content.Labels = map[string]string{}
 }
 
-func onlySnapshot(s *scene) { s.content = nil }
+// onlySnapshot has it as it was created.
+func onlySnapshot(s *scene) {
+	s.content = nil
+	s.vs = takenOf("data")
+	s.vs.UID = "s1"
+}
 
 // static makes it one of a snapshot that was there.
 func static(s *scene) {
@@ -235,8 +262,16 @@ func TestJudge(t *testing.T) {
 		"new":                     {all(ours, in("")), Keep, "", false, "backup nightly is New"},
 		"a phase of the future":   {all(ours, in("Packing")), Keep, "", false, "backup nightly is Packing"},
 		"gone":                    {all(ours, noBackup), Delete, "", true, "backup nightly is gone"},
-		"gone, kept":              {all(ours, kept, noBackup), Delete, "", true, "backup nightly is gone"},
+		"gone, kept":              {all(ours, kept, noBackup), List, Delete, true, "backup nightly is gone, but had it"},
+		"gone, kept, missed":      {all(ours, kept, noBackup, missed(time.Hour), synced(time.Hour-youth)), List, Delete, true, "backup nightly is gone, but had it"},
+		"gone, kept, looked for":  {all(ours, kept, noBackup, missed(time.Hour), synced(time.Hour-youth-time.Second)), Delete, "", true, "backup nightly is gone"},
+		"gone, kept, not looked":  {all(ours, kept, noBackup, missed(time.Hour)), List, Delete, true, "backup nightly is gone, but had it"},
+		"gone, kept, not cut":     {all(ours, kept, noBackup, onlySnapshot), Delete, "", true, "backup nightly is gone"},
+		"found again, kept":       {all(ours, kept, in(completed), moving(""), again), Keep, "", false, "kept beside the export of backup nightly"},
+		"found again, its own":    {all(ours, handedOver, in(completed), again), DeleteObjectsOnly, "", true, "backup nightly is Completed and has the storage's snapshot"},
+		"found again, failed":     {all(ours, in(completed), again), Delete, "", true, "does not have it"},
 		"gone, another of a name": {all(ours, in(completed), func(s *scene) { s.backup.UID = "b2" }), Delete, "", true, "backup nightly is gone"},
+		"gone, a later one":       {all(ours, in(completed), again, func(s *scene) { s.backup.Status.StartTimestamp = ptr.To(metav1.NewTime(epoch.Add(-time.Hour))) }), Delete, "", true, "backup nightly is gone"},
 		"gone, handed over":       {all(ours, handedOver, noBackup), List, Delete, true, "backup nightly is gone, but had it, and Velero may find that backup in the object store again"},
 		"back under another UID":  {all(ours, handedOver, in(completed), func(s *scene) { s.backup.UID = "b2" }), List, Delete, true, "backup nightly is gone, but had it"},
 
@@ -319,7 +354,7 @@ func TestJudge(t *testing.T) {
 		"restored, marks of the backup":  {all(byOurRestore("away"), restore("Completed")), DeleteObjectsOnly, "", true, "restore again is Completed"},
 		"restored elsewhere, gone":       {all(byOurRestore("away")), List, DeleteObjectsOnly, true, "only a restore's label (again): no such restore here"},
 		"restored, backup gone":          {all(byOurRestore("here"), restore("Completed"), noBackup), DeleteObjectsOnly, "", true, "restore again is Completed"},
-		"restored, backup running":       {all(byOurRestore("here"), restore("Completed"), in("InProgress")), DeleteObjectsOnly, "", true, "restore again is Completed"},
+		"restored, backup running":       {all(byOurRestore("here"), restore("Completed"), in("InProgress"), func(s *scene) { s.begins = true }), DeleteObjectsOnly, "", true, "restore again is Completed"},
 		"restored, content only":         {all(byOurRestore("here"), restore("Completed"), onlyContent), DeleteObjectsOnly, "", true, "restore again is Completed"},
 		"restored, another restore":      {all(byOurRestore("there"), restore("Completed"), func(s *scene) { s.restores[0].UID = "r2" }), List, DeleteObjectsOnly, true, "no such restore here"},
 		"restored by Velero, done":       {all(byRestore, restore("Completed")), List, DeleteObjectsOnly, true, "only Velero's label velero.io/restore-name: restore again is Completed"},
@@ -353,7 +388,7 @@ func TestJudge(t *testing.T) {
 		"shared with a user":           {all(ours, another(func(*snapshotv1.VolumeSnapshotContent) {})), Keep, "", true, "content/other has the same snapshot of the storage; else: backup nightly is Failed"},
 		"shared with another driver's": {all(ours, another(func(c *snapshotv1.VolumeSnapshotContent) { c.Spec.Driver = "other.csi" })), Delete, "", true, "Failed"},
 		"shared, and that goes, too":   {all(ours, another(marked("nightly", "b1"))), Delete, "", true, "Failed"},
-		"shared, and that is running":  {all(ours, func(s *scene) { s.backups = append(s.backups, running("b3")) }, another(marked("next", "b3"))), Keep, "", true, "content/other has the same"},
+		"shared, and that is running":  {all(ours, func(s *scene) { s.begins = true; s.backups = append(s.backups, running("b3")) }, another(marked("next", "b3"))), Keep, "", true, "content/other has the same"},
 		"shared with a vetoed one": {all(ours, another(func(c *snapshotv1.VolumeSnapshotContent) {
 			snapshot.Origin{Installation: "here", Backup: "nightly", BackupUID: "b1"}.Mark(c)
 			c.Annotations[snapshot.KeepAnnotation] = "true"
@@ -368,21 +403,34 @@ func TestJudge(t *testing.T) {
 		})), Keep, "", true, "content/other has the same"},
 
 		// A backup that goes through its items.
-		"a backup runs":          {all(ours, func(s *scene) { s.heed = true; s.backups = append(s.backups, running("b3")) }), Keep, "", true, "backup next is running and may have it on its list, try again when it is over; else: backup nightly is Failed"},
-		"a backup runs, its own": {all(ours, func(s *scene) { s.backups = append(s.backups, running("b3")) }), Delete, "", true, "Failed"},
+		"a backup runs":          {all(ours, func(s *scene) { s.backups = append(s.backups, running("b3")) }), Keep, "", true, "backup next is running and may have it on its list, try again when it is over; else: backup nightly is Failed"},
+		"a backup runs, its own": {all(ours, func(s *scene) { s.begins = true; s.backups = append(s.backups, running("b3")) }), Delete, "", true, "Failed"},
 		"a backup runs elsewhere": {all(ours, func(s *scene) {
-			s.heed = true
 			b := running("b3")
 			b.Spec.IncludedNamespaces = []string{"lab"}
 			s.backups = append(s.backups, b)
 		}), Delete, "", true, "Failed"},
 		"a backup leaves it out": {all(ours, func(s *scene) {
-			s.heed = true
 			b := running("b3")
 			b.Spec.ExcludedNamespaces = []string{"shop"}
 			s.backups = append(s.backups, b)
 		}), Delete, "", true, "Failed"},
-		"a backup runs, content": {all(ours, onlyContent, func(s *scene) { s.heed = true; s.backups = append(s.backups, running("b3")) }), Delete, "", true, "Failed"},
+		"another backup begins": {all(ours, func(s *scene) {
+			s.begins = true
+			earlier, later := running("b3"), running("b4")
+			earlier.Name, earlier.Status.StartTimestamp = "earlier", ptr.To(metav1.NewTime(epoch.Add(-time.Minute)))
+			earlier.Status.Progress = &velerov1.BackupProgress{TotalItems: 7}
+			later.Status.StartTimestamp = ptr.To(metav1.NewTime(epoch))
+			s.backups = append(s.backups, earlier, later)
+		}), Keep, "", true, "backup earlier is running and may have it on its list"},
+		"two backups begin": {all(ours, func(s *scene) {
+			s.begins = true
+			earlier, later := running("b3"), running("b4")
+			earlier.Name, earlier.Status.StartTimestamp = "earlier", ptr.To(metav1.NewTime(epoch.Add(-time.Minute)))
+			later.Status.StartTimestamp = ptr.To(metav1.NewTime(epoch))
+			s.backups = append(s.backups, later, earlier)
+		}), Keep, "", true, "backup earlier is running and may have it on its list"},
+		"a backup runs, content": {all(ours, onlyContent, func(s *scene) { s.backups = append(s.backups, running("b3")) }), Delete, "", true, "Failed"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newScene(c.changes...)

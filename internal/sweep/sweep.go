@@ -66,6 +66,7 @@ type Finding struct {
 	Orphan bool `json:"orphan"`
 
 	restored  bool
+	missed    bool
 	backupUID string // "" where it has no mark
 	target    target
 }

@@ -76,7 +76,7 @@ type External struct {
 // Find looks at the whole cluster, and changes nothing. An object that is named
 // and not there is an error.
 func (s *Sweeper) Find(ctx context.Context, options Options) (*Report, error) {
-	facts, err := s.everything(ctx, true)
+	facts, err := s.everything(ctx, false)
 	if err != nil {
 		return nil, err
 	}
@@ -115,7 +115,11 @@ type Result struct {
 func (s *Sweeper) Delete(ctx context.Context, report *Report, tell func(Result)) {
 	var mu sync.Mutex
 	for i := range report.Findings {
-		if finding := &report.Findings[i]; finding.Action == Keep && report.named(finding.Object()) {
+		finding := &report.Findings[i]
+		if err := s.note(ctx, finding); err != nil {
+			tell(Result{Finding: finding, Err: err})
+		}
+		if finding.Action == Keep && report.named(finding.Object()) {
 			tell(Result{Finding: finding, Err: errors.New(finding.Reason)})
 		}
 	}
@@ -176,6 +180,11 @@ func (s *Sweeper) AtBackup(ctx context.Context, log logrus.FieldLogger) <-chan s
 	sideBySide(removals, func(r *removal) {
 		_, _ = r.ask(asking) // insist finds out
 	})
+	for i := range findings {
+		if err := s.note(asking, &findings[i]); err != nil {
+			log.Warnf("A snapshot whose backup is gone stays longer than it must: %v", err)
+		}
+	}
 	tellListed(log, findings)
 	go func() {
 		defer close(done)
@@ -213,7 +222,7 @@ func (s *Sweeper) orphans(ctx context.Context) (*facts, []Finding, error) {
 	if !slices.ContainsFunc(findings, func(f Finding) bool { return f.goes() && f.Kind != Record }) {
 		return facts, findings, nil
 	}
-	if facts, err = s.everything(ctx, false); err != nil {
+	if facts, err = s.everything(ctx, true); err != nil {
 		return nil, nil, err
 	}
 	return facts, facts.judge(nobody), nil

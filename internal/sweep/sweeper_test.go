@@ -279,12 +279,12 @@ func TestDeleteLooksAgain(t *testing.T) {
 	t.Run("another of the same name", func(t *testing.T) {
 		b := newBed(t, newScene(ours, onlySnapshot))
 		b.sweep(func() {
-			vs := newScene(ours).vs
+			vs := newScene(ours, onlySnapshot).vs
 			vs.UID = "s9"
 			_, err := b.snapshots.SnapshotV1().VolumeSnapshots("shop").Update(t.Context(), vs, metav1.UpdateOptions{})
 			require.NoError(t, err)
 		})
-		assert.Contains(t, b.left(), "shop/snap")
+		assert.Contains(t, b.left(), "shop/"+takenOf("data").Name)
 	})
 	t.Run("a content that waits for another of the same name", func(t *testing.T) {
 		b := newBed(t, newScene(ours, func(s *scene) {
@@ -412,8 +412,8 @@ func TestAtBackup(t *testing.T) {
 		b := newBed(t, newScene(func(s *scene) {
 			ours(s)
 			for i := range 120 {
-				vs := s.vs.DeepCopy()
-				vs.Name, vs.UID, vs.Status = fmt.Sprintf("snap-%d", i), types.UID(fmt.Sprintf("n%d", i)), nil
+				vs := takenOf(fmt.Sprintf("data-%d", i))
+				vs.UID = types.UID(fmt.Sprintf("n%d", i))
 				s.snapshots = append(s.snapshots, *vs)
 			}
 		}))

@@ -117,6 +117,8 @@ func TestSweepAfterVeleroWasKilled(t *testing.T) {
 	assert.Len(t, a.stored("app-data0"), 1, "that of the next backup")
 }
 
+func noLabel(string) bool { return false }
+
 // leave takes a snapshot of a claim for a backup, as the group path does, and
 // leaves it there.
 func (a *app) leave(backup *velerov1.Backup, claim string) *snapshotv1.VolumeSnapshot {
@@ -125,7 +127,7 @@ func (a *app) leave(backup *velerov1.Backup, claim string) *snapshotv1.VolumeSna
 	require.NoError(a.t, err)
 	velero, err := a.c.Client().CoreV1().Namespaces().Get(a.t.Context(), cluster.VeleroNamespace, metav1.GetOptions{})
 	require.NoError(a.t, err)
-	vs := snapshot.New(string(velero.UID), backup, pvc, cluster.SnapshotClass, "e2e")
+	vs := snapshot.New(string(velero.UID), backup, pvc, cluster.SnapshotClass, "e2e", noLabel)
 	require.NoError(a.t, a.c.Objects().Create(a.t.Context(), vs))
 	a.kubectl("wait", "--for=jsonpath={.status.readyToUse}=true", "volumesnapshot/"+vs.Name, "--timeout=60s")
 	require.NoError(a.t, a.c.Objects().Get(a.t.Context(), crclient.ObjectKeyFromObject(vs), vs))

@@ -93,13 +93,11 @@ func (s *Snapshotter) prepare(ctx context.Context, subject *snapshotter.Subject,
 	}
 	t := &taking{
 		Snapshotter: s, Subject: subject, follower: s.follower(subject.Backup), installation: installation,
-		snapshot: snapshot.New(installation, subject.Backup, claim, choice.Class.Name, choice.Reason),
+		snapshot: snapshot.New(installation, subject.Backup, claim, choice.Class.Name, choice.Reason, settings.ExcludesLabel),
 		timeout:  location.cutLimit(subject.Backup), exported: profile.Exported(choice.Class.Parameters),
 		unquiesced: export.Suits(profile, subject.Volume, false),
 	}
 	maps.Copy(t.snapshot.Annotations, tags)
-	// It is gone by the time that somebody could want it from a backup.
-	t.snapshot.Labels[velerov1.ExcludeFromBackupLabel] = "true"
 	t.snapshot.Annotations[snapshot.ExportedAnnotation] = fmt.Sprint(t.exported)
 	return t, t.follower.Watch(ctx)
 }
@@ -123,9 +121,15 @@ func (t *taking) take(ctx context.Context, patience time.Duration) error {
 		return err
 	}
 	key := types.NamespacedName{Namespace: t.snapshot.Namespace, Name: t.snapshot.Name}
+	created, reaction := time.Now(), snapshot.Reaction(t.timeout)
 	var grace <-chan time.Time
 	for {
 		state, changed := t.follower.State(key)
+		if !state.Begun {
+			if err := t.follower.Silent(created, reaction); err != nil {
+				return fmt.Errorf("VolumeSnapshot %s: %w", key, err)
+			}
+		}
 		switch {
 		case state.Cut:
 			return nil
@@ -136,6 +140,7 @@ func (t *taking) take(ctx context.Context, patience time.Duration) error {
 		}
 		select {
 		case <-changed:
+		case <-time.After(reaction / 4):
 		case <-grace:
 			return fmt.Errorf("VolumeSnapshot %s: the driver says: %w", key, state.Failure)
 		case <-ctx.Done():
@@ -149,11 +154,11 @@ func (t *taking) take(ctx context.Context, patience time.Duration) error {
 
 // earlier names a VolumeSnapshot that this backup has of one of the claims.
 func (t *taking) earlier(ctx context.Context, claims []corev1.PersistentVolumeClaim) (string, error) {
-	list, err := t.clients.Snapshots.SnapshotV1().VolumeSnapshots(t.Claim.Namespace).List(ctx, metav1.ListOptions{LabelSelector: snapshot.OwnedBy(t.Backup).String()})
+	list, err := snapshot.List(ctx, t.clients.Snapshots, t.Claim.Namespace, snapshot.OwnedBy(t.Backup).String())
 	if err != nil {
-		return "", fmt.Errorf("list the VolumeSnapshots of backup %s: %w", t.Backup.Name, err)
+		return "", err
 	}
-	for _, vs := range list.Items {
+	for _, vs := range list {
 		for i := range claims {
 			if ptr.Deref(vs.Spec.Source.PersistentVolumeClaimName, "") == claims[i].Name {
 				return vs.Namespace + "/" + vs.Name, nil

@@ -7,10 +7,9 @@ package csi
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -19,9 +18,7 @@ import (
 	"github.com/sirupsen/logrus"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 
@@ -158,11 +155,6 @@ func decodeID(id string) (identity, error) {
 
 // Deletion and restore make a content of a handle, by a name of its own.
 
-// finalizer is what the CSI sidecar takes off a content when the driver has
-// confirmed that the snapshot is gone. The snapshot controller puts it on, but
-// only when it comes to it: a content that is deleted before would just be gone.
-const finalizer = "snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection"
-
 // Secrets that the sidecar calls the driver with.
 const (
 	secretName      = "snapshot.storage.kubernetes.io/deletion-secret-name"
@@ -172,21 +164,8 @@ const (
 // static makes the pair that stands for a snapshot which the storage has already.
 // why begins their names.
 func (s *Snapshotter) static(i identity, why, installation string, policy snapshotv1.DeletionPolicy) (*snapshotv1.VolumeSnapshot, *snapshotv1.VolumeSnapshotContent) {
-	sum := sha256.Sum256([]byte(i.Driver + "\x00" + i.Handle))
-	name := "stillpoint-" + why + "-" + hex.EncodeToString(sum[:8])
-	meta := func(namespace string) metav1.ObjectMeta {
-		return metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{
-			snapshotter.PromotedLabel: installation, velerov1.ExcludeFromBackupLabel: "true",
-		}}
-	}
-	content := &snapshotv1.VolumeSnapshotContent{
-		ObjectMeta: meta(""),
-		Spec: snapshotv1.VolumeSnapshotContentSpec{
-			Driver: i.Driver, DeletionPolicy: policy,
-			Source:            snapshotv1.VolumeSnapshotContentSource{SnapshotHandle: &i.Handle},
-			VolumeSnapshotRef: corev1.ObjectReference{APIVersion: snapshotv1.SchemeGroupVersion.String(), Kind: "VolumeSnapshot", Namespace: s.clients.VeleroNamespace, Name: name},
-		},
-	}
+	content := snapshot.OfHandle(why, s.clients.VeleroNamespace, i.Driver, i.Handle, policy)
+	content.Labels = map[string]string{snapshotter.PromotedLabel: installation, velerov1.ExcludeFromBackupLabel: "true"}
 	if i.Class != "" {
 		content.Spec.VolumeSnapshotClassName = &i.Class
 	}
@@ -197,8 +176,8 @@ func (s *Snapshotter) static(i identity, why, installation string, policy snapsh
 		content.Annotations = map[string]string{secretName: secret, secretNamespace: namespace}
 	}
 	vs := &snapshotv1.VolumeSnapshot{
-		ObjectMeta: meta(s.clients.VeleroNamespace),
-		Spec:       snapshotv1.VolumeSnapshotSpec{Source: snapshotv1.VolumeSnapshotSource{VolumeSnapshotContentName: ptr.To(name)}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: s.clients.VeleroNamespace, Name: content.Name, Labels: maps.Clone(content.Labels)},
+		Spec:       snapshotv1.VolumeSnapshotSpec{Source: snapshotv1.VolumeSnapshotSource{VolumeSnapshotContentName: ptr.To(content.Name)}},
 	}
 	if i.Class != "" {
 		vs.Spec.VolumeSnapshotClassName = &i.Class
@@ -230,13 +209,6 @@ func (s *Snapshotter) Delete(ctx context.Context, id string) error {
 	if err := s.mapped(ctx, &i, settings); err != nil { // what another cluster has taken
 		return fmt.Errorf("delete snapshot %s: %w", i.Handle, err)
 	}
-	_, content := s.static(i, "delete", installation, snapshotv1.VolumeSnapshotContentDelete)
-	content.Finalizers = []string{finalizer}
-	_, err = s.clients.Snapshots.SnapshotV1().VolumeSnapshotContents().Create(ctx, content, metav1.CreateOptions{})
-	if err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("create VolumeSnapshotContent %s, by which snapshot %s is deleted: %w", content.Name, i.Handle, err)
-	}
-	targets = append(targets, snapshot.Target{Namespace: s.clients.VeleroNamespace, Name: content.Name, Content: content.Name})
 	kept, err := snapshot.RemoveAll(ctx, s.clients.Snapshots, targets...)
 	if err == nil && len(kept) > 0 {
 		err = fmt.Errorf("VolumeSnapshot %s: %w", kept[0], snapshot.ErrVetoed)
@@ -244,21 +216,20 @@ func (s *Snapshotter) Delete(ctx context.Context, id string) error {
 	if err != nil {
 		return fmt.Errorf("delete snapshot %s of driver %s: %w", i.Handle, i.Driver, err)
 	}
-	return nil
+	_, content := s.static(i, "delete", installation, snapshotv1.VolumeSnapshotContentDelete)
+	return snapshot.DeleteByHandle(ctx, s.clients.Snapshots, content)
 }
 
 // objects are those that the backup has left of a snapshot: where the claim was
 // not in the backup, nobody was asked to take them away.
 func (s *Snapshotter) objects(ctx context.Context, i identity, installation string) ([]snapshot.Target, error) {
-	list, err := s.clients.Snapshots.SnapshotV1().VolumeSnapshots(i.Namespace).List(ctx, metav1.ListOptions{
-		LabelSelector: labels.Set{snapshot.InstallationLabel: installation}.String(),
-	})
+	list, err := snapshot.List(ctx, s.clients.Snapshots, i.Namespace, snapshot.Of(installation).String())
 	if err != nil {
-		return nil, fmt.Errorf("list the VolumeSnapshots of namespace %s: %w", i.Namespace, err)
+		return nil, err
 	}
 	var targets []snapshot.Target
-	for n := range list.Items {
-		if vs := &list.Items[n]; vs.Annotations[velerov1.VolumeSnapshotHandleAnnotation] == i.Handle && vs.Annotations[velerov1.DriverNameAnnotation] == i.Driver {
+	for n := range list {
+		if vs := &list[n]; vs.Annotations[velerov1.VolumeSnapshotHandleAnnotation] == i.Handle && vs.Annotations[velerov1.DriverNameAnnotation] == i.Driver {
 			targets = append(targets, snapshot.TargetOf(vs))
 		}
 	}

@@ -9,7 +9,6 @@ import (
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
 	"stillpoint.io/stillpoint/internal/cluster"
@@ -42,13 +41,7 @@ func (s *Settler) Operation(ctx context.Context, claim *corev1.PersistentVolumeC
 func Follows(id string) bool { return strings.HasPrefix(id, operation) }
 
 func (s *Settler) list(ctx context.Context, namespace, claim string, backup *velerov1.Backup) ([]snapshotv1.VolumeSnapshot, error) {
-	list, err := s.clients.Snapshots.SnapshotV1().VolumeSnapshots(namespace).List(ctx, metav1.ListOptions{
-		LabelSelector: labels.Set{velerov1.BackupUIDLabel: string(backup.UID), velerov1.PVCUIDLabel: claim}.String(),
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list the VolumeSnapshots of backup %s: %w", backup.Name, err)
-	}
-	return list.Items, nil
+	return snapshot.List(ctx, s.clients.Snapshots, namespace, labels.Set{velerov1.BackupUIDLabel: string(backup.UID), velerov1.PVCUIDLabel: claim}.String())
 }
 
 func (s *Settler) find(ctx context.Context, id string, backup *velerov1.Backup) ([]snapshotv1.VolumeSnapshot, error) {

@@ -19,7 +19,6 @@ type settings struct {
 	Bridge, PodCIDR, Node, Cgroup, PauseImage           string
 	Storage                                             Storage
 	VeleroUser                                          string
-	Mirrored                                            []mirrored
 }
 
 func (b *Bed) settings() settings {
@@ -28,7 +27,6 @@ func (b *Bed) settings() settings {
 		CNIPlugins: cniDir(), CNINetwork: b.id(),
 		Bridge: bridge, PodCIDR: podCIDR, Node: nodeName, Cgroup: "/" + b.id(),
 		PauseImage: pauseImage, Storage: b.storage, VeleroUser: veleroUser,
-		Mirrored: b.mirrored(),
 	}
 }
 

@@ -1,0 +1,102 @@
+package snapshot
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"strings"
+	"time"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	"github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+)
+
+// notFound is what the CSI sidecar writes as the error of a content whose handle
+// the driver's ListSnapshots does not return (GetSnapshotStatus in pkg/snapshotter
+// of external-snapshotter).
+const notFound = "can not find snapshot for snapshotID"
+
+// OfHandle is a content for a snapshot that the storage has already. Its name,
+// which begins with why, is also that of its VolumeSnapshot, and the same whenever
+// it is made for that snapshot.
+func OfHandle(why, namespace, driver, handle string, policy snapshotv1.DeletionPolicy) *snapshotv1.VolumeSnapshotContent {
+	sum := sha256.Sum256([]byte(driver + "\x00" + handle))
+	name := "stillpoint-" + why + "-" + hex.EncodeToString(sum[:8])
+	return &snapshotv1.VolumeSnapshotContent{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec: snapshotv1.VolumeSnapshotContentSpec{
+			Driver: driver, DeletionPolicy: policy,
+			Source:            snapshotv1.VolumeSnapshotContentSource{SnapshotHandle: &handle},
+			VolumeSnapshotRef: corev1.ObjectReference{APIVersion: snapshotv1.SchemeGroupVersion.String(), Kind: "VolumeSnapshot", Namespace: namespace, Name: name},
+		},
+	}
+}
+
+// DeleteByHandle deletes the snapshot that a content made by OfHandle stands for.
+// It returns when the driver has answered for the handle and confirmed the
+// deletion, or when ctx ends, with what is in the way.
+func DeleteByHandle(ctx context.Context, client versioned.Interface, content *snapshotv1.VolumeSnapshotContent) error {
+	contents := client.SnapshotV1().VolumeSnapshotContents()
+	content = content.DeepCopy()
+	content.Finalizers = []string{contentProtection}
+	target := Target{Namespace: content.Spec.VolumeSnapshotRef.Namespace, Name: content.Name, Content: content.Name}
+	var known bool
+	for pause := removalFirst; ; pause = min(2*pause, removalPause) {
+		var left string
+		found, err := contents.Get(ctx, content.Name, metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err) && known:
+			return nil
+		case apierrors.IsNotFound(err):
+			// Also where one that the driver was never asked about has just gone.
+			found, err = contents.Create(ctx, content, metav1.CreateOptions{})
+			left = "VolumeSnapshotContent " + content.Name + " is being created"
+			if err == nil {
+				left = unanswered(found)
+			}
+		case err == nil:
+			known = known || answered(found)
+			left, err = Remove(ctx, client, target)
+		}
+		select {
+		case <-ctx.Done():
+			if err != nil {
+				left = err.Error()
+			}
+			return fmt.Errorf("delete snapshot %s of driver %s: %s", ptr.Deref(content.Spec.Source.SnapshotHandle, ""), content.Spec.Driver, left)
+		case <-time.After(pause):
+		}
+	}
+}
+
+// answered reports whether a content may be deleted with its snapshot. One made of
+// a handle may only after the driver has answered for the handle: until then the
+// sidecar lets the content go without a call to the driver.
+func answered(content *snapshotv1.VolumeSnapshotContent) bool {
+	status := content.Status
+	switch {
+	case content.Spec.Source.SnapshotHandle == nil:
+		return true
+	case status == nil:
+		return false
+	case status.SnapshotHandle != nil:
+		return true
+	default:
+		return status.Error != nil && strings.Contains(message(status.Error), notFound)
+	}
+}
+
+// unanswered describes a content that is not answered.
+func unanswered(content *snapshotv1.VolumeSnapshotContent) string {
+	why := "is its CSI sidecar csi-snapshotter running?"
+	if content.Status != nil && content.Status.Error != nil {
+		why = "its last error: " + message(content.Status.Error)
+	}
+	return fmt.Sprintf("VolumeSnapshotContent %s: driver %s has not answered for snapshot %s; %s",
+		content.Name, content.Spec.Driver, ptr.Deref(content.Spec.Source.SnapshotHandle, ""), why)
+}

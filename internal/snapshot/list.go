@@ -1,0 +1,91 @@
+package snapshot
+
+import (
+	"context"
+	"fmt"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	"github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
+
+	"stillpoint.io/stillpoint/internal/cluster"
+)
+
+// Of selects what this installation has marked.
+func Of(installation string) labels.Selector {
+	return labels.SelectorFromSet(labels.Set{InstallationLabel: installation})
+}
+
+// List lists the VolumeSnapshots of a namespace, or of all, that a selector
+// matches; "" matches all.
+func List(ctx context.Context, client versioned.Interface, namespace, selector string) ([]snapshotv1.VolumeSnapshot, error) {
+	where := "VolumeSnapshots of namespace " + namespace
+	if namespace == metav1.NamespaceAll {
+		where = "VolumeSnapshots of all namespaces"
+	}
+	return cluster.All[snapshotv1.VolumeSnapshot](ctx, where, selector, cluster.Typed(client.SnapshotV1().VolumeSnapshots(namespace).List))
+}
+
+// Contents lists the VolumeSnapshotContents that a selector matches; "" matches
+// all.
+func Contents(ctx context.Context, client versioned.Interface, selector string) ([]snapshotv1.VolumeSnapshotContent, error) {
+	return cluster.All[snapshotv1.VolumeSnapshotContent](ctx, "VolumeSnapshotContents", selector, cluster.Typed(client.SnapshotV1().VolumeSnapshotContents().List))
+}
+
+// Pair is a VolumeSnapshot with the content that names it, or one of them where the
+// other does not exist.
+type Pair struct {
+	Snapshot *snapshotv1.VolumeSnapshot
+	Content  *snapshotv1.VolumeSnapshotContent
+}
+
+// Pairs pairs VolumeSnapshots and contents. A VolumeSnapshot may name any content,
+// and be a tenant's; what counts is which VolumeSnapshot the content names.
+func Pairs(snapshots []snapshotv1.VolumeSnapshot, contents []snapshotv1.VolumeSnapshotContent) []Pair {
+	byKey := map[types.NamespacedName]*Pair{}
+	var all []*Pair
+	for i := range snapshots {
+		vs := &snapshots[i]
+		pair := &Pair{Snapshot: vs}
+		byKey[types.NamespacedName{Namespace: vs.Namespace, Name: vs.Name}] = pair
+		all = append(all, pair)
+	}
+	for i := range contents {
+		content := &contents[i]
+		of := content.Spec.VolumeSnapshotRef
+		pair := byKey[types.NamespacedName{Namespace: of.Namespace, Name: of.Name}]
+		switch {
+		case pair == nil || (of.UID != "" && of.UID != pair.Snapshot.UID):
+			all = append(all, &Pair{Content: content})
+		case of.UID == "" && ptr.Deref(pair.Snapshot.Spec.Source.VolumeSnapshotContentName, "") != content.Name:
+			// Waits for a VolumeSnapshot that asks for another one.
+			all = append(all, &Pair{Content: content})
+		case pair.Content == nil:
+			pair.Content = content
+		}
+	}
+	pairs := make([]Pair, len(all))
+	for i, pair := range all {
+		pairs[i] = *pair
+	}
+	return pairs
+}
+
+// TargetOfContent is the target that a content makes, with what it stands for in
+// the storage.
+func TargetOfContent(content *snapshotv1.VolumeSnapshotContent) Target {
+	of := content.Spec.VolumeSnapshotRef
+	return Target{Namespace: of.Namespace, Name: of.Name, UID: of.UID, Content: content.Name}
+}
+
+// ContentOf gets the content of a VolumeSnapshot, nil where none names it.
+func ContentOf(ctx context.Context, client versioned.Interface, vs *snapshotv1.VolumeSnapshot) (*snapshotv1.VolumeSnapshotContent, error) {
+	content, err := TargetOf(vs).content(ctx, client, contentName(vs))
+	if err != nil {
+		return nil, fmt.Errorf("VolumeSnapshot %s/%s: %w", vs.Namespace, vs.Name, err)
+	}
+	return content, nil
+}
