@@ -29,18 +29,26 @@ type Restoring struct {
 	Snapshots    riav1.RestoreItemAction
 	Claims       riav2.RestoreItemAction
 	StatefulSets riav1.RestoreItemAction
+	Volumes      riav1.RestoreItemAction
+	Owners       riav2.RestoreItemAction
+	// WithoutCSI has Velero pass over its own CSI actions, as a server without
+	// EnableCSI does.
+	WithoutCSI bool
+	bed        *Bed
 }
 
 // Restoring starts a plugin process for a restore.
 func (b *Bed) Restoring() *Restoring {
 	b.T.Helper()
 	logger, hook := Logs()
-	r := &Restoring{Log: hook}
+	r := &Restoring{Log: hook, bed: b}
 	b.Connect(func() {
 		shared := &restore.Shared{}
 		r.Snapshots = made[riav1.RestoreItemAction](b, shared.Snapshots, logger)
 		r.Claims = made[riav2.RestoreItemAction](b, shared.Claims, logger)
 		r.StatefulSets = made[riav1.RestoreItemAction](b, shared.StatefulSets, logger)
+		r.Volumes = made[riav1.RestoreItemAction](b, shared.Volumes, logger)
+		r.Owners = made[riav2.RestoreItemAction](b, shared.Owners, logger)
 	})
 	return r
 }

@@ -14,6 +14,7 @@ import (
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	csiactions "github.com/vmware-tanzu/velero/pkg/backup/actions/csi"
 	"github.com/vmware-tanzu/velero/pkg/client"
+	"github.com/vmware-tanzu/velero/pkg/label"
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	biav1 "github.com/vmware-tanzu/velero/pkg/plugin/velero/backupitemaction/v1"
 	biav2 "github.com/vmware-tanzu/velero/pkg/plugin/velero/backupitemaction/v2"
@@ -267,7 +268,7 @@ func (v *Velero) backUpSnapshots(items []velero.ResourceIdentifier, backup *vele
 			if labels == nil {
 				labels = map[string]string{}
 			}
-			labels[velerov1.BackupNameLabel] = backup.Name
+			labels[velerov1.BackupNameLabel] = label.GetValidName(backup.Name)
 			o.SetLabels(labels)
 		})
 	}
