@@ -63,8 +63,9 @@ func (g *group) answer(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 		g.unkept(m, kept.Failure)
 	}
 	answer := &Answer{Claim: withSnapshot(claim, vs, g.backup)}
+	g.provisionable(ctx, answer.Claim)
 	if boolptr.IsSetToTrue(g.backup.Spec.SnapshotMoveData) {
-		upload, err := g.upload(ctx, claim, vs)
+		upload, err := g.upload(ctx, answer.Claim, vs)
 		if err != nil {
 			g.drop(ctx, m)
 			return g.without(claim, err)
@@ -81,6 +82,20 @@ func (g *group) answer(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 	return answer
 }
 
+// provisionable prepares a claim in the backup whose volume was made by hand: a restore
+// provisions a new one, which needs a StorageClass and accepts no selector.
+func (g *group) provisionable(ctx context.Context, claim *corev1.PersistentVolumeClaim) {
+	claim.Spec.Selector = nil
+	class, reason, err := g.selection.StorageClass(ctx, claim)
+	switch {
+	case err != nil:
+		g.log.Warnf("The snapshot of a claim cannot be restored as things are: claim %s/%s: %v", claim.Namespace, claim.Name, err)
+	case reason != "":
+		g.log.Infof("Claim %s/%s is restored with StorageClass %s: %s", claim.Namespace, claim.Name, class, reason)
+		claim.Spec.StorageClassName = &class
+	}
+}
+
 // drop deletes the snapshot of a member that cannot be used.
 func (g *group) drop(ctx context.Context, m *member) {
 	if err := g.remove(ctx, m.claim.Name); err != nil {
@@ -94,6 +109,8 @@ func (r *run) without(claim *corev1.PersistentVolumeClaim, reason error) *Answer
 	r.log.WithField("claim", claim.Namespace+"/"+claim.Name).
 		Errorf("Claim %s/%s is backed up without a snapshot of its volume: %v", claim.Namespace, claim.Name, reason)
 	marked := claim.DeepCopy()
+	delete(marked.Annotations, velerov1.VolumeSnapshotLabel) // of an earlier backup
+	delete(marked.Annotations, velerov1.DataUploadNameAnnotation)
 	if claim.Status.Phase != corev1.ClaimPending {
 		text := reason.Error()
 		metav1.SetMetaDataAnnotation(&marked.ObjectMeta, NoSnapshotAnnotation, text[:min(len(text), reasonLimit)])

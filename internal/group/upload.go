@@ -58,7 +58,7 @@ func newUpload(backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim, vs 
 			SnapshotType: velerov2alpha1.SnapshotTypeCSI,
 			CSISnapshot: &velerov2alpha1.CSISnapshotSpec{
 				VolumeSnapshot: vs.Name,
-				StorageClass:   *claim.Spec.StorageClassName,
+				StorageClass:   ptr.Deref(claim.Spec.StorageClassName, ""),
 				SnapshotClass:  ptr.Deref(vs.Spec.VolumeSnapshotClassName, ""),
 				Driver:         driver,
 			},

@@ -153,11 +153,14 @@ func (s *Selection) obstacle(ctx context.Context, claim *corev1.PersistentVolume
 		return fmt.Errorf("claim %s: PersistentVolume %s is not a CSI volume, which is all that Stillpoint can snapshot; "+
 			"add the condition csi: {} to the entry with action custom, or an entry with action fs-backup or skip before it", name, volume.Name)
 	}
+	if claim.Spec.StorageClassName == nil {
+		return fmt.Errorf("claim %s has no storageClassName, not even an empty one, and Velero's own action drops such a claim from the backup; create it again with a StorageClass, or with storageClassName: \"\" and the volumeName %s", name, volume.Name)
+	}
 	if !s.moves() {
 		return nil
 	}
-	if claim.Spec.StorageClassName == nil || *claim.Spec.StorageClassName == "" {
-		return fmt.Errorf("claim %s has no storage class, which Velero's data movement needs", name)
+	if _, _, err := s.StorageClass(ctx, claim); err != nil {
+		return fmt.Errorf("claim %s: Velero's data movement needs a StorageClass: %w", name, err)
 	}
 	if err := s.mover(ctx); err != nil {
 		return fmt.Errorf("claim %s: %w", name, err)

@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/utils/ptr"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 )
@@ -447,7 +448,14 @@ func TestHandedToStillpoint(t *testing.T) {
 				s.own("csi: {}" + ours)
 				s.backup.Spec.SnapshotMoveData, s.claim.Spec.StorageClassName = yes(), nil
 			}, Group,
-			"claim shop/data has no storage class, which Velero's data movement needs",
+			`claim shop/data has no storageClassName, not even an empty one, and Velero's own action drops such a claim from the backup; create it again with a StorageClass, or with storageClassName: "" and the volumeName pv-data`,
+		},
+		"data mover, no StorageClass of the driver": {
+			func(s *scene) {
+				s.own("csi: {}" + ours)
+				s.backup.Spec.SnapshotMoveData, s.claim.Spec.StorageClassName, s.class.Provisioner = yes(), ptr.To(""), "other.csi"
+			}, Group,
+			`claim shop/data: Velero's data movement needs a StorageClass: it has no StorageClass that provisions volumes, and there is none of driver csi.example.com for file system "": create one`,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
