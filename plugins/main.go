@@ -56,6 +56,8 @@ func main() {
 		RegisterVolumeSnapshotter(csi.Provider, shared.Locations).
 		RegisterVolumeSnapshotter(externalstorage.Provider, shared.ExternalLocations).
 		RegisterRestoreItemAction("stillpoint.io/restore-snapshot", restores.Snapshots).
+		RegisterRestoreItemAction("stillpoint.io/restore-volume", restores.Volumes).
+		RegisterRestoreItemActionV2("stillpoint.io/owner-references", restores.Owners).
 		RegisterRestoreItemAction("stillpoint.io/restore-external-snapshot", restore.ExternalSnapshots).
 		RegisterRestoreItemActionV2("stillpoint.io/restore-claim", restores.Claims).
 		RegisterRestoreItemAction("stillpoint.io/restore-statefulset", restores.StatefulSets).

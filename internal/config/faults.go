@@ -318,6 +318,11 @@ func (r Restore) faults(at string) []error {
 	default:
 		faults = append(faults, fmt.Errorf("%s.deletionPolicy is %q, must be Retain or Delete; leave the key out for Velero's", at, r.DeletionPolicy))
 	}
+	switch r.VolumesWithoutData {
+	case "", WithoutDataVelero, WithoutDataProvision, WithoutDataRefuse:
+	default:
+		faults = append(faults, fmt.Errorf("%s.volumesWithoutData is %q, must be velero, provision or refuse", at, r.VolumesWithoutData))
+	}
 	return faults
 }
 

@@ -104,7 +104,7 @@ func TestFaults(t *testing.T) {
 		"capital in a key":       {doc: "snapshotClasses: [{Class: a, class: b}]", err: "snapshotClasses[0].Class is an unknown key; valid keys: class, match"},
 		"unknown key of a selector": {doc: "snapshotClasses: [{class: a, match: {claims: {app: x}}}]", err: "snapshotClasses[0].match.claims.app is an unknown key; valid keys: matchExpressions, matchLabels\n" +
 			"snapshotClasses[0].match.claims is {}, which selects by nothing; leave the key out to match any, or give it matchLabels or matchExpressions"},
-		"unknown key with dots":       {doc: "restore: {example.com/x: 1}", err: `restore["example.com/x"] is an unknown key; valid keys: deletionPolicy, drivers, snapshotClasses`},
+		"unknown key with dots":       {doc: "restore: {example.com/x: 1}", err: `restore["example.com/x"] is an unknown key; valid keys: deletionPolicy, drivers, snapshotClasses, volumesWithoutData`},
 		"unknown key of a driver":     {doc: "restore: {drivers: [{from: a, to: b, skip: true}]}", err: "restore.drivers[0].skip is an unknown key; valid keys: from, to"},
 		"unknown key of a mapping":    {doc: "restore: {snapshotClasses: [{from: a, to: b, drop: true}]}", err: "restore.snapshotClasses[0].drop is an unknown key; valid keys: from, skip, to"},
 		"a map for a list":            {doc: "snapshotClasses: {class: a}", err: `snapshotClasses is {"class":"a"}, must be a list`},
@@ -113,7 +113,7 @@ func TestFaults(t *testing.T) {
 		"a truth for a label":         {doc: "snapshotClasses: [{class: a, match: {claims: {matchLabels: {a.b/c: true}}}}]", err: `snapshotClasses[0].match.claims.matchLabels["a.b/c"] is true, must be a string`},
 		"a number for a class":        {doc: "snapshotClasses: [{class: 5}]", err: `snapshotClasses[0].class is 5, must be a string`},
 		"a string for a truth":        {doc: `restore: {snapshotClasses: [{from: a, skip: "true"}]}`, err: `restore.snapshotClasses[0].skip is "true", must be true or false`},
-		"all values of another kind":  {doc: "snapshotClasses: [{class: 5, name: a}]\nrestore: 7", err: "restore is 7, must be a map with the keys: deletionPolicy, drivers, snapshotClasses\nsnapshotClasses[0].class is 5, must be a string\nsnapshotClasses[0].name is an unknown key; valid keys: class, match"},
+		"all values of another kind":  {doc: "snapshotClasses: [{class: 5, name: a}]\nrestore: 7", err: "restore is 7, must be a map with the keys: deletionPolicy, drivers, snapshotClasses, volumesWithoutData\nsnapshotClasses[0].class is 5, must be a string\nsnapshotClasses[0].name is an unknown key; valid keys: class, match"},
 		"keys and values at one time": {doc: "snapshotClasses: [{klass: a}]", err: "snapshotClasses[0].klass is an unknown key; valid keys: class, match\nsnapshotClasses[0].class is missing; it is the name of a VolumeSnapshotClass"},
 
 		"null rule":        {doc: "snapshotClasses: [null]", err: "snapshotClasses[0].class is missing; it is the name of a VolumeSnapshotClass"},
@@ -162,6 +162,7 @@ func TestFaults(t *testing.T) {
 			"drivers[0].accessModes[0] is \"RWO\", must be one of [ReadWriteOnce ReadOnlyMany ReadWriteMany ReadWriteOncePod]"},
 		"profiles twice":        {doc: "drivers: [{name: a}, {name: a, accessModes: []}]", err: "drivers[1].name is \"a\", as is drivers[0].name; remove one of them\ndrivers[1].accessModes is [], with which no volume can be snapshotted; leave the key out for any"},
 		"data movers":           {doc: "dataMovers: [{}, {name: velero}, {name: a}, {name: a}]", err: "dataMovers[0].name is missing; it is what the Backup's spec.datamover has\ndataMovers[1].name is \"velero\", whose snapshots are always deleted; to keep some, use localSnapshots\ndataMovers[3].name is \"a\", as is dataMovers[2].name; remove one of them"},
+		"bad volumes":           {doc: "restore: {volumesWithoutData: empty}", err: `restore.volumesWithoutData is "empty", must be velero, provision or refuse`},
 		"bad deletion policy":   {doc: "restore: {deletionPolicy: delete}", err: `restore.deletionPolicy is "delete", must be Retain or Delete; leave the key out for Velero's`},
 		"no node-level thaw":    {doc: "nodeThaw:"},
 		"node-level thaw":       {doc: "nodeThaw: {image: a, kubeletDirectory: /data/kubelet}"},

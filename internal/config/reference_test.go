@@ -169,6 +169,8 @@ func kindOf(t *testing.T, of reflect.Type) string {
 		return "`any` or `export`"
 	case of == reflect.TypeFor[Quiesce]():
 		return "`optional` or `required`"
+	case of == reflect.TypeFor[VolumesWithoutData]():
+		return "`velero`, `provision` or `refuse`"
 	case of == reflect.TypeFor[LocalSnapshotPolicy]():
 		return "`delete`, `retain` or `keepLast`"
 	case of.Kind() == reflect.String:

@@ -190,6 +190,26 @@ type Restore struct {
 	// VolumeSnapshot is deleted, although the backup still names it. Default:
 	// Velero's, which is Retain.
 	DeletionPolicy snapshotv1.DeletionPolicy `json:"deletionPolicy"`
+	// VolumesWithoutData is what becomes of volumes of which the backup has no data.
+	// `velero` brings one with reclaim policy Retain back as it was, with the data
+	// that its storage has now, and one with Delete back empty. `provision` brings
+	// each back empty. `refuse` makes its claim an error. Default: velero.
+	VolumesWithoutData VolumesWithoutData `json:"volumesWithoutData"`
+}
+
+// VolumesWithoutData is what becomes of volumes of which the backup has no data.
+type VolumesWithoutData string
+
+// What becomes of volumes of which the backup has no data.
+const (
+	WithoutDataVelero    VolumesWithoutData = "velero"
+	WithoutDataProvision VolumesWithoutData = "provision"
+	WithoutDataRefuse    VolumesWithoutData = "refuse"
+)
+
+// WithoutData is what becomes of volumes of which the backup has no data.
+func (r Restore) WithoutData() VolumesWithoutData {
+	return cmp.Or(r.VolumesWithoutData, WithoutDataVelero)
 }
 
 // DriverMapping renames a CSI driver. It is applied once: what it makes is not

@@ -1,82 +1,80 @@
 package restore
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	"github.com/vmware-tanzu/velero/pkg/util/boolptr"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"stillpoint.io/stillpoint/internal/group"
 )
 
-// unsaved is a claim whose volume is not in the backup.
-type unsaved struct {
-	claim  types.NamespacedName // as backed up
-	backup string
-	// lacks is what the backup does not have of the volume, and reason why.
-	lacks, reason string
-	// volumes is false for a restore that was asked to bring claims back empty.
-	volumes bool
-	// exists says that the target has the claim, which is not about to go:
-	// Velero leaves it alone then.
-	exists bool
-}
-
-// guard is an error for a claim that would come back empty without anybody's
-// asking for it.
-func guard(u unsaved) error {
-	if !u.volumes || u.exists {
-		return nil
+// guard is an error for a claim that would come back empty, or with other data than
+// the backup's, unasked. Velero leaves a claim alone that the target has.
+func (r *Restorer) guard(ctx context.Context, item Item, claim, target types.NamespacedName) error {
+	backedUp := &corev1.PersistentVolumeClaim{}
+	if err := convert(item.BackedUp, backedUp); err != nil {
+		return err
 	}
-	reason := u.reason
-	if reason == "" {
-		reason = "the backup does not say why"
+	unannotate(item.Object, group.NoSnapshotAnnotation)
+	lacks, reason, err := r.lacks(ctx, item, backedUp, target)
+	switch {
+	case err != nil:
+		return fmt.Errorf("claim %s is not restored: %w", claim, err)
+	case lacks == "":
+		return nil
+	case boolptr.IsSetToFalse(item.Restore.Spec.RestorePVs):
+		r.log.Infof("Claim %s comes back empty, as asked: RestorePVs is false", claim)
+		return nil
 	}
 	return fmt.Errorf("claim %s is not restored: backup %s has no %s of its volume (%s), so that it would come back empty; "+
 		"restore it from another backup, or bring it back empty on purpose with --restore-volumes=false (RestorePVs), which then holds for every claim of that restore",
-		u.claim, u.backup, u.lacks, reason)
+		claim, item.Restore.Spec.BackupName, lacks, cmp.Or(reason, "the backup does not say why"))
 }
 
-// guard refuses a claim that the backup has marked, and one of a backup that
-// moves data whose data was not moved.
-func (r *Restorer) guard(ctx context.Context, item Item, claim, target types.NamespacedName) error {
-	reason, marked := item.BackedUp.GetAnnotations()[group.NoSnapshotAnnotation]
-	u := unsaved{
-		claim: claim, backup: item.Restore.Spec.BackupName, lacks: "snapshot", reason: reason,
-		volumes: !boolptr.IsSetToFalse(item.Restore.Spec.RestorePVs),
+// lacks says what a backup does not have of a claim's volume, and why. It is "" for a
+// claim that may be restored.
+func (r *Restorer) lacks(ctx context.Context, item Item, claim *corev1.PersistentVolumeClaim, target types.NamespacedName) (what, reason string, err error) {
+	if exists, err := r.exists(ctx, target); exists || err != nil {
+		return "", "", err
 	}
-	if !marked {
-		moves, err := r.moves(ctx, item.Restore)
-		if err != nil {
-			return fmt.Errorf("claim %s is not restored: %w", claim, err)
+	backup, err := r.backup(ctx, item.Restore)
+	if err != nil {
+		return "", "", err
+	}
+	moves, volumes := boolptr.IsSetToTrue(backup.Spec.SnapshotMoveData), !boolptr.IsSetToFalse(item.Restore.Spec.RestorePVs)
+	key := velerov1.VolumeSnapshotLabel
+	if moves {
+		key = velerov1.DataUploadNameAnnotation
+	}
+	saved := claim.Annotations[key] != "" || r.hasFilled(item.Restore, claim.Spec.VolumeName)
+	copied := false
+	if !saved {
+		if copied, _, err = r.podVolumeBackup(ctx, backup, claim); err != nil {
+			return "", "", err
 		}
-		if !moves || !u.volumes {
-			return nil
+	}
+	// A mark on a claim with data is that of an earlier backup.
+	if reason, marked := claim.Annotations[group.NoSnapshotAnnotation]; marked && !saved && !copied {
+		return "snapshot", reason, nil
+	}
+	if moves && volumes {
+		if reason, err := r.missing(ctx, item, target); reason != "" || err != nil {
+			return "export", reason, err
 		}
 	}
-	var err error
-	if u.exists, err = r.exists(ctx, target); err != nil {
-		return err
+	switch {
+	case saved:
+		return "", "", r.fill(ctx, item, claim, target, volumes)
+	case !copied:
+		reason, err = r.withoutData(ctx, item, claim, volumes)
 	}
-	if !marked {
-		if u.exists {
-			return nil
-		}
-		if u.reason, err = r.missing(ctx, item, target); err != nil {
-			return fmt.Errorf("claim %s is not restored: %w", claim, err)
-		}
-		if u.reason == "" {
-			return nil
-		}
-		u.lacks = "export"
+	if reason != "" {
+		what = "data"
 	}
-	if err := guard(u); err != nil {
-		return err
-	}
-	if !u.exists {
-		r.log.Infof("Claim %s comes back empty, as asked: RestorePVs is false", claim)
-	}
-	unannotate(item.Object, group.NoSnapshotAnnotation)
-	return nil
+	return what, reason, err
 }

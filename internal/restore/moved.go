@@ -10,7 +10,6 @@ import (
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	"github.com/vmware-tanzu/velero/pkg/label"
 	"github.com/vmware-tanzu/velero/pkg/podvolume/configs"
-	"github.com/vmware-tanzu/velero/pkg/util/boolptr"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -28,15 +27,6 @@ const (
 	// of its volume.
 	provisionerAnnotation = "volume.kubernetes.io/storage-provisioner"
 )
-
-// moves answers whether the backup that is restored from moves data.
-func (r *Restorer) moves(ctx context.Context, restore *velerov1.Restore) (bool, error) {
-	backup, err := r.backup(ctx, restore)
-	if err != nil {
-		return false, err
-	}
-	return boolptr.IsSetToTrue(backup.Spec.SnapshotMoveData), nil
-}
 
 // missing says why a claim of a backup that moves data would come back empty;
 // "" when it would not, or was meant to. Velero restores a claim without a

@@ -17,7 +17,7 @@ import (
 // movedTarget is a cluster to which a backup that moves data is restored.
 func movedTarget(t *testing.T, change func(*velerov1.Backup)) *target {
 	t.Helper()
-	w := newTarget(t, "{driver: []}")
+	w := newTarget(t, "")
 	backup := &velerov1.Backup{}
 	require.NoError(t, w.velero.Get(t.Context(), crclient.ObjectKey{Namespace: "velero", Name: "monday"}, backup))
 	backup.Spec.SnapshotMoveData = ptr.To(true)
@@ -169,7 +169,10 @@ func TestDataUploadThatFailed(t *testing.T) {
 				velerov1.AsyncOperationIDLabel: label.GetValidName("dd-5c0d6a3e.0fcb4387-ea77-4c25-8e3e-1c20b33fbf28"),
 			}}}
 			require.NoError(t, w.velero.Create(t.Context(), download))
-			_, err := w.movedClaim(func(item *Item) { annotate(item.BackedUp, velerov1.DataUploadNameAnnotation, "velero/du") })
+			_, err := w.movedClaim(func(item *Item) {
+				annotate(item.BackedUp, velerov1.DataUploadNameAnnotation, "velero/du")
+				require.NoError(t, set(item.Object, "shop.app-data0.x", "spec", "selector", "matchLabels", velerov1.DynamicPVRestoreLabel))
+			})
 			require.NoError(t, w.velero.Get(t.Context(), crclient.ObjectKeyFromObject(download), download))
 			assert.Equal(t, test.refused != "", download.Spec.Cancel)
 			if test.refused == "" {

@@ -25,6 +25,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"stillpoint.io/stillpoint/internal/snapshot"
+	"stillpoint.io/stillpoint/internal/workload"
 )
 
 const (
@@ -161,7 +162,11 @@ func (r *Restorer) Progress(ctx context.Context, operation string, restore *vele
 	}
 	r.await(ctx, restore)
 	done, text := r.takeBack(ctx, l, restore)
-	return velero.OperationProgress{Completed: done, Description: text, Updated: r.clock.Now()}, nil
+	progress := velero.OperationProgress{Completed: done, Description: text, Updated: r.clock.Now()}
+	if done {
+		progress.Err = r.boundElsewhere(ctx, l)
+	}
+	return progress, nil
 }
 
 // Cancel removes what may go now. It can be repeated; what stays is the
@@ -393,9 +398,7 @@ func (r *Restorer) awaits(ctx context.Context, claim *corev1.PersistentVolumeCla
 		return false, false, fmt.Errorf("list the pods of namespace %s: %w", claim.Namespace, err)
 	}
 	used := slices.ContainsFunc(pods.Items, func(pod corev1.Pod) bool {
-		return slices.ContainsFunc(pod.Spec.Volumes, func(volume corev1.Volume) bool {
-			return volume.PersistentVolumeClaim != nil && volume.PersistentVolumeClaim.ClaimName == claim.Name
-		})
+		return slices.Contains(workload.Claims(&pod), claim.Name)
 	})
 	return !used, used, nil
 }

@@ -337,7 +337,9 @@ func TestMarksOfCopies(t *testing.T) {
 // Velero restores the VolumeSnapshot of a claim that it then leaves alone.
 func TestClaimThatIsThere(t *testing.T) {
 	w := newTarget(t, "", class("a", sourceDriver))
-	require.NoError(t, w.velero.Create(t.Context(), &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "app-data0"}}))
+	there := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "app-data0"}}
+	require.NoError(t, w.velero.Create(t.Context(), there.DeepCopy()))
+	require.NoError(t, w.kube.Tracker().Add(there))
 	for _, file := range volume {
 		_, err := w.bring(file)
 		require.NoError(t, err)

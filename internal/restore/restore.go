@@ -64,6 +64,8 @@ type memory struct {
 	// parameters are those of the VolumeSnapshotClasses in the backup, as far as
 	// they were restored.
 	parameters map[string]map[string]string
+	// filled are the PersistentVolumes, as backed up, that a VolumeSnapshotter has filled.
+	filled map[string]bool
 	// lent are the VolumeSnapshots that this process has restored for claims.
 	lent []loan
 	// backup is that which is restored from, nil until somebody asks.
@@ -103,7 +105,7 @@ func (r *Restorer) of(ctx context.Context, restore *velerov1.Restore) *memory {
 	defer r.mu.Unlock()
 	known, ok := r.restores[restore.UID]
 	if !ok {
-		known = &memory{decided: map[types.NamespacedName]decision{}, parameters: map[string]map[string]string{}}
+		known = &memory{decided: map[types.NamespacedName]decision{}, parameters: map[string]map[string]string{}, filled: map[string]bool{}}
 		if known.settings, known.err = config.Load(ctx, r.kube, r.clients.VeleroNamespace); known.err != nil {
 			known.err = fmt.Errorf("read the restore maps: %w", known.err)
 		}
@@ -295,10 +297,10 @@ func (r *Restorer) StatefulSet(item Item) error {
 func (r *Restorer) claim(ctx context.Context, item Item) (operation string, err error) {
 	claim := types.NamespacedName{Namespace: item.BackedUp.GetNamespace(), Name: item.BackedUp.GetName()}
 	target := types.NamespacedName{Namespace: targetNamespace(item.Restore, claim.Namespace), Name: claim.Name}
+	StripFinalizers(item.Object)
 	if err := r.guard(ctx, item, claim, target); err != nil {
 		return "", err
 	}
-
 	from := types.NamespacedName{Namespace: claim.Namespace, Name: item.BackedUp.GetAnnotations()[velerov1.VolumeSnapshotLabel]}
 	if from.Name == "" {
 		return "", nil

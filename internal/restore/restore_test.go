@@ -305,17 +305,21 @@ func messages(log *logtest.Hook) string {
 	return strings.Join(all, "\n")
 }
 
-// Without a configuration there is one request for it, one for the backup, and
-// those that mark what a claim comes from.
+// Without a configuration there is one request for it, one for the backup, two for
+// what is there in place of the claim's volume, and those that mark what the claim
+// comes from.
 func TestWithoutMapsLittleIsAsked(t *testing.T) {
 	w := newTarget(t, "", class("a", sourceDriver))
 	for _, file := range append([]string{"class"}, volume...) {
 		_, err := w.bring(file)
 		require.NoError(t, err)
 	}
-	require.Len(t, w.kube.Actions(), 1)
-	assert.True(t, w.kube.Actions()[0].Matches("list", "configmaps"))
 	var asked []string
+	for _, action := range w.kube.Actions() {
+		asked = append(asked, action.GetVerb()+" "+action.GetResource().Resource)
+	}
+	assert.Equal(t, []string{"list configmaps", "get persistentvolumeclaims", "list persistentvolumes"}, asked)
+	asked = nil
 	for _, action := range w.snapshots.Actions() {
 		if action.GetVerb() != "create" { // which is this test's
 			asked = append(asked, action.GetVerb()+" "+action.GetResource().Resource)
@@ -541,7 +545,7 @@ func TestClaimWithAnotherSource(t *testing.T) {
 	require.NoError(t, err)
 	unstructured.RemoveNestedField(item.Object.Object, "spec", "dataSource")
 	_, err = w.restorer.Claim(t.Context(), *item)
-	require.NoError(t, err)
+	require.ErrorContains(t, err, "Velero has not pointed the claim at it: does this server run with --features=EnableCSI?")
 }
 
 // A claim with a snapshot that is to be empty needs no map either.

@@ -24,6 +24,7 @@ import (
 	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/group"
 	"stillpoint.io/stillpoint/internal/quiesce"
+	"stillpoint.io/stillpoint/internal/restore"
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
 	"stillpoint.io/stillpoint/internal/snapshotter/csi"
@@ -54,6 +55,7 @@ type Shared struct {
 	sweeper *sweep.Sweeper
 	undoer  *quiesce.Undoer
 	tidied  sync.Once
+	leaver  *restore.Leaver
 }
 
 // NewShared returns a Shared. csi is asked when the first action is made; only
@@ -79,6 +81,9 @@ func (s *Shared) connect(log logrus.FieldLogger) error {
 			return config.Load(ctx, clients.Kube, clients.VeleroNamespace)
 		}
 		s.sweeper = sweep.New(clients, settings, clock)
+		s.leaver = &restore.Leaver{Settings: classes.Settings, Log: log, Select: func(backup *velerov1.Backup) *selection.Selection {
+			return selection.New(clients.Remembered, s.csi(), backup)
+		}}
 		s.undoer = quiesce.NewUndoer(clients, settings, clock)
 	})
 	return s.err
@@ -125,6 +130,7 @@ func (*volumeAction) AppliesTo() (velero.ResourceSelector, error) {
 // Execute freezes; the next thing Velero does is the snapshot.
 func (a *volumeAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) (runtime.Unstructured, []velero.ResourceIdentifier, error) {
 	volume := &corev1.PersistentVolume{}
+	restore.StripFinalizers(&unstructured.Unstructured{Object: item.UnstructuredContent()})
 	if err := convert(item, volume); err != nil {
 		return nil, nil, err
 	}
@@ -161,6 +167,7 @@ func (a *claimAction) AppliesTo() (velero.ResourceSelector, error) {
 // others of its workload. Of any other volume it hears that Velero has taken it.
 func (a *claimAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) (runtime.Unstructured, []velero.ResourceIdentifier, string, []velero.ResourceIdentifier, error) {
 	claim := &corev1.PersistentVolumeClaim{}
+	restore.StripFinalizers(&unstructured.Unstructured{Object: item.UnstructuredContent()})
 	if err := convert(item, claim); err != nil {
 		return nil, nil, "", nil, err
 	}
@@ -177,13 +184,23 @@ func (a *claimAction) Execute(item runtime.Unstructured, backup *velerov1.Backup
 		if selection.Finalizing(backup) {
 			return item, nil, "", nil, nil
 		}
+		a.leave(ctx, item.UnstructuredContent(), backup)
 		return item, nil, a.follow(ctx, claim, backup), nil, nil
 	}
 	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(answer.Claim)
 	if err != nil {
 		return nil, nil, "", nil, fmt.Errorf("stillpoint: convert claim %s/%s: %w", claim.Namespace, claim.Name, err)
 	}
+	a.leave(ctx, content, backup)
 	return &unstructured.Unstructured{Object: content}, answer.Additional, answer.Operation, answer.Update, nil
+}
+
+// leave works on a claim for the sake of its restore. The claim stays in the backup
+// whatever is wrong.
+func (a *claimAction) leave(ctx context.Context, content map[string]any, backup *velerov1.Backup) {
+	if err := a.leaver.Claim(ctx, &unstructured.Unstructured{Object: content}, backup); err != nil {
+		a.log.Warnf("It is not known how the claim %v comes back: %v", content["metadata"].(map[string]any)["name"], err)
+	}
 }
 
 // follow is the operation that looks after a snapshot which Velero has taken, by

@@ -48,99 +48,110 @@ func (s *Shared) connect(log logrus.FieldLogger) (*restore.Restorer, error) {
 // and VolumeSnapshots.
 func (s *Shared) Snapshots(log logrus.FieldLogger) (any, error) {
 	r, err := s.connect(log)
-	return &snapshotAction{r}, err
+	return &action{[]string{
+		"volumesnapshotclasses.snapshot.storage.k8s.io",
+		"volumesnapshotcontents.snapshot.storage.k8s.io",
+		"volumesnapshots.snapshot.storage.k8s.io",
+	}, func(ctx context.Context, item restore.Item) (answer, error) {
+		restore.StripFinalizers(item.Object)
+		switch kind := item.BackedUp.GetKind(); kind {
+		case "VolumeSnapshotClass":
+			skip, err := r.Class(ctx, item)
+			return answer{skip: skip}, err
+		case "VolumeSnapshotContent":
+			return answer{}, r.Content(ctx, item)
+		case "VolumeSnapshot":
+			return answer{}, r.Snapshot(ctx, item)
+		default:
+			return answer{}, fmt.Errorf("%s %s/%s is of no kind that this action is for", kind, item.BackedUp.GetNamespace(), item.BackedUp.GetName())
+		}
+	}}, err
 }
 
-// Claims makes the action on PersistentVolumeClaims.
-func (s *Shared) Claims(log logrus.FieldLogger) (any, error) {
+// Volumes makes the action on PersistentVolumes.
+func (s *Shared) Volumes(log logrus.FieldLogger) (any, error) {
 	r, err := s.connect(log)
-	return &claimAction{r}, err
+	return &action{[]string{"persistentvolumes"}, func(ctx context.Context, item restore.Item) (answer, error) {
+		skip, err := r.Volume(ctx, item)
+		return answer{skip: skip}, err
+	}}, err
 }
 
 // StatefulSets makes the action on StatefulSets.
 func (s *Shared) StatefulSets(log logrus.FieldLogger) (any, error) {
 	r, err := s.connect(log)
-	return &statefulSetAction{r}, err
+	return &action{[]string{"statefulsets.apps"}, func(_ context.Context, item restore.Item) (answer, error) {
+		return answer{}, r.StatefulSet(item)
+	}}, err
 }
 
-type snapshotAction struct{ restorer *restore.Restorer }
-
-func (*snapshotAction) AppliesTo() (velero.ResourceSelector, error) {
-	return velero.ResourceSelector{IncludedResources: []string{
-		"volumesnapshotclasses.snapshot.storage.k8s.io",
-		"volumesnapshotcontents.snapshot.storage.k8s.io",
-		"volumesnapshots.snapshot.storage.k8s.io",
-	}}, nil
-}
-
-func (a *snapshotAction) Execute(input *velero.RestoreItemActionExecuteInput) (*velero.RestoreItemActionExecuteOutput, error) {
-	return execute(input, func(ctx context.Context, item restore.Item) (answer, error) {
-		switch kind := item.BackedUp.GetKind(); kind {
-		case "VolumeSnapshotClass":
-			skip, err := a.restorer.Class(ctx, item)
-			return answer{skip: skip}, err
-		case "VolumeSnapshotContent":
-			return answer{}, a.restorer.Content(ctx, item)
-		case "VolumeSnapshot":
-			return answer{}, a.restorer.Snapshot(ctx, item)
-		default:
-			return answer{}, fmt.Errorf("%s %s/%s is of no kind that this action is for", kind, item.BackedUp.GetNamespace(), item.BackedUp.GetName())
-		}
-	})
-}
-
-// claimAction is asked for the progress of what it removes when a claim is
-// bound.
-type claimAction struct{ restorer *restore.Restorer }
-
-// Name is Velero's to answer: it knows the action by its registration.
-func (*claimAction) Name() string { return "" }
-
-func (*claimAction) AppliesTo() (velero.ResourceSelector, error) {
-	return velero.ResourceSelector{IncludedResources: []string{"persistentvolumeclaims"}}, nil
-}
-
-func (a *claimAction) Execute(input *velero.RestoreItemActionExecuteInput) (*velero.RestoreItemActionExecuteOutput, error) {
-	return execute(input, func(ctx context.Context, item restore.Item) (answer, error) {
-		operation, err := a.restorer.Claim(ctx, item)
+// Claims makes the action on PersistentVolumeClaims. Its operations remove what a
+// claim was filled from when it is bound.
+func (s *Shared) Claims(log logrus.FieldLogger) (any, error) {
+	r, err := s.connect(log)
+	return &operatingAction{action{[]string{"persistentvolumeclaims"}, func(ctx context.Context, item restore.Item) (answer, error) {
+		operation, err := r.Claim(ctx, item)
 		return answer{operation: operation}, err
-	})
+	}}, r.Progress, r.Cancel}, err
 }
 
-func (a *claimAction) Progress(operation string, of *velerov1.Restore) (velero.OperationProgress, error) {
+// Owners makes the action on objects of all kinds. Its operations put owner references
+// back when all objects are restored.
+func (s *Shared) Owners(log logrus.FieldLogger) (any, error) {
+	r, err := s.connect(log)
+	return &operatingAction{action{nil, func(_ context.Context, item restore.Item) (answer, error) {
+		operation, err := restore.Orphan(item)
+		return answer{operation: operation}, err
+	}}, r.Adopt, func(context.Context, string, *velerov1.Restore) error { return nil }}, err
+}
+
+// action works on the items of some resources, of all if there are none.
+type action struct {
+	resources []string
+	do        func(context.Context, restore.Item) (answer, error)
+}
+
+func (a *action) AppliesTo() (velero.ResourceSelector, error) {
+	return velero.ResourceSelector{IncludedResources: a.resources}, nil
+}
+
+func (a *action) Execute(input *velero.RestoreItemActionExecuteInput) (*velero.RestoreItemActionExecuteOutput, error) {
+	return execute(input, a.do)
+}
+
+// operatingAction is asked for the progress of its operations when all is restored.
+type operatingAction struct {
+	action
+
+	progress func(ctx context.Context, operation string, of *velerov1.Restore) (velero.OperationProgress, error)
+	cancel   func(ctx context.Context, operation string, of *velerov1.Restore) error
+}
+
+// Name is not called through the plugin protocol; Velero uses the registered one.
+func (*operatingAction) Name() string { return "" }
+
+func (a *operatingAction) Progress(operation string, of *velerov1.Restore) (velero.OperationProgress, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
 	defer cancel()
-	progress, err := a.restorer.Progress(ctx, operation, of)
+	progress, err := a.progress(ctx, operation, of)
 	if err != nil {
 		return progress, fmt.Errorf("stillpoint: %w", err)
 	}
 	return progress, nil
 }
 
-func (a *claimAction) Cancel(operation string, of *velerov1.Restore) error {
+func (a *operatingAction) Cancel(operation string, of *velerov1.Restore) error {
 	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
 	defer cancel()
-	if err := a.restorer.Cancel(ctx, operation, of); err != nil {
+	if err := a.cancel(ctx, operation, of); err != nil {
 		return fmt.Errorf("stillpoint: %w", err)
 	}
 	return nil
 }
 
 // AreAdditionalItemsReady is never asked: there are none.
-func (*claimAction) AreAdditionalItemsReady([]velero.ResourceIdentifier, *velerov1.Restore) (bool, error) {
+func (*operatingAction) AreAdditionalItemsReady([]velero.ResourceIdentifier, *velerov1.Restore) (bool, error) {
 	return true, nil
-}
-
-type statefulSetAction struct{ restorer *restore.Restorer }
-
-func (*statefulSetAction) AppliesTo() (velero.ResourceSelector, error) {
-	return velero.ResourceSelector{IncludedResources: []string{"statefulsets.apps"}}, nil
-}
-
-func (a *statefulSetAction) Execute(input *velero.RestoreItemActionExecuteInput) (*velero.RestoreItemActionExecuteOutput, error) {
-	return execute(input, func(_ context.Context, item restore.Item) (answer, error) {
-		return answer{}, a.restorer.StatefulSet(item)
-	})
 }
 
 // answer is what Velero is told of an item beside the item itself.

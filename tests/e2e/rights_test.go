@@ -21,6 +21,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
@@ -86,6 +87,7 @@ func TestRightsOfDeploySuffice(t *testing.T) {
 		restoreRights(t, r)
 		takeBackRights(t, c, a, r)
 		guardRights(t, c, a, r)
+		bringBackRights(t, c, a, r)
 		assert.NotContains(t, said.String(), "forbidden")
 	})
 	t.Run("deletion of backups", func(t *testing.T) {
@@ -547,6 +549,55 @@ func guardRights(t *testing.T, c *cluster.Cluster, a *app, r *restore.Restorer) 
 	require.ErrorContains(t, err, "its DataUpload velero/gone was not completed")
 	require.NoError(t, c.Objects().Get(t.Context(), crclient.ObjectKeyFromObject(download), download))
 	assert.True(t, download.Spec.Cancel)
+}
+
+// bringBackRights deletes a volume that was restored as it was, and gives a claim its
+// owner back.
+func bringBackRights(t *testing.T, c *cluster.Cluster, a *app, r *restore.Restorer) {
+	t.Helper()
+	name := "e2e-" + rand.String(6)
+	backup := &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: name}}
+	backup.Status.Phase = velerov1.BackupPhaseFailedValidation
+	volume := &corev1.PersistentVolume{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{velerov1.RestoreNameLabel: name}},
+		Spec: corev1.PersistentVolumeSpec{
+			PersistentVolumeReclaimPolicy: corev1.PersistentVolumeReclaimRetain, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			Capacity:               corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Mi")},
+			PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: "loop.csi.stillpoint.io", VolumeHandle: name}},
+			ClaimRef:               &corev1.ObjectReference{Namespace: "e2e-nowhere", Name: "app-data0"},
+		},
+	}
+	claim := &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Namespace: a.namespace, Name: name, Labels: map[string]string{velerov1.RestoreNameLabel: name}},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			AccessModes: volume.Spec.AccessModes, StorageClassName: ptr.To("none"),
+			Resources: corev1.VolumeResourceRequirements{Requests: volume.Spec.Capacity},
+		},
+	}
+	for _, object := range []crclient.Object{backup, volume, claim} {
+		require.NoError(t, c.Objects().Create(t.Context(), object))
+		t.Cleanup(func() { _ = c.Objects().Delete(context.Background(), object) })
+	}
+	of := &velerov1.Restore{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(name)}}
+	of.Spec.BackupName, of.Spec.NamespaceMapping = name, map[string]string{a.namespace: "e2e-nowhere"}
+	item := claimItem(a.namespace, of, map[string]any{velerov1.VolumeSnapshotLabel: "x"})
+	source := map[string]any{"kind": "VolumeSnapshot", "name": util.GenerateSha256FromRestoreUIDAndVsName(name, "x")}
+	require.NoError(t, unstructured.SetNestedField(item.Object.Object, source, "spec", "dataSource"))
+	_, err := r.Claim(t.Context(), item)
+	require.ErrorContains(t, err, "its VolumeSnapshot "+a.namespace+"/x")
+	assert.True(t, apierrors.IsNotFound(c.Objects().Get(t.Context(), crclient.ObjectKeyFromObject(volume), volume)))
+
+	of.Spec.NamespaceMapping = nil
+	item = claimItem(a.namespace, of, nil)
+	item.BackedUp.SetName(name)
+	pods := &corev1.PodList{}
+	require.NoError(t, c.Objects().List(t.Context(), pods, crclient.InNamespace(a.namespace)))
+	item.BackedUp.SetOwnerReferences([]metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: pods.Items[0].Name, UID: "x"}})
+	operation, err := restore.Orphan(item)
+	require.NoError(t, err)
+	progress, err := r.Adopt(t.Context(), operation, of)
+	require.NoError(t, err)
+	assert.Contains(t, progress.Description, "is owned by Pod "+pods.Items[0].Name+" again")
 }
 
 // claimItem is a claim of a restore, as the backup has it and otherwise empty.

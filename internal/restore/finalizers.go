@@ -1,0 +1,30 @@
+package restore
+
+import (
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// transient are the finalizers by which a controller protects an object while
+// something else uses it: a VolumeSnapshot that is being cut, a clone, an attached
+// volume. On a copy of the object no controller removes them again.
+var transient = []string{
+	"/pvc-as-source-protection", "/cloning-protection", "/populate-target-protection",
+	"/volumesnapshot-as-source-protection", "/volumesnapshot-bound-protection",
+	"/volumesnapshot-in-group-protection", "/volumesnapshotcontent-bound-protection",
+}
+
+// StripFinalizers removes transient finalizers from an object that is backed up or
+// restored. All others stay.
+func StripFinalizers(object metav1.Object) {
+	before := object.GetFinalizers()
+	kept := slices.DeleteFunc(slices.Clone(before), func(finalizer string) bool {
+		return strings.HasPrefix(finalizer, "external-attacher/") ||
+			slices.ContainsFunc(transient, func(suffix string) bool { return strings.HasSuffix(finalizer, suffix) })
+	})
+	if len(kept) < len(before) {
+		object.SetFinalizers(kept)
+	}
+}

@@ -1,0 +1,72 @@
+package restore
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/sirupsen/logrus"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	"github.com/vmware-tanzu/velero/pkg/label"
+	"github.com/vmware-tanzu/velero/pkg/util/boolptr"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/group"
+	"stillpoint.io/stillpoint/internal/selection"
+)
+
+// Leaver works on claims that are backed up, so that a restore brings them back. It
+// belongs to the process of one backup.
+type Leaver struct {
+	// Select returns the selection of the backup, Settings the configuration.
+	Select   func(*velerov1.Backup) *selection.Selection
+	Settings func(context.Context) (*config.Config, error)
+	Log      logrus.FieldLogger
+
+	named sync.Once
+}
+
+// Claim works on a claim as it is about to be backed up, after Velero's own action. It
+// reports what a restore will not bring back as it is now.
+func (l *Leaver) Claim(ctx context.Context, item *unstructured.Unstructured, backup *velerov1.Backup) error {
+	claim := &corev1.PersistentVolumeClaim{}
+	if err := convert(item, claim); err != nil {
+		return err
+	}
+	moves := boolptr.IsSetToTrue(backup.Spec.SnapshotMoveData)
+	if claim.Annotations[velerov1.VolumeSnapshotLabel] != "" {
+		unannotate(item, group.NoSnapshotAnnotation) // the mark of an earlier backup
+		if label.GetValidName(backup.Name) != backup.Name && !moves {
+			l.named.Do(func() {
+				l.Log.Warnf("The name of the backup is too long for a label: %s has more than 63 characters, and Velero's volume information lacks its CSI snapshots. "+
+					"`velero backup describe` does not list them, and a restore without Stillpoint brings volumes with reclaim policy Retain back without the data of the backup", backup.Name)
+			})
+		}
+		return nil
+	}
+	if claim.Spec.VolumeName == "" || claim.Annotations[group.NoSnapshotAnnotation] != "" || selection.Finalizing(backup) {
+		return nil
+	}
+	selected := l.Select(backup)
+	verdict, err := selected.OfIncluded(ctx, claim)
+	if err != nil || verdict.Path != selection.None {
+		return err
+	}
+	volume, err := selected.Volume(ctx, claim)
+	if err != nil || volume.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimRetain {
+		return err
+	}
+	settings, err := l.Settings(ctx)
+	if err != nil {
+		return err
+	}
+	l.Log.Infof("No snapshot in the backup: claim %s/%s: %s. Unless fs-backup or another VolumeSnapshotter has its data, a restore %s (restore.volumesWithoutData: %s)",
+		claim.Namespace, claim.Name, verdict.Reason, map[config.VolumesWithoutData]string{
+			config.WithoutDataVelero:    fmt.Sprintf("brings PersistentVolume %s with reclaim policy Retain back as it was, with the data that its storage has then, or none", volume.Name),
+			config.WithoutDataProvision: "brings it back with a new, empty volume",
+			config.WithoutDataRefuse:    "refuses it",
+		}[settings.Restore.WithoutData()], settings.Restore.WithoutData())
+	return nil
+}
