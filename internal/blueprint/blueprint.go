@@ -83,6 +83,40 @@ type ObjectReference struct {
 	Namespace  string `json:"namespace,omitempty"`
 }
 
+// Calls reports whether a phase of the prehook calls function.
+func (b *Blueprint) Calls(function string) bool {
+	action := b.Actions[Prehook]
+	return action != nil && slices.ContainsFunc(action.Phases, func(p Phase) bool { return p.Func == function })
+}
+
+// dropped are the actions that Kasten K10 runs and Stillpoint does not, sorted.
+func (b *Blueprint) dropped() []string {
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(b.Actions)) {
+		if slices.Contains(hooks, name) && name != Prehook && name != Posthook {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func (b *Blueprint) hooked() bool { return b.Actions[Prehook] != nil || b.Actions[Posthook] != nil }
+
+// WithoutHooks returns what to do about a blueprint that has actions of Kasten K10's,
+// but no hook of a backup; "" for any other.
+func (b *Blueprint) WithoutHooks() string {
+	names := b.dropped()
+	meant := slices.ContainsFunc(slices.Collect(maps.Keys(b.Actions)), func(name string) bool {
+		return strings.EqualFold(name, Prehook) || strings.EqualFold(name, Posthook)
+	})
+	if meant || len(names) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("it has neither %s nor %s, and its actions (%s) do not run here, since Velero backs up the volumes and restores them; "+
+		"to quiesce the workload, name a blueprint with these hooks, or a built-in recipe, in the annotation stillpoint.io/quiesce (built in: %s), and remove this name",
+		Prehook, Posthook, strings.Join(names, ", "), list(slices.Collect(maps.Keys(builtIns()))))
+}
+
 // title is how errors call the blueprint.
 func (b *Blueprint) title() string {
 	if b.Source == "" {

@@ -46,6 +46,9 @@ type Found struct {
 	Warnings []string
 }
 
+// BuiltIn reports whether the blueprint is one of Stillpoint's recipes.
+func (f *Found) BuiltIn() bool { return f.Source == builtIn }
+
 // Finder looks blueprints up by name.
 type Finder struct {
 	client     kubernetes.Interface
@@ -187,6 +190,10 @@ func decode(object *unstructured.Unstructured, source Source) (*Found, error) {
 func newFound(bp *Blueprint, source Source, warnings []string) *Found {
 	bp.Source = source
 	found := &Found{Blueprint: bp}
+	if names := bp.dropped(); len(names) > 0 && bp.hooked() {
+		warnings = append(warnings, fmt.Sprintf("actions that do not run here: %s; only %s and %s do: what has to run at a restore belongs into Velero's restore hooks",
+			strings.Join(names, ", "), Prehook, Posthook))
+	}
 	for _, w := range warnings {
 		found.Warnings = append(found.Warnings, fmt.Sprintf("%s: %s", bp.title(), w))
 	}

@@ -1,6 +1,7 @@
 package blueprint
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
@@ -74,6 +76,37 @@ func (t *Task) String() string {
 		}
 	}
 	return t.Func
+}
+
+// Ends reports whether the task scales a workload to 0 and waits until its pods have
+// ended.
+func (t *Task) Ends(kind, namespace, name string) bool {
+	if t.Func != "ScaleWorkload" {
+		return false
+	}
+	s, err := scalingOf(t)
+	return err == nil && s.replicas == 0 && s.wait && scalable[s.kind].kind == kind && s.namespace == namespace && s.name == name
+}
+
+// Changes reports whether the task scales, patches or deletes the object of a kind that
+// has this name, in namespace.
+func (t *Task) Changes(namespace, apiVersion, kind, name string) bool {
+	switch t.Func {
+	case "ScaleWorkload":
+		s, err := scalingOf(t)
+		return err == nil && s.namespace == namespace && scalable[s.kind].kind == kind && s.name == name
+	case "KubeOps":
+		ref, err := reference("args.objectReference", t.Args["objectReference"])
+		verb, _ := t.Args.String("operation")
+		if err != nil || verb == "create" || ref.Name != name {
+			return false
+		}
+		in, _ := t.Args.String("namespace") // prepareOperation has filled it in
+		gvk := schema.FromAPIVersionAndKind(apiVersion, kind)
+		resource, _ := meta.UnsafeGuessKindToResource(gvk)
+		return cmp.Or(ref.Namespace, in) == namespace && ref.Group == gvk.Group && ref.Resource == resource.Resource
+	}
+	return false
 }
 
 // taskKind is a function that is a task.

@@ -93,6 +93,12 @@ func (b *Bracket) Volume(ctx context.Context, volume *corev1.PersistentVolume, b
 		return err
 	}
 	claim := facts.Claim(ref.Name)
+	if claim == nil || claim.Spec.VolumeName != volume.Name { // as it was up to a minute ago
+		if facts, err = b.namespaces.Now(ctx, ref.Namespace); err != nil {
+			return err
+		}
+		claim = facts.Claim(ref.Name)
+	}
 	if claim == nil || claim.Spec.VolumeName != volume.Name {
 		return nil
 	}
@@ -136,7 +142,7 @@ func (b *Bracket) freezeOf(ctx context.Context, claim *corev1.PersistentVolumeCl
 }
 
 func (b *Bracket) decide(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (*freeze, error) {
-	recent, err := b.namespaces.Recent(ctx, claim.Namespace)
+	recent, err := b.namespaces.Current(ctx, claim.Namespace)
 	if err != nil {
 		return nil, err
 	}
@@ -158,6 +164,9 @@ func (b *Bracket) decide(ctx context.Context, claim *corev1.PersistentVolumeClai
 		return nil, nil //nolint:nilnil // as above
 	}
 	f, _, err := b.freezeNow(ctx, claim, selection.Velero, backup)
+	if f != nil && f.failed == nil {
+		f.failed = verdict.Uncalled
+	}
 	return f, err
 }
 
@@ -271,8 +280,8 @@ func (b *Bracket) block(ctx context.Context, facts *quiesce.Facts, unit workload
 	mounted := map[string]bool{claim: true}
 	for _, w := range unit.Workloads {
 		for _, other := range w.Pods {
-			if other.Name != pod && !selected.Pod(&other) {
-				continue
+			if in, err := selected.Pod(ctx, &other); other.DeletionTimestamp != nil || other.Name != pod && (err != nil || !in) {
+				continue // Velero skips a terminating one, and an error is told for the claims
 			}
 			for _, name := range workload.Claims(&other) {
 				mounted[name] = true

@@ -71,7 +71,7 @@ func newFreeze(b *Bracket, group *quiesce.Group, backup *velerov1.Backup) *freez
 
 // enter freezes on the first call and lets the others join.
 func (f *freeze) enter(ctx context.Context, claim string) error {
-	f.once(func() error { return f.begin(ctx) })
+	f.once(ctx, func() error { return f.begin(ctx) })
 	if f.failed != nil {
 		if f.group.OnError == quiesce.Continue {
 			return nil
@@ -82,7 +82,7 @@ func (f *freeze) enter(ctx context.Context, claim string) error {
 	return nil
 }
 
-func (f *freeze) once(begin func() error) {
+func (f *freeze) once(ctx context.Context, begin func() error) {
 	f.start.Do(func() {
 		f.mu.Lock()
 		for _, claim := range f.group.Claims {
@@ -94,7 +94,7 @@ func (f *freeze) once(begin func() error) {
 		}
 		if f.failed != nil {
 			close(f.over)
-			f.bracket.reporter.Failed(f.log, f.group, f.failed, f.backup.Name)
+			f.bracket.reporter.Failed(ctx, f.log, f.group, f.failed, f.backup.Name)
 		}
 	})
 }
@@ -102,7 +102,7 @@ func (f *freeze) once(begin func() error) {
 // missed is called for a claim that should have been frozen for, and has its
 // snapshot already.
 func (f *freeze) missed(ctx context.Context, claim *corev1.PersistentVolumeClaim, why string) error {
-	f.once(func() error { return fmt.Errorf("volume %s was snapshotted without a freeze: %s", claim.Name, why) })
+	f.once(ctx, func() error { return fmt.Errorf("volume %s was snapshotted without a freeze: %s", claim.Name, why) })
 	if f.failed == nil || f.group.OnError == quiesce.Continue {
 		return nil
 	}
@@ -120,7 +120,7 @@ func (f *freeze) begin(ctx context.Context) error {
 		started = f.backup.Status.StartTimestamp.Time
 	}
 	planner, plan, err := f.plan(ctx)
-	if err != nil {
+	if err != nil || plan.Empty() {
 		return err
 	}
 	if err := tooMany(len(f.group.Claims), pollInterval(), plan.QuiesceTimeout); err != nil {
@@ -265,12 +265,12 @@ func (f *freeze) hold(ctx context.Context, events <-chan snapshot.Event) {
 		}
 		break
 	}
-	f.bracket.reporter.Thawed(f.log, f.group, f.session.Report(), f.backup.Name)
+	f.bracket.reporter.Thawed(ctx, f.log, f.group, f.session.Report(), f.backup.Name)
 }
 
 // leave is called when Velero has seen the claim's snapshot cut.
 func (f *freeze) leave(ctx context.Context, claim *corev1.PersistentVolumeClaim) error {
-	if f.session == nil { // complained already
+	if f.session == nil { // complained already, or nothing is to be quiesced
 		return nil
 	}
 	f.await(claim.Name)

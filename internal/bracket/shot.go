@@ -70,7 +70,7 @@ func (b *Bracket) freezeForShot(ctx context.Context, shot snapshotter.Shot) (f *
 // decideShot finds what is frozen for the snapshot of a claim's volume; nil is
 // nothing. inUse tells whether a pod has the volume.
 func (b *Bracket) decideShot(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (f *freeze, inUse bool, err error) {
-	facts, err := b.namespaces.Recent(ctx, claim.Namespace)
+	facts, err := b.namespaces.Current(ctx, claim.Namespace)
 	if err != nil {
 		return nil, false, err
 	}
@@ -87,12 +87,18 @@ func (b *Bracket) decideShot(ctx context.Context, claim *corev1.PersistentVolume
 // shoot freezes on the first shot and lets the others join.
 func (f *freeze) shoot(ctx context.Context, shot snapshotter.Shot) error {
 	claim := shot.Volume.Spec.ClaimRef.Name
-	f.once(func() error { return f.beginShots(ctx, shot) })
+	f.once(ctx, func() error { return f.beginShots(ctx, shot) })
 	if f.failed != nil {
 		if f.group.OnError == quiesce.Continue && shot.Unquiesced == nil {
 			return shot.Take(ctx, 0)
 		}
 		return fmt.Errorf("quiesce failed, so claim %s/%s is not snapshotted: %w", f.group.Claims[0].Namespace, claim, f.failed)
+	}
+	if f.session == nil { // the plan is empty
+		if shot.Unquiesced != nil {
+			return shot.Unquiesced
+		}
+		return shot.Take(ctx, 0)
 	}
 	f.move(claim, created)
 	if broken := f.broken(); broken != nil { // thawed before this volume's turn
@@ -127,7 +133,7 @@ func (f *freeze) broken() error {
 // beginShots is begin for shots: there is no poll of Velero's to outlast.
 func (f *freeze) beginShots(ctx context.Context, shot snapshotter.Shot) error {
 	planner, plan, err := f.plan(ctx)
-	if err != nil {
+	if err != nil || plan.Empty() {
 		return err
 	}
 	if shot.Taken != nil {
@@ -158,7 +164,7 @@ func (b *Bracket) sameDoor(ctx context.Context, group *quiesce.Group, claim stri
 		case err != nil:
 			return false, err
 		case verdict.Path == path:
-			return true, nil
+			return true, verdict.Uncalled
 		case verdict.Path == selection.None:
 			if verdict.Reason != "" {
 				b.log.Infof("Claim %s/%s is not quiesced with its workload: %s", other.Namespace, other.Name, verdict.Reason)

@@ -85,6 +85,8 @@ type visit struct {
 	groups     *group.Groups
 	bracket    *bracket.Bracket
 	report     *Report
+	// components are the containers of the cluster, read when they are asked for.
+	components func() ([]component, error)
 }
 
 // Check reports what a backup would do. An error says that this is not known:
@@ -113,7 +115,7 @@ func (c *Checker) Check(ctx context.Context, options Options) (*Report, error) {
 		}
 		v.report.fail("the configuration: %v", err)
 	}
-	if err := v.selection.Policies(); err != nil {
+	if err := v.selection.Policies(ctx); err != nil {
 		if unreadable(err) {
 			return nil, err
 		}
@@ -211,6 +213,9 @@ func (v *visit) namespace(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	if unread := facts.Unread(); unread != nil {
+		v.report.Warnings = append(v.report.Warnings, fmt.Sprintf("Quiesce annotations of workloads in namespace %s cannot be looked for: %v", name, unread))
+	}
 	if len(facts.Claims()) == 0 {
 		v.report.note("Namespace %s has no claims: there is nothing to snapshot.", name)
 	}
@@ -245,6 +250,8 @@ func (v *visit) namespace(ctx context.Context, name string) error {
 	}
 	for _, idle := range facts.Idle() {
 		switch {
+		case v.options.Name == "" && idle.Warning:
+			v.report.Warnings = append(v.report.Warnings, idle.Text)
 		case v.options.Name == "":
 			v.report.note("%s", idle.Text)
 		case v.options.means(idle.Ref, idle.Is):
@@ -338,6 +345,9 @@ func (v *visit) unit(ctx context.Context, whole *quiesce.Group, invalid error) (
 	default:
 		if u.plan, u.cause = planner.Plan(ctx, frozen, v.backup); u.cause == nil && u.path == selection.Velero {
 			u.cause = bracket.Refusal(frozen.Claims, v.backup, v.server.Poll, u.plan.QuiesceTimeout)
+		}
+		if u.cause == nil {
+			v.predict(ctx, u)
 		}
 	}
 	return u, nil

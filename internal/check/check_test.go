@@ -35,7 +35,9 @@ import (
 	kubetesting "k8s.io/client-go/testing"
 	clocktesting "k8s.io/utils/clock/testing"
 	"k8s.io/utils/ptr"
+	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 	crfake "sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
@@ -273,7 +275,14 @@ func (s *scene) check(options Options) (*Report, error) {
 		}
 	}
 	clock := clocktesting.NewFakePassiveClock(time.Date(2026, 11, 21, 8, 0, 0, 0, time.UTC))
-	objects := crfake.NewClientBuilder().WithScheme(scheme).WithRuntimeObjects(all...).Build()
+	objects := crfake.NewClientBuilder().WithScheme(scheme).WithRuntimeObjects(all...).WithInterceptorFuncs(interceptor.Funcs{
+		List: func(ctx context.Context, client crclient.WithWatch, list crclient.ObjectList, options ...crclient.ListOption) error {
+			if kind := list.GetObjectKind().GroupVersionKind().Kind; s.deny != "" && strings.EqualFold(kind, strings.TrimSuffix(s.deny, "s")+"List") {
+				return apierrors.NewForbidden(corev1.Resource(s.deny), "", nil)
+			}
+			return client.List(ctx, list, options...)
+		},
+	}).Build()
 	metadata := metadatafake.NewSimpleMetadataClient(metadataScheme, parts...)
 	metadata.PrependReactor("list", "secrets", func(kubetesting.Action) (bool, runtime.Object, error) {
 		return s.deny == "secrets", nil, apierrors.NewForbidden(corev1.Resource(s.deny), "", nil)

@@ -93,6 +93,8 @@ type Quiesce struct {
 	PrepareTimeout string      `json:"prepareTimeout"`
 	QuiesceTimeout string      `json:"quiesceTimeout"`
 	OnError        string      `json:"onError"`
+	// PredictedFreeze is absent where nothing can be frozen.
+	PredictedFreeze *Freeze `json:"predictedFreeze,omitempty"`
 }
 
 // Blueprint is one of a plan, in the order of the pre commands.
@@ -157,6 +159,7 @@ type unit struct {
 	plan     *quiesce.Plan
 	sources  map[string]string // of blueprints
 	warnings []string          // of the planner
+	freeze   *Freeze
 	// cause is why nothing can be frozen.
 	cause   error
 	volumes []volume
@@ -219,12 +222,19 @@ func (r *Report) note(format string, args ...any) {
 	r.Notes = append(r.Notes, fmt.Sprintf(format, args...))
 }
 
+// noteOnce adds a note unless the report has it.
+func (r *Report) noteOnce(format string, args ...any) {
+	if !slices.Contains(r.Notes, fmt.Sprintf(format, args...)) {
+		r.note(format, args...)
+	}
+}
+
 // unread tells of kinds that could not be looked at for annotated objects.
 func (r *Report) unread(kinds []resource.Unread) {
 	var forbidden, broken []string
 	for _, kind := range kinds {
 		if kind.Broken {
-			broken = append(broken, fmt.Sprintf("%s (%s)", kind.Name, kind.Reason))
+			broken = append(broken, kind.String())
 		} else {
 			forbidden = append(forbidden, kind.Name)
 		}
@@ -387,7 +397,7 @@ func (r *Unit) judgeFreeze(u *unit) {
 
 // quiesced is the plan, or what is known without one.
 func (u *unit) quiesced() *Quiesce {
-	q := &Quiesce{Blueprints: []Blueprint{}, OnError: string(u.whole.OnError)}
+	q := &Quiesce{Blueprints: []Blueprint{}, OnError: string(u.whole.OnError), PredictedFreeze: u.freeze}
 	var prepare, limit time.Duration
 	for _, ask := range u.whole.Asks() {
 		if prepare == 0 || ask.PrepareTimeout < prepare {

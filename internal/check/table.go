@@ -86,6 +86,9 @@ func (u Unit) table(w *tabwriter.Writer) {
 			}
 		}
 		line("limits\tprepare %s, frozen %s, on error %s", q.PrepareTimeout, q.QuiesceTimeout, q.OnError)
+		if p := q.PredictedFreeze; p != nil {
+			line("freeze\tpredicted %s to %s and the time of the storage, for %s", p.Shortest, p.Longest, plural(p.Snapshots, "snapshot"))
+		}
 	} else {
 		line("quiesce\tnot asked for")
 	}

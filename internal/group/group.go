@@ -144,7 +144,7 @@ func (r *run) groupOf(ctx context.Context, claim *corev1.PersistentVolumeClaim) 
 // decide finds the claims that are snapshotted together with one. The group is
 // returned with an error when that concerns all of them.
 func (r *run) decide(ctx context.Context, claim *corev1.PersistentVolumeClaim) (*quiesce.Group, error) {
-	facts, err := r.namespaces.Recent(ctx, claim.Namespace)
+	facts, err := r.namespaces.Current(ctx, claim.Namespace)
 	if err != nil {
 		return nil, err
 	}

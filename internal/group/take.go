@@ -104,7 +104,7 @@ func (g *group) once(ctx context.Context) {
 		if g.failed == nil {
 			g.failed = g.take(ctx)
 		} else if g.quiesce.OnError == quiesce.Continue {
-			g.reporter.Failed(g.log, g.quiesce, g.failed, g.backup.Name)
+			g.reporter.Failed(ctx, g.log, g.quiesce, g.failed, g.backup.Name)
 			g.failed = g.takeUnfrozen(ctx)
 		}
 		if g.failed == nil {
@@ -265,17 +265,17 @@ func (g *group) adopt(ctx context.Context) {
 func (g *group) takeFrozen(ctx context.Context) error {
 	earlier, err := g.earlier(ctx)
 	if err != nil {
-		return g.refuse(err)
+		return g.refuse(ctx, err)
 	}
 	if earlier.failed() != nil {
-		return g.refuse(earlier.failed())
+		return g.refuse(ctx, earlier.failed())
 	}
 	if err := g.prepare(ctx); err != nil {
-		return g.refuse(err)
+		return g.refuse(ctx, err)
 	}
 	for _, name := range g.claims() {
 		if err := g.members[name].failed; err != nil {
-			return g.refuse(err)
+			return g.refuse(ctx, err)
 		}
 	}
 	if earlier != nil {
@@ -285,25 +285,30 @@ func (g *group) takeFrozen(ctx context.Context) error {
 	}
 	planner, err := quiesce.NewPlanner(ctx, g.clients, g.executor, g.log.Warnf)
 	if err != nil {
-		return g.refuse(err)
+		return g.refuse(ctx, err)
 	}
 	plan, err := planner.Plan(ctx, g.quiesce, g.backup)
 	if err != nil {
-		return g.refuse(err)
+		return g.refuse(ctx, err)
+	}
+	if plan.Empty() {
+		g.refuseUnquiesced()
+		g.create(ctx)
+		return nil
 	}
 	record, err := g.begin(ctx)
 	if err != nil {
-		return g.refuse(err)
+		return g.refuse(ctx, err)
 	}
 	session, err := quiesce.Freeze(ctx, planner.Tools, plan, g.log)
 	if err != nil {
-		return g.refuse(errors.Join(err, record.end(ctx, err)))
+		return g.refuse(ctx, errors.Join(err, record.end(ctx, err)))
 	}
 	g.create(ctx)
 	g.hold(ctx, session, min(g.reaction(), plan.QuiesceTimeout/2))
 	report := session.Report()
 	g.reporter.Quiesced(g.log, g.quiesce, plan, session, g.backup.Name)
-	g.reporter.Thawed(g.log, g.quiesce, report, g.backup.Name)
+	g.reporter.Thawed(ctx, g.log, g.quiesce, report, g.backup.Name)
 	if report.Broken == nil {
 		if err := record.end(ctx, nil); err != nil {
 			g.log.Warnf("Should the plugin's process die now, the snapshots of %s would be taken for inconsistent: %v", g.quiesce.Name(), err)
@@ -318,8 +323,8 @@ func (g *group) takeFrozen(ctx context.Context) error {
 }
 
 // refuse reports that there was no freeze.
-func (g *group) refuse(err error) error {
-	g.reporter.Failed(g.log, g.quiesce, err, g.backup.Name)
+func (g *group) refuse(ctx context.Context, err error) error {
+	g.reporter.Failed(ctx, g.log, g.quiesce, err, g.backup.Name)
 	return fmt.Errorf("quiesce failed: %w", err)
 }
 

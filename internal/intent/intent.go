@@ -26,6 +26,8 @@ type Intent struct {
 	// Name is what is quiesced, as users call it: "Deployment shop/db".
 	Name      string `json:"name"`
 	Namespace string `json:"namespace"`
+	// NamespaceUID tells the namespace from a later one of its name; "" is not known.
+	NamespaceUID types.UID `json:"namespaceUID,omitempty"`
 	// Objects get the events that tell what came of it.
 	Objects []workload.Ref `json:"objects,omitempty"`
 	// Since is when it began; Open fills in now.
@@ -81,6 +83,8 @@ type Undo struct {
 type Volume struct {
 	// Claim is the name of the PersistentVolumeClaim, in the call's namespace.
 	Claim string `json:"claim"`
+	// ClaimUID tells the claim from a later one of its name; "" is not known.
+	ClaimUID types.UID `json:"claimUID,omitempty"`
 	// MountPath is where the call's container has it.
 	MountPath string `json:"mountPath,omitempty"`
 	// Node is the name of the node, and Path where that has the volume mounted.

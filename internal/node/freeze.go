@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -13,16 +14,19 @@ import (
 // fithaw is the request FITHAW of linux/fs.h: _IOWR('X', 120, int).
 const fithaw = 0xC0045878
 
-// frozenTimes bounds how often one file system is thawed: the kernel and a
-// program may each have frozen it.
-const frozenTimes = 8
+// exitNotFrozen is the exit code if a file system was not frozen and nothing failed.
+const exitNotFrozen = 3
 
 // ThawVolumes is the subcommand: it thaws the file systems that are mounted at
 // paths, and returns its exit code. It runs in the pod that Thaw makes.
 func ThawVolumes(paths []string, stdout, stderr io.Writer) int {
+	return thawVolumes(paths, thawAt, stdout, stderr)
+}
+
+func thawVolumes(paths []string, thaw func(path string) (bool, error), stdout, stderr io.Writer) int {
 	code := 0
 	for _, path := range paths {
-		thawed, err := thawAt(path)
+		thawed, err := thaw(path)
 		switch {
 		case err != nil:
 			fmt.Fprintln(stderr, err)
@@ -31,6 +35,7 @@ func ThawVolumes(paths []string, stdout, stderr io.Writer) int {
 			fmt.Fprintln(stdout, "thawed", path)
 		default:
 			fmt.Fprintln(stdout, "not frozen:", path)
+			code = cmp.Or(code, exitNotFrozen)
 		}
 	}
 	if len(paths) == 0 {
@@ -52,14 +57,18 @@ func thawAt(path string) (bool, error) {
 		return false, err
 	}
 	defer directory.Close()
-	for times := range frozenTimes {
-		err := unix.IoctlSetInt(int(directory.Fd()), fithaw, 0)
-		if errors.Is(err, unix.EINVAL) { // it is not frozen
-			return times > 0, nil
-		}
-		if err != nil {
-			return times > 0, fmt.Errorf("ioctl FITHAW %s: %w", path, err)
-		}
+	return thawOnce(path, func() error { return unix.IoctlSetInt(int(directory.Fd()), fithaw, 0) })
+}
+
+// thawOnce makes one call for one freeze: a second one would take away the freeze of
+// another program.
+func thawOnce(path string, call func() error) (bool, error) {
+	err := call()
+	if errors.Is(err, unix.EINVAL) { // it is not frozen, or not yet
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("ioctl FITHAW %s: %w", path, err)
 	}
 	return true, nil
 }

@@ -41,6 +41,9 @@ const (
 // ErrOff says that the configuration does not allow it.
 var ErrOff = errors.New("a thaw on the node is switched off: the key nodeThaw of the configuration switches it on")
 
+// ErrNotFrozen says that a file system was not frozen, and none has failed to thaw.
+var ErrNotFrozen = errors.New("a file system was not frozen")
+
 // Thawer thaws on nodes.
 type Thawer struct {
 	kube      kubernetes.Interface
@@ -55,10 +58,10 @@ func New(clients *cluster.Clients, settings func(context.Context) (*config.Confi
 
 // Thaw thaws the file systems that are mounted at paths of a node, which must be
 // below the directory of its kubelet; those below /var/lib/kubelet are looked for
-// where the configuration has it. One that is not frozen is success; a path
-// where nothing is mounted is an error, as the file system may be frozen and
-// mounted elsewhere. It takes a minute at the most; the error is ErrOff when it is
-// not allowed.
+// where the configuration has it. Each is thawed once. A path where nothing is mounted
+// is an error, as the file system may be frozen and mounted elsewhere. It takes a
+// minute at the most. The error is ErrOff if it is not allowed, and ErrNotFrozen if a
+// file system was not frozen.
 func (t *Thawer) Thaw(ctx context.Context, node string, paths []string) error {
 	settings, err := t.settings(ctx)
 	if err != nil {
@@ -106,6 +109,9 @@ func (t *Thawer) thaw(ctx context.Context, pod *corev1.Pod) error {
 		case corev1.PodSucceeded:
 			return nil
 		case corev1.PodFailed:
+			if exitCode(made) == exitNotFrozen {
+				return ErrNotFrozen
+			}
 			return fmt.Errorf("pod %s/%s: %s", made.Namespace, made.Name, why(made))
 		default:
 		}
@@ -162,6 +168,16 @@ func podOf(namespace string, settings *config.NodeThaw, node string, paths []str
 			}}},
 		},
 	}
+}
+
+// exitCode is that of a pod's container, 0 if it has none.
+func exitCode(pod *corev1.Pod) int32 {
+	for _, status := range pod.Status.ContainerStatuses {
+		if ended := status.State.Terminated; ended != nil {
+			return ended.ExitCode
+		}
+	}
+	return 0
 }
 
 // why is what a pod says of itself.

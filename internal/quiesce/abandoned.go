@@ -81,7 +81,7 @@ func (u *Undoer) tidy(ctx context.Context, log logrus.FieldLogger) {
 // vanished tells that nothing is left of what an intent is about.
 func (u *Undoer) vanished(ctx context.Context, i *intent.Intent) bool {
 	return len(i.Undo) > 0 && !slices.ContainsFunc(i.Undo, func(undo intent.Undo) bool {
-		return vanished(ctx, u.Kube, &undo) == ""
+		return vanished(ctx, u.Kube, i, &undo) == ""
 	})
 }
 

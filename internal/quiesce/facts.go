@@ -2,6 +2,7 @@ package quiesce
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -9,8 +10,12 @@ import (
 
 	"github.com/sirupsen/logrus"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/util/retry"
 	"k8s.io/utils/clock"
 	"k8s.io/utils/lru"
 
@@ -32,11 +37,18 @@ type Facts struct {
 	annotated []resource.Object
 	// line is nil where there are no objects.
 	line lineage
+	// unread says which workloads could not be read.
+	unread error
 }
+
+// Unread says which workloads of the namespace could not be read, and why; nil
+// if all were. What their annotations ask for is not known.
+func (f *Facts) Unread() error { return f.unread }
 
 // Gather looks at a namespace. The number of its requests does not depend on
 // how many claims there are. Annotated objects are those that survey knows; nil
-// knows none. To freeze by, they must be as they are now.
+// knows none. To freeze by, they must be as they are now, and a workload that
+// cannot be read is an error; otherwise it is noted as unread.
 func Gather(ctx context.Context, kube kubernetes.Interface, survey *resource.Survey, namespace string, now bool) (*Facts, error) {
 	facts := &Facts{}
 	var err error
@@ -51,10 +63,14 @@ func Gather(ctx context.Context, kube kubernetes.Interface, survey *resource.Sur
 		return nil, fmt.Errorf("list the claims of namespace %s: %w", namespace, err)
 	}
 	facts.claims = claims.Items
-	if survey == nil || len(facts.claims) == 0 {
-		return facts, nil
+	facts.unread = facts.inventory.Unread()
+	if survey != nil && len(facts.claims) > 0 {
+		facts.unread = errors.Join(facts.unread, facts.gatherObjects(ctx, kube, survey, now))
 	}
-	return facts, facts.gatherObjects(ctx, kube, survey, now)
+	if now && facts.unread != nil {
+		return nil, facts.unread
+	}
+	return facts, nil
 }
 
 func (f *Facts) gatherObjects(ctx context.Context, kube kubernetes.Interface, survey *resource.Survey, now bool) error {
@@ -62,20 +78,14 @@ func (f *Facts) gatherObjects(ctx context.Context, kube kubernetes.Interface, su
 	if now {
 		look = survey.Now
 	}
-	view, err := look(ctx, f.namespace.Name)
-	if err != nil {
-		return err
-	}
+	view := look(ctx, f.namespace.Name)
 	templates, err := templatesOf(ctx, kube, f.namespace.Name, view)
-	if err != nil {
-		return err
-	}
 	var full *resource.Contents
 	if now {
 		full = survey.Read(ctx, slices.DeleteFunc(slices.Clone(view.Annotated), func(o resource.Object) bool { return o.Known() }))
 	}
 	f.takeObjects(view, templates, full)
-	return nil
+	return err
 }
 
 // Claims are all claims of the namespace.
@@ -100,12 +110,15 @@ const (
 
 // Namespaces gathers facts of namespaces. It is safe for concurrent use.
 type Namespaces struct {
-	kube   kubernetes.Interface
-	survey *resource.Survey
-	clock  clock.PassiveClock
+	kube     kubernetes.Interface
+	metadata metadata.Interface
+	survey   *resource.Survey
+	clock    clock.PassiveClock
+	log      logrus.FieldLogger
 
 	mu     sync.Mutex
 	recent *lru.Cache // namespace → gathered
+	told   map[string]bool
 }
 
 type gathered struct {
@@ -113,11 +126,11 @@ type gathered struct {
 	until time.Time
 }
 
-// NewNamespaces returns Namespaces. Kinds that cannot be looked at for annotated
-// objects are told to log, once.
+// NewNamespaces returns Namespaces. They log once which kinds cannot be looked at for
+// annotated objects, and which annotations are not acted on.
 func NewNamespaces(clients *cluster.Clients, clock clock.PassiveClock, log logrus.FieldLogger) *Namespaces {
 	return &Namespaces{
-		kube:   clients.Kube,
+		kube: clients.Kube, metadata: clients.Metadata, log: log, told: map[string]bool{},
 		survey: resource.NewSurvey(clients.Kube.Discovery(), clients.Metadata, clients.Dynamic, clock, IsAnnotation, log),
 		clock:  clock,
 		recent: lru.New(factsKept),
@@ -127,17 +140,42 @@ func NewNamespaces(clients *cluster.Clients, clock clock.PassiveClock, log logru
 // Unread are the kinds that could not be looked at for annotated objects.
 func (n *Namespaces) Unread() []resource.Unread { return n.survey.Unread() }
 
-// Recent gives facts that are a minute old at most: enough to see that nothing
-// is to be quiesced, which is what Velero's calls for most volumes come down to.
+// Recent gives facts that are a minute old at most: enough for what is not
+// snapshotted yet.
 func (n *Namespaces) Recent(ctx context.Context, namespace string) (*Facts, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if last, ok := n.recent.Get(namespace); ok {
-		if last, ok := last.(gathered); ok && n.clock.Now().Before(last.until) {
-			return last.Facts, nil
+	if last := n.last(namespace); last != nil {
+		return last, nil
+	}
+	return n.gather(ctx, namespace, false)
+}
+
+// Current gives facts that hold now as far as pods are concerned: enough to see that
+// nothing is to be quiesced, which is what Velero's calls for most volumes come down
+// to. While no pod changes it takes one request, for metadata.
+func (n *Namespaces) Current(ctx context.Context, namespace string) (*Facts, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if last := n.last(namespace); last != nil {
+		pods, err := n.metadata.Resource(corev1.SchemeGroupVersion.WithResource("pods")).Namespace(namespace).List(ctx, metav1.ListOptions{})
+		if err == nil && !slices.ContainsFunc(pods.Items, func(pod metav1.PartialObjectMetadata) bool {
+			return last.inventory.Changed(pod.UID, pod.ResourceVersion)
+		}) {
+			return last, nil
 		}
 	}
 	return n.gather(ctx, namespace, false)
+}
+
+// last are the facts that count as recent, nil if there are none.
+func (n *Namespaces) last(namespace string) *Facts {
+	if last, ok := n.recent.Get(namespace); ok {
+		if last, ok := last.(gathered); ok && n.clock.Now().Before(last.until) {
+			return last.Facts
+		}
+	}
+	return nil
 }
 
 // Now gathers afresh.
@@ -148,10 +186,37 @@ func (n *Namespaces) Now(ctx context.Context, namespace string) (*Facts, error) 
 }
 
 func (n *Namespaces) gather(ctx context.Context, namespace string, now bool) (*Facts, error) {
-	facts, err := Gather(ctx, n.kube, n.survey, namespace, now)
+	var facts *Facts
+	err := retry.OnError(gatherAgain, passing, func() (err error) {
+		facts, err = Gather(ctx, n.kube, n.survey, namespace, now)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
+	for _, idle := range facts.Idle() {
+		switch {
+		case n.told[idle.Text]:
+		case idle.Warning:
+			n.log.Warn(idle.Text)
+		default:
+			n.log.Info(idle.Text)
+		}
+		n.told[idle.Text] = true
+	}
+	if facts.unread != nil { // the next call tries again
+		n.log.Warnf("Quiesce annotations of workloads in namespace %s cannot be looked for: %v; what they ask for is not known, and not done", namespace, facts.unread)
+		return facts, nil
+	}
 	n.recent.Add(namespace, gathered{facts, n.clock.Now().Add(factsLife)})
 	return facts, nil
+}
+
+// gatherAgain is how long a moment's trouble of the API server is waited out.
+var gatherAgain = wait.Backoff{Steps: 4, Duration: 250 * time.Millisecond, Factor: 2}
+
+// passing reports whether an error is one that may be gone at the next try.
+func passing(err error) bool {
+	return apierrors.IsTooManyRequests(err) || apierrors.IsServerTimeout(err) || apierrors.IsTimeout(err) ||
+		apierrors.IsServiceUnavailable(err) || apierrors.IsInternalError(err)
 }

@@ -26,15 +26,6 @@ const (
 	thawFunction   = "ThawFileSystems"
 )
 
-// unfreezeScript takes a file system that is not frozen for success: the
-// deadline of a guard may have been quicker. The first line is the one that
-// counts, and forks as little as can be.
-const unfreezeScript = `fsfreeze --unfreeze "$1" 2>/dev/null && exit 0
-said=$(LC_ALL=C fsfreeze --unfreeze "$1" 2>&1) && exit 0
-case $said in *'Invalid argument'*) exit 0;; esac
-echo "$said" >&2
-exit 1`
-
 // fileSystems finds the file systems of claims, each once, and the containers
 // to freeze them from. It belongs to one plan: pre and post see one choice.
 type fileSystems struct {
@@ -112,7 +103,7 @@ func (f *fileSystems) functions(pods []corev1.Pod) map[string]blueprint.Function
 	}
 	return map[string]blueprint.Function{
 		freezeFunction: function(func(path string) []string { return []string{"fsfreeze", "--freeze", path} }),
-		thawFunction:   function(func(path string) []string { return []string{"sh", "-c", unfreezeScript, "stillpoint", path} }),
+		thawFunction:   function(func(path string) []string { return []string{"fsfreeze", "--unfreeze", path} }),
 	}
 }
 
@@ -207,12 +198,17 @@ func (f *fileSystems) candidates(pods []corev1.Pod, container string, paths []st
 	var claims []string
 	mounts := map[string][]workload.Mount{}
 	for i := range pods {
+		for name := range f.claims {
+			if workload.Uses(&pods[i], name) && !slices.Contains(claims, name) {
+				claims = append(claims, name)
+			}
+		}
+		if workload.Unreachable(&pods[i]) != "" {
+			continue
+		}
 		for _, mount := range workload.Mounts(&pods[i]) {
 			if _, ok := f.claims[mount.Claim]; !ok {
 				continue
-			}
-			if !slices.Contains(claims, mount.Claim) {
-				claims = append(claims, mount.Claim)
 			}
 			if container == "" || mount.Container == container {
 				mounts[mount.Claim] = append(mounts[mount.Claim], mount)
@@ -227,6 +223,9 @@ func (f *fileSystems) candidates(pods []corev1.Pod, container string, paths []st
 			return nil, err
 		}
 		what := fmt.Sprintf("claim %s/%s", claim.Namespace, name)
+		if len(mounts[name]) == 0 && container == "" {
+			return nil, fmt.Errorf("%s cannot be frozen: no container that mounts it runs: %s", what, waiting(pods, name))
+		}
 		if len(mounts[name]) == 0 {
 			return nil, fmt.Errorf("%s: option container: %q does not mount it in any running pod", what, container)
 		}
@@ -235,6 +234,17 @@ func (f *fileSystems) candidates(pods []corev1.Pod, container string, paths []st
 		candidates = append(candidates, candidate{what: what, mounts: mounts[name]})
 	}
 	return candidates, nil
+}
+
+// waiting are the pods that use a claim, with the states of their containers.
+func waiting(pods []corev1.Pod, claim string) string {
+	var all []string
+	for i := range pods {
+		if workload.Uses(&pods[i], claim) {
+			all = append(all, fmt.Sprintf("pod %s: %s", pods[i].Name, states(&pods[i])))
+		}
+	}
+	return strings.Join(all, "; ")
 }
 
 // byPath lists what the option paths names: mount paths of claims.
@@ -250,7 +260,7 @@ func (f *fileSystems) byPath(pods []corev1.Pod, container string, paths []string
 			}
 			of := candidate{what: fmt.Sprintf("path %s of pod %s/%s", wanted, pods[i].Namespace, pods[i].Name)}
 			for _, c := range slices.Concat(pods[i].Spec.InitContainers, pods[i].Spec.Containers) {
-				if !slices.Contains(workload.RunningContainers(&pods[i]), c.Name) || (container != "" && c.Name != container) {
+				if !slices.Contains(workload.RunningContainers(&pods[i]), c.Name) || workload.Unreachable(&pods[i]) != "" || (container != "" && c.Name != container) {
 					continue
 				}
 				for _, vm := range c.VolumeMounts {

@@ -376,7 +376,7 @@ func TestFunctionsFreezeAndThawTheSame(t *testing.T) {
 			require.Len(t, thaws, len(test.paths))
 			for i, path := range test.paths {
 				assert.Equal(t, []string{"fsfreeze", "--freeze", path}, freezes[i].Command)
-				assert.Equal(t, []string{"sh", "-c", unfreezeScript, "stillpoint", path}, thaws[i].Command)
+				assert.Equal(t, []string{"fsfreeze", "--unfreeze", path}, thaws[i].Command)
 				assert.Equal(t, containerOf(freezes[i]), containerOf(thaws[i]))
 			}
 		})

@@ -24,8 +24,9 @@ type Group struct {
 	// OnError is valid even when the rest is not.
 	OnError OnError
 
-	parts []part
-	of    string // the claim that the group was found by
+	namespace *corev1.Namespace // of the claims
+	parts     []part
+	of        string // the claim that the group was found by
 }
 
 // part is the share that one workload has in a group, or one object that is none
@@ -52,7 +53,7 @@ func (p part) standsFor(claim string) bool {
 	if p.object != nil {
 		return p.claims[claim]
 	}
-	return mounts(p.workload, claim)
+	return uses(p.workload, claim)
 }
 
 // Asked tells whether anything is to be quiesced.
@@ -78,7 +79,9 @@ func (g *Group) Name() string {
 		if part.claim != nil {
 			return claimName(part.claim)
 		}
-		names = append(names, part.workload.String())
+		if name := part.workload.String(); !slices.Contains(names, name) {
+			names = append(names, name)
+		}
 	}
 	if len(names) == 0 {
 		for i := range g.Claims {
@@ -114,7 +117,9 @@ func claimName(claim *corev1.PersistentVolumeClaim) string {
 func (g *Group) Objects() []workload.Ref {
 	var refs []workload.Ref
 	for _, part := range g.quiesced() {
-		refs = append(refs, part.workload.Ref)
+		if !slices.Contains(refs, part.workload.Ref) {
+			refs = append(refs, part.workload.Ref)
+		}
 	}
 	return refs
 }
@@ -125,7 +130,7 @@ func (g *Group) Objects() []workload.Ref {
 // itself. Where nothing is to be quiesced, a group is what is snapshotted
 // together. It is returned even with an error, as far as it is known.
 func (f *Facts) Group(claim *corev1.PersistentVolumeClaim) (*Group, error) {
-	group := &Group{OnError: Fail, Claims: []corev1.PersistentVolumeClaim{*claim}, of: claim.Name}
+	group := &Group{OnError: Fail, Claims: []corev1.PersistentVolumeClaim{*claim}, namespace: f.namespace, of: claim.Name}
 	own, err := f.own(claim)
 	if err != nil {
 		return group, err
@@ -149,8 +154,8 @@ func (f *Facts) Group(claim *corev1.PersistentVolumeClaim) (*Group, error) {
 			take(o.part(), o.invalid)
 		}
 	}
-	for _, w := range group.Unit.Workloads {
-		if own && !mounts(w, claim.Name) {
+	for _, w := range individuals(group.Unit.Workloads) {
+		if own && !uses(w, claim.Name) {
 			continue
 		}
 		take(f.part(w, claim, own))
@@ -217,7 +222,7 @@ func (f *Facts) Asked(pod *corev1.Pod) (workload.Unit, bool) {
 			return whole, true
 		}
 	}
-	for _, w := range unit.Workloads {
+	for _, w := range individuals(unit.Workloads) {
 		part, err := f.part(w, nil, false)
 		if err != nil || len(part.settings.Blueprints) > 0 {
 			return unit, true
@@ -245,15 +250,44 @@ func strictest(before bool, next, so OnError) OnError {
 	return so
 }
 
-// InUse tells whether a pod that runs, or is about to, mounts a claim.
+// InUse reports whether a pod writes to a claim, or may at any moment.
 func (g *Group) InUse(claim string) bool {
-	return slices.ContainsFunc(g.Unit.Workloads, func(w workload.Workload) bool { return mounts(w, claim) })
+	return slices.ContainsFunc(g.Unit.Workloads, func(w workload.Workload) bool { return uses(w, claim) })
 }
 
-func mounts(w workload.Workload, claim string) bool {
-	return slices.ContainsFunc(w.Pods, func(pod corev1.Pod) bool {
-		return slices.ContainsFunc(workload.Mounts(&pod), func(m workload.Mount) bool { return m.Claim == claim })
-	})
+func uses(w workload.Workload, claim string) bool {
+	return slices.ContainsFunc(w.Pods, func(pod corev1.Pod) bool { return workload.Uses(&pod, claim) })
+}
+
+// individuals replaces a workload by one for each of its pods where pods of one
+// revision have different annotations: no rollout changes these, but an operator
+// that annotates the one pod of its cluster which is to be quiesced.
+func individuals(workloads []workload.Workload) []workload.Workload {
+	var all []workload.Workload
+	for _, w := range workloads {
+		first := slices.IndexFunc(w.Pods, func(pod corev1.Pod) bool { return !maps.Equal(domain(pod.Annotations), domain(w.Pods[0].Annotations)) })
+		rollout := slices.ContainsFunc(w.Pods, func(pod corev1.Pod) bool { return revisionOf(&pod) != revisionOf(&w.Pods[0]) })
+		if first < 0 || rollout {
+			all = append(all, w)
+			continue
+		}
+		for i := range w.Pods {
+			one := w
+			one.Pods = w.Pods[i : i+1]
+			one.CurrentPods = workload.Reachable(one.Pods)
+			all = append(all, one)
+		}
+	}
+	return all
+}
+
+// revisionOf is what tells pods of one controller apart by the template they are of.
+func revisionOf(pod *corev1.Pod) string {
+	revision := pod.Labels["controller-revision-hash"]
+	if owner := metav1.GetControllerOf(pod); owner != nil {
+		revision += "/" + owner.Name
+	}
+	return revision
 }
 
 // hasOwn tells whether a claim itself says what to do for it. Other settings on
@@ -308,14 +342,14 @@ func newPart(w workload.Workload, namespace *corev1.Namespace, claim *corev1.Per
 		sources []func() (map[string]any, error)
 	)
 	add := func(name string, annotations map[string]string, source func() (map[string]any, error)) {
-		layers = append(layers, Layer{Object: name, Annotations: annotations})
+		layers = append(layers, Layer{Object: name, Annotations: annotations, Workload: true})
 		sources = append(sources, source)
 	}
 	if own {
 		add(claimName(claim), claim.Annotations, func() (map[string]any, error) {
 			return asMap("v1", "PersistentVolumeClaim", claim)
 		})
-		layers[0].Claim = true
+		layers[0].Claim, layers[0].Workload = true, false
 	}
 	if w.Kind != "Pod" {
 		template, err := templateAnnotations(w)
@@ -333,6 +367,7 @@ func newPart(w workload.Workload, namespace *corev1.Namespace, claim *corev1.Per
 		add(w.String(), w.Object.GetAnnotations(), func() (map[string]any, error) { return asMap(w.APIVersion, w.Kind, w.Object) })
 	}
 	add("Namespace "+namespace.Name, namespace.Annotations, func() (map[string]any, error) { return asMap("v1", "Namespace", namespace) })
+	layers[len(layers)-1].Workload = false
 
 	var err error
 	if result.settings, err = Resolve(layers); err != nil {
@@ -354,22 +389,27 @@ func newPart(w workload.Workload, namespace *corev1.Namespace, claim *corev1.Per
 // which carry what its template says. Pods that disagree, as in the middle of a
 // rollout, are an error: neither can be taken for what the user means now.
 func templateAnnotations(w workload.Workload) (map[string]string, error) {
-	var first map[string]string
-	for i, pod := range w.Pods {
-		ours := map[string]string{}
-		for key, value := range pod.Annotations {
-			if strings.HasPrefix(key, AnnotationDomain) || strings.HasPrefix(key, AnnotationOptionPrefix) || key == AnnotationKanister {
-				ours[key] = value
-			}
-		}
-		if i == 0 {
-			first = ours
-		} else if !maps.Equal(first, ours) {
-			return nil, fmt.Errorf("%s: pods %s and %s have different quiesce annotations; wait for the rollout to end, or annotate the %s itself",
-				w, w.Pods[0].Name, pod.Name, w.Kind)
+	pods := slices.DeleteFunc(slices.Clone(w.Pods), func(pod corev1.Pod) bool { return pod.DeletionTimestamp != nil })
+	if len(pods) == 0 {
+		pods = w.Pods
+	}
+	first := domain(pods[0].Annotations)
+	for _, pod := range pods {
+		if !maps.Equal(first, domain(pod.Annotations)) {
+			return nil, fmt.Errorf("%s: pods %s and %s, which are of different revisions, have different quiesce annotations; wait for the rollout to end",
+				w, pods[0].Name, pod.Name)
 		}
 	}
 	return first, nil
+}
+
+// domain are the annotations that are ours, or look so.
+func domain(annotations map[string]string) map[string]string {
+	found := maps.Clone(annotations)
+	maps.DeleteFunc(found, func(key, _ string) bool {
+		return !strings.HasPrefix(key, AnnotationDomain) && !strings.HasPrefix(key, AnnotationOptionPrefix) && key != AnnotationKanister
+	})
+	return found
 }
 
 func asMap(apiVersion, kind string, object any) (map[string]any, error) {

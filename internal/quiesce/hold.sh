@@ -13,8 +13,8 @@
 #   begin      tell the client to begin
 #   thaw       tell it to end
 #   release    leave
-# Standard output: armed PID, holding, ended CODE when the client has ended, and
-# what the client prints. `stillpoint: end` closes what it prints to standard error.
+# Standard output: armed PID, holding, thawing when it was told to thaw while the
+# client lived, ended CODE when the client has ended, and what the client prints. `stillpoint: end` closes what it prints to standard error.
 begin= end=
 while IFS= read -r line; do
 	case $line in
@@ -46,7 +46,10 @@ exec 3>&1 4<&0
 			echo holding >&3
 			;;
 		begin) printf '%s' "$begin" ;;
-		thaw) printf '%s' "$end" ;;
+		thaw)
+			kill -0 "$client" 2>/dev/null && echo thawing >&3
+			printf '%s' "$end"
+			;;
 		release) break ;;
 		esac
 	done

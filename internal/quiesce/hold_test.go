@@ -192,10 +192,10 @@ func TestClientIsEndedByItsMark(t *testing.T) {
 		pid := d.process(t)
 		other := endClient(session.targets()[0])
 		other.Command[len(other.Command)-1] = "session-2"
-		_, err = session.once(t.Context(), other)
+		_, _, err = session.once(t.Context(), other)
 		require.NoError(t, err)
 		assert.NoError(t, syscall.Kill(pid, 0), "a process of another session was killed")
-		_, err = session.once(t.Context(), endClient(session.targets()[0]))
+		_, _, err = session.once(t.Context(), endClient(session.targets()[0]))
 		require.NoError(t, err)
 		<-session.Thawed()
 		gone(t, pid, 5*time.Second)

@@ -147,9 +147,12 @@ func (p inPods) container(pod *corev1.Pod, named string) (string, error) {
 		}
 		return named, nil
 	}
+	active := workload.Active(pod)
 	for _, container := range pod.Spec.Containers {
-		mounts := slices.ContainsFunc(workload.Mounts(pod), func(m workload.Mount) bool { return m.Container == container.Name })
-		if mounts && slices.Contains(running, container.Name) {
+		if state, ok := active[container.Name]; ok && workload.MountsClaim(pod, container.Name) {
+			if state != "" {
+				return "", fmt.Errorf("container %s of pod %s/%s, which mounts a claim, does not run: %s; name another one by args.container", container.Name, pod.Namespace, pod.Name, state)
+			}
 			return container.Name, nil
 		}
 	}

@@ -318,12 +318,26 @@ func templatesOf(ctx context.Context, kube kubernetes.Interface, namespace strin
 // part is the object's share of a group.
 func (o *object) part() part {
 	return part{
-		workload: workload.Workload{Ref: o.Ref, Object: o.content, Pods: o.pods, CurrentPods: o.pods},
+		workload: workload.Workload{Ref: o.Ref, Object: o.content, Pods: o.pods, CurrentPods: o.current()},
 		settings: o.settings,
 		source:   o.content.Object,
 		claims:   o.claims,
 		object:   o,
 	}
+}
+
+// current are the pods that templates see: of an OpenShift DeploymentConfig those of
+// its current deployment, otherwise all that hooks can reach.
+func (o *object) current() []corev1.Pod {
+	pods := workload.Reachable(o.pods)
+	if o.Kind != "DeploymentConfig" {
+		return pods
+	}
+	version, found, err := unstructured.NestedInt64(o.content.Object, "status", "latestVersion")
+	return slices.DeleteFunc(pods, func(pod corev1.Pod) bool {
+		other := found && err == nil && pod.Labels["deployment"] != fmt.Sprintf("%s-%d", o.Name, version)
+		return pod.Labels["deploymentconfig"] != o.Name || other
+	})
 }
 
 // mask knows the values of an annotated Secret, which templates see as .Object.
@@ -468,12 +482,28 @@ type Idle struct {
 	Standing
 	// Text says so and why, in a sentence.
 	Text string
+	// Warning is set where pods run that the annotations are probably meant for.
+	Warning bool
 }
 
-// Idle are the annotated objects and workloads of the namespace without a
-// volume to stand for.
+// Idle are the annotated objects and workloads of the namespace without a volume to
+// stand for, and controllers between pods and the controller whose annotations count.
 func (f *Facts) Idle() []Idle {
 	var all []Idle
+	between := f.inventory.Between()
+	for _, ref := range slices.SortedFunc(maps.Keys(between), func(a, b workload.Ref) int { return cmp.Compare(a.String(), b.String()) }) {
+		b := between[ref]
+		said := ours(b.Object.GetAnnotations())
+		top := f.inventory.Top(b.Top)
+		repeated := top != nil && maps.Equal(said, ours(top.GetAnnotations())) || f.repeated(said, metav1.OwnerReference{UID: b.Top.UID}) != nil
+		if len(said) > 0 && !repeated {
+			all = append(all, Idle{
+				Standing: Standing{Ref: ref},
+				Text:     fmt.Sprintf("The annotations of %s are not acted on, since it belongs to %s: annotate that.", ref, b.Top),
+				Warning:  b.Top.Kind != "Deployment", // which leaves copies of annotations that it has no more
+			})
+		}
+	}
 	idle := func(of resource.Object, why string) {
 		all = append(all, Idle{
 			Standing: Standing{Ref: of.Ref, names: of.Names},
@@ -491,7 +521,7 @@ func (f *Facts) Idle() []Idle {
 	}
 	for _, w := range f.annotated {
 		settings, err := Resolve([]Layer{{Object: w.String(), Annotations: w.Annotations}})
-		if (err == nil && len(settings.Blueprints) == 0) || f.inventory.Runs(w.UID) {
+		if _, counts := between[w.Ref]; counts || (err == nil && len(settings.Blueprints) == 0) || f.inventory.Runs(w.UID) {
 			continue
 		}
 		if f.repeated(w.Annotations, ownersOf(f.line[w.UID])...) == nil {

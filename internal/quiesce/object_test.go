@@ -457,7 +457,7 @@ func TestPlanOfObjects(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, []string{"pg", "set", "fsfreeze", "fsfreeze"}, plan.Blueprints())
 	assert.Equal(t, []string{"db-0/pg: pre Database 3 app true", "db-1/pg: pre StatefulSet", "db-0/pg: fsfreeze /data", "db-1/pg: fsfreeze /data"}, commands(plan.Hooks, pres))
-	assert.Equal(t, []string{"db-0/pg: post Database 3 app true", "db-1/pg: post StatefulSet", "db-0/pg: sh /data", "db-1/pg: sh /data"}, commands(plan.Hooks, posts))
+	assert.Equal(t, []string{"db-0/pg: post Database 3 app true", "db-1/pg: post StatefulSet", "db-0/pg: fsfreeze /data", "db-1/pg: fsfreeze /data"}, commands(plan.Hooks, posts))
 	assert.Equal(t, []string{"Database shop/db", "StatefulSet shop/db"}, []string{group.Objects()[0].String(), group.Objects()[1].String()})
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
 )
@@ -78,6 +77,7 @@ func (s *Session) start(ctx context.Context, o *opening, hook *Hook, step *bluep
 func (s *Session) openPre(ctx context.Context, p *pre, o *opening) {
 	for _, call := range p.step.Calls {
 		r := &runner{call: call}
+		_, r.alone = fileSystem(call.Command)
 		p.runners = append(p.runners, r)
 		if call.Hold == nil {
 			s.start(ctx, o, p.hook, p.step, call, runnerScript, &r.shell)
@@ -101,6 +101,7 @@ func (s *Session) openPost(ctx context.Context, p *post, o *opening) {
 	}
 }
 
+// closePres closes the shells of the pre commands.
 func (s *Session) closePres() {
 	for _, p := range s.pres {
 		for _, r := range p.runners {
@@ -121,23 +122,16 @@ func (s *Session) holder(hook *Hook, call blueprint.Call) *target {
 	return nil
 }
 
-// release lets go of all guards that are left. They leave without a word; one
-// whose post command did not succeed goes on trying by itself.
-func (s *Session) release() {
+// release lets go of all guards that are left. They leave without a word; one whose
+// post command is not confirmed goes on trying by itself.
+func (s *Session) release(ctx context.Context) {
 	for _, t := range s.targets() {
-		if t.guard == nil {
-			continue
+		switch {
+		case t.guard == nil:
+		case s.state(t).due() && t.call.Hold == nil:
+			t.guard.close()
+		default:
+			go t.guard.release(ctx)
 		}
-		go func() {
-			defer t.guard.close()
-			if t.due && t.call.Hold == nil {
-				return
-			}
-			_ = t.guard.send("release")
-			select {
-			case <-t.guard.ended:
-			case <-time.After(postLimit):
-			}
-		}()
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
@@ -44,7 +43,7 @@ func (s *Session) undo(targets []*target) []intent.Undo {
 				call = endClient(t)
 			}
 			u.Call, u.Volumes = &call, s.plan.volumes(call)
-			u.Guarded = t.guard != nil && !t.hook.disruptive()
+			u.Guarded = t.guard != nil && !s.plan.ends(t)
 		}
 		undo = append(undo, u)
 	}
@@ -56,7 +55,7 @@ func (s *Session) undo(targets []*target) []intent.Undo {
 func endClient(t *target) blueprint.Call {
 	client := ""
 	if t.guard != nil {
-		client = t.guard.client
+		client = t.guard.process
 	}
 	return blueprint.Call{
 		Namespace: t.call.Namespace, Pod: t.call.Pod, Container: t.call.Container,
@@ -102,15 +101,16 @@ func (s *Session) settle(ctx context.Context, stuck error) {
 		err = s.tools.Intents.Close(ctx, s.owed.ID)
 	} else {
 		s.owed.Holder, s.owed.Tried, s.owed.Failure = intent.Holder{}, time.Now(), stuck.Error()
-		err = s.amend(ctx, slices.DeleteFunc(s.due(), func(t *target) bool { return t.done }))
+		err = s.amend(ctx, s.due())
 	}
 	switch {
 	case errors.Is(err, intent.ErrTaken):
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.report.Broken == nil {
-			s.report.Broken = err
+		if s.report.Broken != nil { // which is how it was noticed
+			err = fmt.Errorf("%w; %w", err, s.report.Broken)
 		}
+		s.report.Broken = err
 	case err != nil:
 		s.log.Warnf("The record of what %s was owed stays: %v", s.plan.Name, s.masked(err))
 	}

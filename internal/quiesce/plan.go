@@ -36,13 +36,17 @@ type Plan struct {
 	// session has begun.
 	Owed intent.Intent
 
-	// Alternatives gives other ways to run a post command whose own container
-	// cannot; nil means that there are none.
-	Alternatives func(ctx context.Context, call blueprint.Call) []blueprint.Call
+	// Alternatives gives, for each file system that a post command thaws, the commands
+	// that thaw it in other containers; nil means that there are none.
+	Alternatives func(ctx context.Context, call blueprint.Call) [][]blueprint.Call
+	// Gone reports whether no process of call's container can be left; nil knows none.
+	Gone func(ctx context.Context, call blueprint.Call) bool
+	// Ends reports whether a hook itself ends the pod of a call; nil ends none.
+	Ends func(hook *Hook, call blueprint.Call) bool
 	// ByHand tells a person how to run a post command; nil says nothing.
 	ByHand func(call blueprint.Call) string
-	// Volumes are the file systems that call's container has mounted, as their
-	// node sees them; nil knows none.
+	// Volumes are the file systems that a post command thaws, as their node sees them;
+	// nil knows none.
 	Volumes func(call blueprint.Call) []intent.Volume
 }
 
@@ -53,14 +57,6 @@ type Hook struct {
 	// Script renders what cannot be rendered before a phase has run, and is told
 	// what phases put out; nil where everything is rendered.
 	Script *blueprint.Script
-}
-
-// disruptive tells whether the hook may end containers, and with them the guards
-// that stand there: losing one is no surprise then.
-func (h *Hook) disruptive() bool {
-	return slices.ContainsFunc(slices.Concat(h.Pre, h.Post), func(step *blueprint.Step) bool {
-		return step.Task != nil && slices.Contains([]string{"ScaleWorkload", "KubeOps"}, step.Task.Func)
-	})
 }
 
 // waiting tells whether a phase of the posthook is not rendered yet.
@@ -77,6 +73,11 @@ func (h *Hook) prepares(container cluster.Container) bool {
 	})
 }
 
+// Empty reports whether the plan runs nothing: its blueprints have no hooks.
+func (p *Plan) Empty() bool {
+	return !slices.ContainsFunc(p.Hooks, func(h Hook) bool { return len(h.Pre)+len(h.Post) > 0 })
+}
+
 // Blueprints returns the names of the blueprints, in the order of the pre commands.
 func (p *Plan) Blueprints() []string {
 	names := make([]string, len(p.Hooks))
@@ -86,12 +87,19 @@ func (p *Plan) Blueprints() []string {
 	return names
 }
 
-func (p *Plan) alternatives(ctx context.Context, call blueprint.Call) []blueprint.Call {
+func (p *Plan) alternatives(ctx context.Context, call blueprint.Call) [][]blueprint.Call {
 	if p.Alternatives == nil {
 		return nil
 	}
 	return p.Alternatives(ctx, call)
 }
+
+func (p *Plan) gone(ctx context.Context, call blueprint.Call) bool {
+	return p.Gone != nil && p.Gone(ctx, call)
+}
+
+// ends reports whether the loss of a target's guard is no surprise.
+func (p *Plan) ends(t *target) bool { return p.Ends != nil && p.Ends(t.hook, t.call) }
 
 func (p *Plan) byHand(call blueprint.Call) string {
 	if p.ByHand == nil {

@@ -1,13 +1,16 @@
 package quiesce
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/utils/clock"
 
@@ -72,6 +75,9 @@ func (p *Planner) Plan(ctx context.Context, group *Group, backup *velerov1.Backu
 		Backup: backup.Name, BackupUID: backup.UID,
 		Name: plan.Name, Namespace: namespace, Objects: group.Objects(),
 	}
+	if group.namespace != nil {
+		plan.Owed.NamespaceUID = group.namespace.UID
+	}
 	started := p.Clock.Now()
 	if backup.Status.StartTimestamp != nil {
 		started = backup.Status.StartTimestamp.Time
@@ -98,6 +104,7 @@ func (p *Planner) Plan(ctx context.Context, group *Group, backup *velerov1.Backu
 	plan.Flush = flushes(plan.Hooks)
 	rescue := &rescue{kube: p.Kube, group: group}
 	plan.Alternatives, plan.ByHand, plan.Volumes = rescue.alternatives, rescue.byHand, rescue.volumes
+	plan.Ends, plan.Gone = rescue.ends, func(ctx context.Context, call blueprint.Call) bool { return containerGone(ctx, p.Kube, call) }
 	return plan, nil
 }
 
@@ -125,10 +132,23 @@ func (p *Planner) hook(ctx context.Context, name string, part part, files *fileS
 	for _, warning := range found.Warnings {
 		p.Warn("Blueprint %s (%s): %s", name, found.Source, warning)
 	}
+	if err := part.permit(name, found); err != nil {
+		return hook, mask, err
+	}
+	if advice := found.WithoutHooks(); advice != "" {
+		p.Warn("Nothing is quiesced by blueprint %s (%s), which %s names: %s", name, found.Source, part.settings.Source, advice)
+		return hook, mask, nil
+	}
+	scales := found.Calls(scaleFunction)
+	if !scales { // else it is known only later whether pods end
+		if err := part.missed(found.Blueprint, files.claims); err != nil {
+			return hook, mask, err
+		}
+	}
 	functions := blueprint.KubeFunctions(blueprint.NewPods(p.Kube))
 	maps.Copy(functions, blueprint.TaskFunctions(p.Tasks))
 	maps.Copy(functions, files.functions(part.workload.Pods))
-	maps.Copy(functions, inPods{part.workload.Namespace, part.workload.CurrentPods, session}.functions())
+	maps.Copy(functions, inPods{part.workload.Namespace, part.reachable(), session}.functions())
 	renderer := &blueprint.Renderer{
 		Functions: functions,
 		Objects:   blueprint.NewObjects(p.Kube),
@@ -139,6 +159,11 @@ func (p *Planner) hook(ctx context.Context, name string, part part, files *fileS
 		return hook, mask, err
 	}
 	hook.Pre, hook.Post, hook.Script = script.Pre, script.Post, script
+	if scales && !part.ends(hook.Pre) {
+		if err := part.missed(found.Blueprint, files.claims); err != nil {
+			return hook, mask, err
+		}
+	}
 	for _, step := range slices.Concat(hook.Pre, hook.Post) {
 		if step.Task != nil {
 			step.Task.Owner = session
@@ -148,6 +173,67 @@ func (p *Planner) hook(ctx context.Context, name string, part part, files *fileS
 		return hook, mask, err
 	}
 	return hook, mask, unthawed(hook)
+}
+
+// scaleFunction is Kanister's function that can end all pods of a workload.
+const scaleFunction = "ScaleWorkload"
+
+// reachable are the pods in which hooks can run commands, those of the current
+// revision first.
+func (p part) reachable() []corev1.Pod {
+	pods := slices.Clone(p.workload.CurrentPods)
+	for _, pod := range workload.Reachable(p.workload.Pods) {
+		if !slices.ContainsFunc(pods, func(known corev1.Pod) bool { return known.Name == pod.Name }) {
+			pods = append(pods, pod)
+		}
+	}
+	return pods
+}
+
+// ends reports whether steps scale the workload to 0, which ends pods that nothing
+// else could quiesce.
+func (p part) ends(steps []*blueprint.Step) bool {
+	return slices.ContainsFunc(steps, func(step *blueprint.Step) bool {
+		return step.Task != nil && step.Task.Ends(p.workload.Kind, p.workload.Namespace, p.workload.Name)
+	})
+}
+
+// missed returns an error if a pod uses one of the claims that are to be quiesced,
+// and no hook can run in that pod. A file system can be frozen from another pod.
+func (p part) missed(bp *blueprint.Blueprint, claims map[string]corev1.PersistentVolumeClaim) error {
+	files := bp.Calls(freezeFunction)
+	inPods := bp.Calls(runFunction) || bp.Calls(holdFunction)
+	if bp.Actions[blueprint.Prehook] == nil || p.object != nil && !files && !inPods {
+		return nil // hooks of other objects name their pods themselves
+	}
+	onlyFiles := files && !inPods && !bp.Calls("KubeExec") && !bp.Calls("KubeExecAll")
+	for _, pod := range p.workload.Pods {
+		why := workload.Unreachable(&pod)
+		for _, claim := range slices.Sorted(maps.Keys(claims)) {
+			if why == "" || !p.standsFor(claim) || !workload.Uses(&pod, claim) {
+				continue
+			}
+			elsewhere := func(other corev1.Pod) bool {
+				return slices.ContainsFunc(workload.Mounts(&other), func(m workload.Mount) bool { return m.Claim == claim })
+			}
+			if onlyFiles && slices.ContainsFunc(p.reachable(), elsewhere) {
+				continue
+			}
+			return fmt.Errorf("pod %s/%s %s and can write to claim %s, so no hook can run in it (%s); back up again when it has ended, or runs",
+				pod.Namespace, pod.Name, why, claim, states(&pod))
+		}
+	}
+	return nil
+}
+
+// states are the active containers of a pod, and why they do not run.
+func states(pod *corev1.Pod) string {
+	var all []string
+	active := workload.Active(pod)
+	for _, name := range slices.Sorted(maps.Keys(active)) {
+		all = append(all, fmt.Sprintf("container %s: %s", name, cmp.Or(active[name], "running")))
+	}
+	return strings.Join(all, ", ")
 }
 
 // params are what templates see.
@@ -184,6 +270,9 @@ func (p part) params(started time.Time) blueprint.Params {
 	case "StatefulSet":
 		set := blueprint.StatefulSet(described)
 		params.StatefulSet = &set
+	case "DeploymentConfig":
+		config := blueprint.DeploymentConfig(described)
+		params.DeploymentConfig = &config
 	}
 	return params
 }

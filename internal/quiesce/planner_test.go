@@ -290,12 +290,11 @@ func TestGroup(t *testing.T) {
 		"pods that disagree": {
 			objects: [][]runtime.Object{
 				namespace(), claims("data"),
-				deployment("db", nil,
-					annotatedPod(pod("db-a", "n1", volume{"pg", "data", "/data", ""}), AnnotationQuiesce, "fsfreeze"),
-					annotatedPod(pod("db-b", "n1", volume{"pg", "data", "/data", ""}), AnnotationQuiesce, "fsfreeze", AnnotationQuiesceTimeout, "10s")),
+				deployment("db", nil, annotatedPod(pod("db-a", "n1", volume{"pg", "data", "/data", ""}), AnnotationQuiesce, "fsfreeze")),
+				replicaSet("db", "2", annotatedPod(pod("db-b", "n1", volume{"pg", "data", "/data", ""}), AnnotationQuiesce, "fsfreeze", AnnotationQuiesceTimeout, "10s")),
 			},
 			of: "data", name: "Deployment shop/db", claims: []string{"data"}, onError: Fail,
-			text: "Deployment shop/db: pods db-a and db-b have different quiesce annotations; wait for the rollout to end, or annotate the Deployment itself",
+			text: "Deployment shop/db: pods db-a and db-b, which are of different revisions, have different quiesce annotations; wait for the rollout to end",
 		},
 		"an invalid value under continue": {
 			objects: [][]runtime.Object{
@@ -421,7 +420,7 @@ func TestPlan(t *testing.T) {
 			of: "b", name: "Deployment shop/a and Deployment shop/b",
 			hooks: []string{"redis", "mongo", "fsfreeze", "fsfreeze"},
 			pre:   []string{"a-1/c: pre redis", "b-1/c: pre mongo", "a-1/c: fsfreeze /a", "a-1/c: fsfreeze /s", "b-1/c: fsfreeze /b"},
-			post:  []string{"a-1/c: post redis", "b-1/c: post mongo", "a-1/c: sh /a", "a-1/c: sh /s", "b-1/c: sh /b"},
+			post:  []string{"a-1/c: post redis", "b-1/c: post mongo", "a-1/c: fsfreeze /a", "a-1/c: fsfreeze /s", "b-1/c: fsfreeze /b"},
 			// The shortest of each.
 			prepare: time.Minute, quiesce: 20 * time.Second,
 		},
@@ -445,7 +444,7 @@ func TestPlan(t *testing.T) {
 			},
 			of: "b", name: "Deployment shop/a", hooks: []string{"fsfreeze"},
 			pre:     []string{"old/c: fsfreeze /a", "z-new/c: fsfreeze /b"},
-			post:    []string{"old/c: sh /a", "z-new/c: sh /b"},
+			post:    []string{"old/c: fsfreeze /a", "z-new/c: fsfreeze /b"},
 			prepare: 5 * time.Minute, quiesce: 30 * time.Second,
 		},
 		"what templates of a StatefulSet see": {
@@ -478,7 +477,7 @@ func TestPlan(t *testing.T) {
 			},
 			of: "b", name: "PersistentVolumeClaim shop/b", hooks: []string{"pg", "fsfreeze"},
 			pre:     []string{"db-1/pg: pre PersistentVolumeClaim b", "db-1/pg: fsfreeze /b"},
-			post:    []string{"db-1/pg: post PersistentVolumeClaim b", "db-1/pg: sh /b"},
+			post:    []string{"db-1/pg: post PersistentVolumeClaim b", "db-1/pg: fsfreeze /b"},
 			prepare: 5 * time.Minute, quiesce: 7 * time.Second,
 		},
 		"an unknown blueprint": {

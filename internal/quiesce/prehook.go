@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -15,15 +16,15 @@ import (
 
 // prepare runs the pre commands, step by step, and then holds.
 func (s *Session) prepare(ctx context.Context) error {
-	defer s.closePres()
 	for _, t := range s.targets() {
-		t.due = len(t.hook.Pre) == 0
+		t.always = len(t.hook.Pre) == 0
 	}
 	for i := range s.plan.Hooks {
 		if err := s.prehook(ctx, &s.plan.Hooks[i]); err != nil {
-			return err
+			return err // those that may still complete are listened to
 		}
 	}
+	s.closePres()
 	s.mu.Lock()
 	if s.begun.IsZero() { // there are post commands only
 		s.begun = time.Now()
@@ -48,7 +49,7 @@ func (s *Session) prepare(ctx context.Context) error {
 	}()
 	go s.expire(ctx)
 	for _, t := range due {
-		if t.guard != nil && !t.hook.disruptive() {
+		if t.guard != nil && !s.plan.ends(t) {
 			go s.watch(ctx, t)
 		}
 	}
@@ -114,7 +115,11 @@ func (s *Session) complete(ctx context.Context, hook *Hook) error {
 	var due []*target
 	for _, p := range rendered {
 		for _, t := range p.targets {
-			t.due = true
+			for _, of := range s.pres {
+				if of.hook == hook {
+					t.undoes = append(t.undoes, of.commands()...)
+				}
+			}
 			due = append(due, t)
 		}
 	}
@@ -160,11 +165,7 @@ func (s *Session) runPre(ctx context.Context, p *pre) error {
 		}
 	}
 	// Guards first: a pre command whose guard does not answer must not begin.
-	due := s.becomesDue(p)
-	if err := s.hold(ctx, "prepare", left+s.plan.QuiesceTimeout, due); err != nil {
-		for _, t := range due {
-			t.due = false
-		}
+	if err := s.hold(ctx, "prepare", left+s.plan.QuiesceTimeout, s.becomesDue(p)); err != nil {
 		return err
 	}
 	if s.begun.IsZero() {
@@ -180,29 +181,46 @@ func (s *Session) runPre(ctx context.Context, p *pre) error {
 	return err
 }
 
-// becomesDue marks the post commands that undo what a phase is about to do: those
-// of the same blueprint in the same containers, those that stand in a container
-// where the blueprint has no pre command at all, and those that stand in none.
+// commands are how far the commands of a phase are.
+func (p *pre) commands() []*progress {
+	commands := []*progress{&p.task}
+	for _, r := range p.runners {
+		commands = append(commands, &r.progress)
+	}
+	return commands
+}
+
+// becomesDue links the commands of a phase with the post commands that undo what they
+// do: those of the same blueprint in the same containers, those that stand in a
+// container where the blueprint has no pre command at all, and those that stand in
+// none. It returns the targets that undo nothing of an earlier phase.
 func (s *Session) becomesDue(p *pre) []*target {
-	undoes := func(t *target) bool {
-		switch {
-		case t.due || t.hook != p.hook:
-			return false
-		case t.task != nil || t.step.Needs != "":
-			return true
-		case t.call.Hold != nil:
-			return slices.ContainsFunc(p.runners, func(r *runner) bool { return r.held == t })
-		case !t.hook.prepares(containerOf(t.call)):
-			return true
+	undoes := func(t *target) (linked []*progress) {
+		if t.task != nil || t.step.Needs != "" || t.call.Hold == nil && !t.hook.prepares(containerOf(t.call)) {
+			return p.commands()
 		}
-		return slices.ContainsFunc(p.runners, func(r *runner) bool { return containerOf(r.call) == containerOf(t.call) })
+		thaws, alone := fileSystem(t.call.Command)
+		for _, r := range p.runners {
+			frozen, freezes := fileSystem(r.call.Command)
+			switch {
+			case t.call.Hold != nil && r.held != t, containerOf(r.call) != containerOf(t.call):
+			case alone && freezes && path.Clean(thaws) != path.Clean(frozen): // another file system
+			default:
+				linked = append(linked, &r.progress)
+			}
+		}
+		return linked
 	}
 	var due []*target
 	for _, t := range s.targets() {
-		if undoes(t) {
-			t.due = true
+		if t.hook != p.hook {
+			continue
+		}
+		linked := undoes(t)
+		if len(linked) > 0 && len(t.undoes) == 0 && !t.always {
 			due = append(due, t)
 		}
+		t.undoes = append(t.undoes, linked...)
 	}
 	return due
 }
@@ -216,7 +234,7 @@ func (s *Session) hold(ctx context.Context, verb string, limit time.Duration, ta
 			return nil
 		}
 		_, err := t.guard.ask(ctx, fmt.Sprintf("%s %d", verb, seconds(limit+graceOfGuard)), "holding")
-		if err != nil && !t.hook.disruptive() {
+		if err != nil && !s.plan.ends(t) {
 			return fmt.Errorf("arm the guard in %s: %w", t.guard.container, s.masked(err))
 		}
 		return nil
@@ -230,36 +248,48 @@ func (s *Session) runStep(ctx context.Context, p *pre, limit time.Duration) (map
 	if p.step.Task != nil {
 		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
+		s.enter(&p.task, uncertain)
 		outputs, err := s.runTask(ctx, p.step.Task)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", where, s.masked(err))
 		}
+		s.enter(&p.task, frozen)
 		return outputs, nil
 	}
-	// The shell in the container keeps the limit; ours is for one that is gone.
-	ctx, cancel := context.WithTimeout(ctx, limit+postLimit)
-	defer cancel()
 	printed := make([]*output, len(p.runners))
 	err := each(p.runners, func(r *runner) error {
 		i := slices.Index(p.runners, r)
+		s.enter(&r.progress, pending)
 		var err error
 		switch {
 		case r.held != nil:
-			printed[i], err = s.tellHeld(ctx, r.held, limit)
+			printed[i], err = s.tellHeld(ctx, r, limit)
 		case r.shell == nil:
-			printed[i], err = s.bare(ctx, r.call, limit)
+			printed[i], err = s.bare(ctx, r, limit)
 		default:
-			printed[i], err = s.runShell(ctx, r.shell, limit)
+			printed[i], err = s.runShell(ctx, r, limit)
 		}
 		if err != nil {
 			return fmt.Errorf("%s, %s: %w", where, containerOf(r.call), err)
 		}
 		return nil
 	})
+	s.dismiss(ctx, p.hook)
 	if err != nil {
 		return nil, err
 	}
 	return s.outputs(printed)
+}
+
+// dismiss has the guards of a hook leave that have nothing to undo, since another
+// program holds the freeze: they would undo that.
+func (s *Session) dismiss(ctx context.Context, hook *Hook) {
+	for _, t := range s.targets() {
+		if t.hook == hook && t.guard != nil && s.state(t) == foreign {
+			s.dismissed = true
+			go t.guard.release(ctx)
+		}
+	}
 }
 
 func (s *Session) runTask(ctx context.Context, task *blueprint.Task) (map[string]any, error) {
@@ -290,45 +320,97 @@ func (s *Session) outputs(printed []*output) (map[string]any, error) {
 	return all, nil
 }
 
-func (s *Session) runShell(ctx context.Context, shell *shell, limit time.Duration) (*output, error) {
-	answer, err := shell.ask(ctx, fmt.Sprintf("run %d", seconds(limit)), "ended")
-	switch {
-	case err != nil:
+func (s *Session) runShell(ctx context.Context, r *runner, limit time.Duration) (*output, error) {
+	// The shell in the container keeps the limit; ours is for one that is gone, or whose
+	// command the kernel does not let go.
+	waiting, cancel := context.WithTimeout(ctx, limit+killLimit)
+	defer cancel()
+	answer, err := r.shell.ask(waiting, fmt.Sprintf("run %d", seconds(limit)), "ended")
+	if err != nil {
+		s.mu.Lock()
+		r.lost = time.Now()
+		s.mu.Unlock()
+		go s.await(ctx, r)
+		if waiting.Err() != nil {
+			return nil, fmt.Errorf("it has not ended at prepare-timeout %s and can still complete: %s", s.plan.PrepareTimeout, s.soFar(r.shell))
+		}
 		return nil, s.masked(err)
-	case answer == "ended 0":
-		shell.output.whole()
-		return shell.output, nil
-	case answer == "ended 124":
-		return nil, fmt.Errorf("killed after prepare-timeout %s: %s", s.plan.PrepareTimeout, s.said(shell))
+	}
+	return s.ended(r, answer)
+}
+
+// await waits for the end of a command that did not end in time, for as long as its
+// shell is open.
+func (s *Session) await(ctx context.Context, r *runner) {
+	if answer, err := r.shell.expect(context.WithoutCancel(ctx), "ended"); err == nil {
+		_, _ = s.ended(r, answer) // nobody waits for it any more
+	}
+}
+
+// ended judges the end of a command.
+func (s *Session) ended(r *runner, answer string) (*output, error) {
+	code := strings.TrimPrefix(answer, "ended ")
+	r.shell.output.whole()
+	to := ended(r.call.Command, code, r.shell.output)
+	s.enter(&r.progress, to)
+	switch {
+	case to == frozen:
+		return r.shell.output, nil
+	case code == "124":
+		return nil, fmt.Errorf("killed after prepare-timeout %s: %s", s.plan.PrepareTimeout, s.soFar(r.shell))
+	case to == foreign:
+		return nil, fmt.Errorf("another program has frozen the file system already, such as Velero's own hooks, a second backup tool or the storage, and its freeze is left alone: exit code %s: %s", code, s.soFar(r.shell))
 	default:
-		return nil, fmt.Errorf("exit code %s: %s", strings.TrimPrefix(answer, "ended "), s.said(shell))
+		return nil, fmt.Errorf("exit code %s: %s", code, s.soFar(r.shell))
 	}
 }
 
 // tellHeld has a held client begin.
-func (s *Session) tellHeld(ctx context.Context, t *target, limit time.Duration) (*output, error) {
+func (s *Session) tellHeld(ctx context.Context, r *runner, limit time.Duration) (*output, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	answer, err := t.guard.ask(ctx, "begin", lineHeld, "ended")
+	guard := r.held.guard
+	answer, err := guard.ask(ctx, "begin", lineHeld, "ended")
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return nil, fmt.Errorf("the client did not say %q within prepare-timeout %s: %s", lineHeld, s.plan.PrepareTimeout, s.soFar(t.guard))
+		return nil, fmt.Errorf("the client did not say %q within prepare-timeout %s: %s", lineHeld, s.plan.PrepareTimeout, s.soFar(guard))
 	case err != nil:
 		return nil, s.masked(err)
 	case answer != lineHeld:
-		return nil, fmt.Errorf("the client ended with exit code %s: %s", strings.TrimPrefix(answer, "ended "), s.said(t.guard))
+		s.enter(&r.progress, uncertain)
+		return nil, fmt.Errorf("the client ended with exit code %s: %s", strings.TrimPrefix(answer, "ended "), s.said(guard))
 	}
-	return t.guard.output, nil
+	s.enter(&r.progress, frozen)
+	return guard.output, nil
 }
 
 // bare runs a command in a container that has no shell.
-func (s *Session) bare(ctx context.Context, call blueprint.Call, limit time.Duration) (*output, error) {
+func (s *Session) bare(ctx context.Context, r *runner, limit time.Duration) (*output, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	printed := newOutput(s.show)
-	err := s.tools.Executor.Exec(ctx, containerOf(call), call.Command, cluster.Streams{Stdout: printed, Stderr: printed})
+	err := s.tools.Executor.Exec(ctx, containerOf(r.call), r.call.Command, cluster.Streams{Stdout: printed, Stderr: printed})
+	if code, known := exitCode(err); known {
+		s.enter(&r.progress, ended(r.call.Command, code, printed))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s", s.masked(err), printed)
 	}
 	return printed, nil
+}
+
+// exitCode is that of a command without a shell; known is false when it is not known
+// to have ended.
+func exitCode(err error) (code string, known bool) {
+	var exit interface {
+		error
+		Exited() bool
+	}
+	switch {
+	case err == nil:
+		return "0", true
+	case errors.As(err, &exit) && exit.Exited():
+		return "1", true // which one does not matter
+	}
+	return "", false
 }

@@ -27,11 +27,31 @@ run() {
 	exec "$@"
 }
 
+# freezing reports whether a program is at work in this container that freezes the
+# file system at $place, or any if that is empty. FIFREEZE waits for writers, and a
+# killed program that waits in it ends only when the kernel has completed the freeze.
+place=
+freezing() {
+	for process in /proc/[0-9]*; do
+		name= args=
+		IFS= read -r name <"$process/comm" || continue
+		case $name in
+		fsfreeze | xfs_freeze | xfs_io | busybox) IFS= read -r args <"$process/cmdline" ;;
+		esac
+		case $name:$args in # nothing stands between the arguments
+		*freeze-u* | *freeze--u* | *thaw*) ;;
+		*freeze:*freeze*"$place" | xfs_io:*freeze*"$place" | busybox:*busyboxfsfreeze*"$place") return 0 ;;
+		esac
+	done 2>/dev/null
+	return 1
+}
+
 # arm N: signal this shell in N seconds, and again each second after, in case
 # the first signal fell between two reads. While a background process is
 # forked, TERM has its default action: a shell forgets a trapped signal that
 # reaches its child before the child has put its traps away. The trap takes the
-# sleep along, because the first process of a container may reap no orphans.
+# sleep along, because the first process of a container may reap no orphans. It
+# keeps no descriptor of the script open: the connection ends when the last one does.
 arm() {
 	disarm
 	trap - TERM
@@ -43,7 +63,7 @@ arm() {
 			sleep 1 &
 			wait $!
 		done
-	) </dev/null >/dev/null 2>&1 &
+	) </dev/null >/dev/null 2>&1 3>&- 4>&- &
 	timer=$!
 	trap 'signalled=1' TERM
 }

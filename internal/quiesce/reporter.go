@@ -1,15 +1,23 @@
 package quiesce
 
 import (
+	"cmp"
+	"context"
+	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/sirupsen/logrus"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
+	"k8s.io/client-go/util/retry"
+	"k8s.io/utils/clock"
+
+	"stillpoint.io/stillpoint/internal/workload"
 )
 
 // Reasons of the events on workloads.
@@ -22,13 +30,16 @@ const (
 
 // Reporter tells how freezes go: in the backup's log, where errors and warnings
 // count as the backup's, and by events on the workloads.
-type Reporter struct{ recorder record.EventRecorder }
+type Reporter struct {
+	kube     kubernetes.Interface
+	recorder record.EventRecorder
+}
 
 // NewReporter returns a Reporter.
 func NewReporter(kube kubernetes.Interface) *Reporter {
 	broadcaster := record.NewBroadcaster()
 	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: kube.CoreV1().Events("")})
-	return &Reporter{broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "stillpoint"})}
+	return &Reporter{kube, broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "stillpoint"})}
 }
 
 func (r *Reporter) event(group *Group, eventType, reason, format string, args ...any) {
@@ -37,6 +48,43 @@ func (r *Reporter) event(group *Group, eventType, reason, format string, args ..
 			APIVersion: ref.APIVersion, Kind: ref.Kind, Namespace: ref.Namespace, Name: ref.Name, UID: ref.UID,
 		}, eventType, reason, format, args...)
 	}
+}
+
+// stillFrozen reports what may still be frozen, as an error in the log and by events. It
+// returns when they are sent: Velero may end this process at any time.
+func (r *Reporter) stillFrozen(ctx context.Context, log logrus.FieldLogger, group *Group, stuck error) {
+	log.Errorf("%v", stuck)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), postLimit)
+	defer cancel()
+	err := each(group.Objects(), func(ref workload.Ref) error {
+		return retry.OnError(retry.DefaultBackoff, func(error) bool { return ctx.Err() == nil }, func() error {
+			return sendEvent(ctx, r.kube, clock.RealClock{}, ref, corev1.EventTypeWarning, reasonStillFrozen, stuck.Error())
+		})
+	})
+	if err != nil {
+		log.Warnf("The event %s was not sent: %v", reasonStillFrozen, err)
+	}
+}
+
+// eventLimit is how long an event's message may be, in bytes.
+const eventLimit = 1024
+
+// sendEvent sends an event to an object, and returns when it is sent.
+func sendEvent(ctx context.Context, kube kubernetes.Interface, clock clock.PassiveClock, ref workload.Ref, eventType, reason, message string) error {
+	if len(message) > eventLimit {
+		message = strings.ToValidUTF8(message[:eventLimit-3], "") + "..."
+	}
+	now := metav1.NewTime(clock.Now())
+	namespace := cmp.Or(ref.Namespace, metav1.NamespaceDefault)
+	_, err := kube.CoreV1().Events(namespace).Create(ctx, &corev1.Event{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, GenerateName: ref.Name + "."},
+		InvolvedObject: corev1.ObjectReference{
+			APIVersion: ref.APIVersion, Kind: ref.Kind, Namespace: ref.Namespace, Name: ref.Name, UID: ref.UID,
+		},
+		Type: eventType, Reason: reason, Message: message,
+		Source: corev1.EventSource{Component: "stillpoint"}, FirstTimestamp: now, LastTimestamp: now, Count: 1,
+	}, metav1.CreateOptions{})
+	return err
 }
 
 // Quiesced tells that a group is frozen.
@@ -52,12 +100,11 @@ func (r *Reporter) Quiesced(log logrus.FieldLogger, group *Group, plan *Plan, se
 }
 
 // Thawed tells how a freeze went that is over.
-func (r *Reporter) Thawed(log logrus.FieldLogger, group *Group, report Report, backup string) {
+func (r *Reporter) Thawed(ctx context.Context, log logrus.FieldLogger, group *Group, report Report, backup string) {
 	frozen := report.Frozen.Milliseconds()
 	log = log.WithField("frozenMillis", frozen)
 	if report.Stuck != nil {
-		log.Errorf("%v", report.Stuck)
-		r.event(group, corev1.EventTypeWarning, reasonStillFrozen, "%v", report.Stuck)
+		r.stillFrozen(ctx, log, group, report.Stuck)
 		return
 	}
 	if report.Broken != nil {
@@ -75,7 +122,10 @@ func (r *Reporter) Thawed(log logrus.FieldLogger, group *Group, report Report, b
 
 // Failed tells that a group could not be quiesced. The error itself is in the
 // log by the caller where it keeps volumes out of the backup.
-func (r *Reporter) Failed(log logrus.FieldLogger, group *Group, failed error, backup string) {
+func (r *Reporter) Failed(ctx context.Context, log logrus.FieldLogger, group *Group, failed error, backup string) {
+	if stuck := (stuckError{}); errors.As(failed, &stuck) {
+		r.stillFrozen(ctx, log, group, stuck)
+	}
 	r.event(group, corev1.EventTypeWarning, reasonFailed, "Backup %s: %v", backup, failed)
 	if group.OnError == Continue {
 		log.Warnf("Quiesce failed; the snapshots will be crash-consistent only, since %s is continue: %v", AnnotationOnQuiesceError, failed)

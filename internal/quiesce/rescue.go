@@ -1,19 +1,21 @@
 package quiesce
 
 import (
-	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/intent"
+	"stillpoint.io/stillpoint/internal/node"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -25,55 +27,120 @@ type rescue struct {
 	group *Group
 }
 
-// alternatives lists the running containers that mount a volume of call's own
-// container, each with the command that does the same there.
-func (r *rescue) alternatives(ctx context.Context, call blueprint.Call) []blueprint.Call {
-	paths := map[string][]string{} // by claim, in the call's own container
-	for _, mount := range r.mountsOf(call) {
-		paths[mount.Claim] = append(paths[mount.Claim], mount.Path)
-	}
-	return elsewhere(ctx, r.kube, call, paths)
+// alternatives lists, for each file system that call thaws, the commands that thaw it
+// in other running containers.
+func (r *rescue) alternatives(ctx context.Context, call blueprint.Call) [][]blueprint.Call {
+	return elsewhere(ctx, r.kube, call, r.volumes(call))
 }
 
-// elsewhere lists the running containers, other than call's own, that mount one of
-// the claims of which paths says where call's container has them. Each comes with
-// the command that does the same there: a word that is a mount path is replaced by
-// the path of the same volume.
-func elsewhere(ctx context.Context, kube kubernetes.Interface, call blueprint.Call, paths map[string][]string) []blueprint.Call {
+// elsewhere lists, for each volume, the commands that thaw it in running containers
+// other than call's own. They thaw and do nothing else: whatever more call does is for
+// its own container.
+func elsewhere(ctx context.Context, kube kubernetes.Interface, call blueprint.Call, volumes []intent.Volume) [][]blueprint.Call {
+	var claims []string
+	for _, v := range volumes {
+		if !slices.Contains(claims, v.Claim) {
+			claims = append(claims, v.Claim)
+		}
+	}
 	pods, err := kube.CoreV1().Pods(call.Namespace).List(ctx, metav1.ListOptions{})
-	if err != nil {
+	if err != nil || len(claims) == 0 {
 		return nil
 	}
-	var calls []blueprint.Call
+	ways := make([][]blueprint.Call, len(claims))
 	for i := range pods.Items {
 		pod := &pods.Items[i]
-		renamed := map[string]map[string]string{} // container → old path → new path
+		running := workload.RunningContainers(pod)
 		for _, mount := range workload.Mounts(pod) {
-			olds, ok := paths[mount.Claim]
-			if !ok || mount.Block || (pod.Name == call.Pod && mount.Container == call.Container) {
+			of := slices.Index(claims, mount.Claim)
+			if of < 0 || mount.Block || (pod.Name == call.Pod && mount.Container == call.Container) || !slices.Contains(running, mount.Container) {
 				continue
 			}
-			if renamed[mount.Container] == nil {
-				renamed[mount.Container] = map[string]string{}
-			}
-			for _, old := range olds {
-				renamed[mount.Container][old] = mount.Path
-			}
-		}
-		for _, container := range workload.RunningContainers(pod) {
-			news, ok := renamed[container]
-			if !ok {
-				continue
-			}
-			there := call
-			there.Pod, there.Container, there.Command = pod.Name, container, slices.Clone(call.Command)
-			for j, word := range there.Command {
-				there.Command[j] = cmp.Or(news[word], word)
-			}
-			calls = append(calls, there)
+			ways[of] = append(ways[of], blueprint.Call{
+				Namespace: call.Namespace, Pod: pod.Name, Container: mount.Container,
+				Command: []string{"fsfreeze", "--unfreeze", mount.Path},
+			})
 		}
 	}
-	return calls
+	return ways
+}
+
+// containerGone reports whether no process of call's container can be left. The kubelet reports
+// the end of a container, and lets its pod go, only once all of them have ended.
+func containerGone(ctx context.Context, kube kubernetes.Interface, call blueprint.Call) bool {
+	pod, err := kube.CoreV1().Pods(call.Namespace).Get(ctx, call.Pod, metav1.GetOptions{})
+	if err != nil {
+		return apierrors.IsNotFound(err)
+	}
+	return !slices.Contains(workload.RunningContainers(pod), call.Container)
+}
+
+// errNowhere says that there is no other place to thaw from.
+var errNowhere = errors.New("no other container mounts the volume")
+
+// outside thaws file systems without the container of the call that should.
+type outside struct {
+	executor Executor
+	show     show
+	// node thaws volumes that no container can thaw; nil where it is not to.
+	node    Node
+	volumes []intent.Volume
+}
+
+// thaw takes one way for each file system, and the node if there is none. It returns
+// where that was.
+func (o outside) thaw(ctx context.Context, ways [][]blueprint.Call) (tried try, where string, err error) {
+	if tried, where, err = o.fromContainers(ctx, ways); err == nil || o.node == nil || len(o.volumes) == 0 {
+		return tried, where, err
+	}
+	tried, where, onNode := o.onNodes(ctx)
+	if onNode == nil {
+		return tried, where, nil
+	}
+	if !errors.Is(err, errNowhere) {
+		onNode = fmt.Errorf("%w; %w", err, onNode)
+	}
+	return tried, where, onNode
+}
+
+func (o outside) fromContainers(ctx context.Context, ways [][]blueprint.Call) (tried try, where string, err error) {
+	all, err := try{reply: undone}, errNowhere
+	var from []string
+	for _, calls := range ways {
+		err = errNowhere
+		for _, call := range calls {
+			if tried, err = runOnce(ctx, o.executor, call, postLimit, o.show); err == nil {
+				from = append(from, containerOf(call).String())
+				all.reply = max(all.reply, tried.reply)
+				break
+			}
+		}
+		if err != nil {
+			break
+		}
+	}
+	if err != nil {
+		return try{}, "", err
+	}
+	return all, "from " + strings.Join(from, " and "), nil
+}
+
+func (o outside) onNodes(ctx context.Context) (tried try, where string, err error) {
+	all := try{reply: undone}
+	var on []string
+	for name, paths := range byNode(o.volumes) {
+		ctx, cancel := context.WithTimeout(ctx, rescueLimit)
+		err := o.node.Thaw(ctx, name, paths)
+		cancel()
+		switch {
+		case errors.Is(err, node.ErrNotFrozen):
+			all.reply = notFrozen
+		case err != nil:
+			return try{}, "", err
+		}
+		on = append(on, name)
+	}
+	return all, "on node " + strings.Join(on, " and "), nil
 }
 
 // pod is call's pod as it was when the plan was made.
@@ -112,10 +179,10 @@ func (r *rescue) byHand(call blueprint.Call) string {
 	return text
 }
 
-// volumes are the file systems of the group that call's container has mounted.
+// volumes are the file systems of the group that call thaws.
 func (r *rescue) volumes(call blueprint.Call) []intent.Volume {
 	pod := r.pod(call)
-	if pod == nil {
+	if pod == nil || !thawsFileSystem(call.Command) {
 		return nil
 	}
 	var volumes []intent.Volume
@@ -123,13 +190,56 @@ func (r *rescue) volumes(call blueprint.Call) []intent.Volume {
 		for _, claim := range r.group.Claims {
 			if claim.Name == mount.Claim && !mount.Block {
 				volumes = append(volumes, intent.Volume{
-					Claim: claim.Name, MountPath: mount.Path, Node: pod.Spec.NodeName,
+					Claim: claim.Name, ClaimUID: claim.UID, MountPath: mount.Path, Node: pod.Spec.NodeName,
 					Path: fmt.Sprintf("%s/pods/%s/volumes/kubernetes.io~csi/%s/mount", config.DefaultKubeletDirectory, pod.UID, claim.Spec.VolumeName),
 				})
 			}
 		}
 	}
+	return named(call.Command, volumes)
+}
+
+// named are the volumes that a command names by their mount paths, or by a directory
+// below; all of them where it names none.
+func named(command []string, volumes []intent.Volume) []intent.Volume {
+	for _, below := range []bool{false, true} {
+		found := slices.DeleteFunc(slices.Clone(volumes), func(v intent.Volume) bool { return !namesPath(command, v.MountPath, below) })
+		if len(found) > 0 {
+			return found
+		}
+	}
 	return volumes
+}
+
+// ends reports whether a hook itself ends the pod of a call, and with it a guard that
+// stands there: it scales or changes the pod, a controller of it, or what owns that.
+func (r *rescue) ends(hook *Hook, call blueprint.Call) bool {
+	pod := r.pod(call)
+	if pod == nil {
+		return false
+	}
+	owners := []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: pod.Name}}
+	owners = append(owners, pod.OwnerReferences...)
+	for _, w := range r.group.Unit.Workloads {
+		if !slices.ContainsFunc(w.Pods, func(p corev1.Pod) bool { return p.UID == pod.UID }) {
+			continue
+		}
+		owners = append(owners, metav1.OwnerReference{APIVersion: w.APIVersion, Kind: w.Kind, Name: w.Name})
+		if w.Object != nil {
+			owners = append(owners, w.Object.GetOwnerReferences()...)
+		}
+	}
+	for _, step := range slices.Concat(hook.Pre, hook.Post) {
+		if step.Task == nil {
+			continue
+		}
+		if slices.ContainsFunc(owners, func(o metav1.OwnerReference) bool {
+			return step.Task.Changes(pod.Namespace, o.APIVersion, o.Kind, o.Name)
+		}) {
+			return true
+		}
+	}
+	return false
 }
 
 // byNode are the paths of volumes on each node.

@@ -76,10 +76,20 @@ func TestAlternatives(t *testing.T) {
 			now:     []corev1.Pod{pod("db-1", "n1", volume{"side", "data", "/f", ""})},
 			call:    thaw("/part"), want: []string{"db-1/side: /f"},
 		},
-		"a word that is no path stays": {
+		"a directory of the volume": {
+			planned: own,
+			now:     []corev1.Pod{pod("db-1", "n1", volume{"side", "data", "/f", ""}, volume{"side", "wal", "/w", ""})},
+			call:    thaw("/data/x"), want: []string{"db-1/side: /f"},
+		},
+		"a command that does more": {
 			planned: own,
 			now:     []corev1.Pod{pod("db-1", "n1", volume{"side", "data", "/f", ""})},
-			call:    thaw("/data/x"), want: []string{"db-1/side: /data/x"},
+			call:    blueprint.Call{Namespace: "shop", Pod: "db-0", Container: "pg", Command: []string{"rm lock", "kill -CONT 1", "fsfreeze -u '/data'; start"}}, want: []string{"db-1/side: /f"},
+		},
+		"a command that thaws no file system": {
+			planned: own,
+			now:     []corev1.Pod{pod("db-1", "n1", volume{"side", "data", "/f", ""})},
+			call:    blueprint.Call{Namespace: "shop", Pod: "db-0", Container: "pg", Command: []string{"rm", "-f", "/data/lock"}},
 		},
 		"not from a raw device":                   {own, []corev1.Pod{device}, thaw("/data"), nil},
 		"not from a container that does not run":  {own, []corev1.Pod{dead}, thaw("/data"), nil},
@@ -89,13 +99,15 @@ func TestAlternatives(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var got []string
 			before := len(test.call.Command)
-			for _, call := range rescueFor(test.planned, test.now...).alternatives(t.Context(), test.call) {
-				assert.Equal(t, "shop", call.Namespace)
-				assert.Len(t, call.Command, before)
-				got = append(got, call.Pod+"/"+call.Container+": "+call.Command[before-1])
+			for _, ways := range rescueFor(test.planned, test.now...).alternatives(t.Context(), test.call) {
+				for _, call := range ways {
+					assert.Equal(t, "shop", call.Namespace)
+					assert.Equal(t, []string{"fsfreeze", "--unfreeze"}, call.Command[:2])
+					got = append(got, call.Pod+"/"+call.Container+": "+call.Command[2])
+				}
 			}
 			assert.Equal(t, test.want, got)
-			assert.Equal(t, "--unfreeze", test.call.Command[1])
+			assert.Len(t, test.call.Command, before)
 		})
 	}
 }
@@ -109,8 +121,7 @@ func TestByHand(t *testing.T) {
 		"node, volume and command": {
 			thaw("/data"),
 			"run by hand: kubectl exec -n shop db-0 -c pg -- 'fsfreeze' '--unfreeze' '/data'; if its container is gone, on node n1: " +
-				"fsfreeze --unfreeze /var/lib/kubelet/pods/uid-db-0/volumes/kubernetes.io~csi/pv-data/mount (claim data, in pg at /data), " +
-				"fsfreeze --unfreeze /var/lib/kubelet/pods/uid-db-0/volumes/kubernetes.io~csi/pv-wal/mount (claim wal, in pg at /wal)",
+				"fsfreeze --unfreeze /var/lib/kubelet/pods/uid-db-0/volumes/kubernetes.io~csi/pv-data/mount (claim data, in pg at /data)",
 		},
 		"a command with quotes": {
 			blueprint.Call{Namespace: "shop", Pod: "db-0", Container: "metrics", Command: []string{"sh", "-c", "echo 'resume'"}},

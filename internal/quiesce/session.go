@@ -17,8 +17,15 @@ import (
 )
 
 const (
-	// postLimit is how long one try of a post command may take.
+	// postLimit is how long a shell may take to answer, and a file system's thaw to
+	// end. Other post commands may take as long as the pre commands.
 	postLimit = 10 * time.Second
+	// killLimit is how long the answer of a runner may be behind the limit at which
+	// it kills its command.
+	killLimit = 3 * time.Second
+	// doubtLimit is for how long a pre command whose connection was lost may begin
+	// all the same: its shell has read the line that starts it.
+	doubtLimit = 3 * time.Second
 	// retryPause lies between two tries of a post command.
 	retryPause = 500 * time.Millisecond
 	// rescueLimit is how long a post command is tried once its guard is lost:
@@ -80,7 +87,8 @@ type Session struct {
 	rearm   context.CancelFunc
 	rearmed chan struct{}
 
-	begun time.Time // the first pre command
+	begun     time.Time // the first pre command
+	dismissed bool      // guards have left whose freeze was refused
 
 	mu       sync.Mutex
 	mask     blueprint.Masker
@@ -93,12 +101,11 @@ type Report struct {
 	// Prepared is how long pre commands took, Frozen the time from the first
 	// pre command's start until the last post command had ended.
 	Prepared, Frozen time.Duration
-	// Broken says why the application was thawed before anybody asked for it,
-	// and so what was on the volumes cannot be trusted to be consistent; nil
-	// otherwise.
+	// Broken says why the freeze is not known to have been ours and whole until the
+	// thaw, so that the snapshots cannot be trusted to be consistent; nil otherwise.
 	Broken error
-	// Stuck lists post commands that could not be confirmed, each with the
-	// command to run by hand; nil when all is thawed.
+	// Stuck lists post commands that could not be confirmed, each with the command to
+	// run by hand; nil when all is thawed. Its guards and its record stay.
 	Stuck error
 }
 
@@ -107,10 +114,21 @@ type pre struct {
 	hook    *Hook
 	step    *blueprint.Step
 	runners []*runner
+	task    progress // where the phase has a task
+}
+
+// progress is how far a pre command is; Session.mu guards it.
+type progress struct {
+	state state
+	// alone says that it freezes a file system and does nothing else.
+	alone bool
+	// lost is when it was found that its end will not be told.
+	lost time.Time
 }
 
 // runner is a pre command, ready to start.
 type runner struct {
+	progress
 	call  blueprint.Call
 	shell *shell // nil where the container has none, and for a held client
 	// held is whose client the command talks to.
@@ -131,9 +149,15 @@ type target struct {
 	call  blueprint.Call
 	task  *blueprint.Task
 	guard *shell
-	// due says that a pre command has begun whose effect the target undoes, done
-	// that it is undone.
-	due, done bool
+	// undoes are the pre commands whose effect the target undoes; always says that it
+	// runs whatever has begun.
+	undoes []*progress
+	always bool
+	// told says that the guard has confirmed the order to thaw, silent that it did not
+	// although its connection stands.
+	told, silent bool
+	// over says that its effect is known to be undone; Session.mu guards it.
+	over bool
 }
 
 // Freeze arms a guard for every post command of plan, makes every pre command
@@ -159,7 +183,8 @@ func Freeze(ctx context.Context, tools Tools, plan *Plan, log logrus.FieldLogger
 		err = s.record(ctx)
 	}
 	if err != nil {
-		s.release()
+		s.closePres()
+		s.release(ctx)
 		return nil, fmt.Errorf("nothing was frozen: %w", err)
 	}
 	// What has begun ends by its own limits, not by the caller's.
@@ -207,7 +232,43 @@ func (s *Session) masker() blueprint.Masker {
 }
 
 func (s *Session) due() []*target {
-	return slices.DeleteFunc(s.targets(), func(t *target) bool { return !t.due })
+	return slices.DeleteFunc(s.targets(), func(t *target) bool { return !s.state(t).due() })
+}
+
+// state is what is known of what a target undoes.
+func (s *Session) state(t *target) state {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case t.over:
+		return thawed
+	case t.always:
+		return uncertain
+	}
+	_, alone := fileSystem(t.call.Command)
+	states := make([]state, len(t.undoes))
+	for i, p := range t.undoes {
+		if states[i] = p.state; p.state == foreign && !p.alone && !alone {
+			states[i] = uncertain // either command does more
+		}
+	}
+	return of(states)
+}
+
+// enter records how far a pre command is.
+func (s *Session) enter(p *progress, to state) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p.state = to
+}
+
+// broke records why the freeze was not whole; the first reason counts.
+func (s *Session) broke(reason error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.report.Broken == nil {
+		s.report.Broken = reason
+	}
 }
 
 // said is what a command that has ended printed last.
@@ -263,12 +324,16 @@ func (s *Session) finish(ctx context.Context, broken error) {
 		<-s.rearmed // one question at a time
 		// A post command is owed whoever has stopped waiting.
 		ctx := context.WithoutCancel(ctx)
+		if broken != nil {
+			s.broke(broken)
+		}
 		stuck := s.post(ctx)
-		s.release()
+		s.closePres()
+		s.release(ctx)
 		defer s.settle(ctx, stuck)
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.report.Broken, s.report.Stuck = broken, stuck
+		s.report.Stuck = stuck
 		if !s.frozenAt.IsZero() {
 			s.report.Frozen = time.Since(s.frozenAt)
 		}

@@ -24,6 +24,7 @@ import (
 // is all that a container runtime promises.
 type host struct {
 	shell []string
+	path  string // is searched first for programs
 
 	mu      sync.Mutex
 	running map[string][]*exec.Cmd
@@ -44,6 +45,9 @@ func (h *host) Exec(ctx context.Context, container cluster.Container, command []
 		argv = append(append([]string{}, h.shell...), argv[1:]...)
 	}
 	cmd := exec.Command(argv[0], argv[1:]...)
+	if h.path != "" {
+		cmd.Env = append(os.Environ(), "PATH="+h.path+":"+os.Getenv("PATH"))
+	}
 	cmd.Stdout, cmd.Stderr = streams.Stdout, streams.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err == nil {
@@ -265,9 +269,10 @@ func TestAnotherContainerThawsForOneThatDied(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		app := newApplication(t)
 		plan := app.plan()
-		plan.Alternatives = func(_ context.Context, call blueprint.Call) []blueprint.Call {
+		plan.Hooks[1].Post[0].Calls[0].Command[2] += " # fsfreeze"
+		plan.Alternatives = func(_ context.Context, call blueprint.Call) [][]blueprint.Call {
 			call.Container = "rescuer"
-			return []blueprint.Call{call}
+			return [][]blueprint.Call{{call}}
 		}
 		session, err := Freeze(t.Context(), Tools{Executor: h}, plan, quiet())
 		require.NoError(t, err)

@@ -70,6 +70,8 @@ type Layer struct {
 	Annotations map[string]string
 	// Claim tells that the object is a PersistentVolumeClaim.
 	Claim bool
+	// Workload tells that the object runs the pods, or is their template.
+	Workload bool
 }
 
 // Settings are what annotations ask for.
@@ -84,6 +86,7 @@ type Settings struct {
 	PrepareTimeout, QuiesceTimeout time.Duration
 	OnError                        OnError
 	Options                        map[string]string
+	origins                        map[string]Layer // of Options
 }
 
 // Resolve reads the annotations of layers, nearest to the volume first. Each
@@ -97,6 +100,7 @@ func Resolve(layers []Layer) (Settings, error) {
 		QuiesceTimeout: DefaultQuiesceTimeout,
 		OnError:        Fail,
 		Options:        map[string]string{},
+		origins:        map[string]Layer{},
 		SourceLayer:    -1,
 	}
 	var failed []error
@@ -119,7 +123,7 @@ func Resolve(layers []Layer) (Settings, error) {
 	for _, layer := range slices.Backward(layers) {
 		for key, value := range layer.Annotations {
 			if option, ok := strings.CutPrefix(key, AnnotationOptionPrefix); ok {
-				settings.Options[option] = value
+				settings.Options[option], settings.origins[option] = value, layer
 			}
 		}
 	}

@@ -49,7 +49,7 @@ const (
 )
 
 // answers are what scripts print for us; all else is a client's own output.
-var answers = []string{"armed", "holding", "thawed", "failed", "expired", "ended", lineHeld, lineReleased}
+var answers = []string{"armed", "holding", "thawing", "thawed", "failed", "expired", "ended", lineHeld, lineReleased}
 
 // compact drops comments, indentation and blank lines: the script travels in
 // the URL of every exec request.
@@ -73,7 +73,7 @@ type shell struct {
 	stdin     *io.PipeWriter
 	lines     chan string
 	output    *output
-	client    string // the process of a held client, "" for others
+	process   string // of a guard's shell, or of a held client
 	hangUp    context.CancelFunc
 	// ended is closed when the script has ended or the connection is gone;
 	// err says which.
@@ -136,6 +136,12 @@ func (s *shell) arm(ctx context.Context, call blueprint.Call) error {
 			message.WriteString(mark + line + "\n")
 		}
 	}
+	if thawsFileSystem(call.Command) { // what it says is understood in one language
+		write("=", "export LC_ALL=C")
+	}
+	if mountPath, ok := fileSystem(call.Command); ok {
+		write("place ", mountPath)
+	}
 	for _, name := range slices.Sorted(maps.Keys(call.Env)) {
 		write("=", "export "+name+"="+quote([]string{call.Env[name]}))
 	}
@@ -145,33 +151,61 @@ func (s *shell) arm(ctx context.Context, call blueprint.Call) error {
 		write(">", call.Hold.End)
 	}
 	message.WriteString("armed")
-	// The write blocks until the other end reads.
-	sent := make(chan error, 1)
-	go func() { sent <- s.send(message.String()) }()
-	select {
-	case err := <-sent:
-		if err != nil && !errors.Is(err, errLost) {
-			return err
-		}
-	case <-ctx.Done():
+	switch err := s.send(ctx, message.String()); {
+	case ctx.Err() != nil:
 		return fmt.Errorf("%s did not start a shell: %w", s.container, ctx.Err())
+	case err != nil && !errors.Is(err, errLost):
+		return err
 	}
 	answer, err := s.expect(ctx, "armed")
 	if err != nil {
 		return fmt.Errorf("%w (Stillpoint needs sh, sleep and kill in the container)", err)
 	}
-	if s.client = strings.TrimPrefix(strings.TrimPrefix(answer, "armed"), " "); s.client != "" {
+	s.process = strings.TrimPrefix(strings.TrimPrefix(answer, "armed"), " ")
+	if call.Hold != nil {
 		// A client that cannot even start has ended by now, and has said why.
-		if err := s.send("client " + s.client); err != nil {
+		if err := s.send(ctx, "client "+s.process); err != nil {
 			return s.lost(ctx)
 		}
 	}
 	return nil
 }
 
-func (s *shell) send(line string) error {
-	_, err := io.WriteString(s.stdin, line+"\n")
-	return err
+// send writes a line. The write blocks until the other end reads.
+func (s *shell) send(ctx context.Context, line string) error {
+	sent := make(chan error, 1)
+	go func() {
+		_, err := io.WriteString(s.stdin, line+"\n")
+		sent <- err
+	}()
+	select {
+	case err := <-sent:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// lives reports whether the connection stands.
+func (s *shell) lives() bool {
+	select {
+	case <-s.ended:
+		return false
+	default:
+		return true
+	}
+}
+
+// release has a guard leave without running its command.
+func (s *shell) release(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), postLimit)
+	defer cancel()
+	_ = s.send(ctx, "release")
+	select {
+	case <-s.ended:
+	case <-ctx.Done():
+	}
+	s.close()
 }
 
 // expect waits for a line that starts with one of words, and returns it whole.
@@ -234,7 +268,10 @@ func (s *shell) close() {
 
 // ask sends a line and waits for one of the answers.
 func (s *shell) ask(ctx context.Context, line string, answers ...string) (string, error) {
-	if err := s.send(line); err != nil {
+	switch err := s.send(ctx, line); {
+	case err != nil && ctx.Err() != nil:
+		return "", fmt.Errorf("no answer from %s: %w", s.container, err)
+	case err != nil:
 		return "", s.lost(ctx)
 	}
 	return s.expect(ctx, answers...)

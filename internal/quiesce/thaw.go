@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -12,7 +13,6 @@ import (
 
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
-	"stillpoint.io/stillpoint/internal/node"
 )
 
 // post runs the due post commands: phases one after another, commands of a
@@ -23,36 +23,29 @@ func (s *Session) post(ctx context.Context) error {
 		mu   sync.Mutex
 		errs []error
 	)
-	insist := func(t *target, failure error) {
-		late.Go(func() {
-			if err := s.insist(ctx, t, failure); err != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				errs = append(errs, err)
-			}
-		})
-	}
 	for _, p := range s.posts {
 		if err := s.ready(ctx, p); err != nil {
-			for _, t := range p.targets {
-				if t.due {
-					mu.Lock()
-					errs = append(errs, s.stuck(t, err))
-					mu.Unlock()
-				}
+			for _, t := range s.dueOf(p) {
+				mu.Lock()
+				errs = append(errs, s.stuck(t, err))
+				mu.Unlock()
 			}
 			continue
 		}
-		due := slices.DeleteFunc(slices.Clone(p.targets), func(t *target) bool { return !t.due })
+		due := s.dueOf(p)
 		results := make([]map[string]any, len(due))
 		_ = each(due, func(t *target) error {
-			i := slices.Index(due, t)
-			outputs, failure := s.tell(ctx, t)
-			if results[i] = outputs; failure == nil {
-				t.done = true
-			} else {
-				insist(t, failure)
+			outputs, failure := s.attempt(t, func() (map[string]any, try, error) { return s.tell(ctx, t) })
+			if results[slices.Index(due, t)] = outputs; failure == nil {
+				return nil
 			}
+			late.Go(func() {
+				if err := s.insist(ctx, t, failure); err != nil {
+					mu.Lock()
+					defer mu.Unlock()
+					errs = append(errs, err)
+				}
+			})
 			return nil
 		})
 		if p.hook.Script != nil {
@@ -63,13 +56,22 @@ func (s *Session) post(ctx context.Context) error {
 			p.hook.Script.Done(p.step, all)
 		}
 	}
+	if s.dismissed { // a successor must not thaw what is not ours
+		if err := s.amend(ctx, s.due()); err != nil {
+			s.log.Warnf("The record of %s still lists a thaw that is not due: %v", s.plan.Name, err)
+		}
+	}
 	late.Wait()
 	return errors.Join(errs...)
 }
 
+func (s *Session) dueOf(p *post) []*target {
+	return slices.DeleteFunc(slices.Clone(p.targets), func(t *target) bool { return !s.state(t).due() })
+}
+
 // ready renders a phase that has waited for one before it.
 func (s *Session) ready(ctx context.Context, p *post) error {
-	if p.step.Needs == "" || !slices.ContainsFunc(p.targets, func(t *target) bool { return t.due }) {
+	if p.step.Needs == "" || len(s.dueOf(p)) == 0 {
 		return nil
 	}
 	if err := s.render(ctx, p.hook, p.step); err != nil {
@@ -81,41 +83,139 @@ func (s *Session) ready(ctx context.Context, p *post) error {
 	// A guard would have nothing to wait for.
 	p.targets = nil
 	if p.step.Task != nil {
-		p.targets = append(p.targets, &target{post: p, task: p.step.Task, due: true})
+		p.targets = append(p.targets, &target{post: p, task: p.step.Task, always: true})
 	}
 	for _, call := range p.step.Calls {
-		p.targets = append(p.targets, &target{post: p, call: call, due: true})
+		p.targets = append(p.targets, &target{post: p, call: call, always: true})
 	}
 	return nil
 }
 
+// try is one run of a post command.
+type try struct {
+	reply   reply
+	printed *output
+	// sure says that none of the commands that it undoes was at work when it started, as
+	// far as could be seen there.
+	sure bool
+}
+
+// attempt tries a post command once, and judges what came of it. The error is nil
+// when its effect is known to be undone.
+func (s *Session) attempt(t *target, run func() (map[string]any, try, error)) (map[string]any, error) {
+	before, settled := s.state(t), s.settled(t)
+	outputs, tried, err := run()
+	next, broken := before.after(tried.reply, tried.sure && settled)
+	if broken {
+		s.broke(fmt.Errorf("the file system was not frozen any more when it was to be thawed (%s): another program has thawed it meanwhile", containerOf(t.call)))
+	}
+	s.mu.Lock()
+	t.over = next == thawed
+	s.mu.Unlock()
+	if next == thawed {
+		return outputs, nil
+	}
+	if err == nil {
+		err = fmt.Errorf("the file system is not frozen, but the command that freezes it may still be at work in %s", containerOf(t.call))
+	}
+	return nil, err
+}
+
+// settled reports whether commands of which no end will be told can no longer be about
+// to begin.
+func (s *Session) settled(t *target) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !slices.ContainsFunc(t.undoes, func(p *progress) bool {
+		return p.state == pending && time.Since(p.lost) < doubtLimit
+	})
+}
+
+// limit is how long a post command may take.
+func (s *Session) limit(call blueprint.Call) time.Duration {
+	if thawsFileSystem(call.Command) {
+		return postLimit
+	}
+	return max(postLimit, s.plan.PrepareTimeout)
+}
+
 // tell has a post command run, by its guard where one stands.
-func (s *Session) tell(ctx context.Context, t *target) (map[string]any, error) {
+func (s *Session) tell(ctx context.Context, t *target) (map[string]any, try, error) {
 	switch {
 	case t.task != nil:
-		return s.tryTask(ctx, t.task)
+		outputs, err := s.tryTask(ctx, t.task)
+		if err != nil {
+			return nil, try{}, err
+		}
+		return outputs, try{reply: undone}, nil
 	case t.guard == nil:
 		return s.once(ctx, t.call)
 	case t.call.Hold != nil:
-		return nil, s.letGo(ctx, t)
+		s.letGo(ctx, t)
+		return nil, try{reply: undone}, nil
+	}
+	if done, err := s.order(ctx, t); err != nil {
+		return nil, try{}, err
+	} else if done {
+		return map[string]any{}, try{reply: undone}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.limit(t.call))
+	defer cancel()
+	answer, err := t.guard.expect(ctx, "thawed", "failed", "expired")
+	if err != nil {
+		return nil, try{}, s.masked(err)
+	}
+	t.told = false
+	t.guard.output.whole()
+	tried, err := judge(t.call, t.guard.output, answer)
+	if err != nil || t.hook.Script == nil || !t.hook.waiting() {
+		return map[string]any{}, tried, err
+	}
+	outputs, err := s.outputs([]*output{t.guard.output})
+	return outputs, tried, err
+}
+
+// order tells a guard to thaw. Before it confirms that, it may have thawed by itself,
+// which done reports, and it is not known when: before or after the snapshots were cut.
+func (s *Session) order(ctx context.Context, t *target) (done bool, err error) {
+	if t.told {
+		return false, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, postLimit)
 	defer cancel()
-	answer, err := t.guard.ask(ctx, "thaw", "thawed", "failed", "expired")
+	answer, err := t.guard.ask(ctx, "thaw", "thawing", "expired")
 	switch {
-	case err != nil:
-		return nil, s.masked(err)
-	case answer == "thawed":
-		if t.hook.Script == nil || !t.hook.waiting() {
-			return map[string]any{}, nil
-		}
-		t.guard.output.whole()
-		return s.outputs([]*output{t.guard.output})
-	case answer == "expired 0":
-		return map[string]any{}, nil
-	default:
-		return nil, fmt.Errorf("exit code %s: %s", answer[strings.LastIndexByte(answer, ' ')+1:], s.said(t.guard))
+	case err == nil && answer == "thawing":
+		t.told = true
+		return false, nil
+	case err == nil:
+		err = errors.New("it had run its post command by itself")
+	case !errors.Is(err, errLost):
+		t.silent = true
+		return false, s.masked(err)
 	}
+	if !s.plan.ends(t) {
+		s.broke(fmt.Errorf("the guard in %s was lost before it was told to thaw: %w", t.guard.container, s.masked(err)))
+	}
+	if answer == "expired 0" {
+		return true, nil
+	}
+	return false, s.masked(err)
+}
+
+// judge reads the answer of a script: a word, the exit code, and whether a freeze was
+// under way.
+func judge(call blueprint.Call, printed *output, answer string) (try, error) {
+	code, freezing := strings.CutSuffix(answer, " freezing")
+	code = code[strings.LastIndexByte(code, ' ')+1:]
+	if code == "thawed" {
+		code = "0"
+	}
+	tried := try{reply: replyOf(call.Command, code, printed), printed: printed, sure: !freezing}
+	if tried.reply == failed {
+		return tried, fmt.Errorf("exit code %s in %s: %s", code, containerOf(call), printed)
+	}
+	return tried, nil
 }
 
 func (s *Session) tryTask(ctx context.Context, task *blueprint.Task) (map[string]any, error) {
@@ -125,66 +225,59 @@ func (s *Session) tryTask(ctx context.Context, task *blueprint.Task) (map[string
 	return outputs, s.masked(err)
 }
 
-// letGo ends a client's session. However it ends, what it has locked is free then.
-func (s *Session) letGo(ctx context.Context, t *target) error {
-	ctx, cancel := context.WithTimeout(ctx, postLimit)
+// letGo ends a client's session. However it ends, what it has locked is free then; one
+// that ended before it was told to has not held the lock until the cut.
+func (s *Session) letGo(ctx context.Context, t *target) {
+	ctx, cancel := context.WithTimeout(ctx, rescueLimit)
 	defer cancel()
-	answer, err := t.guard.ask(ctx, "thaw", lineReleased, "ended")
+	asking, stop := context.WithTimeout(ctx, postLimit)
+	defer stop()
+	answer, err := t.guard.ask(asking, "thaw", "thawing", "ended")
+	if held := err == nil && answer == "thawing"; held {
+		answer, err = t.guard.expect(ctx, lineReleased, "ended")
+	} else if !s.plan.ends(t) {
+		s.broke(fmt.Errorf("the session of blueprint %s in %s had ended before it was told to", t.hook.Blueprint, t.guard.container))
+	}
 	switch {
 	case err != nil:
 		s.log.Warnf("The session of blueprint %s in %s was cut off, which frees what it held: %v", t.hook.Blueprint, t.guard.container, s.masked(err))
 	case answer != lineReleased:
-		s.log.Warnf("The session of blueprint %s in %s ended before it was told to (exit code %s), which frees what it held: %s",
+		s.log.Warnf("The session of blueprint %s in %s ended by itself (exit code %s), which frees what it held: %s",
 			t.hook.Blueprint, t.guard.container, strings.TrimPrefix(answer, "ended "), s.said(t.guard))
 	default:
 		if said := t.guard.output.String(); said != "" {
 			s.log.Infof("The session of blueprint %s in %s said: %s", t.hook.Blueprint, t.guard.container, said)
 		}
 		t.guard.close()
-		return nil
+		return
 	}
 	t.guard.close()
 	select {
 	case <-t.guard.ended:
 	case <-time.After(partingLimit + postLimit):
 	}
-	return nil
 }
 
-// insist runs a post command until it succeeds: through the guard while there
-// is one, otherwise in the same container when it is up again, then from any
-// other that mounts a volume of it, and from the node where that is allowed.
+// insist runs a post command until it is confirmed: through the guard while that
+// answers, otherwise by a new connection to the same container, and what thaws a file
+// system then from any other that mounts it, and from the node where that is allowed.
 func (s *Session) insist(ctx context.Context, t *target, failure error) error {
 	begun := time.Now()
 	// A guard that lives may have a command at work that takes its time.
-	until := begun.Add(max(rescueLimit, s.plan.PrepareTimeout))
+	until := begun.Add(max(rescueLimit, s.limit(t.call)))
 	lost := false
 	for time.Now().Before(until) {
 		time.Sleep(retryPause)
-		if t.task != nil {
-			if _, failure = s.tryTask(ctx, t.task); failure == nil {
-				t.done = true
-				return nil
+		if t.task != nil || t.guard != nil && !t.silent && t.guard.lives() {
+			_, failure = s.attempt(t, func() (map[string]any, try, error) { return s.tell(ctx, t) })
+		} else {
+			if !lost {
+				lost, begun = true, time.Now()
+				until = begun.Add(rescueLimit)
 			}
-			continue
+			failure = s.rescue(ctx, t, failure, time.Since(begun) > nodeAfter)
 		}
-		if t.guard != nil {
-			select {
-			case <-t.guard.ended:
-			default:
-				if _, failure = s.tell(ctx, t); failure == nil {
-					t.done = true
-					return nil
-				}
-				continue
-			}
-		}
-		if !lost {
-			lost, begun = true, time.Now()
-			until = begun.Add(rescueLimit)
-		}
-		if failure = s.rescue(ctx, t, failure, time.Since(begun) > nodeAfter); failure == nil {
-			t.done = true
+		if failure == nil {
 			return nil
 		}
 	}
@@ -193,84 +286,92 @@ func (s *Session) insist(ctx context.Context, t *target, failure error) error {
 
 // rescue tries everything once that can undo a freeze without a guard.
 func (s *Session) rescue(ctx context.Context, t *target, cause error, fromNode bool) error {
-	failure := cause
-	for _, call := range append([]blueprint.Call{t.call}, s.plan.alternatives(ctx, t.call)...) {
-		_, err := s.once(ctx, call)
-		if err == nil {
-			s.log.Warnf("Thawed from %s, since %s", containerOf(call), s.masked(cause))
-			return nil
-		}
-		failure = s.masked(err)
+	where := "from " + containerOf(t.call).String()
+	_, failure := s.attempt(t, func() (map[string]any, try, error) { return s.once(ctx, t.call) })
+	if failure == nil && t.silent {
+		s.leave(ctx, t)
 	}
-	if s.tools.Node == nil || !fromNode {
-		return failure
-	}
-	volumes := s.plan.volumes(t.call)
-	if len(volumes) == 0 {
-		return failure
-	}
-	for name, paths := range byNode(volumes) {
-		ctx, cancel := context.WithTimeout(ctx, rescueLimit)
-		err := s.tools.Node.Thaw(ctx, name, paths)
-		cancel()
+	if failure != nil && thawsFileSystem(t.call.Command) {
+		_, err := s.attempt(t, func() (map[string]any, try, error) {
+			away := outside{executor: s.tools.Executor, show: s.show}
+			if fromNode {
+				away.node, away.volumes = s.tools.Node, s.plan.volumes(t.call)
+			}
+			sure := s.plan.gone(ctx, t.call)
+			tried, from, err := away.thaw(ctx, s.plan.alternatives(ctx, t.call))
+			where, tried.sure = from, sure
+			return nil, tried, err
+		})
 		switch {
-		case errors.Is(err, node.ErrOff):
-			return failure
-		case err != nil:
-			return fmt.Errorf("%w; %w", failure, err)
+		case err == nil:
+			failure = nil
+		case !errors.Is(err, errNowhere):
+			failure = fmt.Errorf("%w; %w", failure, s.masked(err))
 		}
-		s.log.Warnf("Thawed on node %s, since %s", name, s.masked(failure))
 	}
-	return nil
+	if failure == nil && t.guard != nil {
+		s.log.Warnf("Thawed %s, since %s", where, s.masked(cause))
+	}
+	return failure
 }
+
+// leave has a guard that does not answer leave, by a signal: its deadline would have it
+// thaw a second time. What no file system's thaw has found to be still frozen, it may
+// have undone by itself before.
+func (s *Session) leave(ctx context.Context, t *target) {
+	if !thawsFileSystem(t.call.Command) && !s.plan.ends(t) {
+		s.broke(fmt.Errorf("the guard in %s did not answer when it was told to thaw, and it is not known whether it had run its post command before", t.guard.container))
+	}
+	ctx, cancel := context.WithTimeout(ctx, postLimit)
+	defer cancel()
+	_ = s.tools.Executor.Exec(ctx, t.guard.container, []string{"sh", "-c", `kill -USR1 "$0"`, t.guard.process}, cluster.Streams{Stdout: io.Discard, Stderr: io.Discard})
+}
+
+// stuckError says that something may still be frozen.
+type stuckError struct{ error }
+
+func (e stuckError) Unwrap() error { return e.error }
 
 func (s *Session) stuck(t *target, failure error) error {
-	return fmt.Errorf("%s MAY STILL BE FROZEN: the post command of blueprint %s did not succeed: %w; %s",
-		s.plan.Name, t.hook.Blueprint, s.masked(failure), s.byHand(t))
+	return stuckError{fmt.Errorf("%s MAY STILL BE FROZEN: the post command of blueprint %s did not succeed: %w; %s",
+		s.plan.Name, t.hook.Blueprint, s.masked(failure), s.byHand(t))}
 }
 
-// once runs a post command in a shell of its own. That a file system is not
-// frozen any more is success: its guard was quicker.
-func (s *Session) once(ctx context.Context, call blueprint.Call) (map[string]any, error) {
-	printed, err := runOnce(ctx, s.tools.Executor, call, postLimit, s.show)
+// once runs a post command in a shell of its own.
+func (s *Session) once(ctx context.Context, call blueprint.Call) (map[string]any, try, error) {
+	tried, err := runOnce(ctx, s.tools.Executor, call, s.limit(call), s.show)
 	if err != nil {
-		return nil, err
+		return nil, tried, s.masked(err)
 	}
-	return s.outputs([]*output{printed})
+	outputs, err := s.outputs([]*output{tried.printed})
+	return outputs, tried, err
 }
 
 // runOnce runs a call that undoes something, in a shell of its own, or in none
-// where the container has none. That a file system is not frozen is success. The
-// error has what the command printed as show shows it.
-func runOnce(ctx context.Context, executor Executor, call blueprint.Call, limit time.Duration, show show) (*output, error) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+// where the container has none. The error has what the command printed as show
+// returns it; that a file system is not frozen is none.
+func runOnce(ctx context.Context, executor Executor, call blueprint.Call, limit time.Duration, show show) (try, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit+killLimit)
 	defer cancel()
 	shell, err := openShell(ctx, executor, call, runnerScript, show)
 	if shellless(err) && len(call.Env) == 0 {
 		printed := newOutput(show)
-		if err = executor.Exec(ctx, containerOf(call), call.Command, cluster.Streams{Stdout: printed, Stderr: printed}); err == nil || notFrozen(printed) {
-			return printed, nil
+		err = executor.Exec(ctx, containerOf(call), call.Command, cluster.Streams{Stdout: printed, Stderr: printed})
+		code, known := exitCode(err)
+		tried := try{reply: replyOf(call.Command, code, printed), printed: printed}
+		if known && tried.reply != failed {
+			return tried, nil
 		}
-		return nil, fmt.Errorf("%w: %s", err, printed)
+		return try{}, fmt.Errorf("%w: %s", err, printed)
 	}
 	if err != nil {
-		return nil, err
+		return try{}, err
 	}
 	defer shell.close()
-	answer, err := shell.ask(ctx, fmt.Sprintf("run %d", seconds(limit)), "ended")
+	answer, err := shell.ask(ctx, fmt.Sprintf("undo %d", seconds(limit)), "ended")
 	if err != nil {
-		return nil, err
+		return try{}, err
 	}
 	shell.output.whole()
-	if answer != "ended 0" && !notFrozen(shell.output) {
-		return nil, fmt.Errorf("exit code %s in %s: %s", strings.TrimPrefix(answer, "ended "), containerOf(call), shell.output)
-	}
-	return shell.output, nil
-}
-
-// notFrozen recognizes what fsfreeze --unfreeze says of a file system that is
-// not frozen: util-linux and busybox both print EINVAL of ioctl(FITHAW).
-func notFrozen(printed *output) bool {
-	said, _ := printed.kept()
-	return strings.Contains(said, "fsfreeze:") && strings.Contains(said, "Invalid argument")
+	return judge(call, shell.output, answer)
 }

@@ -7,12 +7,12 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/utils/clock"
 
@@ -24,9 +24,9 @@ import (
 )
 
 const (
-	// undoCallLimit is how long one try of an owed command may take, undoTaskLimit
-	// one of an owed task: a workload that is scaled up may be waited for.
-	undoCallLimit = 30 * time.Second
+	// undoThawLimit is how long one try to thaw a file system may take, undoTaskLimit one
+	// of any other command or task: a workload that is scaled up may be waited for.
+	undoThawLimit = 30 * time.Second
 	undoTaskLimit = 5 * time.Minute
 	// undoPause lies between two tries of what has failed.
 	undoPause = 2 * time.Second
@@ -96,7 +96,7 @@ func (u *Undoer) Undo(ctx context.Context, i *intent.Intent, limit time.Duration
 	result := &Undone{}
 	steps := make([]*owed, len(i.Undo))
 	for j := range i.Undo {
-		steps[j] = &owed{Undoer: u, Undo: &i.Undo[j], dead: gone != ""}
+		steps[j] = &owed{Undoer: u, Undo: &i.Undo[j], of: i, dead: gone != ""}
 	}
 	pending := slices.Clone(steps)
 	for {
@@ -165,6 +165,7 @@ func (u *Undoer) settle(ctx context.Context, i *intent.Intent, left []*owed, res
 type owed struct {
 	*Undoer
 	*intent.Undo
+	of *intent.Intent
 	// dead tells that its session is, so that a guard has run.
 	dead    bool
 	tries   int
@@ -178,23 +179,25 @@ type owed struct {
 // again tells that another try may help.
 func (o *owed) again() bool { return o.Unknown == "" }
 
-// do runs the step once.
+// do runs the step once, unless nothing is left of what it undoes.
 func (o *owed) do(ctx context.Context) (warning string, err error) {
-	warning, err = o.run(ctx)
-	if err == nil {
-		return warning, nil
-	}
-	why := vanished(ctx, o.Kube, o.Undo)
+	why := vanished(ctx, o.Kube, o.of, o.Undo)
 	if why == "" {
-		return "", err
+		warning, err = o.run(ctx)
+		if err == nil {
+			return warning, nil
+		}
+		if why = vanished(ctx, o.Kube, o.of, o.Undo); why == "" {
+			return "", err
+		}
 	}
 	o.vanished = true
 	return fmt.Sprintf("blueprint %s, phase %s: %s", o.Blueprint, o.Phase, why), nil
 }
 
 // vanished says why nothing is left of what a step undoes; "" is that something
-// may be.
-func vanished(ctx context.Context, kube kubernetes.Interface, undo *intent.Undo) string {
+// may be. What has the same name and another UID is another object.
+func vanished(ctx context.Context, kube kubernetes.Interface, i *intent.Intent, undo *intent.Undo) string {
 	namespace := ""
 	switch {
 	case undo.Task != nil:
@@ -205,19 +208,26 @@ func vanished(ctx context.Context, kube kubernetes.Interface, undo *intent.Undo)
 	if namespace == "" {
 		return ""
 	}
-	if _, err := kube.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{}); apierrors.IsNotFound(err) {
+	found, err := kube.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
 		return fmt.Sprintf("namespace %s is gone, and what was quiesced with it", namespace)
+	case err == nil && namespace == i.Namespace && another(i.NamespaceUID, found.UID):
+		return fmt.Sprintf("namespace %s is another one of that name, and what was quiesced is gone with the earlier", namespace)
 	}
-	if undo.Call == nil || !thawsFileSystem(undo.Call) || len(undo.Volumes) == 0 {
+	if undo.Call == nil || !thawsFileSystem(undo.Call.Command) || len(undo.Volumes) == 0 {
 		return ""
 	}
 	for _, v := range undo.Volumes {
-		if _, err := kube.CoreV1().PersistentVolumeClaims(namespace).Get(ctx, v.Claim, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		claim, err := kube.CoreV1().PersistentVolumeClaims(namespace).Get(ctx, v.Claim, metav1.GetOptions{})
+		if !apierrors.IsNotFound(err) && (err != nil || !another(v.ClaimUID, claim.UID)) {
 			return ""
 		}
 	}
 	return "its claims are gone, and their file systems with them"
 }
+
+func another(recorded, found types.UID) bool { return recorded != "" && recorded != found }
 
 func (o *owed) run(ctx context.Context) (warning string, err error) {
 	switch {
@@ -227,10 +237,10 @@ func (o *owed) run(ctx context.Context) (warning string, err error) {
 		return "", o.explain(o.task(ctx))
 	case o.Call == nil:
 		return "", o.explain(errors.New("there is neither a command nor a task"))
-	case thawsFileSystem(o.Call):
+	case thawsFileSystem(o.Call.Command):
 		return o.fileSystem(ctx)
 	}
-	err = o.call(ctx, *o.Call)
+	_, err = o.call(ctx, *o.Call)
 	if err != nil && o.Guarded && o.dead {
 		return fmt.Sprintf("blueprint %s, phase %s: %v; its guard has run it before, or ended with its container", o.Blueprint, o.Phase, err), nil
 	}
@@ -265,61 +275,75 @@ func (o *owed) task(ctx context.Context) error {
 }
 
 // fileSystem thaws from the step's own container, from any other that mounts the
-// volume, and then on the node.
+// volume, and then on the node. The session has ended and may have left a freeze that
+// is still under way, so that "not frozen" is believed only where it is seen that no
+// command freezes any more.
 func (o *owed) fileSystem(ctx context.Context) (warning string, err error) {
-	if err = o.call(ctx, *o.Call); err == nil {
+	own, err := o.call(ctx, *o.Call)
+	if err == nil && own.sure && own.reply != undone {
+		// A freeze that was ordered just before the session's end has begun by now.
+		o.Clock.Sleep(doubtLimit)
+		own, err = o.call(ctx, *o.Call)
+	}
+	switch {
+	case err == nil && o.confirmed(own):
 		return "", nil
+	case err == nil:
+		return "", o.explain(fmt.Errorf("the file system is not frozen, but a command that freezes it may still be at work in %s", containerOf(*o.Call)))
 	}
-	paths := map[string][]string{}
-	for _, v := range o.Volumes {
-		if v.MountPath != "" {
-			paths[v.Claim] = append(paths[v.Claim], v.MountPath)
-		}
-	}
-	for _, call := range elsewhere(ctx, o.Kube, *o.Call, paths) {
-		if o.call(ctx, call) == nil {
-			return fmt.Sprintf("thawed from %s, since %v", containerOf(call), err), nil
-		}
-	}
+	away := outside{executor: o.Executor, show: plainly}
 	// A container that is starting again is quicker and needs fewer rights.
-	if o.tries%onNodeEvery == 1 && len(o.Volumes) > 0 && !errors.Is(o.onNode, node.ErrOff) {
-		if o.onNode = o.onNodes(ctx); o.onNode == nil {
-			return fmt.Sprintf("thawed on the node, since %v", err), nil
-		}
+	if o.tries%onNodeEvery == 1 && !errors.Is(o.onNode, node.ErrOff) {
+		away.node, away.volumes = o.Nodes, named(o.Call.Command, o.Volumes)
+	}
+	sure := containerGone(ctx, o.Kube, *o.Call)
+	tried, where, elsewhere := away.thaw(ctx, elsewhere(ctx, o.Kube, *o.Call, named(o.Call.Command, o.Volumes)))
+	tried.sure = sure
+	switch {
+	case elsewhere == nil && o.confirmed(tried):
+		return fmt.Sprintf("thawed %s, since %v", where, err), nil
+	case elsewhere == nil:
+		err = fmt.Errorf("%w; %s it is not frozen, but a command of that container may still freeze it", err, where)
+	case !errors.Is(elsewhere, errNowhere) || away.node != nil:
+		o.onNode = elsewhere
 	}
 	if o.onNode != nil {
-		err = fmt.Errorf("%w; %w", err, o.onNode)
+		err = fmt.Errorf("%w; %w", err, withoutURL(o.onNode))
 	}
 	return "", o.explain(err)
 }
 
-func (o *owed) onNodes(ctx context.Context) error {
-	var errs []error
-	for of, paths := range byNode(o.Volumes) {
-		errs = append(errs, o.Nodes.Thaw(ctx, of, paths))
-	}
-	return errors.Join(errs...)
+// confirmed reports whether nothing can be frozen any more.
+func (o *owed) confirmed(tried try) bool {
+	next, _ := pending.after(tried.reply, tried.sure)
+	return !next.due()
 }
 
-// call runs a command in its container, directly where that has no shell. Of what
-// it prints nothing is shown unless it thaws a file system: it can hold secrets.
-func (o *owed) call(ctx context.Context, call blueprint.Call) error {
-	ctx, cancel := context.WithTimeout(ctx, undoCallLimit)
-	defer cancel()
-	show := plainly
-	if !thawsFileSystem(&call) {
-		show = func(string, bool) string { return "what it printed is not shown, since it can hold secrets" }
-	}
-	_, err := runOnce(ctx, o.Executor, call, undoCallLimit, show)
-	return withoutURL(err)
+// call runs a command in its container, directly where that has no shell.
+func (o *owed) call(ctx context.Context, call blueprint.Call) (try, error) {
+	tried, err := runOnce(ctx, o.Executor, call, o.limit(call), hidden(call))
+	return tried, withoutURL(err)
 }
 
-// thawsFileSystem tells that a command undoes a freeze of the kernel's, which
-// outlives the container.
-func thawsFileSystem(call *blueprint.Call) bool {
-	return slices.ContainsFunc(call.Command, func(word string) bool {
-		return strings.Contains(word, "fsfreeze") || strings.Contains(word, "xfs_freeze")
-	})
+func (o *owed) limit(call blueprint.Call) time.Duration {
+	if thawsFileSystem(call.Command) {
+		return undoThawLimit
+	}
+	return undoTaskLimit
+}
+
+// hidden shows of what a call has printed only what a thaw says that does nothing else:
+// all other output can hold secrets, and their values are not known here.
+func hidden(call blueprint.Call) show {
+	if _, alone := fileSystem(call.Command); alone {
+		return plainly
+	}
+	return func(said string, _ bool) string {
+		if said == "" {
+			return ""
+		}
+		return "what it printed is not shown, since it can hold secrets"
+	}
 }
 
 // withoutURL takes the address of a request out of its error: that of an exec
@@ -332,25 +356,10 @@ func withoutURL(err error) error {
 	return err
 }
 
-// eventLimit is how long an event's message may be, in bytes.
-const eventLimit = 1024
-
-// event tells it on the objects. It is sent at once: this process may end.
+// event sends an event to the objects. It is sent at once: this process may end.
 func (u *Undoer) event(ctx context.Context, i *intent.Intent, eventType, reason, message string) {
-	if len(message) > eventLimit {
-		message = strings.ToValidUTF8(message[:eventLimit-3], "") + "..."
-	}
-	now := metav1.NewTime(u.Clock.Now())
 	for _, ref := range i.Objects {
-		namespace := cmp.Or(ref.Namespace, metav1.NamespaceDefault)
 		// That the event is missing changes nothing; what it says is in the result.
-		_, _ = u.Kube.CoreV1().Events(namespace).Create(ctx, &corev1.Event{
-			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, GenerateName: ref.Name + "."},
-			InvolvedObject: corev1.ObjectReference{
-				APIVersion: ref.APIVersion, Kind: ref.Kind, Namespace: ref.Namespace, Name: ref.Name, UID: ref.UID,
-			},
-			Type: eventType, Reason: reason, Message: message,
-			Source: corev1.EventSource{Component: "stillpoint"}, FirstTimestamp: now, LastTimestamp: now, Count: 1,
-		}, metav1.CreateOptions{})
+		_ = sendEvent(ctx, u.Kube, u.Clock, ref, eventType, reason, message)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -282,7 +283,7 @@ func TestUndoFileSystem(t *testing.T) {
 		left    string
 	}{
 		"in its container": {objects: []runtime.Object{claim}, journal: []string{"/data"}},
-		"not frozen":       {objects: []runtime.Object{claim}, says: "fsfreeze: /data: unfreeze failed: Invalid argument", journal: []string{"/data"}},
+		"not frozen":       {objects: []runtime.Object{claim}, says: "fsfreeze: /data: unfreeze failed: Invalid argument", journal: []string{"/data", "/data"}},
 		"elsewhere": {
 			objects: []runtime.Object{claim, pod("db-1", "/mnt")}, broken: []string{"side"}, journal: []string{"/mnt"},
 			warning: "thawed from container main-db-1 of pod shop/db-1, since the connection to the container was lost: container side of pod shop/db-0 is gone (Stillpoint needs sh, sleep and kill in the container)",
@@ -293,7 +294,7 @@ func TestUndoFileSystem(t *testing.T) {
 		},
 		"on the node": {
 			objects: []runtime.Object{claim}, broken: []string{"side"}, node: &deed{}, limit: 10 * time.Second,
-			warning: "thawed on the node, since the connection to the container was lost: container side of pod shop/db-0 is gone (Stillpoint needs sh, sleep and kill in the container)",
+			warning: "thawed on node node1, since the connection to the container was lost: container side of pod shop/db-0 is gone (Stillpoint needs sh, sleep and kill in the container)",
 		},
 		"the node is not to": {
 			objects: []runtime.Object{claim}, broken: []string{"side"}, limit: 5 * time.Second,
@@ -313,11 +314,13 @@ func TestUndoFileSystem(t *testing.T) {
 			for _, container := range test.broken {
 				u.host.broken[container] = true
 			}
-			journal := filepath.Join(t.TempDir(), "journal")
-			script := fmt.Sprintf(`: fsfreeze --unfreeze; echo "$1" >>%s; [ -z '%s' ] || { echo '%s' >&2; exit 1; }`, journal, test.says, test.says)
+			u.host.path = t.TempDir()
+			journal := filepath.Join(u.host.path, "journal")
+			script := fmt.Sprintf("#!/bin/sh\necho \"$2\" >>%s; [ -z '%s' ] || { echo '%s' >&2; exit 1; }\n", journal, test.says, test.says)
+			require.NoError(t, os.WriteFile(filepath.Join(u.host.path, "fsfreeze"), []byte(script), 0o755))
 			owed := u.owe(t, deadHolder, intent.Undo{
 				Blueprint: "fsfreeze", Phase: "thaw", Guarded: true, ByHand: "thaw it",
-				Call:    &blueprint.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{"sh", "-c", script, "stillpoint", "/data"}},
+				Call:    &blueprint.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{"fsfreeze", "--unfreeze", "/data"}},
 				Volumes: []intent.Volume{{Claim: "data", MountPath: "/data", Node: "node1", Path: path}},
 			})
 			undone, err := u.Undo(t.Context(), owed, max(test.limit, left))
@@ -416,7 +419,7 @@ func TestWhatVanishesBetweenTwoTriesIsNotReleased(t *testing.T) {
 	assert.NoError(t, undone.Left)
 	assert.True(t, undone.Vanished)
 	assert.NotContains(t, u.events(t), "Thawed: Released what backup nightly had quiesced")
-	assert.Equal(t, 98, u.tasks.failures)
+	assert.Equal(t, 99, u.tasks.failures)
 }
 
 // A process that releases is waited for.

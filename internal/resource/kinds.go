@@ -24,10 +24,12 @@ type kind struct {
 
 	// listed tells that it could be listed in some namespace.
 	listed bool
-	// scattered tells that it may be listed in namespaces only, not everywhere.
+	// scattered reports that it is listed in namespaces only, not everywhere.
 	scattered bool
-	// hidden tells that it may not be listed.
+	// hidden reports that it is not asked for any more.
 	hidden bool
+	// lost reports that it is hidden because it cannot be read.
+	lost bool
 }
 
 func (k *kind) apiVersion() string { return k.GroupVersion().String() }
@@ -116,10 +118,4 @@ func kindsOf(list *metav1.APIResourceList) ([]*kind, error) {
 		kinds = append(kinds, k)
 	}
 	return kinds, nil
-}
-
-// custom tells whether objects of a kind may be served by somebody else than
-// Kubernetes itself.
-func (k *kind) custom() bool {
-	return strings.Contains(k.Group, ".") && !strings.HasSuffix(k.Group, ".k8s.io")
 }

@@ -44,6 +44,10 @@ const (
 	// listFrom is the number of objects of one kind from which on a list of the
 	// namespace is cheaper than a request for each.
 	listFrom = 4
+	// pageLimit bounds one request for a page of a kind, and slowFailure is how
+	// long a failure may take to be worth another try.
+	pageLimit   = 30 * time.Second
+	slowFailure = 5 * time.Second
 )
 
 // Object is one with annotations of ours.
@@ -69,6 +73,18 @@ type View struct {
 	Workloads []workload.Ref
 
 	taken time.Time
+	// partial reports that a kind could not be read.
+	partial bool
+}
+
+// fresh reports whether a view is good enough for a freeze. A view without some
+// kind is soon taken again, since the trouble may be over.
+func (v *View) fresh(now time.Time) bool {
+	life := viewLife
+	if v.empty() && !v.partial {
+		life = emptyLife
+	}
+	return now.Before(v.taken.Add(life))
 }
 
 // empty tells that nothing but workloads is annotated.
@@ -85,16 +101,32 @@ func (v *View) sort() {
 // Unread is a kind, or all kinds of a group, that could not be looked at.
 type Unread struct {
 	// Name is "secrets", "widgets.example.com", or a group's "example.com/v1".
-	Name   string
-	Reason string
-	// Broken tells that the service behind it does not work; otherwise it may
-	// not be listed.
+	Name string
+	// Namespace is the only namespace in which it was not read, "" for all.
+	Namespace string
+	Reason    string
+	// Broken reports that the API server cannot read it; otherwise it may not be
+	// listed.
 	Broken bool
 }
 
+func (u Unread) String() string {
+	if u.Namespace != "" {
+		return fmt.Sprintf("%s in namespace %s (%s)", u.Name, u.Namespace, u.Reason)
+	}
+	return fmt.Sprintf("%s (%s)", u.Name, u.Reason)
+}
+
+// everyKind is the Name of an Unread that stands for all kinds.
+const everyKind = "all kinds"
+
+// unreadIn identifies an Unread.
+type unreadIn struct{ name, namespace string }
+
 // Survey looks for annotated objects. What exists is asked for as rarely as can
-// be: nearly all clusters have few such objects, or none. It is safe for
-// concurrent use.
+// be: nearly all clusters have few such objects, or none. A kind that cannot be
+// read is a warning and never an error: a backup must not fail because its
+// annotations were looked for. It is safe for concurrent use.
 type Survey struct {
 	discovery discovery.DiscoveryInterface
 	metadata  metadata.Interface
@@ -114,7 +146,7 @@ type Survey struct {
 	// is not known of them.
 	all    map[string]*View
 	at     time.Time
-	unread map[string]Unread
+	unread map[unreadIn]Unread
 	told   map[string]bool
 }
 
@@ -123,32 +155,29 @@ type Survey struct {
 func NewSurvey(d discovery.DiscoveryInterface, m metadata.Interface, dyn dynamic.Interface, clock clock.PassiveClock, ours func(annotation string) bool, log logrus.FieldLogger) *Survey {
 	return &Survey{
 		discovery: d, metadata: m, dynamic: dyn, clock: clock, ours: ours, log: log,
-		views: lru.New(viewsKept), unread: map[string]Unread{}, told: map[string]bool{},
+		views: lru.New(viewsKept), unread: map[unreadIn]Unread{}, told: map[string]bool{},
 	}
 }
 
 // Recent is a namespace as it was when it was first looked at.
-func (s *Survey) Recent(ctx context.Context, namespace string) (*View, error) {
+func (s *Survey) Recent(ctx context.Context, namespace string) *View {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.recent(ctx, namespace)
+	view := s.recent(ctx, namespace)
+	if view.partial && !view.fresh(s.clock.Now()) {
+		return s.look(ctx, namespace)
+	}
+	return view
 }
 
 // Now is a namespace as it was a few seconds ago at most; one where nothing but
 // workloads was annotated, ten minutes.
-func (s *Survey) Now(ctx context.Context, namespace string) (*View, error) {
+func (s *Survey) Now(ctx context.Context, namespace string) *View {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	view, err := s.recent(ctx, namespace)
-	if err != nil {
-		return nil, err
-	}
-	life := viewLife
-	if view.empty() {
-		life = emptyLife
-	}
-	if s.clock.Now().Before(view.taken.Add(life)) {
-		return view, nil
+	view := s.recent(ctx, namespace)
+	if view.fresh(s.clock.Now()) {
+		return view
 	}
 	return s.look(ctx, namespace)
 }
@@ -157,65 +186,66 @@ func (s *Survey) Now(ctx context.Context, namespace string) (*View, error) {
 func (s *Survey) Unread() []Unread {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.SortedFunc(maps.Values(s.unread), func(a, b Unread) int { return cmp.Compare(a.Name, b.Name) })
+	return slices.SortedFunc(maps.Values(s.unread), func(a, b Unread) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Namespace, b.Namespace))
+	})
 }
 
-func (s *Survey) recent(ctx context.Context, namespace string) (*View, error) {
-	if err := s.know(); err != nil {
-		return nil, err
-	}
-	if view, ok := s.views.Get(namespace); ok {
-		if view, ok := view.(*View); ok {
-			return view, nil
-		}
+func (s *Survey) recent(ctx context.Context, namespace string) *View {
+	s.know()
+	if view := s.cached(namespace); view != nil {
+		return view
 	}
 	if s.seen < oneByOne {
 		s.seen++
 		return s.look(ctx, namespace)
 	}
 	if s.all == nil {
-		if err := s.everywhere(ctx); err != nil {
-			return nil, err
-		}
+		s.everywhere(ctx)
 	}
 	view, ok := s.all[namespace]
 	if !ok {
-		view = &View{taken: s.at}
+		view = &View{taken: s.at, partial: s.kinds == nil}
 	}
-	more := !view.empty()
-	if !more {
-		var err error
-		if more, err = s.scattered(ctx, namespace); err != nil {
-			return nil, err
-		}
-	}
-	if more {
+	if !view.empty() || s.scattered(ctx, namespace) {
 		return s.look(ctx, namespace)
 	}
-	return view, nil
+	return view
 }
 
-// know asks for the kinds, once.
-func (s *Survey) know() error {
-	if s.kinds != nil {
-		return nil
-	}
-	kinds, broken, err := discover(s.discovery)
-	if err != nil {
-		return err
-	}
-	s.kinds = append([]*kind{}, kinds...)
-	for group, err := range broken {
-		s.unread[group] = Unread{Name: group, Reason: err.Error(), Broken: true}
+// cached is the view of a namespace that was looked at by itself, nil for none.
+func (s *Survey) cached(namespace string) *View {
+	if view, ok := s.views.Get(namespace); ok {
+		if view, ok := view.(*View); ok {
+			return view
+		}
 	}
 	return nil
 }
 
-// look looks at one namespace.
-func (s *Survey) look(ctx context.Context, namespace string) (*View, error) {
+// know asks for the kinds until the API server has told them.
+func (s *Survey) know() {
+	if s.kinds != nil {
+		return
+	}
+	kinds, broken, err := discover(s.discovery)
+	if err != nil {
+		s.unread[unreadIn{name: everyKind}] = Unread{Name: everyKind, Reason: err.Error(), Broken: true}
+		return
+	}
+	delete(s.unread, unreadIn{name: everyKind})
+	s.kinds = append([]*kind{}, kinds...)
+	for group, err := range broken {
+		s.unread[unreadIn{name: group}] = Unread{Name: group, Reason: err.Error(), Broken: true}
+	}
+}
+
+// look looks at one namespace. Annotated objects of a kind that cannot be read
+// now, and was read before, stay known.
+func (s *Survey) look(ctx context.Context, namespace string) *View {
 	view := &View{taken: s.clock.Now(), Owners: map[types.UID][]types.UID{}}
 	known := map[types.UID]bool{}
-	err := s.list(ctx, s.kinds, namespace, func(k *kind, item *metav1.PartialObjectMetadata) {
+	failed := s.list(ctx, s.kinds, namespace, func(k *kind, item *metav1.PartialObjectMetadata) {
 		if known[item.UID] && item.UID != "" { // in another group, too
 			return
 		}
@@ -231,15 +261,25 @@ func (s *Survey) look(ctx context.Context, namespace string) (*View, error) {
 			view.Annotated = append(view.Annotated, object)
 		}
 	})
-	if err != nil {
-		return nil, fmt.Errorf("look for annotated objects in namespace %s: %w", namespace, err)
+	view.partial = s.kinds == nil || slices.Contains(slices.Collect(maps.Values(failed)), true)
+	for _, before := range []*View{s.cached(namespace), s.all[namespace]} {
+		if before == nil {
+			continue
+		}
+		for _, object := range before.Annotated {
+			if _, unread := failed[object.Resource]; !known[object.UID] && (unread || s.kinds == nil) {
+				known[object.UID] = true
+				view.Annotated = append(view.Annotated, object)
+				view.Owners[object.UID] = before.Owners[object.UID]
+			}
+		}
 	}
 	if view.empty() {
 		view.Owners, view.Workloads = nil, nil
 	}
 	view.sort()
 	s.views.Add(namespace, view)
-	return view, nil
+	return view
 }
 
 func refOf(k *kind, item *metav1.PartialObjectMetadata) workload.Ref {
@@ -272,10 +312,10 @@ func (s *Survey) among(annotations map[string]string) map[string]string {
 }
 
 // everywhere finds the annotated objects of all namespaces.
-func (s *Survey) everywhere(ctx context.Context) error {
+func (s *Survey) everywhere(ctx context.Context) {
 	s.at = s.clock.Now()
 	all := map[string]*View{}
-	err := s.list(ctx, s.kinds, metav1.NamespaceAll, func(k *kind, item *metav1.PartialObjectMetadata) {
+	s.list(ctx, s.kinds, metav1.NamespaceAll, func(k *kind, item *metav1.PartialObjectMetadata) {
 		object, ok := s.annotated(k, item)
 		if !ok {
 			return
@@ -285,19 +325,18 @@ func (s *Survey) everywhere(ctx context.Context) error {
 		}
 		all[item.Namespace].Annotated = append(all[item.Namespace].Annotated, object)
 	})
-	if err != nil {
-		return fmt.Errorf("look for annotated objects in all namespaces: %w", err)
-	}
 	for _, view := range all {
 		view.sort()
 	}
-	s.all = all
-	return nil
+	if s.kinds != nil {
+		s.all = all
+	}
 }
 
-// scattered looks at the kinds of one namespace that may not be listed
-// everywhere, and may be in single namespaces.
-func (s *Survey) scattered(ctx context.Context, namespace string) (bool, error) {
+// scattered looks at the kinds of one namespace that could not be listed
+// everywhere, and may be in single namespaces. It reports whether the namespace
+// is to be looked at by itself.
+func (s *Survey) scattered(ctx context.Context, namespace string) bool {
 	var kinds []*kind
 	for _, k := range s.kinds {
 		if k.scattered {
@@ -305,32 +344,33 @@ func (s *Survey) scattered(ctx context.Context, namespace string) (bool, error) 
 		}
 	}
 	found := false
-	err := s.list(ctx, kinds, namespace, func(_ *kind, item *metav1.PartialObjectMetadata) {
+	failed := s.list(ctx, kinds, namespace, func(_ *kind, item *metav1.PartialObjectMetadata) {
 		found = found || len(s.among(item.Annotations)) > 0
 	})
-	if err != nil {
-		return false, fmt.Errorf("look for annotated objects in namespace %s: %w", namespace, err)
-	}
-	return found, nil
+	return found || slices.Contains(slices.Collect(maps.Values(failed)), true)
 }
 
 // list lists kinds, some side by side, and hands each object to note. Kinds
-// that cannot be listed are noted as unread.
-func (s *Survey) list(ctx context.Context, kinds []*kind, namespace string, note func(*kind, *metav1.PartialObjectMetadata)) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+// that cannot be listed are noted as unread. Those that the API server cannot
+// read are returned, with whether another try may succeed.
+func (s *Survey) list(ctx context.Context, kinds []*kind, namespace string, note func(*kind, *metav1.PartialObjectMetadata)) (failed map[schema.GroupVersionResource]bool) {
 	var (
 		mu    sync.Mutex
 		wait  sync.WaitGroup
 		slots = make(chan struct{}, atOnce)
 	)
+	failed = map[schema.GroupVersionResource]bool{}
 	for _, k := range kinds {
 		if k.hidden {
+			if k.lost {
+				failed[k.GroupVersionResource] = false
+			}
 			continue
 		}
 		slots <- struct{}{}
 		wait.Go(func() {
 			defer func() { <-slots }()
+			start := s.clock.Now()
 			err := s.listKind(ctx, k, namespace, func(item *metav1.PartialObjectMetadata) {
 				mu.Lock()
 				defer mu.Unlock()
@@ -338,22 +378,21 @@ func (s *Survey) list(ctx context.Context, kinds []*kind, namespace string, note
 			})
 			mu.Lock()
 			defer mu.Unlock()
-			if err := s.judge(k, namespace, err); err != nil {
-				cancel(fmt.Errorf("list %s: %w", k.GroupResource(), err))
+			if s.judge(k, namespace, err, s.clock.Since(start)) {
+				failed[k.GroupVersionResource] = !k.lost
 			}
 		})
 	}
 	wait.Wait()
-	if err := context.Cause(ctx); err != nil {
-		return err
-	}
 	s.tell()
-	return nil
+	return failed
 }
 
 func (s *Survey) listKind(ctx context.Context, k *kind, namespace string, note func(*metav1.PartialObjectMetadata)) error {
 	client := s.metadata.Resource(k.GroupVersionResource).Namespace(namespace)
 	pages := pager.New(func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+		ctx, cancel := context.WithTimeout(ctx, pageLimit)
+		defer cancel()
 		return client.List(ctx, options)
 	})
 	return pages.EachListItem(ctx, metav1.ListOptions{}, func(item runtime.Object) error {
@@ -364,53 +403,67 @@ func (s *Survey) listKind(ctx context.Context, k *kind, namespace string, note f
 	})
 }
 
-// judge notes how a list went, and returns the errors that nobody can go on
-// with. A kind that may not be listed, or whose own server or conversion is
-// down, must not keep all others from being backed up: Velero has an error of
-// its own for the latter.
-func (s *Survey) judge(k *kind, namespace string, err error) error {
+// judge notes how a list went, and reports whether the API server cannot read
+// the kind. One object that the API server cannot read fails the list of all:
+// its conversion webhook is down, or it is a Secret that cannot be decrypted. A
+// kind that cannot be listed everywhere is therefore listed in each namespace. A
+// kind whose failure takes long is not asked for again: a backup has many
+// namespaces.
+func (s *Survey) judge(k *kind, namespace string, err error, took time.Duration) bool {
 	name := k.GroupResource().String()
+	in := unreadIn{name, namespace}
+	everywhere := namespace == metav1.NamespaceAll
 	switch {
 	case err == nil:
 		k.listed = true
-		delete(s.unread, name)
+		delete(s.unread, in)
+		delete(s.unread, unreadIn{name: name})
 	case apierrors.IsNotFound(err): // its definition is gone since
 		k.hidden = true
 	case apierrors.IsForbidden(err):
-		if namespace == metav1.NamespaceAll {
+		if everywhere {
 			k.scattered, k.hidden = k.listed, !k.listed
 		}
-		s.unread[name] = Unread{Name: name, Reason: "it may not be listed"}
+		s.unread[unreadIn{name: name}] = Unread{Name: name, Reason: "it may not be listed"}
 	case apierrors.IsMethodNotSupported(err), apierrors.IsNotAcceptable(err):
 		k.hidden = true
-		s.unread[name] = Unread{Name: name, Reason: err.Error()}
-	case k.custom() && (apierrors.IsServiceUnavailable(err) || apierrors.IsInternalError(err)):
-		k.hidden = true
-		s.unread[name] = Unread{Name: name, Reason: err.Error(), Broken: true}
+		s.unread[unreadIn{name: name}] = Unread{Name: name, Reason: err.Error()}
+	case took >= slowFailure:
+		k.hidden, k.lost = true, true
+		s.unread[unreadIn{name: name}] = Unread{Name: name, Reason: err.Error(), Broken: true}
+		return true
+	case everywhere:
+		k.scattered = true // each namespace tells for itself
+		return true
 	default:
-		return err
+		s.unread[in] = Unread{Name: name, Namespace: namespace, Reason: err.Error(), Broken: true}
+		return true
 	}
-	return nil
+	return false
 }
 
 // tell logs what could not be looked at, each once.
 func (s *Survey) tell() {
 	var forbidden, broken []string
-	for _, name := range slices.Sorted(maps.Keys(s.unread)) {
-		switch unread := s.unread[name]; {
-		case s.told[name]:
+	for _, in := range slices.SortedFunc(maps.Keys(s.unread), func(a, b unreadIn) int {
+		return cmp.Or(cmp.Compare(a.name, b.name), cmp.Compare(a.namespace, b.namespace))
+	}) {
+		unread := s.unread[in]
+		once := in.name + " " + unread.Reason // the namespaces that follow have the same trouble
+		switch {
+		case s.told[once]:
 		case unread.Broken:
-			broken = append(broken, fmt.Sprintf("%s (%s)", name, unread.Reason))
+			broken = append(broken, unread.String())
 		default:
-			forbidden = append(forbidden, name)
+			forbidden = append(forbidden, unread.Name)
 		}
-		s.told[name] = true
+		s.told[once] = true
 	}
 	if len(forbidden) > 0 {
 		s.log.Infof("Quiesce annotations are not looked for on objects of these kinds, which Stillpoint cannot list: %s", strings.Join(forbidden, ", "))
 	}
 	if len(broken) > 0 {
-		s.log.Warnf("Quiesce annotations cannot be looked for on objects of these kinds, since the API server cannot read them: %s", strings.Join(broken, ", "))
+		s.log.Warnf("Quiesce annotations cannot be looked for on objects of these kinds, since the API server cannot read them: %s; what such objects ask for is not known, and not done", strings.Join(broken, ", "))
 	}
 }
 

@@ -38,6 +38,7 @@ type scene struct {
 	log      *logrustest.Hook
 	// fail is by resource and namespace, "" of which is all.
 	fail map[string]error
+	slow time.Duration // what each failure takes
 	mu   sync.Mutex
 	sent []string
 }
@@ -102,6 +103,7 @@ func newScene(objects ...*metav1.PartialObjectMetadata) *scene {
 		s.sent = append(s.sent, strings.TrimSuffix(resource+" in "+action.GetNamespace(), " in "))
 		for _, key := range []string{resource, resource + " in " + action.GetNamespace()} {
 			if err := s.fail[key]; err != nil {
+				s.clock.Step(s.slow)
 				return true, nil, err
 			}
 		}
@@ -142,8 +144,7 @@ func TestView(t *testing.T) {
 		thing("Widget", "shop", "w", true), thing("StatefulSet", "shop", "db", false, "Widget w"), thing("ConfigMap", "shop", "cm", true, "Widget w", "x"),
 		thing("ConfigMap", "shop", "plain", false), thing("Widget", "office", "o", false, "Widget w"),
 	)
-	view, err := s.Recent(t.Context(), "shop")
-	require.NoError(t, err)
+	view := s.Recent(t.Context(), "shop")
 	var names []string
 	for _, o := range view.Annotated {
 		names = append(names, fmt.Sprintf("%s %s %s %s", o.APIVersion, o.Ref, o.Resource.Resource, o.Annotations))
@@ -156,8 +157,7 @@ func TestView(t *testing.T) {
 	assert.Subset(t, view.Annotated[1].Names, []string{"widget", "widgets.example.com"})
 	assert.Equal(t, []string{"configmaps in shop", "replicasets in shop", "statefulsets in shop", "widgets in shop"}, s.requests())
 
-	view, err = s.Recent(t.Context(), "office")
-	require.NoError(t, err)
+	view = s.Recent(t.Context(), "office")
 	assert.Empty(t, view.Annotated)
 	assert.Nil(t, view.Owners)
 }
@@ -171,23 +171,19 @@ func TestRequestsDoNotGrowWithNamespaces(t *testing.T) {
 		return []string{"configmaps in " + namespace, "replicasets in " + namespace, "statefulsets in " + namespace, "widgets in " + namespace}
 	}
 	for i := range oneByOne {
-		_, err := s.Recent(t.Context(), fmt.Sprintf("n%d", i))
-		require.NoError(t, err)
+		s.Recent(t.Context(), fmt.Sprintf("n%d", i))
 		assert.Equal(t, of(fmt.Sprintf("n%d", i)), s.requests())
 	}
 	for i := range 45 {
-		view, err := s.Now(t.Context(), fmt.Sprintf("n%d", i))
-		require.NoError(t, err)
+		view := s.Now(t.Context(), fmt.Sprintf("n%d", i))
 		assert.Equal(t, i == 40, len(view.Annotated) == 1)
 	}
 	assert.Equal(t, []string{"configmaps", "replicasets", "statefulsets", "widgets"}, s.requests(), "annotated workloads need no second look")
-	view, err := s.Recent(t.Context(), "n50")
-	require.NoError(t, err)
+	view := s.Recent(t.Context(), "n50")
 	assert.Len(t, view.Annotated, 1)
 	assert.Len(t, view.Owners, 1)
 	assert.Equal(t, of("n50"), s.requests())
-	_, err = s.Recent(t.Context(), "n50")
-	require.NoError(t, err)
+	s.Recent(t.Context(), "n50")
 	assert.Empty(t, s.requests(), "remembered")
 }
 
@@ -196,8 +192,7 @@ func TestNow(t *testing.T) {
 	s := newScene(thing("Widget", "shop", "w", true))
 	now := func(namespace string, want int) {
 		t.Helper()
-		view, err := s.Now(t.Context(), namespace)
-		require.NoError(t, err)
+		view := s.Now(t.Context(), namespace)
 		assert.Len(t, view.Annotated, want)
 	}
 	now("shop", 1)
@@ -216,8 +211,7 @@ func TestNow(t *testing.T) {
 	assert.Empty(t, s.requests(), "nothing was annotated a while ago")
 	s.clock.Step(emptyLife)
 	require.NoError(t, s.metadata.Tracker().Add(thing("Widget", "office", "w2", true)))
-	view, err := s.Recent(t.Context(), "office")
-	require.NoError(t, err)
+	view := s.Recent(t.Context(), "office")
 	assert.Empty(t, view.Annotated)
 	now("office", 1)
 	assert.Len(t, s.requests(), 4)
@@ -227,14 +221,19 @@ func forbidden(resource string) error {
 	return apierrors.NewForbidden(schema.GroupResource{Resource: resource}, "", errors.New("no"))
 }
 
-// What may not be listed, or is broken, keeps nothing else from being read.
+// What may not be listed, or cannot be read, keeps nothing else from being read,
+// and is no error.
 func TestUnread(t *testing.T) {
+	const broken = "warning: Quiesce annotations cannot be looked for on objects of these kinds, since the API server cannot read them: %s; " +
+		"what such objects ask for is not known, and not done"
+	inBoth := func(name, reason string) []Unread {
+		return []Unread{{Name: name, Namespace: "office", Reason: reason, Broken: true}, {Name: name, Namespace: "shop", Reason: reason, Broken: true}}
+	}
 	unavailable := apierrors.NewServiceUnavailable("its server is down")
 	for name, test := range map[string]struct {
 		fail   map[string]error
 		unread []Unread
 		said   []string
-		err    string
 	}{
 		"forbidden": {
 			fail: map[string]error{"configmaps": forbidden("configmaps")}, unread: []Unread{{Name: "configmaps", Reason: "it may not be listed"}},
@@ -247,31 +246,29 @@ func TestUnread(t *testing.T) {
 			said:   []string{"info: Quiesce annotations are not looked for on objects of these kinds, which Stillpoint cannot list: widgets.example.com"},
 		},
 		"down": {
-			fail: map[string]error{"widgets": unavailable}, unread: []Unread{{Name: "widgets.example.com", Reason: "its server is down", Broken: true}},
-			said: []string{"warning: Quiesce annotations cannot be looked for on objects of these kinds, since the API server cannot read them: widgets.example.com (its server is down)"},
+			fail: map[string]error{"widgets": unavailable}, unread: inBoth("widgets.example.com", "its server is down"),
+			said: []string{fmt.Sprintf(broken, "widgets.example.com in namespace shop (its server is down)")},
 		},
 		"a conversion that fails": {
 			fail:   map[string]error{"widgets": apierrors.NewInternalError(errors.New("conversion webhook failed"))},
-			unread: []Unread{{Name: "widgets.example.com", Reason: "Internal error occurred: conversion webhook failed", Broken: true}},
-			said: []string{"warning: Quiesce annotations cannot be looked for on objects of these kinds, since the API server cannot read them: " +
-				"widgets.example.com (Internal error occurred: conversion webhook failed)"},
+			unread: inBoth("widgets.example.com", "Internal error occurred: conversion webhook failed"),
+			said:   []string{fmt.Sprintf(broken, "widgets.example.com in namespace shop (Internal error occurred: conversion webhook failed)")},
 		},
-		"Kubernetes itself is down": {fail: map[string]error{"configmaps": unavailable}, err: "look for annotated objects in namespace shop: list configmaps: its server is down"},
-		"no answer":                 {fail: map[string]error{"widgets": errors.New("connection refused")}, err: "look for annotated objects in namespace shop: list widgets.example.com: connection refused"},
+		"an object of Kubernetes itself": {
+			fail:   map[string]error{"configmaps in shop": apierrors.NewInternalError(errors.New("cannot decrypt"))},
+			unread: []Unread{{Name: "configmaps", Namespace: "shop", Reason: "Internal error occurred: cannot decrypt", Broken: true}},
+			said:   []string{fmt.Sprintf(broken, "configmaps in namespace shop (Internal error occurred: cannot decrypt)")},
+		},
+		"no time":   {fail: map[string]error{"configmaps": apierrors.NewTimeoutError("slow", 1)}, unread: inBoth("configmaps", "Timeout: slow"), said: []string{fmt.Sprintf(broken, "configmaps in namespace shop (Timeout: slow)")}},
+		"throttled": {fail: map[string]error{"configmaps": apierrors.NewTooManyRequestsError("later")}, unread: inBoth("configmaps", "Too many requests: later"), said: []string{fmt.Sprintf(broken, "configmaps in namespace shop (Too many requests: later)")}},
+		"no answer": {fail: map[string]error{"widgets": errors.New("connection refused")}, unread: inBoth("widgets.example.com", "connection refused"), said: []string{fmt.Sprintf(broken, "widgets.example.com in namespace shop (connection refused)")}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newScene(thing("StatefulSet", "shop", "db", true))
 			s.fail = test.fail
 			for range 2 { // told once
-				view, err := s.Recent(t.Context(), "shop")
-				if test.err != "" {
-					require.EqualError(t, err, test.err)
-					return
-				}
-				require.NoError(t, err)
-				assert.Len(t, view.Annotated, 1)
-				_, err = s.Recent(t.Context(), "office")
-				require.NoError(t, err)
+				assert.Len(t, s.Recent(t.Context(), "shop").Annotated, 1)
+				s.Recent(t.Context(), "office")
 			}
 			assert.Equal(t, test.said, s.said())
 			assert.ElementsMatch(t, test.unread, s.Unread())
@@ -279,20 +276,79 @@ func TestUnread(t *testing.T) {
 	}
 }
 
+// One object that cannot be read fails a list of all namespaces, and then
+// concerns its own namespace alone.
+func TestUnreadInOneNamespace(t *testing.T) {
+	s := newScene(thing("ConfigMap", "n8", "cm", true), thing("Widget", "n9", "w", true))
+	secret := apierrors.NewInternalError(errors.New("cannot decrypt"))
+	s.fail = map[string]error{"configmaps in ": secret, "configmaps in n9": secret}
+	for i := range 12 {
+		view := s.Recent(t.Context(), fmt.Sprintf("n%d", i))
+		assert.Equal(t, i == 8 || i == 9, len(view.Annotated) == 1, i)
+	}
+	assert.Equal(t, []Unread{{Name: "configmaps", Namespace: "n9", Reason: "Internal error occurred: cannot decrypt", Broken: true}}, s.Unread())
+	s.fail = nil
+	s.clock.Step(viewLife)
+	s.Recent(t.Context(), "n9")
+	assert.Empty(t, s.Unread(), "read at the next look")
+}
+
+// What was known to be annotated stays known when its kind cannot be read.
+func TestUnreadAfterItWasSeen(t *testing.T) {
+	for name, slow := range map[string]bool{"for a moment": false, "for long": true} {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(thing("Widget", "shop", "w", true, "x"), thing("ConfigMap", "shop", "cm", false))
+			require.Len(t, s.Recent(t.Context(), "shop").Annotated, 1)
+			s.fail = map[string]error{"widgets": apierrors.NewServiceUnavailable("down")}
+			if slow {
+				s.slow = slowFailure
+			}
+			for range 3 {
+				s.clock.Step(viewLife)
+				view := s.Now(t.Context(), "shop")
+				require.Len(t, view.Annotated, 1)
+				assert.Equal(t, []types.UID{"x"}, view.Owners["Widget w"])
+			}
+			asked := slices.DeleteFunc(s.requests(), func(request string) bool { return request != "widgets in shop" })
+			assert.Equal(t, slow, len(asked) == 2, "a kind that takes long to fail is asked for once more: %v", asked)
+		})
+	}
+}
+
+// Without any answer about the kinds, they are asked for again.
+func TestNoDiscovery(t *testing.T) {
+	s := newScene(thing("Widget", "shop", "w", true))
+	working := s.discovery
+	s.discovery = noDiscovery{}
+	for _, namespace := range []string{"a", "b", "c", "d", "shop"} {
+		assert.Empty(t, s.Recent(t.Context(), namespace).Annotated)
+	}
+	require.Len(t, s.Unread(), 1)
+	assert.Equal(t, everyKind, s.Unread()[0].Name)
+	assert.Len(t, s.said(), 1)
+	s.discovery = working
+	s.clock.Step(viewLife)
+	assert.Len(t, s.Recent(t.Context(), "shop").Annotated, 1)
+	assert.Empty(t, s.Unread())
+}
+
+type noDiscovery struct{ discovery.DiscoveryInterface }
+
+func (noDiscovery) ServerGroups() (*metav1.APIGroupList, error) {
+	return nil, apierrors.NewTooManyRequestsError("later")
+}
+
 // A kind that may be listed in some namespaces is looked at there.
 func TestScattered(t *testing.T) {
 	s := newScene(thing("Widget", "n7", "w", true), thing("ConfigMap", "n8", "cm", true))
 	s.fail = map[string]error{"widgets in ": forbidden("widgets"), "configmaps": forbidden("configmaps")}
 	for i := range 9 {
-		_, err := s.Recent(t.Context(), fmt.Sprintf("n%d", i))
-		require.NoError(t, err)
+		s.Recent(t.Context(), fmt.Sprintf("n%d", i))
 	}
-	view, err := s.Recent(t.Context(), "n7")
-	require.NoError(t, err)
+	view := s.Recent(t.Context(), "n7")
 	assert.Len(t, view.Annotated, 1)
 	s.requests()
-	_, err = s.Recent(t.Context(), "n10")
-	require.NoError(t, err)
+	s.Recent(t.Context(), "n10")
 	assert.Equal(t, []string{"widgets in n10"}, s.requests(), "and one that may be listed nowhere is not asked for again")
 }
 
@@ -318,11 +374,10 @@ func (halfDiscovery) GroupsAndMaybeResources() (*metav1.APIGroupList, map[schema
 func TestBrokenGroup(t *testing.T) {
 	s := newScene(thing("ConfigMap", "shop", "cm", true))
 	s.discovery = halfDiscovery{}
-	view, err := s.Recent(t.Context(), "shop")
-	require.NoError(t, err)
+	view := s.Recent(t.Context(), "shop")
 	assert.Len(t, view.Annotated, 1)
 	assert.Equal(t, []Unread{{Name: "down.example.com/v1", Reason: "stale", Broken: true}}, s.Unread(), "metrics matter to nobody")
-	assert.Equal(t, []string{"warning: Quiesce annotations cannot be looked for on objects of these kinds, since the API server cannot read them: down.example.com/v1 (stale)"}, s.said())
+	assert.Equal(t, []string{"warning: Quiesce annotations cannot be looked for on objects of these kinds, since the API server cannot read them: down.example.com/v1 (stale); what such objects ask for is not known, and not done"}, s.said())
 }
 
 func TestRead(t *testing.T) {
@@ -332,8 +387,7 @@ func TestRead(t *testing.T) {
 	}
 	objects = append(objects, thing("ConfigMap", "shop", "cm", true))
 	s := newScene(objects...)
-	view, err := s.Recent(t.Context(), "shop")
-	require.NoError(t, err)
+	view := s.Recent(t.Context(), "shop")
 	gone := view.Annotated[0]
 	gone.Name, gone.UID = "gone", "gone"
 	replaced := view.Annotated[0]
@@ -356,10 +410,12 @@ func TestRead(t *testing.T) {
 	require.EqualError(t, contents.Failed["Widget w2"], `list the widgets.example.com of namespace shop: x "cm" is forbidden: no`)
 }
 
+// A call that ran out of time leaves no view that is taken for a complete one.
 func TestEndedContext(t *testing.T) {
-	s := newScene()
+	s := newScene(thing("Widget", "shop", "w", true))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err := s.Recent(ctx, "shop")
-	require.ErrorIs(t, err, context.Canceled)
+	assert.Empty(t, s.Recent(ctx, "shop").Annotated)
+	s.clock.Step(viewLife)
+	assert.Len(t, s.Recent(t.Context(), "shop").Annotated, 1)
 }

@@ -7,7 +7,6 @@ import (
 
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	"github.com/vmware-tanzu/velero/pkg/kuberesource"
-	"github.com/vmware-tanzu/velero/pkg/util/boolptr"
 	vhutil "github.com/vmware-tanzu/velero/pkg/util/volumehelper"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -35,8 +34,9 @@ func (s *Selection) snapshotter(ctx context.Context, volume *corev1.PersistentVo
 		return nil, nil //nolint:nilnil // none is a valid answer
 	case action.kind != "" && action.kind != "snapshot":
 		return nil, nil //nolint:nilnil // as above
-	case volume.Labels[excludeLabel] == "true" || !s.volumes():
-		return nil, nil //nolint:nilnil // as above
+	}
+	if called, err := s.called(ctx, volume); err != nil || !called {
+		return nil, err
 	}
 	locations, err := s.locations(ctx)
 	if err != nil {
@@ -59,14 +59,11 @@ func (s *Selection) snapshotter(ctx context.Context, volume *corev1.PersistentVo
 	return nil, nil //nolint:nilnil // as above
 }
 
-// volumes answers whether PersistentVolumes are in the backup, for which
-// VolumeSnapshotters are called.
-func (s *Selection) volumes() bool {
-	spec := s.backup.Spec
-	listed := lists("persistentvolumes", "persistentvolume", "pv")
-	return !boolptr.IsSetToFalse(spec.IncludeClusterResources) &&
-		!listed(spec.ExcludedResources) && !listed(spec.ExcludedClusterScopedResources) &&
-		(len(spec.IncludedResources) == 0 || listed(spec.IncludedResources))
+// called reports whether a PersistentVolume is in the backup: only then Velero
+// calls actions and VolumeSnapshotters for it.
+func (s *Selection) called(ctx context.Context, volume *corev1.PersistentVolume) (bool, error) {
+	f, err := s.included(ctx)
+	return err == nil && f.excludes(ofVolumes, volume) == "", err
 }
 
 // locations are those of the backup, in its order. Before Velero has written

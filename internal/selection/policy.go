@@ -1,6 +1,7 @@
 package selection
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -41,10 +42,10 @@ func (a action) misspelt() string {
 	return ""
 }
 
-// Policies is an error when the volume policies cannot be read, which fails
+// Policies is an error when the resource policies cannot be read, which fails
 // the whole backup.
-func (s *Selection) Policies() error {
-	_, _, err := s.helpers()
+func (s *Selection) Policies(ctx context.Context) error {
+	_, err := s.included(ctx)
 	return err
 }
 

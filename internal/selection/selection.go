@@ -6,7 +6,6 @@ package selection
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 
 	"github.com/sirupsen/logrus"
@@ -19,14 +18,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 )
-
-// excludeLabel keeps an object out of every backup (Velero's documentation of
-// resource filtering).
-const excludeLabel = "velero.io/exclude-from-backup"
 
 // PolicyValue is what hands volumes to Stillpoint in a volume policy:
 //
@@ -61,6 +54,9 @@ type Verdict struct {
 	// Fails tells that Velero's own action ends with an error for that reason,
 	// and drops the claim from the backup.
 	Fails bool
+	// Uncalled is why there is no moment to freeze before Velero's own snapshot: it
+	// calls no action for the PersistentVolume. nil where it does.
+	Uncalled error
 	// Warning is what the author of the volume policy should see, "" for nothing.
 	Warning string
 	// Obstacle says why a volume that was handed to Stillpoint cannot be
@@ -80,6 +76,8 @@ type Selection struct {
 	// policies are the volume helpers of the backup's own volume policies and of
 	// the server's global ones, nil until they are asked.
 	own, global vhutil.VolumeHelper
+	// filters are nil until they are asked.
+	filters *filters
 }
 
 // New returns the selection of a backup. csi tells whether the Velero server
@@ -232,7 +230,13 @@ func (s *Selection) snapshots(ctx context.Context, claim *corev1.PersistentVolum
 	if reason, err := s.stumbles(ctx, claim); reason != "" || err != nil {
 		return Verdict{Path: None, Reason: reason, Fails: true}, err
 	}
-	return Verdict{Path: Velero}, nil
+	verdict := Verdict{Path: Velero}
+	if called, err := s.called(ctx, volume); err != nil || !called {
+		verdict.Uncalled = fmt.Errorf("the backup leaves out persistentvolumes/%s, for which Stillpoint is called before Velero's own snapshot; "+
+			"include it, or hand the volume to Stillpoint's group snapshots by a volume policy with action custom", volume.Name)
+		return verdict, err
+	}
+	return verdict, nil
 }
 
 // stumbles names what Velero's own action would stumble over before it creates
@@ -261,43 +265,31 @@ func (s *Selection) stumbles(ctx context.Context, claim *corev1.PersistentVolume
 // would bring the client libraries of every cloud into the plugin.
 func builtInMover(name string) bool { return name == "" || name == "velero" }
 
-// selects answers whether the claim itself is in the backup. With
+// selects says why the claim itself is not in the backup; "" if it is. With
 // --include-cluster-resources=true Velero calls for every PersistentVolume of
 // the cluster, whoever claims it.
 func (s *Selection) selects(ctx context.Context, claim *corev1.PersistentVolumeClaim) (reason string, err error) {
-	if !s.Namespace(claim.Namespace) {
-		return fmt.Sprintf("namespace %s is not in the backup", claim.Namespace), nil
+	f, err := s.included(ctx)
+	if err != nil {
+		return "", err
 	}
-	if !s.resource("persistentvolumeclaims", "persistentvolumeclaim", "pvc") {
-		return "the backup leaves out persistentvolumeclaims", nil
+	if reason := f.excludes(ofClaims, claim); reason != "" || f.collects(ofClaims, claim) {
+		return reason, nil
 	}
-	if claim.Labels[excludeLabel] == "true" {
-		return "the claim has the label " + excludeLabel, nil
-	}
-	if s.labels(claim.Labels) {
-		return "", nil
-	}
-	// Velero takes a pod's claims along without looking at their labels.
-	if s.resource("pods", "pod", "po") {
-		pods := &corev1.PodList{}
-		if err := s.client.List(ctx, pods, crclient.InNamespace(claim.Namespace)); err != nil {
-			return "", fmt.Errorf("list the pods of namespace %s: %w", claim.Namespace, err)
-		}
-		for _, pod := range pods.Items {
-			if s.Pod(&pod) && slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool {
-				return v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ClaimName == claim.Name
-			}) {
-				return "", nil
-			}
-		}
+	brought, err := s.brought(ctx, f, claim.Namespace)
+	switch _, policied := f.of(claim.Namespace, ofClaims); {
+	case err != nil || brought[claim.Name]:
+		return "", err
+	case policied:
+		return "namespacedFilterPolicies of the backup's resource policies do not match it", nil
 	}
 	return "the backup's label selector does not match it", nil
 }
 
-// Pod answers whether a pod is in the backup.
-func (s *Selection) Pod(pod *corev1.Pod) bool {
-	return s.Namespace(pod.Namespace) && s.resource("pods", "pod", "po") &&
-		pod.Labels[excludeLabel] != "true" && s.labels(pod.Labels)
+// Pod reports whether a pod is in the backup by itself.
+func (s *Selection) Pod(ctx context.Context, pod *corev1.Pod) (bool, error) {
+	f, err := s.included(ctx)
+	return err == nil && f.excludes(ofPods, pod) == "" && f.collects(ofPods, pod), err
 }
 
 // Namespace answers whether a namespace is in the backup.
@@ -306,38 +298,4 @@ func (s *Selection) Namespace(name string) bool {
 		Includes(s.backup.Spec.IncludedNamespaces...).
 		Excludes(s.backup.Spec.ExcludedNamespaces...).
 		ShouldInclude(name)
-}
-
-// resource matches a namespaced resource, by any of its names, with the old
-// resource filters and with the scoped ones.
-func (s *Selection) resource(names ...string) bool {
-	spec := s.backup.Spec
-	listed := lists(names...)
-	if listed(spec.ExcludedResources) || listed(spec.ExcludedNamespaceScopedResources) {
-		return false
-	}
-	included := slices.Concat(spec.IncludedResources, spec.IncludedNamespaceScopedResources)
-	return len(included) == 0 || listed(included)
-}
-
-// lists tells whether a list of a backup's filters has a resource, by one of its
-// names or by a star.
-func lists(names ...string) func(list []string) bool {
-	return func(list []string) bool {
-		return slices.ContainsFunc(list, func(item string) bool { return item == "*" || slices.Contains(names, item) })
-	}
-}
-
-func (s *Selection) labels(of map[string]string) bool {
-	selectors := s.backup.Spec.OrLabelSelectors
-	if s.backup.Spec.LabelSelector != nil {
-		selectors = append(slices.Clone(selectors), s.backup.Spec.LabelSelector)
-	}
-	if len(selectors) == 0 {
-		return true
-	}
-	return slices.ContainsFunc(selectors, func(selector *metav1.LabelSelector) bool {
-		parsed, err := metav1.LabelSelectorAsSelector(selector)
-		return err == nil && parsed.Matches(labels.Set(of))
-	})
 }

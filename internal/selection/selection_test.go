@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -162,6 +163,17 @@ func tier(name string) *metav1.LabelSelector {
 	return &metav1.LabelSelector{MatchLabels: map[string]string{"tier": name}}
 }
 
+// mountBeside has the pod mount another claim.
+func (s *scene) mountBeside(name string, labels map[string]string, phase corev1.PersistentVolumeClaimPhase) {
+	s.pod.Spec.NodeName = "node"
+	s.pod.Spec.Volumes = append(s.pod.Spec.Volumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{
+		PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: name},
+	}})
+	s.others = append(s.others, &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Labels: labels}, Status: corev1.PersistentVolumeClaimStatus{Phase: phase},
+	})
+}
+
 // failing are the cases below in which Velero's own action ends with an error.
 var failing = []string{
 	"pending", "lost", "no storage class", "storage class gone", "no VolumeSnapshotClass", "data mover, nothing ready", "data mover, no node-agent",
@@ -225,6 +237,22 @@ func TestSnapshots(t *testing.T) {
 		"by a pod with another claim": {func(s *scene) {
 			s.backup.Spec.LabelSelector, s.pod.Spec.Volumes[0].PersistentVolumeClaim.ClaimName = tier("back"), "other"
 		}, notSelected},
+		"by a pod that comes with another claim": {func(s *scene) {
+			s.backup.Spec.LabelSelector = app("web")
+			s.mountBeside("logs", app("web").MatchLabels, corev1.ClaimBound)
+		}, ""},
+		"by a pod that comes with no claim, as that is not bound": {func(s *scene) {
+			s.backup.Spec.LabelSelector = app("web")
+			s.mountBeside("logs", app("web").MatchLabels, corev1.ClaimPending)
+		}, notSelected},
+		"by a pod that does not run, and so does not come with another claim": {func(s *scene) {
+			s.backup.Spec.LabelSelector = app("web")
+			s.mountBeside("logs", app("web").MatchLabels, corev1.ClaimBound)
+			s.pod.Status.Phase = corev1.PodPending
+		}, notSelected},
+		"being deleted": {func(s *scene) {
+			s.claim.Finalizers, s.claim.DeletionTimestamp = []string{"x/y"}, &metav1.Time{Time: time.Unix(1, 0)}
+		}, "it is being deleted"},
 		"by another namespace's pod": {func(s *scene) {
 			s.backup.Spec.LabelSelector, s.pod.Namespace = tier("back"), "office"
 		}, notSelected},
@@ -286,6 +314,9 @@ func TestSnapshots(t *testing.T) {
 			if test.reason == "" {
 				want.Path = Velero
 			}
+			// Velero calls for the volume, too, unless a list of kinds lacks it.
+			assert.Equal(t, name == "claims named", verdict.Uncalled != nil)
+			verdict.Uncalled = nil
 			assert.Equal(t, want, verdict)
 		})
 	}
@@ -511,7 +542,9 @@ func TestPodIsInTheBackup(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newScene()
 			test.change(s)
-			assert.Equal(t, test.in, s.selection(t).Pod(s.pod))
+			in, err := s.selection(t).Pod(t.Context(), s.pod)
+			require.NoError(t, err)
+			assert.Equal(t, test.in, in)
 		})
 	}
 }

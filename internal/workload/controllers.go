@@ -2,6 +2,7 @@ package workload
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -35,16 +36,17 @@ func directOwner(pod *corev1.Pod) Ref {
 type controllers struct {
 	kube      kubernetes.Interface
 	namespace string
+	// unread are the reasons why some could not be read.
+	unread []error
 }
 
 // complete replaces the owners of an inventory's pods by the topmost ones that
-// are known here, and adds these.
-func (c *controllers) complete(ctx context.Context, i *Inventory) error {
-	direct, err := c.read(ctx, i.owners())
-	if err != nil {
-		return err
-	}
-	i.revisions = map[string]string{}
+// are known here, and adds these. Those that cannot be read are treated as if
+// they were of an unknown kind.
+func (c *controllers) complete(ctx context.Context, i *Inventory) {
+	asked := i.owners()
+	direct := c.read(ctx, asked)
+	i.revisions, i.between = map[string]string{}, map[Ref]Between{}
 	for m := range i.members {
 		owner := i.members[m].owner
 		object, found := direct[owner]
@@ -55,21 +57,22 @@ func (c *controllers) complete(ctx context.Context, i *Inventory) error {
 		case "ReplicaSet.apps":
 			i.revisions[owner.Name] = object.GetAnnotations()[revisionAnnotation]
 			i.members[m].owner = topmost(owner, object)
-		case "Job.batch":
+		case "Job.batch", "ReplicationController":
 			i.members[m].owner = topmost(owner, object)
+		}
+		if top := i.members[m].owner; top != owner {
+			i.between[owner] = Between{Object: object, Top: top}
 		}
 	}
 	topmost := i.owners()
-	for ref := range direct {
+	for ref := range asked {
 		delete(topmost, ref)
 	}
-	if i.objects, err = c.read(ctx, topmost); err != nil {
-		return err
-	}
+	i.objects = c.read(ctx, topmost)
 	for ref, object := range direct {
 		i.objects[ref] = object
 	}
-	return nil
+	i.unread = errors.Join(c.unread...)
 }
 
 func (i *Inventory) owners() map[Ref]bool {
@@ -89,7 +92,7 @@ func topmost(ref Ref, object metav1.Object) Ref {
 
 // read gets the objects behind refs, as far as they exist and are of a kind
 // that is known here.
-func (c *controllers) read(ctx context.Context, refs map[Ref]bool) (map[Ref]metav1.Object, error) {
+func (c *controllers) read(ctx context.Context, refs map[Ref]bool) map[Ref]metav1.Object {
 	ofKind := map[string][]Ref{}
 	for ref := range refs {
 		ofKind[ref.groupKind()] = append(ofKind[ref.groupKind()], ref)
@@ -99,6 +102,11 @@ func (c *controllers) read(ctx context.Context, refs map[Ref]bool) (map[Ref]meta
 	for kind, wanted := range ofKind {
 		var err error
 		switch kind {
+		case "ReplicationController":
+			err = read[*corev1.ReplicationController, *corev1.ReplicationControllerList](ctx, c.kube.CoreV1().ReplicationControllers(c.namespace), wanted, found)
+			if apierrors.IsForbidden(err) { // a right that earlier versions did not need
+				err = nil
+			}
 		case "Deployment.apps":
 			err = read[*appsv1.Deployment, *appsv1.DeploymentList](ctx, apps.Deployments(c.namespace), wanted, found)
 		case "StatefulSet.apps":
@@ -113,10 +121,10 @@ func (c *controllers) read(ctx context.Context, refs map[Ref]bool) (map[Ref]meta
 			err = read[*batchv1.CronJob, *batchv1.CronJobList](ctx, batch.CronJobs(c.namespace), wanted, found)
 		}
 		if err != nil {
-			return nil, err
+			c.unread = append(c.unread, err)
 		}
 	}
-	return found, nil
+	return found
 }
 
 // reader is the typed client of one kind and namespace.
@@ -128,17 +136,17 @@ type reader[T, L any] interface {
 // read gets a few objects one by one, and many by a list.
 func read[T metav1.Object, L runtime.Object](ctx context.Context, client reader[T, L], wanted []Ref, found map[Ref]metav1.Object) error {
 	if len(wanted) < listFrom {
+		var errs []error
 		for _, ref := range wanted {
 			object, err := client.Get(ctx, ref.Name, metav1.GetOptions{})
-			if apierrors.IsNotFound(err) {
-				continue
+			switch {
+			case err == nil:
+				found[ref] = object
+			case !apierrors.IsNotFound(err):
+				errs = append(errs, fmt.Errorf("get %s: %w", ref, err))
 			}
-			if err != nil {
-				return fmt.Errorf("get %s: %w", ref, err)
-			}
-			found[ref] = object
 		}
-		return nil
+		return errors.Join(errs...)
 	}
 	named := map[string]Ref{}
 	for _, ref := range wanted {

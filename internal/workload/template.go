@@ -2,6 +2,7 @@ package workload
 
 import (
 	"context"
+	"errors"
 	"strings"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -33,25 +34,23 @@ func (t Template) Mounts(claim string) bool {
 }
 
 // Templates reads the templates of controllers of one namespace. Those that are
-// gone, and kinds whose pods come and go (Jobs), are left out.
+// gone, and kinds whose pods come and go (Jobs), are left out. The error is about
+// those that cannot be read; the others are returned with it.
 func Templates(ctx context.Context, kube kubernetes.Interface, namespace string, refs []Ref) (map[Ref]Template, error) {
 	wanted := map[Ref]bool{}
 	for _, ref := range refs {
 		switch ref.groupKind() {
-		case "Deployment.apps", "StatefulSet.apps", "DaemonSet.apps", "ReplicaSet.apps":
+		case "Deployment.apps", "StatefulSet.apps", "DaemonSet.apps", "ReplicaSet.apps", "ReplicationController":
 			wanted[ref] = true
 		}
 	}
 	reader := &controllers{kube: kube, namespace: namespace}
-	found, err := reader.read(ctx, wanted)
-	if err != nil {
-		return nil, err
-	}
+	found := reader.read(ctx, wanted)
 	templates := map[Ref]Template{}
 	for ref, object := range found {
 		templates[ref] = templateOf(object)
 	}
-	return templates, nil
+	return templates, errors.Join(reader.unread...)
 }
 
 func templateOf(object metav1.Object) Template {
@@ -66,6 +65,10 @@ func templateOf(object metav1.Object) Template {
 		spec = o.Spec.Template
 	case *appsv1.ReplicaSet:
 		spec = o.Spec.Template
+	case *corev1.ReplicationController:
+		if o.Spec.Template != nil {
+			spec = *o.Spec.Template
+		}
 	case *appsv1.StatefulSet:
 		spec = o.Spec.Template
 		for _, claim := range o.Spec.VolumeClaimTemplates {

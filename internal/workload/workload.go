@@ -51,11 +51,12 @@ type Workload struct {
 	// StatefulSet, DaemonSet, ReplicaSet, Job, CronJob or Pod; nil for any
 	// other kind.
 	Object metav1.Object
-	// Pods are those that run, sorted by name. Finished and terminating pods
-	// do not count: there is nothing to quiesce in them.
+	// Pods use volumes, sorted by name: they run, the kubelet may start or restart
+	// their containers at any moment, or they are terminating and have not ended.
+	// Finished pods are not among them.
 	Pods []corev1.Pod
-	// CurrentPods are the Pods of a Deployment's current revision, which is
-	// what a blueprint's .Deployment.Pods means; of any other kind all Pods.
+	// CurrentPods are those of Pods that are reachable, of a Deployment those of
+	// its current revision only, which is what a blueprint's .Deployment.Pods means.
 	CurrentPods []corev1.Pod
 }
 
@@ -64,7 +65,7 @@ type Workload struct {
 type Unit struct {
 	// Workloads are sorted by kind and name.
 	Workloads []Workload
-	// Claims are the names of all claims that Workloads' pods mount, sorted.
+	// Claims are the names of all claims in the volumes of Workloads' pods, sorted.
 	Claims []string
 }
 
@@ -84,9 +85,32 @@ type Inventory struct {
 	objects map[Ref]metav1.Object
 	// revisions are those of ReplicaSets, by name.
 	revisions map[string]string
+	// between are the controllers of pods in use that other controllers control.
+	between map[Ref]Between
+	// versions are the resource versions of all pods, "" for one without claims.
+	versions map[types.UID]string
 	// podOwners are the owner references of all pods, whether or not they run.
 	podOwners map[types.UID][]types.UID
+	// unread says which controllers could not be read.
+	unread error
 }
+
+// Unread says which controllers of pods could not be read, and why; nil if all
+// were. What their annotations ask for is not known.
+func (i *Inventory) Unread() error { return i.unread }
+
+// Between is a controller of pods that another one controls, such as the ReplicaSet
+// of a Deployment: its annotations are not the user's, or do not count.
+type Between struct {
+	Object metav1.Object
+	Top    Ref
+}
+
+// Between are the controllers that others control. They are not to be changed.
+func (i *Inventory) Between() map[Ref]Between { return i.between }
+
+// Top is the object of the topmost controller, nil where it is not known.
+func (i *Inventory) Top(ref Ref) metav1.Object { return i.objects[ref] }
 
 // Take makes the inventory of a namespace. The number of its requests depends
 // on the kinds of controllers there, and not on how many pods or claims.
@@ -95,21 +119,25 @@ func Take(ctx context.Context, kube kubernetes.Interface, namespace string) (*In
 	if err != nil {
 		return nil, fmt.Errorf("list the pods of namespace %s: %w", namespace, err)
 	}
-	inventory := &Inventory{podOwners: map[types.UID][]types.UID{}}
+	inventory := &Inventory{podOwners: map[types.UID][]types.UID{}, versions: map[types.UID]string{}}
 	for _, pod := range pods.Items {
+		if inventory.versions[pod.UID] = pod.ResourceVersion; len(Claims(&pod)) == 0 {
+			inventory.versions[pod.UID] = ""
+		}
 		for _, owner := range pod.OwnerReferences {
 			inventory.podOwners[pod.UID] = append(inventory.podOwners[pod.UID], owner.UID)
 		}
-		if running(&pod) && len(Claims(&pod)) > 0 {
+		if inUse(&pod) && len(Claims(&pod)) > 0 {
 			inventory.members = append(inventory.members, member{pod: pod, owner: directOwner(&pod)})
 		}
 	}
 	controllers := &controllers{kube: kube, namespace: namespace}
-	return inventory, controllers.complete(ctx, inventory)
+	controllers.complete(ctx, inventory)
+	return inventory, nil
 }
 
-// Unit returns the unit that claim belongs to; one without workloads when no
-// running pod mounts it.
+// Unit returns the unit that claim belongs to; one without workloads if no pod
+// in use mounts it.
 func (i *Inventory) Unit(claim string) Unit {
 	unit := connected(i.members, claim)
 	for w := range unit.Workloads {
@@ -118,9 +146,22 @@ func (i *Inventory) Unit(claim string) Unit {
 	return unit
 }
 
+// Changed reports whether a pod is new, or has claims and another version than when
+// the inventory was taken.
+func (i *Inventory) Changed(pod types.UID, version string) bool {
+	before, known := i.versions[pod]
+	return !known || before != "" && before != version
+}
+
+// Reachable returns the pods in which hooks can run commands.
+func Reachable(pods []corev1.Pod) []corev1.Pod {
+	return slices.DeleteFunc(slices.Clone(pods), func(pod corev1.Pod) bool { return Unreachable(&pod) != "" })
+}
+
 // describe adds what the controller tells of a workload. A controller that is
 // gone, or of a kind that is not known here, leaves Object nil.
 func (i *Inventory) describe(w *Workload) {
+	w.CurrentPods = Reachable(w.Pods)
 	if w.groupKind() == "Pod" {
 		w.Object = &w.Pods[0]
 		return
@@ -130,7 +171,7 @@ func (i *Inventory) describe(w *Workload) {
 		return
 	}
 	revision := w.Object.GetAnnotations()[revisionAnnotation]
-	w.CurrentPods = slices.DeleteFunc(slices.Clone(w.Pods), func(pod corev1.Pod) bool {
+	w.CurrentPods = slices.DeleteFunc(w.CurrentPods, func(pod corev1.Pod) bool {
 		owner := metav1.GetControllerOf(&pod)
 		return owner != nil && i.revisions[owner.Name] != revision
 	})
@@ -139,7 +180,7 @@ func (i *Inventory) describe(w *Workload) {
 // Of returns the unit that pod belongs to, as Unit does for its claims.
 func (i *Inventory) Of(pod *corev1.Pod) Unit {
 	claims := Claims(pod)
-	if len(claims) == 0 || !running(pod) {
+	if len(claims) == 0 || !inUse(pod) {
 		return Unit{}
 	}
 	return i.Unit(claims[0])
@@ -149,13 +190,13 @@ func (i *Inventory) Of(pod *corev1.Pod) Unit {
 // whether or not they run. They are not to be changed.
 func (i *Inventory) Owners() map[types.UID][]types.UID { return i.podOwners }
 
-// Runs tells whether a controller, or a bare pod, has a running pod that mounts
+// Runs reports whether a controller, or a bare pod, has a pod in use that mounts
 // a claim.
 func (i *Inventory) Runs(controller types.UID) bool {
 	return slices.ContainsFunc(i.members, func(m member) bool { return m.owner.UID == controller })
 }
 
-// Pods are the running pods that mount claims, sorted by name.
+// Pods are the pods in use that mount claims, sorted by name.
 func (i *Inventory) Pods() []corev1.Pod {
 	pods := make([]corev1.Pod, len(i.members))
 	for m := range i.members {
@@ -200,7 +241,7 @@ func connected(members []member, claim string) Unit {
 	}
 	for ref, of := range pods {
 		slices.SortFunc(of, func(a, b corev1.Pod) int { return cmp.Compare(a.Name, b.Name) })
-		unit.Workloads = append(unit.Workloads, Workload{Ref: ref, Pods: of, CurrentPods: of})
+		unit.Workloads = append(unit.Workloads, Workload{Ref: ref, Pods: of})
 	}
 	slices.SortFunc(unit.Workloads, func(a, b Workload) int {
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
@@ -212,9 +253,82 @@ func connected(members []member, claim string) Unit {
 	return unit
 }
 
-// running reports whether commands can be run in pod now.
-func running(pod *corev1.Pod) bool {
-	return pod.Status.Phase == corev1.PodRunning && pod.DeletionTimestamp == nil
+// inUse reports whether pod writes to its volumes, or may at any moment.
+func inUse(pod *corev1.Pod) bool {
+	return Unreachable(pod) == "" || len(Active(pod)) > 0
+}
+
+// Unreachable returns why hooks must not run commands in pod, "" if they can. A
+// terminating pod is killed at any moment and takes guards with it; a pod that is
+// starting goes on to its next container.
+func Unreachable(pod *corev1.Pod) string {
+	switch {
+	case pod.DeletionTimestamp != nil:
+		return "is terminating"
+	case pod.Status.Phase != corev1.PodRunning:
+		return "is not running yet"
+	}
+	return ""
+}
+
+// neverStarted are reasons for which a container waits that cannot start before a
+// person changes something. Other waiting containers may start at any moment.
+var neverStarted = []string{"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "CreateContainerConfigError"}
+
+// Active returns the containers of pod that run, or that the kubelet may start at
+// any moment, each with the reason why it does not run, "" if it does.
+func Active(pod *corev1.Pod) map[string]string {
+	active := map[string]string{}
+	phase := pod.Status.Phase
+	if phase == corev1.PodSucceeded || phase == corev1.PodFailed || phase != corev1.PodRunning && pod.Spec.NodeName == "" {
+		return active
+	}
+	statuses := map[string]corev1.ContainerStatus{}
+	for _, status := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
+		statuses[status.Name] = status
+	}
+	for i, container := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
+		status, known := statuses[container.Name]
+		state := status.State
+		started := status.RestartCount > 0 || status.LastTerminationState.Terminated != nil
+		switch {
+		case state.Running != nil:
+			active[container.Name] = ""
+		case pod.DeletionTimestamp != nil && (known || phase != corev1.PodRunning): // the kubelet starts nothing anymore
+		case state.Terminated != nil:
+			if restarts(pod, container, i < len(pod.Spec.InitContainers), state.Terminated.ExitCode) {
+				active[container.Name] = cmp.Or(state.Terminated.Reason, "Terminated")
+			}
+		case state.Waiting != nil && (started || !slices.Contains(neverStarted, state.Waiting.Reason)):
+			active[container.Name] = cmp.Or(state.Waiting.Reason, "Waiting")
+		case state.Waiting == nil:
+			active[container.Name] = "Waiting"
+		}
+	}
+	return active
+}
+
+// restarts reports whether the kubelet starts a container again that has ended.
+func restarts(pod *corev1.Pod, container corev1.Container, initial bool, exitCode int32) bool {
+	policy := pod.Spec.RestartPolicy
+	if container.RestartPolicy != nil { // a sidecar, among others
+		policy, initial = corev1.RestartPolicy(*container.RestartPolicy), false
+	}
+	switch policy {
+	case corev1.RestartPolicyNever:
+		return false
+	case corev1.RestartPolicyOnFailure:
+		return exitCode != 0
+	case corev1.RestartPolicyAlways:
+	}
+	return !initial || exitCode != 0
+}
+
+// Uses reports whether an active container of pod mounts claim.
+func Uses(pod *corev1.Pod, claim string) bool {
+	active := Active(pod)
+	return slices.ContainsFunc(mounts(pod, func(container string) bool { _, ok := active[container]; return ok }),
+		func(m Mount) bool { return m.Claim == claim })
 }
 
 // Claims returns the names of the claims that pod mounts, those of generic
@@ -240,10 +354,20 @@ type Mount struct {
 	Block         bool
 }
 
+// MountsClaim reports whether a container of pod mounts a claim, whether or not it runs.
+func MountsClaim(pod *corev1.Pod, container string) bool {
+	return len(mounts(pod, func(name string) bool { return name == container })) > 0
+}
+
 // Mounts returns where the running containers of pod see claims, in the order
 // of the pod's specification: init containers that keep running (sidecars)
 // first.
 func Mounts(pod *corev1.Pod) []Mount {
+	up := RunningContainers(pod)
+	return mounts(pod, func(container string) bool { return slices.Contains(up, container) })
+}
+
+func mounts(pod *corev1.Pod, in func(container string) bool) []Mount {
 	claimOf := map[string]string{}
 	for _, volume := range pod.Spec.Volumes {
 		switch {
@@ -254,9 +378,8 @@ func Mounts(pod *corev1.Pod) []Mount {
 		}
 	}
 	var mounts []Mount
-	up := RunningContainers(pod)
 	for _, container := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
-		if !slices.Contains(up, container.Name) {
+		if !in(container.Name) {
 			continue
 		}
 		for _, mount := range container.VolumeMounts {

@@ -381,8 +381,15 @@ func TestFindSaysWhatCannotBeRead(t *testing.T) {
 				}
 				return true, nil, apierrors.NewForbidden(action.GetResource().GroupResource(), name, errors.New("no"))
 			})
-			_, err := find(t, kube, "data")
-			require.EqualError(t, err, text)
+			inventory, err := Take(t.Context(), kube, "shop")
+			if resource == "pods" {
+				require.EqualError(t, err, text)
+				return
+			}
+			require.NoError(t, err, "the pods are known")
+			require.EqualError(t, inventory.Unread(), text)
+			assert.Equal(t, []string{"data"}, inventory.Unit("data").Claims)
+			assert.Len(t, inventory.Pods(), 2)
 		})
 	}
 }

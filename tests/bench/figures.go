@@ -11,7 +11,10 @@ import (
 // figures are what build/bench.json holds: medians of the runs, with one digit
 // after the point. What was not measured is null.
 type figures struct {
-	Runs           int            `json:"runs"`
+	Runs int `json:"runs"`
+	// StallDefault is with the default request limits of the snapshot controller and
+	// the CSI sidecar, Stall and all else with raised ones.
+	StallDefault   []stall        `json:"stallDefault"`
 	Stall          []stall        `json:"stall"`
 	Snapshotter    snapshotter    `json:"snapshotter"`
 	Backup50       backup50       `json:"backup50"`
@@ -110,13 +113,8 @@ type needs struct {
 }
 
 func summarize(found results) figures {
-	f := figures{Runs: found.runs, Stall: []stall{}, WriteLatency: []writeLatency{}}
-	for _, s := range found.stalls {
-		row := stall{Volumes: s.volumes}
-		for _, w := range ways {
-			*row.of(w) = figure(s.stalls[w], millis)
-		}
-		f.Stall = append(f.Stall, row)
+	f := figures{Runs: found.runs, StallDefault: summarizeStalls(found.stallsDefault), Stall: summarizeStalls(found.stalls), WriteLatency: []writeLatency{}}
+	for _, row := range f.Stall {
 		if row.Snapshotter != nil && (f.Snapshotter.Volumes == nil || *f.Snapshotter.Volumes < row.Volumes) {
 			f.Snapshotter = snapshotter{&row.Volumes, row.Snapshotter}
 		}
@@ -138,6 +136,18 @@ func summarize(found results) figures {
 		}
 	}
 	return f
+}
+
+func summarizeStalls(all []series) []stall {
+	rows := []stall{}
+	for _, s := range all {
+		row := stall{Volumes: s.volumes}
+		for _, w := range ways {
+			*row.of(w) = figure(s.stalls[w], millis)
+		}
+		rows = append(rows, row)
+	}
+	return rows
 }
 
 func summarizeExports(found results) afterExport {

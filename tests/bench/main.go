@@ -24,6 +24,7 @@ import (
 	"strings"
 	"syscall"
 
+	"stillpoint.io/stillpoint/tests/cluster"
 	"stillpoint.io/stillpoint/tests/stage"
 )
 
@@ -32,6 +33,7 @@ func main() {
 	flag.IntVar(&o.runs, "runs", 5, fmt.Sprintf("`number` of backups for each way and number of volumes; %d at most for applications with %d volumes and more", largeRuns, large))
 	flag.StringVar(&o.ways, "ways", strings.Join(names[:], ","), "`list` of the ways whose stall is measured")
 	flag.StringVar(&o.volumes, "volumes", "1,4,16", "`list` of the numbers of volumes of the applications")
+	flag.StringVar(&o.limits, "limits", strings.Join(limitNames, ","), "`list` of the request limits of the snapshot controller and the CSI sidecar with which the stall is measured")
 	flag.StringVar(&o.parts, "parts", strings.Join(parts, ","), "`list` of what is measured")
 	flag.StringVar(&o.movers, "movers", strings.Join(dataMovers, ","), "`list` of the data movers whose exports are measured")
 	flag.StringVar(&o.plugin, "plugin", filepath.Join("build", "stillpoint"), "`binary` of the plugin that is installed")
@@ -53,6 +55,7 @@ type options struct {
 	runs                                         int
 	backups, veleroBackups, played               int
 	ways, volumes, parts, movers, plugin, result string
+	limits                                       string
 }
 
 // The parts of the bench.
@@ -67,6 +70,10 @@ const (
 )
 
 var parts = []string{partStall, partClaims, partProcess, partPlanning, partExport, partLeft, partLatency}
+
+// limitNames are the request limits with which the stall is measured. Most clusters
+// run with the default.
+var limitNames = []string{string(cluster.DefaultLimits), string(cluster.RaisedLimits)}
 
 // dataMovers are those whose exports are measured.
 var dataMovers = []string{played, veleroMover}
@@ -97,6 +104,12 @@ func run(ctx context.Context, o options) error {
 			return fmt.Errorf("--movers: no mover %q; there are %s", name, strings.Join(dataMovers, ", "))
 		}
 	}
+	limits := strings.Split(o.limits, ",")
+	for _, name := range limits {
+		if !slices.Contains(limitNames, name) {
+			return fmt.Errorf("--limits: no limits %q; there are %s", name, strings.Join(limitNames, ", "))
+		}
+	}
 	on, err := stage.Open(ctx, stage.NewTimeline(os.Stderr))
 	if err != nil {
 		return err
@@ -106,7 +119,7 @@ func run(ctx context.Context, o options) error {
 	}
 	b := &bench{
 		Stage: on, runs: o.runs, ways: chosen, parts: asked, plugin: o.plugin, result: o.result,
-		backups: o.backups, veleroBackups: o.veleroBackups, playedBackups: o.played, dataMovers: strings.Split(o.movers, ","),
+		limits: limits, backups: o.backups, veleroBackups: o.veleroBackups, playedBackups: o.played, dataMovers: strings.Split(o.movers, ","),
 	}
 	for _, n := range volumes {
 		b.apps = append(b.apps, &app{Stage: on, volumes: n})

@@ -36,8 +36,9 @@ type bench struct {
 	runs   int
 	ways   []way
 	parts  []string
-	plugin string // the binary
-	result string // the file for the figures
+	limits []string // request limits of the part stall
+	plugin string   // the binary
+	result string   // the file for the figures
 	// The backups of the part left: with Velero's mover, by Velero alone, and
 	// with the bench as the mover.
 	backups, veleroBackups, playedBackups int
@@ -46,14 +47,15 @@ type bench struct {
 
 // results are all that was measured; a part that was not is empty.
 type results struct {
-	runs      int
-	stalls    []series
-	claims    bulk
-	process   process
-	planning  planned
-	exports   []*exports
-	leftovers []leftovers
-	latencies latencies
+	runs int
+	// stalls are with raised request limits, stallsDefault with the default ones.
+	stalls, stallsDefault []series
+	claims                bulk
+	process               process
+	planning              planned
+	exports               []*exports
+	leftovers             []leftovers
+	latencies             latencies
 }
 
 // run measures part after part and writes the figures after each, so that a part
@@ -137,6 +139,9 @@ func (b *bench) clear(ctx context.Context) error {
 		return err
 	}
 	if err := b.setFeatures(ctx, csiFeature); err != nil {
+		return err
+	}
+	if err := b.SetLimits(ctx, cluster.RaisedLimits); err != nil {
 		return err
 	}
 	if err := b.forgetMoved(ctx); err != nil {

@@ -28,12 +28,23 @@ const kindsListed = 12
 func report(found results) string {
 	var b strings.Builder
 	f := summarize(found)
-	if len(found.stalls) > 0 {
+	for _, of := range []struct {
+		limits  string
+		all     []series
+		medians []stall
+	}{
+		{"the default request limits of the snapshot controller and the CSI sidecar", found.stallsDefault, f.StallDefault},
+		{"raised request limits", found.stalls, f.Stall},
+	} {
+		if len(of.all) == 0 {
+			continue
+		}
+		fmt.Fprintf(&b, "With %s:\n", of.limits)
 		b.WriteString("Stall of the application, the longest that a write had to wait: ratios of the medians.\n")
-		b.WriteString(table(ratios(f.Stall)))
+		b.WriteString(table(ratios(of.medians)))
 		b.WriteString("\nThe same in ms: the median of the runs (the shortest to the longest).\n")
 		b.WriteString("The floor is no stall: the storage cuts all snapshots at once, without a backup.\n")
-		b.WriteString(table(stalls(found)))
+		b.WriteString(table(stalls(of.all, found.runs)))
 		b.WriteString("\n")
 	}
 	if len(found.exports) > 0 {
@@ -98,10 +109,10 @@ func ratio(of, by *float64) string {
 	return fmt.Sprintf("%.1fx", *of / *by)
 }
 
-func stalls(found results) [][]string {
+func stalls(all []series, runs int) [][]string {
 	rows := [][]string{append([]string{"volumes", "runs"}, names[:]...)}
-	for _, s := range found.stalls {
-		row := []string{strconv.Itoa(s.volumes), strconv.Itoa(runsOf(s.volumes, found.runs))}
+	for _, s := range all {
+		row := []string{strconv.Itoa(s.volumes), strconv.Itoa(runsOf(s.volumes, runs))}
 		for _, w := range ways {
 			row = append(row, spread(s.stalls[w]))
 		}

@@ -7,11 +7,15 @@ import (
 	"slices"
 	"time"
 
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/internal/snapshotter/csi"
 	"stillpoint.io/stillpoint/tests/cluster"
+	"stillpoint.io/stillpoint/tests/cluster/bed"
+	"stillpoint.io/stillpoint/tests/stage"
 )
 
 const (
@@ -29,20 +33,78 @@ type series struct {
 	stalls  [len(names)][]time.Duration // by way
 }
 
-// measureStalls installs the applications and measures them, the ways taking
-// turns, so that what else the machine does falls on all alike. Only the early
-// poll and the location have their runs in blocks: each takes two restarts of
-// Velero.
+// measureStalls installs the applications and measures them with each of the
+// request limits.
 func (b *bench) measureStalls(ctx context.Context, found *results) error {
-	found.stalls = make([]series, len(b.apps))
-	for i, a := range b.apps {
+	for _, a := range b.apps {
 		if err := a.install(ctx); err != nil {
 			return err
 		}
-		found.stalls[i].volumes = a.volumes
+	}
+	for _, limits := range limitNames {
+		if !slices.Contains(b.limits, limits) {
+			continue
+		}
+		into := &found.stalls
+		if limits == string(cluster.DefaultLimits) {
+			into = &found.stallsDefault
+		}
+		b.Say("request limits of the snapshot controller and the CSI sidecar: %s", limits)
+		err := b.SetLimits(ctx, bed.Limits(limits))
+		if err == nil {
+			err = b.warmUp(ctx)
+		}
+		if err == nil {
+			err = b.measureWays(ctx, into)
+		}
+		if err = errors.Join(err, b.SetLimits(context.WithoutCancel(ctx), cluster.RaisedLimits)); err != nil {
+			return fmt.Errorf("with the request limits %s: %w", limits, err)
+		}
+	}
+	return nil
+}
+
+// warmUp waits until components that have just been started take snapshots.
+func (b *bench) warmUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, backupLimit)
+	defer cancel()
+	_, err := b.cutAll(ctx, b.apps[0].namespace(), b.apps[0].claims()[:1])
+	return err
+}
+
+// refill is how long it takes, with the default limits, until a component that is
+// idle may send a whole burst again.
+const refill = 3 * time.Second
+
+// rest waits until the components are idle, so that each run finds them alike.
+func (b *bench) rest(ctx context.Context, a *app) error {
+	err := stage.Until(ctx, "the snapshots of the last run are gone", func(ctx context.Context) (bool, error) {
+		left := &snapshotv1.VolumeSnapshotList{}
+		err := b.Objects().List(ctx, left, client.InNamespace(a.namespace()))
+		return len(left.Items) == 0, err
+	})
+	if err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(refill):
+		return nil
+	}
+}
+
+// measureWays measures the applications, the ways taking turns, so that what else the machine does falls on all alike. Only the early
+// poll and the location have their runs in blocks: each takes two restarts of
+// Velero.
+func (b *bench) measureWays(ctx context.Context, into *[]series) error {
+	found := make([]series, len(b.apps))
+	*into = found
+	for i, a := range b.apps {
+		found[i].volumes = a.volumes
 	}
 	inTurns := slices.DeleteFunc(slices.Clone(b.ways), func(w way) bool { return w == early || w == location })
-	if err := b.turns(ctx, inTurns, found.stalls); err != nil {
+	if err := b.turns(ctx, inTurns, found); err != nil {
 		return err
 	}
 	if err := b.throughLocation(ctx, found); err != nil {
@@ -54,7 +116,7 @@ func (b *bench) measureStalls(ctx context.Context, found *results) error {
 	b.Say("restarting Velero with %s=true", earlyVariable)
 	err := b.SetVeleroVariable(ctx, earlyVariable, "true")
 	if err == nil {
-		err = b.turns(ctx, []way{early}, found.stalls)
+		err = b.turns(ctx, []way{early}, found)
 	}
 	if err != nil {
 		b.thaw(context.WithoutCancel(ctx)) // not to wait for the restart
@@ -65,7 +127,7 @@ func (b *bench) measureStalls(ctx context.Context, found *results) error {
 
 // throughLocation measures the VolumeSnapshotter, which Velero calls for CSI
 // volumes only without the feature EnableCSI.
-func (b *bench) throughLocation(ctx context.Context, found *results) error {
+func (b *bench) throughLocation(ctx context.Context, into []series) error {
 	if !slices.Contains(b.ways, location) {
 		return nil
 	}
@@ -75,7 +137,7 @@ func (b *bench) throughLocation(ctx context.Context, found *results) error {
 		err = b.Objects().Create(ctx, snapshotLocation())
 	}
 	if err == nil {
-		err = b.turns(ctx, []way{location}, found.stalls)
+		err = b.turns(ctx, []way{location}, into)
 	}
 	if err != nil {
 		b.thaw(context.WithoutCancel(ctx)) // not to wait for the restart
@@ -125,6 +187,9 @@ func runsOf(volumes, runs int) int {
 func (b *bench) measureStall(ctx context.Context, a *app, w way, name string) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, backupLimit)
 	defer cancel()
+	if err := b.rest(ctx, a); err != nil {
+		return 0, err
+	}
 	if w == floor {
 		return b.cutAll(ctx, a.namespace(), a.claims())
 	}

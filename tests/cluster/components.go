@@ -38,6 +38,19 @@ func (c *Cluster) Start(ctx context.Context, name string) error {
 	return c.bed.WaitReady(ctx, name)
 }
 
+// The request limits of the snapshot controller and the CSI sidecar.
+const (
+	DefaultLimits = bed.DefaultLimits
+	RaisedLimits  = bed.RaisedLimits
+)
+
+// SetLimits starts the snapshot controller and the CSI sidecar again with other
+// request limits. The caller sets RaisedLimits again, also on failure: other tests
+// share the cluster.
+func (c *Cluster) SetLimits(ctx context.Context, limits bed.Limits) error {
+	return c.bed.SetLimits(ctx, limits)
+}
+
 // PID is a component's process on the host, 0 when it does not run.
 func (c *Cluster) PID(name string) int { return c.bed.Processes.PID(name) }
 

@@ -122,7 +122,7 @@ func testNoContainerIsLeft(t *testing.T, c *cluster.Cluster) {
 	set(a.nodeThaw())
 	output, code := runThaw(t, append([]string{"--timeout", "40s"}, names...)...)
 	assert.Equal(t, 0, code)
-	assert.Contains(t, output, "thawed on the node")
+	assert.Contains(t, output, "thawed on node node1")
 	assert.Contains(t, output, "Released Deployment "+a.namespace+"/app, which backup "+b.name+" had quiesced since")
 	a.writesWithin(recovery, "app-data0")
 	assert.Empty(t, a.owed())

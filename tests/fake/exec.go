@@ -47,7 +47,7 @@ func (n *Node) serveExec(w http.ResponseWriter, r *http.Request, request Request
 	if err != nil {
 		return
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	s := streams{stdout: channels[1], stderr: channels[2]}
 	if stdin != wsstream.IgnoreChannel {
 		s.stdin = channels[0]

@@ -3,6 +3,8 @@
 # ioctl(FIFREEZE) and ioctl(FITHAW). A freeze that is stalled answers no signal.
 PATH=/usr/bin:/bin
 trap '' TERM HUP INT PIPE
+# The processes of a container are those that it finds below /proc.
+ln -s "/proc/$$" "$FAKE_CONTAINER/proc/$$" 2>/dev/null && trap 'rm -f "$FAKE_CONTAINER/proc/$$"' EXIT
 fs=
 while read -r mounted at; do [ "$mounted" != "$2" ] || fs=$at; done <"$FAKE_CONTAINER/mounts"
 if [ -z "$fs" ]; then

@@ -70,7 +70,7 @@ func NewNode(t testing.TB, api *API) *Node {
 		n.must(os.MkdirAll(filepath.Join(n.dir, folder), 0o755))
 	}
 	for name, program := range map[string]string{"fsfreeze": fsfreeze, "sync": syncProgram} {
-		n.must(os.WriteFile(filepath.Join(n.dir, "bin", name), []byte(program), 0o755)) //nolint:gosec // a program
+		n.must(os.WriteFile(filepath.Join(n.dir, "bin", name), []byte(program), 0o755))
 	}
 	api.exec = n.serveExec
 	t.Cleanup(n.end)
@@ -198,18 +198,23 @@ func (c *Container) WriteFile(path, content string) {
 	c.node.t.Helper()
 	path = filepath.Join(c.dir, strings.Replace(path, "/proc/self/", "/proc/", 1))
 	c.node.must(os.MkdirAll(filepath.Dir(path), 0o755))
-	c.node.must(os.WriteFile(path, []byte(content), 0o644)) //nolint:gosec // of a test
+	c.node.must(os.WriteFile(path, []byte(content), 0o644))
 }
 
 // Program adds a program to the container's PATH, or takes the place of one.
 func (c *Container) Program(name, script string) {
 	c.node.t.Helper()
 	c.RemoveProgram(name)
-	c.node.must(os.WriteFile(filepath.Join(c.dir, "bin", name), []byte(script), 0o755)) //nolint:gosec // a program
+	c.node.must(os.WriteFile(filepath.Join(c.dir, "bin", name), []byte(script), 0o755))
 }
 
 // RemoveProgram takes a program out of the container, such as fsfreeze or sh.
 func (c *Container) RemoveProgram(name string) { _ = os.Remove(filepath.Join(c.dir, "bin", name)) }
+
+// Start runs a command in the container beside the plugin's, and does not wait for it.
+func (c *Container) Start(command ...string) {
+	go func() { _ = c.exec(command, streams{stdout: io.Discard, stderr: io.Discard}) }()
+}
 
 // Kill ends all processes of the container, and lets none start, until Restart.
 func (c *Container) Kill() {
@@ -255,12 +260,12 @@ func (c *Container) exec(command []string, s streams) error {
 	if command[0] == "sh" {
 		argv = append(slices.Clone(c.node.shell), command[1:]...)
 		if len(command) > 2 && command[1] == "-c" {
-			script := strings.ReplaceAll(command[2], "/proc/self/", c.dir+"/proc/")
+			script := strings.NewReplacer("/proc/self/", c.dir+"/proc/", "/proc/[0-9]", c.dir+"/proc/[0-9]").Replace(command[2])
 			script = strings.ReplaceAll(script, "/sys/", c.dir+"/sys/")
 			argv[len(c.node.shell)+1] = killFunction + script
 		}
 	}
-	cmd := exec.Command(argv[0], argv[1:]...) //nolint:gosec // what a test runs
+	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env = []string{"PATH=" + c.dir + "/bin", "FAKE_NODE=" + c.node.dir, "FAKE_CONTAINER=" + c.dir}
 	silent := &atomic.Bool{}
 	cmd.Stdout, cmd.Stderr = quietable{s.stdout, silent}, quietable{s.stderr, silent}
@@ -312,7 +317,7 @@ func (f *FileSystem) Frozen() bool {
 func (f *FileSystem) Stall() (end func()) {
 	f.node.t.Helper()
 	path := filepath.Join(f.dir, "stalled")
-	f.node.must(os.WriteFile(path, nil, 0o644)) //nolint:gosec // of a test
+	f.node.must(os.WriteFile(path, nil, 0o644))
 	return func() { _ = os.Remove(path) }
 }
 
@@ -324,8 +329,8 @@ func (f *FileSystem) Thaw() error { return f.ioctl("--unfreeze") }
 
 func (f *FileSystem) ioctl(option string) error {
 	container := f.node.t.TempDir()
-	f.node.must(os.WriteFile(filepath.Join(container, "mounts"), []byte("/mnt "+f.dir+"\n"), 0o644)) //nolint:gosec // of a test
-	cmd := exec.Command(filepath.Join(f.node.dir, "bin", "fsfreeze"), option, "/mnt")                //nolint:gosec // the fake's own
+	f.node.must(os.WriteFile(filepath.Join(container, "mounts"), []byte("/mnt "+f.dir+"\n"), 0o644))
+	cmd := exec.Command(filepath.Join(f.node.dir, "bin", "fsfreeze"), option, "/mnt")
 	cmd.Env = []string{"FAKE_NODE=" + f.node.dir, "FAKE_CONTAINER=" + container, "FAKE_WHO=third party: "}
 	if said, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, said)

@@ -267,8 +267,9 @@ func patch(found *unstructured.Unstructured, before []byte, contentType string, 
 			return nil, err
 		}
 		return strategicpatch.StrategicMergePatch(before, body, typed)
+	default:
+		return nil, fmt.Errorf("the fake applies no patches of type %s", contentType)
 	}
-	return nil, fmt.Errorf("the fake applies no patches of type %s", contentType)
 }
 
 // mergePatch is RFC 7386.

@@ -37,10 +37,6 @@ var startOrder = []string{
 	S3, SnapshotController, CSIProvisioner, CSISnapshotter, ExternalController, ExternalProvisioner,
 }
 
-// unthrottled lifts the limit of 5 requests per second that the sidecars set
-// themselves: several snapshots at once would wait for seconds.
-var unthrottled = []string{"--kube-api-qps=200", "--kube-api-burst=400"}
-
 // spec is how a component is started.
 func (b *Bed) spec(name string) process.Spec {
 	s := process.Spec{Name: name, Args: append([]string{b.path("bin", name)}, b.flags(name)...)}
@@ -133,9 +129,9 @@ func (b *Bed) flags(name string) []string {
 	case CSIProvisioner:
 		return append([]string{asAdmin, driver, "--leader-election=false", "--default-fstype=ext4", "--extra-create-metadata=true"}, unthrottled...)
 	case CSISnapshotter:
-		return append([]string{asAdmin, driver, "--leader-election=false", "--extra-create-metadata=true"}, unthrottled...)
+		return append([]string{asAdmin, driver, "--leader-election=false", "--extra-create-metadata=true"}, b.limits().flags()...)
 	case SnapshotController:
-		return append([]string{asAdmin, "--leader-election=false"}, unthrottled...)
+		return append([]string{asAdmin, "--leader-election=false"}, b.limits().flags()...)
 	case ExternalController, ExternalProvisioner:
 		return []string{asAdmin, fmt.Sprintf("--group=%d", b.externalGroup())}
 	case S3:

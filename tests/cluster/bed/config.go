@@ -19,6 +19,7 @@ type settings struct {
 	Bridge, PodCIDR, Node, Cgroup, PauseImage           string
 	Storage                                             Storage
 	VeleroUser                                          string
+	Mirrored                                            []mirrored
 }
 
 func (b *Bed) settings() settings {
@@ -27,6 +28,7 @@ func (b *Bed) settings() settings {
 		CNIPlugins: cniDir(), CNINetwork: b.id(),
 		Bridge: bridge, PodCIDR: podCIDR, Node: nodeName, Cgroup: "/" + b.id(),
 		PauseImage: pauseImage, Storage: b.storage, VeleroUser: veleroUser,
+		Mirrored: b.mirrored(),
 	}
 }
 

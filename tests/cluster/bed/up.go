@@ -237,6 +237,9 @@ func (b *Bed) startStorage(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := b.mirror(ctx); err != nil {
+		return err
+	}
 	err = waitFor(ctx, "the CSI driver at the kubelet", 30*time.Second, b.driverRegistered)
 	return b.withLog(err, CSIDriver)
 }

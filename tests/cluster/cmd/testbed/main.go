@@ -50,8 +50,8 @@ func open() (*bed.Bed, error) {
 
 func up() *cobra.Command {
 	var (
-		plugin, storage string
-		inSession       bool
+		plugin, storage, limits string
+		inSession               bool
 	)
 	cmd := &cobra.Command{
 		Use:   "up",
@@ -70,6 +70,9 @@ func up() *cobra.Command {
 			if err := b.Prepare(cmd.Context(), bed.Storage(storage)); err != nil {
 				return err
 			}
+			if err := b.RecordLimits(bed.Limits(limits)); err != nil {
+				return err
+			}
 			args := []string{"start"}
 			if plugin != "" {
 				args = append(args, "--plugin", plugin)
@@ -79,6 +82,7 @@ func up() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&plugin, "plugin", "", "install our plugin in Velero from this `binary`")
 	cmd.Flags().StringVar(&storage, "storage", string(bed.StandardStorage), "what the cluster calls its storage, a `word`; one that calls it otherwise makes way, but for the object store")
+	cmd.Flags().StringVar(&limits, "request-limits", string(bed.RaisedLimits), "how many requests the snapshot controller and the CSI sidecar send, a `word`: "+string(bed.RaisedLimits)+", or "+string(bed.DefaultLimits)+" for their own default of 5 per second")
 	cmd.Flags().BoolVar(&inSession, "session", false, "do not take the cluster over from the session that asks for it")
 	_ = cmd.Flags().MarkHidden("session")
 	return cmd

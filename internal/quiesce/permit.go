@@ -1,0 +1,99 @@
+package quiesce
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"stillpoint.io/stillpoint/internal/blueprint"
+)
+
+// The options that decide which password a recipe sends, and where to.
+const (
+	optionHost   = "host"
+	optionPort   = "port"
+	optionSecret = "secret"
+)
+
+// local are the hosts that stay in the pod.
+var local = []string{"", "localhost", "127.0.0.1", "::1"}
+
+// permit returns an error if a blueprint would hand a password to a place that the
+// author of the annotations could not send it to himself. Only a person who may
+// change the workload decides about its passwords already: the pods see them.
+func (p part) permit(name string, found *blueprint.Found) error {
+	if !worksInPods(found.Blueprint) {
+		return nil
+	}
+	if p.object != nil && found.BuiltIn() {
+		key, value := AnnotationQuiesce, p.object.Annotations[AnnotationQuiesce]
+		if p.object.Annotations[AnnotationKanister] == name {
+			key, value = AnnotationKanister, name
+		}
+		return invalid(Layer{Object: p.object.String()}, key, value,
+			"recipes for databases only on the Deployment, StatefulSet, DaemonSet, ReplicaSet or Pod that runs the database, on its claims and on its namespace; elsewhere a blueprint of the administrator")
+	}
+	option := func(key, valid string) error {
+		return invalid(p.settings.origins[key], AnnotationOptionPrefix+key, p.settings.Options[key], valid)
+	}
+	if host := p.settings.Options[optionHost]; !slices.Contains(local, host) && !p.settings.origins[optionHost].Workload {
+		return option(optionHost, "localhost, 127.0.0.1 and ::1; the workload's password is sent to another host only if the annotation is on the workload itself")
+	}
+	if port := p.settings.Options[optionPort]; port != "" {
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return option(optionPort, "a port number from 1 to 65535")
+		}
+	}
+	if secret := p.settings.Options[optionSecret]; secret != "" {
+		for i := range p.workload.Pods {
+			pod := &p.workload.Pods[i]
+			if used := secrets(&pod.Spec); !slices.Contains(used, secret) {
+				return option(optionSecret, fmt.Sprintf("a Secret that pod %s/%s uses in env, envFrom or volumes (%s)", pod.Namespace, pod.Name, cmp.Or(strings.Join(used, ", "), "none")))
+			}
+		}
+	}
+	return nil
+}
+
+// worksInPods reports whether a hook runs commands in pods that it finds itself.
+func worksInPods(b *blueprint.Blueprint) bool {
+	return slices.ContainsFunc([]string{blueprint.Prehook, blueprint.Posthook}, func(hook string) bool {
+		action := b.Actions[hook]
+		return action != nil && slices.ContainsFunc(action.Phases, func(p blueprint.Phase) bool { return p.Func == runFunction || p.Func == holdFunction })
+	})
+}
+
+// secrets returns the names of the Secrets that the containers of a pod can read.
+func secrets(pod *corev1.PodSpec) []string {
+	var names []string
+	for _, container := range slices.Concat(pod.InitContainers, pod.Containers) {
+		for _, variable := range container.Env {
+			if from := variable.ValueFrom; from != nil && from.SecretKeyRef != nil {
+				names = append(names, from.SecretKeyRef.Name)
+			}
+		}
+		for _, from := range container.EnvFrom {
+			if from.SecretRef != nil {
+				names = append(names, from.SecretRef.Name)
+			}
+		}
+	}
+	for _, volume := range pod.Volumes {
+		if volume.Secret != nil {
+			names = append(names, volume.Secret.SecretName)
+		}
+		if volume.Projected != nil {
+			for _, source := range volume.Projected.Sources {
+				if source.Secret != nil {
+					names = append(names, source.Secret.Name)
+				}
+			}
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
