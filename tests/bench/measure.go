@@ -37,8 +37,10 @@ type bench struct {
 	ways   []way
 	parts  []string
 	limits []string // request limits of the part stall
-	plugin string   // the binary
-	result string   // the file for the figures
+	// limited are those of now.
+	limited string
+	plugin  string // the binary
+	result  string // the file for the figures
 	// The backups of the part left: with Velero's mover, by Velero alone, and
 	// with the bench as the mover.
 	backups, veleroBackups, playedBackups int

@@ -50,6 +50,7 @@ func (b *bench) measureStalls(ctx context.Context, found *results) error {
 			into = &found.stallsDefault
 		}
 		b.Say("request limits of the snapshot controller and the CSI sidecar: %s", limits)
+		b.limited = limits
 		err := b.SetLimits(ctx, bed.Limits(limits))
 		if err == nil {
 			err = b.warmUp(ctx)
@@ -162,7 +163,7 @@ func (b *bench) turns(ctx context.Context, ways []way, into []series) error {
 				continue
 			}
 			for _, w := range ways {
-				stall, err := b.measureStall(ctx, a, w, fmt.Sprintf("bench-%d-%s-%d", a.volumes, w, run+1))
+				stall, err := b.measureStall(ctx, a, w, fmt.Sprintf("bench-%s-%d-%s-%d", b.limited, a.volumes, w, run+1))
 				if err != nil {
 					return fmt.Errorf("%s with %d volumes, run %d: %w", w, a.volumes, run+1, err)
 				}
