@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
 )
@@ -29,13 +30,13 @@ func (p part) permit(name string, found *blueprint.Found) error {
 	if !worksInPods(found.Blueprint) {
 		return nil
 	}
-	if p.object != nil && found.BuiltIn() {
+	if p.object != nil && found.BuiltIn() && !p.controls() {
 		key, value := AnnotationQuiesce, p.object.Annotations[AnnotationQuiesce]
 		if p.object.Annotations[AnnotationKanister] == name {
 			key, value = AnnotationKanister, name
 		}
 		return invalid(Layer{Object: p.object.String()}, key, value,
-			"recipes for databases only on the Deployment, StatefulSet, DaemonSet, ReplicaSet or Pod that runs the database, on its claims and on its namespace; elsewhere a blueprint of the administrator")
+			"recipes for databases only on the Deployment, StatefulSet, DaemonSet or other controller of the pods that run the database, on a Pod, on its claims and on its namespace; elsewhere a blueprint of the administrator")
 	}
 	option := func(key, valid string) error {
 		return invalid(p.settings.origins[key], AnnotationOptionPrefix+key, p.settings.Options[key], valid)
@@ -57,6 +58,14 @@ func (p part) permit(name string, found *blueprint.Found) error {
 		}
 	}
 	return nil
+}
+
+// controls reports whether the annotated object is the controller of all its pods.
+func (p part) controls() bool {
+	return len(p.workload.Pods) > 0 && !slices.ContainsFunc(p.workload.Pods, func(pod corev1.Pod) bool {
+		controller := metav1.GetControllerOf(&pod)
+		return controller == nil || controller.UID != p.object.UID
+	})
 }
 
 // worksInPods reports whether a hook runs commands in pods that it finds itself.

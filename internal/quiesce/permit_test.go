@@ -78,8 +78,16 @@ func TestRecipesOnObjectsThatAreNoWorkloads(t *testing.T) {
 			}
 		}
 	}
+	// A custom resource that is itself the controller of the pods is a workload.
+	plan, _, err := planOf(t, namespace(), claims("data"), custom("Cluster", "x", AnnotationQuiesce, "redis"), owned("Cluster", "x", bare(pod("db-0", "n1", volume{"db", "data", "/data", ""}))))
+	require.NoError(t, err)
+	assert.Len(t, plan.Hooks, 1)
+	// Not if others mount its volumes, too.
+	_, _, err = planOf(t, namespace(), claims("data"), custom("Cluster", "x", AnnotationQuiesce, "redis"), owned("Cluster", "x", bare(pod("db-0", "n1", volume{"db", "data", "/data", ""}))),
+		bare(pod("victim", "n1", volume{"db", "data", "/data", ""})))
+	require.ErrorContains(t, err, `Cluster shop/x: annotation stillpoint.io/quiesce: "redis" is not valid`)
 	// What the administrator has made for such objects runs, but sends nothing away.
-	plan, _, err := planOf(t, namespace(), claims("data"), configMap("x", AnnotationQuiesce, "own"), db())
+	plan, _, err = planOf(t, namespace(), claims("data"), configMap("x", AnnotationQuiesce, "own"), db())
 	require.NoError(t, err)
 	assert.Len(t, plan.Hooks, 1)
 	_, _, err = planOf(t, namespace(), claims("data"), configMap("x", AnnotationQuiesce, "own", option("host"), "evil"), db())
