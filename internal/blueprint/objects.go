@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 )
@@ -29,6 +30,14 @@ func (c clusterObjects) ConfigMap(ctx context.Context, namespace, name string) (
 	return c.client.CoreV1().ConfigMaps(namespace).Get(ctx, name, metav1.GetOptions{})
 }
 
+// advise names the optional right that is missing.
+func advise(err error, role, namespace string) error {
+	if apierrors.IsForbidden(err) {
+		return fmt.Errorf("%w; bind ClusterRole %s of deploy/rbac.yaml in namespace %s", err, role, namespace)
+	}
+	return err
+}
+
 // fetch reads one rendered reference into a phase's scope, and gives the
 // secret values in it.
 func fetch(ctx context.Context, objects Objects, as string, ref ObjectReference, into *phaseScope) ([][]byte, error) {
@@ -38,7 +47,7 @@ func fetch(ctx context.Context, objects Objects, as string, ref ObjectReference,
 	case "secret":
 		secret, err := objects.Secret(ctx, ref.Namespace, ref.Name)
 		if err != nil {
-			return nil, fmt.Errorf("get Secret %s/%s: %w", ref.Namespace, ref.Name, err)
+			return nil, fmt.Errorf("get Secret %s/%s: %w", ref.Namespace, ref.Name, advise(err, "stillpoint-secrets", ref.Namespace))
 		}
 		into.secrets[as] = *secret.DeepCopy()
 		var values [][]byte
@@ -52,7 +61,7 @@ func fetch(ctx context.Context, objects Objects, as string, ref ObjectReference,
 	case "configmap":
 		configMap, err := objects.ConfigMap(ctx, ref.Namespace, ref.Name)
 		if err != nil {
-			return nil, fmt.Errorf("get ConfigMap %s/%s: %w", ref.Namespace, ref.Name, err)
+			return nil, fmt.Errorf("get ConfigMap %s/%s: %w", ref.Namespace, ref.Name, advise(err, "stillpoint-configmaps", ref.Namespace))
 		}
 		into.configs[as] = *configMap.DeepCopy()
 		return nil, nil

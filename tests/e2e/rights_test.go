@@ -19,6 +19,7 @@ import (
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	"github.com/vmware-tanzu/velero/pkg/util"
 	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -76,6 +77,15 @@ func TestRightsOfDeploySuffice(t *testing.T) {
 		assert.Equal(t, 0, code, table)
 		table, _ = runCheck(t) // all namespaces
 		assert.NotContains(t, table, "forbidden")
+	})
+	t.Run("objects of blueprints", func(t *testing.T) {
+		for kind, role := range map[string]string{"Secret": "stillpoint-secrets", "ConfigMap": "stillpoint-configmaps"} {
+			table, code := readRights(t, c, a, "grouped", kind)
+			assert.Equal(t, 1, code, table)
+			assert.Contains(t, table, "get "+kind+" "+a.namespace+"/rights: ")
+			assert.Contains(t, table, "bind ClusterRole "+role+" of deploy/rbac.yaml in namespace "+a.namespace)
+			assert.NotContains(t, table, loot)
+		}
 	})
 	t.Run("thaw", func(t *testing.T) {
 		thawRights(t, a, clients)
@@ -195,15 +205,63 @@ func thawRights(t *testing.T, a *app, clients *stillpoint.Clients) {
 	assert.True(t, apierrors.IsForbidden(err), err)
 }
 
+// readRights checks a backup of a Deployment whose blueprint reads an object of this
+// kind.
+func readRights(t *testing.T, c *cluster.Cluster, a *app, deployment, kind string) (table string, code int) {
+	t.Helper()
+	name := "e2e-" + rand.String(5)
+	blueprint(t, c, strings.NewReplacer("NAME", name, "KIND", kind).Replace(`
+apiVersion: cr.kanister.io/v1alpha1
+kind: Blueprint
+metadata: {name: NAME}
+actions:
+  backupPrehook:
+    phases:
+      - func: KubeExec
+        name: read
+        objects:
+          it: {kind: KIND, name: rights, namespace: "{{ .Deployment.Namespace }}"}
+        args:
+          namespace: "{{ .Deployment.Namespace }}"
+          pod: "{{ index .Deployment.Pods 0 }}"
+          container: sidecar
+          command: [test, "{{ index .Phases.read.KINDs.it.Data \"key\" | toString }}"]
+`))
+	create := map[string][]string{"Secret": {"create", "secret", "generic", "rights"}, "ConfigMap": {"create", "configmap", "rights"}}
+	a.kubectl(append(create[kind], "--from-literal=key="+loot)...)
+	a.kubectl("annotate", "--overwrite", "deployment/"+deployment, "stillpoint.io/quiesce="+name)
+	defer a.kubectl("annotate", "--overwrite", "deployment/"+deployment, "stillpoint.io/quiesce=fsfreeze")
+	return runCheck(t, "--namespace", a.namespace, "--workload", "deployment/"+deployment)
+}
+
 // What deploy/rbac.yaml has at its end, for those who switch it on, is enough for
-// what it says.
+// what it says; and commands in containers can be allowed in one namespace only.
 func TestRightsThatAreSwitchedOn(t *testing.T) {
 	c := connect(t)
 	a := newApp(t, c, shape{})
 	clients, log, said := granted(t, c, func(rights string) string {
 		all := regexp.MustCompile(`(?m)^#( {2,}\S|[^ \n])`).ReplaceAllString(rights, "$1")
 		require.Contains(t, all, "\n  namespace: shop\n")
+		const everywhere = "kind: ClusterRoleBinding\nmetadata:\n  name: stillpoint-exec\n"
+		require.Contains(t, all, everywhere)
+		all = strings.Replace(all, everywhere, "kind: RoleBinding\nmetadata:\n  name: stillpoint-exec\n  namespace: shop\n", 1)
 		return strings.ReplaceAll(all, "\n  namespace: shop\n", "\n  namespace: "+a.namespace+"\n")
+	})
+	t.Run("objects of blueprints", func(t *testing.T) {
+		for _, kind := range []string{"Secret", "ConfigMap"} {
+			table, code := readRights(t, c, a, "app", kind)
+			assert.Equal(t, 0, code, table)
+			assert.NotContains(t, table, "forbidden")
+		}
+		for _, right := range []authorizationv1.ResourceAttributes{{Resource: "secrets"}, {Resource: "configmaps"}, {Resource: "pods", Subresource: "exec"}} {
+			for namespace, allowed := range map[string]bool{a.namespace: true, corev1.NamespaceDefault: false} {
+				right.Namespace, right.Verb = namespace, "get"
+				review := &authorizationv1.SelfSubjectAccessReview{Spec: authorizationv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &right}}
+				review, err := clients.Kube.AuthorizationV1().SelfSubjectAccessReviews().Create(t.Context(), review, metav1.CreateOptions{})
+				require.NoError(t, err)
+				assert.Equal(t, allowed, review.Status.Allowed, right)
+			}
+		}
 	})
 	t.Run("thaw on the node", func(t *testing.T) {
 		configuration(t, c)(a.nodeThaw())
