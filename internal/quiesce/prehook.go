@@ -326,25 +326,26 @@ func (s *Session) runShell(ctx context.Context, r *runner, limit time.Duration) 
 	waiting, cancel := context.WithTimeout(ctx, limit+killLimit)
 	defer cancel()
 	answer, err := r.shell.ask(waiting, fmt.Sprintf("run %d", seconds(limit)), "ended")
-	if err != nil {
-		s.mu.Lock()
-		r.lost = time.Now()
-		s.mu.Unlock()
-		go s.await(ctx, r)
-		if waiting.Err() != nil {
-			return nil, fmt.Errorf("it has not ended at prepare-timeout %s and can still complete: %s", s.plan.PrepareTimeout, s.soFar(r.shell))
-		}
-		return nil, s.masked(err)
+	if err == nil {
+		return s.ended(r, answer)
 	}
-	return s.ended(r, answer)
+	go s.await(ctx, r)
+	if waiting.Err() != nil {
+		return nil, fmt.Errorf("it has not ended at prepare-timeout %s and can still complete: %s", s.plan.PrepareTimeout, s.soFar(r.shell))
+	}
+	return nil, s.masked(err)
 }
 
 // await waits for the end of a command that did not end in time, for as long as its
-// shell is open.
+// connection stands.
 func (s *Session) await(ctx context.Context, r *runner) {
 	if answer, err := r.shell.expect(context.WithoutCancel(ctx), "ended"); err == nil {
 		_, _ = s.ended(r, answer) // nobody waits for it any more
+		return
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r.lost = time.Now()
 }
 
 // ended judges the end of a command.

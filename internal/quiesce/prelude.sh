@@ -39,8 +39,10 @@ freezing() {
 		fsfreeze | xfs_freeze | xfs_io | busybox) IFS= read -r args <"$process/cmdline" ;;
 		esac
 		case $name:$args in # nothing stands between the arguments
-		*freeze-u* | *freeze--u* | *thaw*) ;;
+		*freeze: | *freeze-u* | *freeze--u* | xfs_io:*thaw*) ;;
 		*freeze:*freeze*"$place" | xfs_io:*freeze*"$place" | busybox:*busyboxfsfreeze*"$place") return 0 ;;
+		*freeze:*freeze-f/* | *freeze:*freeze--freeze/*) ;; # another file system
+		*freeze:*) return 0 ;; # busybox runs it in the process of a shell, whose arguments these are
 		esac
 	done 2>/dev/null
 	return 1

@@ -122,7 +122,7 @@ type progress struct {
 	state state
 	// alone says that it freezes a file system and does nothing else.
 	alone bool
-	// lost is when it was found that its end will not be told.
+	// lost is when the connection was lost over which its end would be told.
 	lost time.Time
 }
 

@@ -121,13 +121,13 @@ func (s *Session) attempt(t *target, run func() (map[string]any, try, error)) (m
 	return nil, err
 }
 
-// settled reports whether commands of which no end will be told can no longer be about
-// to begin.
+// settled reports whether no pre command can be about to begin or is known to be at
+// work: of those that may be, the connection was lost a while ago.
 func (s *Session) settled(t *target) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return !slices.ContainsFunc(t.undoes, func(p *progress) bool {
-		return p.state == pending && time.Since(p.lost) < doubtLimit
+		return p.state == pending && (p.lost.IsZero() || time.Since(p.lost) < doubtLimit)
 	})
 }
 

@@ -40,6 +40,7 @@ type shape struct {
 	annotations  map[string]string // of the Deployment
 	volumes      int               // default 1
 	claim        func(*corev1.PersistentVolumeClaim)
+	bound        func(namespace, claim string) // before a pod uses it
 	pod          func(*corev1.PodSpec)
 	unprivileged bool
 	replicas     int32
@@ -86,6 +87,10 @@ func (a *app) create(name string, s shape) {
 			s.claim(claim)
 		}
 		require.NoError(a.t, a.c.Objects().Create(a.t.Context(), claim))
+		if s.bound != nil {
+			a.kubectl("wait", "--for=jsonpath={.status.phase}=Bound", "pvc/"+claim.Name, "--timeout=60s")
+			s.bound(a.namespace, claim.Name)
+		}
 		path := fmt.Sprintf("/mnt/data%d", i)
 		if claim.Spec.VolumeMode != nil && *claim.Spec.VolumeMode == corev1.PersistentVolumeBlock {
 			sidecar.VolumeDevices = append(sidecar.VolumeDevices, corev1.VolumeDevice{Name: claim.Name, DevicePath: "/dev/data"})

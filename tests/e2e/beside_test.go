@@ -74,6 +74,8 @@ var faultsBesideEachOther = []testOfCluster{
 	{"DeadlineMakesTheSnapshotAnError", testDeadlineMakesTheSnapshotAnError},
 	{"GroupFails", testGroupFails},
 	{"PreThatHangs", testPreThatHangs},
+	{"FreezeThatCompletesAfterItsThaw", testFreezeThatCompletesAfterItsThaw},
+	{"ThirdParties", testThirdParties},
 }
 
 // Velero runs backups of different namespaces at the same time where its server

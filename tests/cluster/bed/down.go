@@ -21,7 +21,10 @@ const stopGrace = 5 * time.Second
 // Thaw thaws every volume of the bed and returns the mount points, below the
 // bed's directory, of those that were frozen.
 func (b *Bed) Thaw() ([]string, error) {
+	// A thaw writes to the store, and waits where that is frozen itself.
+	stores, storesErr := freeze.ThawAll(b.stalls())
 	frozen, err := freeze.ThawAll(b.Dir)
+	frozen, err = slices.Concat(stores, frozen), errors.Join(storesErr, err)
 	for i, point := range frozen {
 		frozen[i] = strings.TrimPrefix(point, b.Dir+"/")
 	}

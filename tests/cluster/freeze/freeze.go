@@ -59,6 +59,22 @@ func Thaw(point string) (bool, error) {
 	}
 }
 
+// Freeze freezes the file system mounted at point.
+func Freeze(point string) error {
+	if err := onLoop(point); err != nil {
+		return fmt.Errorf("freeze %s: %w", point, err)
+	}
+	dir, err := open(point)
+	if err != nil {
+		return fmt.Errorf("freeze %s: %w", point, err)
+	}
+	defer dir.Close()
+	if err := unix.IoctlSetInt(int(dir.Fd()), fifreeze, 0); err != nil {
+		return fmt.Errorf("freeze %s: %w", point, err)
+	}
+	return nil
+}
+
 // Frozen reports whether the file system mounted at point is frozen. There is
 // no way to ask: it is tried by freezing, which fails where it is frozen
 // already and is undone at once where it succeeds. A writer notices that as a
