@@ -275,12 +275,7 @@ func (t *Tasks) operate(ctx context.Context, task *Task, access *access) (map[st
 	objects := o.at.object(access.dynamic)
 	switch o.verb {
 	case "create":
-		object := &unstructured.Unstructured{Object: clone(o.spec).(map[string]any)} //nolint:forcetypeassert // as it was
-		object.SetResourceVersion("")
-		if o.at.namespaced {
-			object.SetNamespace(o.at.namespace)
-		}
-		created, err := objects.Create(ctx, object, metav1.CreateOptions{FieldManager: fieldManager})
+		created, err := o.create(ctx, objects, task.Owner)
 		if err != nil {
 			return nil, fmt.Errorf("create %s: %w", o.at, err)
 		}
@@ -298,6 +293,35 @@ func (t *Tasks) operate(ctx context.Context, task *Task, access *access) (map[st
 		}
 	}
 	return o.ref.outputs(), nil
+}
+
+// create creates an object that bears the mark of its task. An object with this mark
+// already exists where an earlier try has created it and its answer was lost, or its
+// process died: that is success. One without it is not, whatever it looks like: it
+// may be left over from another backup.
+func (o *operation) create(ctx context.Context, objects dynamic.ResourceInterface, owner string) (*unstructured.Unstructured, error) {
+	object := (&unstructured.Unstructured{Object: o.spec}).DeepCopy()
+	object.SetResourceVersion("")
+	if o.at.namespaced {
+		object.SetNamespace(o.at.namespace)
+	}
+	if owner != "" {
+		annotations := object.GetAnnotations()
+		if annotations == nil {
+			annotations = map[string]string{}
+		}
+		annotations[CreatedBy] = owner
+		object.SetAnnotations(annotations)
+	}
+	created, err := objects.Create(ctx, object, metav1.CreateOptions{FieldManager: fieldManager})
+	if owner == "" || !apierrors.IsAlreadyExists(err) {
+		return created, err
+	}
+	existing, failed := objects.Get(ctx, object.GetName(), metav1.GetOptions{})
+	if failed != nil || existing.GetAnnotations()[CreatedBy] != owner {
+		return nil, err
+	}
+	return existing, nil
 }
 
 // patch is a strategic one, as with Kanister, where the kind can have that, and

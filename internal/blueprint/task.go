@@ -22,8 +22,13 @@ import (
 	"stillpoint.io/stillpoint/internal/cluster"
 )
 
-// TaskLabel marks pods that tasks make; its value is Task.Owner.
-const TaskLabel = "stillpoint.io/task"
+// The marks of a task; their value is Task.Owner.
+const (
+	// TaskLabel is a label of pods that tasks make.
+	TaskLabel = "stillpoint.io/task"
+	// CreatedBy is an annotation of objects that KubeOps creates.
+	CreatedBy = "task.stillpoint.io/created-by"
+)
 
 // serviceAccountOption is the option that names the ServiceAccount with whose
 // rights a confined blueprint acts.
@@ -50,8 +55,8 @@ type Task struct {
 	// name none.
 	Kind string `json:"kind,omitempty"`
 	Name string `json:"name,omitempty"`
-	// Owner is the value of TaskLabel on pods that the task makes. Whoever
-	// runs the task sets it.
+	// Owner names the session that the task belongs to, and marks what the task
+	// creates. Whoever runs the task sets it.
 	Owner string `json:"owner,omitempty"`
 	// Show returns what an error may show of what the task printed, see
 	// Masker.Tail. nil shows the end of it as it is.
