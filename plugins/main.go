@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 	"github.com/vmware-tanzu/velero/pkg/plugin/framework"
 
+	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/node"
 	"stillpoint.io/stillpoint/internal/snapshotter/csi"
 	"stillpoint.io/stillpoint/internal/snapshotter/externalstorage"
@@ -32,7 +33,7 @@ func main() {
 	// the server's pod.
 	handshake := framework.Handshake()
 	if os.Getenv(handshake.MagicCookieKey) != handshake.MagicCookieValue {
-		commands := map[string]command{"check": check.Run, "sweep": sweep.Run, "thaw": thaw.Run, node.Command: thawVolumes}
+		commands := map[string]command{"check": check.Run, "sweep": sweep.Run, "thaw": thaw.Run, node.Command: thawVolumes, blueprint.RenderCommand: renderTemplates}
 		if len(os.Args) > 1 && commands[os.Args[1]] != nil {
 			os.Exit(run(commands[os.Args[1]], os.Args[2:]))
 		}
@@ -77,6 +78,11 @@ func run(command command, args []string) int {
 // thawVolumes is what the pod of a thaw on a node runs; no person needs it.
 func thawVolumes(_ context.Context, args []string, stdout, stderr io.Writer) int {
 	return node.ThawVolumes(args, stdout, stderr)
+}
+
+// renderTemplates is what a process of ours runs that renders templates for another.
+func renderTemplates(context.Context, []string, io.Writer, io.Writer) int {
+	return blueprint.ServeTemplates(os.Stdin, os.Stdout)
 }
 
 func enabled(features, name string) bool {

@@ -1,12 +1,13 @@
 package blueprint
 
 import (
-	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
+	"text/template"
 	tree "text/template/parse"
 )
 
@@ -14,7 +15,7 @@ import (
 // asked for what is not known yet: every parameter that it will ask for
 // whatever happens is asked for alone. What stands in a branch, or where the
 // dot is another one, shows itself when the template is rendered.
-func (r *rendering) certain(ctx context.Context, list *tree.ListNode) error {
+func (e *evaluation) certain(list *tree.ListNode) error {
 	for _, node := range list.Nodes {
 		var pipe *tree.PipeNode
 		switch n := node.(type) {
@@ -32,14 +33,14 @@ func (r *rendering) certain(ctx context.Context, list *tree.ListNode) error {
 		if pipe == nil {
 			continue
 		}
-		if err := r.certainPipe(ctx, pipe); err != nil {
+		if err := e.certainPipe(pipe); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (r *rendering) certainPipe(ctx context.Context, pipe *tree.PipeNode) error {
+func (e *evaluation) certainPipe(pipe *tree.PipeNode) error {
 	for _, command := range pipe.Cmds {
 		args := command.Args
 		// These stop as soon as they know.
@@ -47,7 +48,7 @@ func (r *rendering) certainPipe(ctx context.Context, pipe *tree.PipeNode) error 
 			args = args[:min(len(args), 2)]
 		}
 		for _, arg := range args {
-			if err := r.certainNode(ctx, arg); err != nil {
+			if err := e.certainNode(arg); err != nil {
 				return err
 			}
 		}
@@ -55,13 +56,13 @@ func (r *rendering) certainPipe(ctx context.Context, pipe *tree.PipeNode) error 
 	return nil
 }
 
-func (r *rendering) certainNode(ctx context.Context, node tree.Node) error {
+func (e *evaluation) certainNode(node tree.Node) error {
 	var path []string
 	switch n := node.(type) {
 	case *tree.PipeNode:
-		return r.certainPipe(ctx, n)
+		return e.certainPipe(n)
 	case *tree.ChainNode:
-		return r.certainNode(ctx, n.Node)
+		return e.certainNode(n.Node)
 	case *tree.FieldNode:
 		path = n.Ident
 	case *tree.VariableNode:
@@ -74,20 +75,20 @@ func (r *rendering) certainNode(ctx context.Context, node tree.Node) error {
 	}
 	const artifact, field, key = 1, 2, 3
 	if path[0] == "ArtifactsIn" && len(path) > key && path[field] == "KeyValue" {
-		made := r.declared[path[artifact]]
+		made := e.Data.Declared[path[artifact]]
 		if _, ok := made.KeyValue[path[key]]; !ok && made.KeyValue != nil {
 			return refusal(fmt.Sprintf("artifact %s has no key %q; the keys are: %s", path[artifact], path[key], list(slices.Collect(maps.Keys(made.KeyValue)))))
 		}
 	}
 	source := "{{ with ." + strings.Join(path, ".") + " }}{{ end }}"
-	parsed, err := newTemplate(ctx, source, "error", textFuncs(), asItIs)
+	parsed, err := template.New(templateName).Option("missingkey=error").Parse(source)
 	if err != nil {
 		return err
 	}
-	r.wants = wants{}
-	err = parsed.Execute(&limited{ctx: ctx}, r.scope)
+	e.wants = wants{}
+	err = parsed.Execute(io.Discard, e.scope)
 	var later pending
-	if r.wants.first != "" || errors.As(err, &later) {
+	if e.wants.first != "" || errors.As(err, &later) {
 		return nil
 	}
 	return err

@@ -1,7 +1,6 @@
 package blueprint
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -26,8 +25,8 @@ var (
 	nilPointer = regexp.MustCompile(`^nil pointer evaluating (.+)\.(\w+)$`)
 	calling    = regexp.MustCompile(`(?s)^error calling (\w+): (.*)$`)
 
-	// ownCalls are what newTemplate has put into a template.
-	ownCalls = regexp.MustCompile(`( \| )?_(tick|show( (true|false))?)`)
+	// ownCalls are what showValues has put into a template.
+	ownCalls = regexp.MustCompile(`( \| )?_show( (true|false))?`)
 
 	// harmless are messages which hold names and types, and never a value.
 	harmless = regexp.MustCompile(`^(wrong number of args for \w+: want (at least )?\d+ got \d+|` +
@@ -45,20 +44,15 @@ var (
 //
 // Messages of text/template and of sprig can quote the values that they failed
 // on. Where Secrets are in scope, only those are shown of which it is known
-// that they do not.
-func (r *rendering) explain(source string, err error) error {
-	for _, whole := range []error{context.Canceled, context.DeadlineExceeded} {
-		if errors.Is(err, whole) {
-			return whole
-		}
-	}
+// that they do not. The other process masks what is left.
+func (e *evaluation) explain(err error) error {
 	var refused refusal
 	match := executing.FindStringSubmatch(err.Error())
 	if match == nil {
 		if errors.As(err, &refused) {
 			return refused
 		}
-		return r.withheld("", err.Error())
+		return e.withheld("", err.Error())
 	}
 	node, message := strings.TrimSuffix(strings.TrimPrefix(match[1], "{{"), "}}"), match[2]
 	node = ownCalls.ReplaceAllString(node, "")
@@ -73,40 +67,40 @@ func (r *rendering) explain(source string, err error) error {
 	}
 	if errors.Is(err, errAbsent) {
 		return at("no such phase or artifact; up to here the phases are: %s; the artifacts are: %s",
-			list(slices.Collect(maps.Keys(r.scope.Phases))), list(slices.Collect(maps.Keys(r.scope.ArtifactsIn))))
+			list(slices.Collect(maps.Keys(e.scope.Phases))), list(slices.Collect(maps.Keys(e.scope.ArtifactsIn))))
 	}
 	if m := noKey.FindStringSubmatch(message); m != nil {
-		if keys, ok := r.keys(node, m[1]); ok {
+		if keys, ok := e.keys(node, m[1]); ok {
 			return at("there is no key %q; the keys are: %s", m[1], keys)
 		}
 		return at("there is no key %q", m[1])
 	}
 	if m := nilPointer.FindStringSubmatch(message); m != nil {
-		return at("%s", r.absent(m[1], m[2]))
+		return at("%s", e.absent(m[1], m[2]))
 	}
 	if m := noField.FindStringSubmatch(message); m != nil {
 		if m[2] == reflect.TypeFor[*scope]().String() {
-			return at("there is no parameter .%s; a %s has: %s", m[1], r.params.kind(), r.params.parameters())
+			return at("there is no parameter .%s; a %s has: %s", m[1], e.Data.kind(), e.Data.parameters())
 		}
 		return at("there is no field %q in a %s", m[1], strings.TrimSuffix(strings.TrimPrefix(strings.TrimPrefix(m[2], "*"), "blueprint."), "Scope"))
 	}
 	if m := calling.FindStringSubmatch(message); m != nil {
 		// What stands in the template word for word (the text of `fail`)
 		// is the blueprint's and not a value.
-		if slices.Contains(quiet, m[1]) || strings.Contains(source, m[2]) {
-			return at("%s: %s", m[1], r.masker.Mask(m[2]))
+		if slices.Contains(quiet, m[1]) || strings.Contains(e.Source, m[2]) {
+			return at("%s: %s", m[1], m[2])
 		}
-		return r.withheld(node, message)
+		return e.withheld(node, message)
 	}
 	if harmless.MatchString(message) {
 		return at("%s", message)
 	}
-	return r.withheld(node, message)
+	return e.withheld(node, message)
 }
 
 // withheld shows a message only while there are no Secrets that it could hold.
-func (r *rendering) withheld(node, message string) error {
-	if r.secretive {
+func (e *evaluation) withheld(node, message string) error {
+	if e.Data.Secretive {
 		what := "this"
 		if m := calling.FindStringSubmatch(message); m != nil {
 			what = m[1]
@@ -120,7 +114,7 @@ func (r *rendering) withheld(node, message string) error {
 }
 
 // absent says what a nil stands for of which a template wanted a field.
-func (r *rendering) absent(kind, field string) string {
+func (e *evaluation) absent(kind, field string) string {
 	switch kind {
 	case "*blueprint.Profile":
 		return "there is no Kanister profile: a hook of a backup has none, and what it needs to know can be given as options"
@@ -128,19 +122,19 @@ func (r *rendering) absent(kind, field string) string {
 		return fmt.Sprintf("there is nothing to take %q from", field)
 	default:
 		name := strings.TrimPrefix(kind, "*blueprint.")
-		return fmt.Sprintf("a %s has no .%s; it has: %s", r.params.kind(), name, r.params.parameters())
+		return fmt.Sprintf("a %s has no .%s; it has: %s", e.Data.kind(), name, e.Data.parameters())
 	}
 }
 
 // keys lists the keys beside the missing one. It follows the node (such as
 // .Options.container) from the top and gives up where the node starts
 // elsewhere.
-func (r *rendering) keys(node, missing string) (string, bool) {
+func (e *evaluation) keys(node, missing string) (string, bool) {
 	path := strings.Split(strings.TrimPrefix(node, "$"), ".")
 	if len(path) < 2 || path[0] != "" {
 		return "", false
 	}
-	at := reflect.ValueOf(r.scope)
+	at := reflect.ValueOf(e.scope)
 	for _, name := range path[1:] {
 		if at.Kind() == reflect.Pointer {
 			if method := at.MethodByName(name); method.IsValid() && method.Type().NumIn() == 0 {

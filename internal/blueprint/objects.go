@@ -40,7 +40,7 @@ func advise(err error, role, namespace string) error {
 
 // fetch reads one rendered reference into a phase's scope, and gives the
 // secret values in it.
-func fetch(ctx context.Context, objects Objects, as string, ref ObjectReference, into *phaseScope) ([][]byte, error) {
+func fetch(ctx context.Context, objects Objects, as string, ref ObjectReference, into *phaseData) ([][]byte, error) {
 	// Kinds are compared as Kanister does. It passes over other kinds without
 	// a word, and templates fail on them later.
 	switch strings.ToLower(ref.Kind) {
@@ -49,7 +49,7 @@ func fetch(ctx context.Context, objects Objects, as string, ref ObjectReference,
 		if err != nil {
 			return nil, fmt.Errorf("get Secret %s/%s: %w", ref.Namespace, ref.Name, advise(err, "stillpoint-secrets", ref.Namespace))
 		}
-		into.secrets[as] = *secret.DeepCopy()
+		into.Secrets[as] = *secret.DeepCopy()
 		var values [][]byte
 		for _, value := range secret.Data {
 			values = append(values, value)
@@ -63,7 +63,7 @@ func fetch(ctx context.Context, objects Objects, as string, ref ObjectReference,
 		if err != nil {
 			return nil, fmt.Errorf("get ConfigMap %s/%s: %w", ref.Namespace, ref.Name, advise(err, "stillpoint-configmaps", ref.Namespace))
 		}
-		into.configs[as] = *configMap.DeepCopy()
+		into.ConfigMaps[as] = *configMap.DeepCopy()
 		return nil, nil
 	default:
 		return nil, fmt.Errorf("kind is %q; the kinds are ConfigMap, Secret", ref.Kind)

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -30,18 +31,15 @@ type rendering struct {
 	name   string
 	action *Action
 	phases []*phase
-	scope  *scope
+	// data is what templates see of the action.
+	data *data
 	// before are the phases of the action before this one.
 	before []*phase
-	// declared are the keys of the artifacts in .ArtifactsIn.
-	declared map[string]Artifact
-
 	// builtIn tells that an object without a name is one that no option names.
 	builtIn bool
 
-	// wants is what the template at hand has asked for in vain, needs the
-	// first such thing of the phase at hand.
-	wants wants
+	// needs is the first thing that the phase at hand has asked for and that is
+	// not known yet.
 	needs string
 }
 
@@ -51,6 +49,8 @@ type secrecy struct {
 	// Secrets, or outputs that could hold one, short and empty values included.
 	masker    Masker
 	secretive bool
+	// spent is how long templates have taken, of scriptLimit.
+	spent time.Duration
 }
 
 // learn takes the values of Secrets, and the bytes of one that has none counts.
@@ -63,22 +63,22 @@ func (s *secrecy) learn(values [][]byte) {
 type phase struct {
 	Phase
 	title string
-	scope *phaseScope
+	data  *phaseData
 	step  *Step
 	// done tells that the phase has run. (Its outputs may be known before.)
 	done bool
 }
 
 func (r *Renderer) newRendering(bp *Blueprint, name string, p Params, secrets *secrecy) *rendering {
-	run := &rendering{Renderer: r, secrecy: secrets, params: p, name: name, action: bp.Actions[name], scope: newScope(p), builtIn: bp.Source == builtIn}
+	run := &rendering{Renderer: r, secrecy: secrets, params: p, name: name, action: bp.Actions[name], data: newData(p), builtIn: bp.Source == builtIn}
 	if run.action == nil {
 		run.action = &Action{}
 	}
 	add := func(source Phase, title string, last bool) {
 		run.phases = append(run.phases, &phase{
 			Phase: source, title: title,
-			scope: &phaseScope{wants: &run.wants, phase: source.Name},
-			step:  &Step{Phase: source.Name, Func: source.Func, Last: last},
+			data: &phaseData{Name: source.Name},
+			step: &Step{Phase: source.Name, Func: source.Func, Last: last},
 		})
 	}
 	for i, source := range run.action.Phases {
@@ -145,7 +145,7 @@ func (r *rendering) named(ctx context.Context) error {
 		{"secretNames", "Secret", "secret.", r.action.SecretNames},
 		{"configMapNames", "ConfigMap", "configmap.", r.action.ConfigMapNames},
 	} {
-		into := &phaseScope{secrets: r.scope.Secrets, configs: r.scope.ConfigMaps}
+		into := &phaseData{Secrets: r.data.Secrets, ConfigMaps: r.data.ConfigMaps}
 		for _, name := range names.names {
 			ref := ObjectReference{Kind: names.kind, Name: name, Namespace: r.params.namespace()}
 			if other := r.params.Options[names.option+name]; other != "" {
@@ -168,21 +168,18 @@ func (p Phase) title(i int) string {
 	return "phase " + p.Name
 }
 
-// enter makes the scope that of phase i, or of what comes after the last one.
+// enter makes the data that of phase i, or of what comes after the last one.
 func (r *rendering) enter(i int) {
-	r.scope.Phases = map[string]*phaseScope{}
-	r.scope.CurrentPhase, r.scope.DeferPhase = nil, &phaseScope{fetched: true, ran: true}
+	r.data.Phases, r.data.DeferPhase = map[string]*phaseData{}, &phaseData{Fetched: true, Ran: true}
 	r.needs = ""
 	for at, phase := range r.phases {
-		if phase.scope.running = at == i; phase.scope.running {
-			r.scope.CurrentPhase = phase.scope
-		}
+		phase.data.Running = at == i
 		switch {
 		case at > i:
 		case phase.step.Last:
-			r.scope.DeferPhase = phase.scope
+			r.data.DeferPhase = phase.data
 		default:
-			r.scope.Phases[phase.Name] = phase.scope
+			r.data.Phases[phase.Name] = phase.data
 		}
 	}
 }
@@ -248,11 +245,11 @@ func (r *rendering) finish(ctx context.Context, phase *phase, args Args) error {
 // objects fetches what the phase names and makes it visible to its args and to
 // all later phases.
 func (r *rendering) objects(ctx context.Context, phase *phase) error {
-	into := phase.scope
-	if into.fetched {
+	into := phase.data
+	if into.Fetched {
 		return nil
 	}
-	into.secrets, into.configs = map[string]corev1.Secret{}, map[string]corev1.ConfigMap{}
+	into.Secrets, into.ConfigMaps = map[string]corev1.Secret{}, map[string]corev1.ConfigMap{}
 	for _, as := range slices.Sorted(maps.Keys(phase.ObjectRefs)) {
 		path, source := "objects."+as, phase.ObjectRefs[as]
 		ref, err := r.reference(ctx, path, source)
@@ -267,7 +264,7 @@ func (r *rendering) objects(ctx context.Context, phase *phase) error {
 			return r.masked(fmt.Errorf("%s: %w", path, err))
 		}
 	}
-	into.fetched = r.needs == ""
+	into.Fetched = r.needs == ""
 	return nil
 }
 
@@ -293,7 +290,7 @@ func (r *rendering) reference(ctx context.Context, path string, ref ObjectRefere
 	return ref, nil
 }
 
-func (r *rendering) fetch(ctx context.Context, as string, ref, source ObjectReference, into *phaseScope) error {
+func (r *rendering) fetch(ctx context.Context, as string, ref, source ObjectReference, into *phaseData) error {
 	if ref.Name == "" && r.builtIn {
 		return nil
 	}
@@ -315,7 +312,7 @@ func (r *rendering) fetch(ctx context.Context, as string, ref, source ObjectRefe
 	if err != nil {
 		return err
 	}
-	if len(into.secrets) > 0 {
+	if len(into.Secrets) > 0 {
 		r.learn(values)
 	}
 	return nil
@@ -387,7 +384,7 @@ func (r *rendering) task(ctx context.Context, phase *phase, function Function, a
 		return nil
 	}
 	phase.step.Task = task
-	if function.foretell == nil || r.name != Prehook || phase.scope.ran {
+	if function.foretell == nil || r.name != Prehook || phase.data.Ran {
 		return nil
 	}
 	var before []*Task
@@ -403,7 +400,7 @@ func (r *rendering) task(ctx context.Context, phase *phase, function Function, a
 	if err != nil {
 		return r.masked(err)
 	}
-	phase.scope.ran, phase.scope.output = true, outputs
+	phase.data.Ran, phase.data.Output = true, exact(outputs)
 	return nil
 }
 
@@ -501,36 +498,34 @@ func (r *rendering) entry(ctx context.Context, path, key string, value any) (str
 // text renders one template; path says where it stands. A template that asks
 // for what is not known yet gives "", and r.needs says what that is.
 func (r *rendering) text(ctx context.Context, path, source string) (string, error) {
-	return r.execute(ctx, path, source, asItIs)
+	text, _, err := r.execute(ctx, path, source, "")
+	return text, err
 }
 
-// execute is text with a function that every value goes through on its way.
-func (r *rendering) execute(ctx context.Context, path, source string, show shower) (string, error) {
+// execute is text in which marks stand for the values that it returns, where there
+// is a nonce.
+func (r *rendering) execute(ctx context.Context, path, source, nonce string) (string, []marked, error) {
 	if !strings.Contains(source, "{{") {
-		return source, nil
+		return source, nil, nil
 	}
-	parsed, err := newTemplate(ctx, source, "error", textFuncs(), show)
-	if err != nil {
-		// Nothing has been evaluated, so there is no value in it.
-		return "", fmt.Errorf("%s: template line %s", path, strings.TrimPrefix(err.Error(), "template: "+templateName+":"))
+	r.data.Secretive = r.secretive
+	began := time.Now()
+	reply, err := templates.render(ctx, &question{Source: source, Data: r.data, Nonce: nonce}, min(renderLimit, scriptLimit-r.spent))
+	r.spent += time.Since(began)
+	switch {
+	case err != nil:
+		return "", nil, fmt.Errorf("%s: %w", path, err)
+	case reply.Error != "":
+		text := r.masker.Mask(reply.Error)
+		return "", nil, fmt.Errorf("%s: %s", path, strings.ToValidUTF8(text[:min(len(text), maxError)], ""))
+	case reply.Needs != "" && r.needs == "":
+		r.needs = reply.Needs
 	}
-	out := limited{ctx: ctx}
-	r.wants = wants{}
-	err = parsed.Execute(&out, r.scope)
-	if missing := r.wants.first; missing != "" {
-		if r.needs == "" {
-			r.needs = missing
-		}
-		if err := r.certain(ctx, parsed.Root); err != nil {
-			return "", fmt.Errorf("%s: %w", path, r.explain(source, err))
-		}
-		return "", nil
-	}
-	if err != nil {
-		return "", fmt.Errorf("%s: %w", path, r.explain(source, err))
-	}
-	return out.text.String(), nil
+	return string(reply.Text), reply.Values, nil
 }
+
+// maxError is how long the error of a template may be, in bytes.
+const maxError = 2048
 
 // masked hides secret values in an error that shows rendered text. The chain
 // of errors ends there, since errors further in would show them again.
@@ -539,21 +534,4 @@ func (r *rendering) masked(err error) error {
 		return errors.New(text)
 	}
 	return err
-}
-
-// limited collects what a template writes, up to maxRendered and until the
-// context ends: a template can loop for as long as it likes.
-type limited struct {
-	ctx  context.Context
-	text strings.Builder
-}
-
-func (l *limited) Write(p []byte) (int, error) {
-	if err := l.ctx.Err(); err != nil {
-		return 0, err
-	}
-	if l.text.Len()+len(p) > maxRendered {
-		return 0, refusal(fmt.Sprintf("the text is longer than %d bytes", maxRendered))
-	}
-	return l.text.Write(p)
 }

@@ -77,15 +77,15 @@ func (s *Script) render(ctx context.Context, bp *Blueprint) error {
 		return fmt.Errorf("neither %s nor %s is among its actions: %s", Prehook, Posthook, list(slices.Collect(maps.Keys(bp.Actions))))
 	}
 	made := s.pre.action.OutputArtifacts
-	s.post.declared = made
+	s.post.data.Declared = made
 	for name := range made {
-		s.post.scope.ArtifactsIn[name] = &artifactScope{wants: &s.post.wants}
+		s.post.data.ArtifactsIn[name] = &artifactData{}
 	}
 	for _, run := range []*rendering{s.pre, s.post} {
 		for _, name := range run.action.InputArtifactNames {
-			if _, ok := run.declared[name]; !ok {
+			if _, ok := run.data.Declared[name]; !ok {
 				return fmt.Errorf("action %s: inputArtifactNames: nobody makes the artifact %q; a hook's artifacts are the outputArtifacts of %s, which are here: %s",
-					run.name, name, Prehook, list(slices.Collect(maps.Keys(run.declared))))
+					run.name, name, Prehook, list(slices.Collect(maps.Keys(run.data.Declared))))
 			}
 		}
 		if err := run.check(); err != nil {
@@ -115,8 +115,7 @@ func (s *Script) render(ctx context.Context, bp *Blueprint) error {
 // hand gives artifacts of the prehook to the posthook.
 func (s *Script) hand(known map[string]Artifact) {
 	for name, artifact := range known {
-		in := s.post.scope.ArtifactsIn[name]
-		in.artifact, in.known = artifact, true
+		s.post.data.ArtifactsIn[name] = &artifactData{Known: true, KeyValue: texts[raw](artifact.KeyValue), KopiaSnapshot: raw(artifact.KopiaSnapshot)}
 	}
 }
 
@@ -140,8 +139,8 @@ func (s *Script) Done(step *Step, outputs map[string]any) {
 		return
 	}
 	run.phases[i].done = true
-	phase := run.phases[i].scope
-	phase.ran, phase.output = true, outputs
+	phase := run.phases[i].data
+	phase.Ran, phase.Output = true, exact(outputs)
 	// A command that was given a secret may have said it.
 	if len(outputs) > 0 {
 		s.secrets.secretive = true
@@ -152,6 +151,7 @@ func (s *Script) Done(step *Step, outputs map[string]any) {
 // posthook's .ArtifactsIn. Those that need what never came are an error, and
 // the others are there all the same.
 func (s *Script) Finish(ctx context.Context) error {
+	s.secrets.spent = 0
 	known, needs, err := s.pre.artifacts(ctx)
 	s.hand(known)
 	if err != nil {
@@ -173,6 +173,7 @@ func (s *Script) Render(ctx context.Context, step *Step) error {
 	if step.Needs == "" {
 		return nil
 	}
+	s.secrets.spent = 0
 	if err := run.render(ctx, i); err != nil {
 		return s.failed(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	tree "text/template/parse"
 
 	"sigs.k8s.io/yaml"
 )
@@ -19,17 +20,50 @@ import (
 type marks struct {
 	nonce  string
 	values []marked
+	length int // of all values
 }
 
 type marked struct {
-	text   string
-	isJSON bool
+	Text raw
+	JSON bool
+}
+
+// showFunc is the name of marks.show in a template.
+const showFunc = "_show"
+
+// showValues has a value that becomes text go through marks.show.
+func showValues(node tree.Node) {
+	if n, ok := node.(*tree.ActionNode); ok && len(n.Pipe.Decl) == 0 {
+		isJSON := &tree.BoolNode{NodeType: tree.NodeBool, Pos: n.Pos, True: givesJSON(n.Pipe)}
+		n.Pipe.Cmds = append(n.Pipe.Cmds, &tree.CommandNode{
+			NodeType: tree.NodeCommand, Pos: n.Pos, Args: []tree.Node{tree.NewIdentifier(showFunc).SetPos(n.Pos), isJSON},
+		})
+	}
+}
+
+// givesJSON reports whether a pipeline ends in one of the functions that write JSON,
+// indented perhaps.
+func givesJSON(pipe *tree.PipeNode) bool {
+	for _, command := range slices.Backward(pipe.Cmds) {
+		name, ok := command.Args[0].(*tree.IdentifierNode)
+		switch {
+		case ok && slices.Contains([]string{"indent", "nindent", "trim"}, name.Ident):
+		case ok:
+			return strings.HasSuffix(strings.ToLower(name.Ident), "tojson") || name.Ident == "toPrettyJson" || name.Ident == "toRawJson"
+		default:
+			return false
+		}
+	}
+	return false
 }
 
 // show puts a mark in the place of each line of a value. Blanks around a line
 // stay, as they may belong to the indentation.
 func (m *marks) show(isJSON bool, value any) (any, error) {
 	text := printed(value)
+	if m.length += len(text); m.length > maxRendered {
+		return nil, refusal(fmt.Sprintf("the text is longer than %d bytes", maxRendered))
+	}
 	if isJSON {
 		// Line breaks in it mean nothing.
 		trimmed := strings.TrimSpace(text)
@@ -50,7 +84,7 @@ func (m *marks) show(isJSON bool, value any) (any, error) {
 }
 
 func (m *marks) add(text string, isJSON bool) string {
-	m.values = append(m.values, marked{text, isJSON})
+	m.values = append(m.values, marked{raw(text), isJSON})
 	return m.mark(len(m.values) - 1)
 }
 
@@ -76,7 +110,7 @@ func (m *marks) fill(text string) string {
 	}
 	pairs := make([]string, 0, 2*len(m.values))
 	for i, value := range m.values {
-		pairs = append(pairs, m.mark(i), value.text)
+		pairs = append(pairs, m.mark(i), string(value.Text))
 	}
 	return strings.NewReplacer(pairs...).Replace(text)
 }
@@ -100,8 +134,9 @@ func (m *marks) only(text string) (marked, bool) {
 // checks none of that.)
 func (r *rendering) document(ctx context.Context, path, source string) (map[string]any, error) {
 	m := &marks{nonce: rand.Text()}
-	text, err := r.execute(ctx, path, source, m.show)
-	if err != nil || r.needs != "" {
+	var text string
+	var err error
+	if text, m.values, err = r.execute(ctx, path, source, m.nonce); err != nil || r.needs != "" {
 		return nil, err
 	}
 	object, err := oneObject(m.fill(text))
@@ -192,9 +227,9 @@ func (m *marks) fills(meant string, is any) bool {
 	if filled == meant {
 		return false
 	}
-	if value, ok := m.only(meant); ok && value.isJSON {
+	if value, ok := m.only(meant); ok && value.JSON {
 		var parsed any
-		return decodeJSON([]byte(value.text), &parsed) == nil && reflect.DeepEqual(parsed, is)
+		return decodeJSON([]byte(value.Text), &parsed) == nil && reflect.DeepEqual(parsed, is)
 	}
 	// Of another type by what the value is, such as a number, or in quotes.
 	switch is.(type) {

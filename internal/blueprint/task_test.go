@@ -271,6 +271,17 @@ func TestOperations(t *testing.T) {
 	_, err = do(Args{"operation": "create", "namespace": "shop", "spec": configMap(nil)})
 	require.ErrorContains(t, err, "create ConfigMap shop/note: ")
 	require.True(t, apierrors.IsAlreadyExists(err))
+	for _, owner := range []string{"one", "one", "two"} { // an object is created once for each session
+		other := configMap(nil)
+		other["metadata"] = map[string]any{"name": "of-a-session"}
+		outputs, err = run.Run(t.Context(), &Task{Func: "KubeOps", Namespace: "shop", Owner: owner, Args: Args{"operation": "create", "namespace": "shop", "spec": other}})
+		if owner == "two" {
+			require.True(t, apierrors.IsAlreadyExists(err))
+		} else {
+			require.NoError(t, err)
+			require.Equal(t, "of-a-session", outputs["name"])
+		}
+	}
 
 	outputs, err = do(Args{"operation": "patch", "objectReference": ref, "spec": map[string]any{"data": map[string]any{"c": "d"}}})
 	require.NoError(t, err)
@@ -360,6 +371,35 @@ func TestConditions(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, test.want, got)
 		})
+	}
+}
+
+// A field of the object that is waited for is data: whoever may write it does not
+// write the condition.
+func TestWaitedForFieldsAreData(t *testing.T) {
+	for _, value := range []string{
+		`Running" "Running`, `x" }}{{ end }}true{{ if eq "1" "2`, `{{ "Running" }}`, "`", `\`, `"`, "{{ fail `x` }}", "}}", "{{/*", "a\nb", "{$.status.phase}", "\xff",
+	} {
+		object := map[string]any{"status": map[string]any{"phase": value, "list": []any{map[string]any{"type": "Ready", "phase": value}}}}
+		for condition, want := range map[string]string{
+			`{{ if eq "{ $.status.phase }" "Running" }}true{{ end }}`:                          "",
+			"{{ if eq `{ $.status.phase }` `Running` }}true{{ end }}":                          "",
+			`{{ if eq {$.status.phase} "Running" }}true{{ end }}`:                              "",
+			`{{ if eq "{ $.status.list[?(@.type=="Ready")].phase }" "Running" }}true{{ end }}`: "",
+			`{{ if (eq ("{$.status.phase}" | len) 0) }}true{{ end }}`:                          "",
+			`<{$.status.phase}>`:                              "<" + value + ">",
+			`{{ with "<{$.status.phase}>" }}{{ . }}{{ end }}`: "<" + value + ">",
+			`{{ printf "<%s>" {$.status.phase} }}`:            "<" + value + ">",
+		} {
+			got, err := evaluate(t.Context(), waitFunction, condition, object)
+			require.NoError(t, err, "%s with %q", condition, value)
+			require.Equal(t, strings.ToValidUTF8(want, "\ufffd"), got, "%s with %q", condition, value)
+		}
+	}
+	for value, want := range map[any]string{int64(3): "int 3", 2.5: "float64 2.5", true: "bool true", "nan": "string nan", "-7": "int -7", "": "string "} {
+		got, err := evaluate(t.Context(), waitFunction, `{{ printf "%T %v" {$.x} {$.x} }}`, map[string]any{"x": value})
+		require.NoError(t, err)
+		require.Equal(t, strings.TrimSpace(want), got)
 	}
 }
 

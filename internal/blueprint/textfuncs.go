@@ -2,7 +2,6 @@ package blueprint
 
 import (
 	"fmt"
-	"maps"
 	"sync"
 	"text/template"
 
@@ -10,9 +9,7 @@ import (
 )
 
 // textFuncs are sprig's functions for text as Kanister has them: without those
-// that FIPS forbids, without a way to the process's environment, and bounded.
-// It is built on first use, because a plugin process that quiesces nothing
-// should start without it.
+// that FIPS forbids, and without a way to the environment and the network.
 var textFuncs = sync.OnceValue(func() template.FuncMap {
 	funcs := sprig.TxtFuncMap()
 	generate, _ := funcs["genPrivateKey"].(func(string) string)
@@ -27,16 +24,12 @@ var textFuncs = sync.OnceValue(func() template.FuncMap {
 	for _, name := range []string{"bcrypt", "derivePassword", "htpasswd"} {
 		funcs[name] = refuse(name, "it is not FIPS compliant, and Kanister refuses it too")
 	}
-	// Kanister lets these through. Here templates are rendered inside Velero's
-	// process tree, whose environment can hold the credentials of the object
-	// storage, and a blueprint may be a tenant's.
+	// Kanister lets these through. Here a blueprint may be a tenant's, and Velero's
+	// environment and network are not the tenant's.
 	for _, name := range []string{"env", "expandenv"} {
 		funcs[name] = refuse(name, "a blueprint must not read Velero's environment")
 	}
-	maps.Copy(funcs, printing)
-	for name, function := range funcs {
-		funcs[name] = bounded(name, function)
-	}
+	funcs["getHostByName"] = refuse("getHostByName", "a blueprint must not use Velero's network")
 	return funcs
 })
 

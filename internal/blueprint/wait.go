@@ -1,23 +1,19 @@
 package blueprint
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"maps"
 	"reflect"
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"text/template"
 	"time"
 
 	pathvalidation "k8s.io/apimachinery/pkg/api/validation/path"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/util/jsonpath"
 )
 
 const (
@@ -155,12 +151,7 @@ func (t *Tasks) checkCondition(ctx context.Context, d *draft, c condition, ref O
 	if err := d.allowTarget(at, literal(c.ref.outputsAny()), ""); err != nil {
 		return fmt.Errorf("%s.objectReference: %w", c.path, err)
 	}
-	if d.Func == waitV2Function {
-		_, err = objectTemplate(ctx, c.text)
-	} else {
-		_, err = jsonPaths(c.text)
-	}
-	if err != nil {
+	if _, err := evaluate(ctx, d.Func, c.text, nil); err != nil {
 		return fmt.Errorf("%s.condition: %w", c.path, err)
 	}
 	return nil
@@ -255,59 +246,32 @@ func (t *Tasks) await(ctx context.Context, task *Task, access *access) (map[stri
 	})
 }
 
-// evaluate gives what a condition says of an object. Its errors hold nothing of
-// the object, which may be a Secret.
+// evaluate returns what a condition says of an object; nil checks the condition
+// only. Its errors hold nothing of the object, which may be a Secret.
 func evaluate(ctx context.Context, function, text string, object map[string]any) (string, error) {
-	out := limited{ctx: ctx}
-	if function == waitV2Function {
-		parsed, err := objectTemplate(ctx, text)
-		if err != nil {
-			return "", err
-		}
-		if err := parsed.Execute(&out, object); err != nil {
-			return "", errors.New("the condition fails on the object as it is now")
-		}
-		return strings.TrimSpace(out.text.String()), nil
+	q := &question{Source: text, Condition: function}
+	if object != nil {
+		q.Object, _ = exact(object).(map[string]any)
 	}
-	filled, err := fillJSONPaths(text, object)
+	reply, err := templates.render(ctx, q, renderLimit)
+	if err == nil && reply.Error != "" {
+		err = errors.New(reply.Error)
+	}
 	if err != nil {
 		return "", err
 	}
-	// What stood in the object is part of a template now, as with Kanister.
-	parsed, err := newTemplate(ctx, filled, "zero", textFuncs(), asItIs)
-	if err == nil {
-		err = parsed.Execute(&out, nil)
-	}
-	if err != nil {
-		return "", errors.New("the condition fails on the object as it is now")
-	}
-	return strings.TrimSpace(out.text.String()), nil
+	return string(reply.Text), nil
 }
 
-// objectTemplate parses a condition of WaitV2. It has the functions that
-// kubectl's go-template has, not sprig's.
-func objectTemplate(ctx context.Context, text string) (*template.Template, error) {
-	parsed, err := newTemplate(ctx, text, "zero", objectFuncs(), asItIs)
-	if err != nil {
-		return nil, fmt.Errorf("template line %s", strings.TrimPrefix(err.Error(), "template: "+templateName+":"))
-	}
-	return parsed, nil
+// objectFuncs are the functions of WaitV2: those that kubectl's go-template has, not
+// sprig's.
+var objectFuncs = template.FuncMap{
+	"exists": exists,
+	"base64decode": func(encoded string) (string, error) {
+		decoded, err := base64.StdEncoding.DecodeString(encoded)
+		return string(decoded), err
+	},
 }
-
-var objectFuncs = sync.OnceValue(func() template.FuncMap {
-	funcs := template.FuncMap{
-		"exists": exists,
-		"base64decode": func(encoded string) (string, error) {
-			decoded, err := base64.StdEncoding.DecodeString(encoded)
-			return string(decoded), err
-		},
-	}
-	maps.Copy(funcs, printing)
-	for name, function := range funcs {
-		funcs[name] = bounded(name, function)
-	}
-	return funcs
-})
 
 // exists tells whether index would find something.
 func exists(item any, indexes ...any) bool {
@@ -340,35 +304,3 @@ func exists(item any, indexes ...any) bool {
 // jsonPathInText is how a condition of Wait names a field of the object: one
 // brace, a dollar sign, and no closing brace within.
 var jsonPathInText = regexp.MustCompile(`\{\s*\$([^}]*)\}`)
-
-// jsonPaths parses the paths in a condition of Wait, by the text that they
-// stand in.
-func jsonPaths(text string) (map[string]*jsonpath.JSONPath, error) {
-	paths := map[string]*jsonpath.JSONPath{}
-	for _, match := range jsonPathInText.FindAllStringSubmatch(text, -1) {
-		path := jsonpath.New(templateName)
-		if err := path.Parse("{" + strings.TrimSpace(match[1]) + "}"); err != nil {
-			return nil, fmt.Errorf("%s: %w", match[0], err)
-		}
-		paths[match[0]] = path
-	}
-	return paths, nil
-}
-
-func fillJSONPaths(text string, object map[string]any) (string, error) {
-	paths, err := jsonPaths(text)
-	if err != nil {
-		return "", err
-	}
-	for found, path := range paths {
-		var value bytes.Buffer
-		if err := path.Execute(&value, object); err != nil {
-			return "", fmt.Errorf("%s is not there", found)
-		}
-		if len(text)+strings.Count(text, found)*value.Len() > maxSource {
-			return "", fmt.Errorf("with %s in it, the condition is longer than %d bytes", found, maxSource)
-		}
-		text = strings.ReplaceAll(text, found, value.String())
-	}
-	return text, nil
-}

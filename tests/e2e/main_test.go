@@ -2,8 +2,10 @@ package e2e
 
 import (
 	"flag"
+	"os"
 	"testing"
 
+	kanister "stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/tests/cluster"
 )
 
@@ -12,6 +14,9 @@ import (
 const atOnce = "4"
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == kanister.RenderCommand {
+		os.Exit(kanister.ServeTemplates(os.Stdin, os.Stdout))
+	}
 	flag.Parse()
 	if err := flag.Set("test.parallel", atOnce); err != nil {
 		panic(err)

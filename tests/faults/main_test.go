@@ -10,9 +10,14 @@ import (
 	"testing"
 
 	"k8s.io/klog/v2"
+
+	"stillpoint.io/stillpoint/internal/blueprint"
 )
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == blueprint.RenderCommand {
+		os.Exit(blueprint.ServeTemplates(os.Stdin, os.Stdout))
+	}
 	klog.SetSlogLogger(slog.New(slog.DiscardHandler)) // connections that end with their test
 	// Velero's own action polls each second instead of every five.
 	if err := os.Setenv("CSI_SNAPSHOT_EARLY_FREQUENT_POLLING", "true"); err != nil {

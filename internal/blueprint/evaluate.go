@@ -1,0 +1,278 @@
+package blueprint
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"text/template"
+	tree "text/template/parse"
+
+	"k8s.io/client-go/util/jsonpath"
+)
+
+const (
+	// maxRendered is the longest text, in bytes, that a template may give. A command
+	// line of more could not be run anyway.
+	maxRendered = 1 << 20
+	// maxStack bounds recursion, in bytes.
+	maxStack = 64 << 20
+)
+
+// question is a template to be rendered.
+type question struct {
+	Source string
+	// Data is what the template sees.
+	Data *data
+	// Nonce is given where marks stand for values in the text.
+	Nonce string
+	// Condition is a function, Wait or WaitV2, whose condition the template is, over
+	// Object. Where that is nil the template is only parsed.
+	Condition string
+	Object    map[string]any
+}
+
+// answer is what a template gave.
+type answer struct {
+	Text   raw
+	Values []marked
+	// Needs is what the template asked for that is not known yet.
+	Needs string
+	Error string
+}
+
+// ServeTemplates is the subcommand RenderCommand: it renders what it reads, and ends
+// with its input. It returns the exit code.
+//
+// Nothing can interrupt a template, and nothing within it bounds its memory, so this
+// process is the bound: the other end kills it. Where the kernel runs out of memory
+// it takes this process first.
+func ServeTemplates(in io.Reader, out io.Writer) int {
+	debug.SetMaxStack(maxStack)
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0) //nolint:gosec // best effort, it exists
+	questions := make(chan json.RawMessage)
+	go func() {
+		for decoder := json.NewDecoder(in); ; {
+			var body json.RawMessage
+			if decoder.Decode(&body) != nil {
+				os.Exit(0) // also in the midst of a template: nobody waits for it
+			}
+			questions <- body
+		}
+	}()
+	encoder := json.NewEncoder(out)
+	for body := range questions {
+		e := &evaluation{}
+		var reply answer
+		err := decodeJSON(body, &e.question)
+		if err == nil {
+			reply, err = e.reply()
+		}
+		if err != nil {
+			reply = answer{Error: err.Error()}
+		}
+		if encoder.Encode(reply) != nil {
+			break
+		}
+	}
+	return 1
+}
+
+// evaluation is one template that is rendered.
+type evaluation struct {
+	question
+	scope *scope
+	// wants is what the template has asked for in vain.
+	wants wants
+	marks *marks
+}
+
+func (e *evaluation) reply() (answer, error) {
+	if e.Condition != "" {
+		text, err := e.condition()
+		return answer{Text: raw(text)}, err
+	}
+	e.scope = newScope(e.Data, &e.wants)
+	if e.Nonce != "" {
+		e.marks = &marks{nonce: e.Nonce}
+	}
+	parsed, err := e.parse("error", textFuncs())
+	if err != nil {
+		return answer{}, err
+	}
+	var out limited
+	err = parsed.Execute(&out, e.scope)
+	if missing := e.wants.first; missing != "" {
+		if err := e.certain(parsed.Root); err != nil {
+			return answer{}, e.explain(err)
+		}
+		return answer{Needs: missing}, nil
+	}
+	if err != nil {
+		return answer{}, e.explain(err)
+	}
+	reply := answer{Text: raw(out.String())}
+	if e.marks != nil {
+		reply.Values = e.marks.values
+	}
+	return reply, nil
+}
+
+// parse parses the source, such that a mark stands for each value in the text where
+// marks are wanted.
+func (e *evaluation) parse(missingKey string, functions template.FuncMap) (*template.Template, error) {
+	parsed := template.New(templateName).Option("missingkey=" + missingKey).Funcs(functions)
+	if e.marks != nil {
+		parsed.Funcs(template.FuncMap{showFunc: e.marks.show})
+	}
+	parsed, err := parsed.Parse(e.Source)
+	if err != nil {
+		// Nothing has been evaluated, so there is no value in it.
+		return nil, fmt.Errorf("template line %s", strings.TrimPrefix(err.Error(), "template: "+templateName+":"))
+	}
+	if e.marks != nil {
+		visit(parsed, showValues)
+	}
+	return parsed, nil
+}
+
+// limited collects what a template writes, up to maxRendered.
+type limited struct{ strings.Builder }
+
+func (l *limited) Write(p []byte) (int, error) {
+	if l.Len()+len(p) > maxRendered {
+		return 0, refusal(fmt.Sprintf("the text is longer than %d bytes", maxRendered))
+	}
+	return l.Builder.Write(p)
+}
+
+// visit calls do for each node of all templates that were parsed.
+func visit(parsed *template.Template, do func(tree.Node)) {
+	var node func(tree.Node)
+	branch := func(b *tree.BranchNode) {
+		node(b.Pipe)
+		node(b.List)
+		node(b.ElseList)
+	}
+	node = func(at tree.Node) {
+		do(at)
+		switch n := at.(type) {
+		case *tree.ListNode:
+			if n != nil {
+				for _, each := range n.Nodes {
+					node(each)
+				}
+			}
+		case *tree.PipeNode:
+			if n != nil {
+				for _, command := range n.Cmds {
+					for _, each := range command.Args {
+						node(each)
+					}
+				}
+			}
+		case *tree.ActionNode:
+			node(n.Pipe)
+		case *tree.ChainNode:
+			node(n.Node)
+		case *tree.TemplateNode:
+			node(n.Pipe)
+		case *tree.IfNode:
+			branch(&n.BranchNode)
+		case *tree.WithNode:
+			branch(&n.BranchNode)
+		case *tree.RangeNode:
+			branch(&n.BranchNode)
+		}
+	}
+	for _, each := range parsed.Templates() {
+		if each.Tree != nil && each.Root != nil {
+			node(each.Root)
+		}
+	}
+}
+
+// condition renders a condition over an object. Its errors hold nothing of the
+// object, which may be a Secret.
+func (e *evaluation) condition() (string, error) {
+	functions, pairs := objectFuncs, []string(nil)
+	if e.Condition == waitFunction {
+		var err error
+		if functions, pairs, err = e.paths(); err != nil {
+			return "", err
+		}
+	}
+	parsed, err := e.parse("zero", functions)
+	if err != nil || e.Object == nil {
+		return "", err
+	}
+	// Paths in texts give texts.
+	fill := strings.NewReplacer(pairs...)
+	visit(parsed, func(node tree.Node) {
+		switch n := node.(type) {
+		case *tree.TextNode:
+			n.Text = []byte(fill.Replace(string(n.Text)))
+		case *tree.StringNode:
+			n.Text = fill.Replace(n.Text)
+		}
+	})
+	var out limited
+	var over any
+	if e.Condition == waitV2Function {
+		over = e.Object
+	}
+	if err := parsed.Execute(&out, over); err != nil {
+		return "", errors.New("the condition fails on the object as it is now")
+	}
+	return strings.TrimSpace(out.String()), nil
+}
+
+// paths puts a name in the place of each jsonpath of a condition. In a text it is
+// replaced when the condition has been parsed; elsewhere it is a function that
+// returns what the path finds. So a field of the object is data wherever it stands.
+// (With Kanister it becomes source of the template.)
+func (e *evaluation) paths() (functions template.FuncMap, pairs []string, err error) {
+	functions = template.FuncMap{}
+	for name, function := range textFuncs() {
+		functions[name] = function
+	}
+	nonce := rand.Text()
+	e.Source = jsonPathInText.ReplaceAllStringFunc(e.Source, func(found string) string {
+		path := jsonpath.New(templateName)
+		inner := strings.TrimPrefix(strings.TrimSpace(found[1:len(found)-1]), "$")
+		if wrong := path.Parse("{" + strings.TrimSpace(inner) + "}"); wrong != nil {
+			err = fmt.Errorf("%s: %w", found, wrong)
+		}
+		var value bytes.Buffer
+		if err == nil && e.Object != nil && path.Execute(&value, e.Object) != nil {
+			err = fmt.Errorf("%s is not there", found)
+		}
+		name := fmt.Sprintf("path%s%dx", nonce, len(functions))
+		pairs = append(pairs, name, value.String())
+		functions[name] = func() any { return constant(value.String()) }
+		return name
+	})
+	return functions, pairs, err
+}
+
+// constant is a value as a template has it that is written there: a number, a
+// truth, or else a text.
+func constant(text string) any {
+	if whole, err := strconv.Atoi(text); err == nil {
+		return whole
+	}
+	if number, err := strconv.ParseFloat(text, 64); err == nil && strings.ContainsAny(text, "0123456789") {
+		return number
+	}
+	if slices.Contains([]string{"true", "false"}, text) {
+		return text == "true"
+	}
+	return text
+}
