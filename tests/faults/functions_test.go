@@ -16,8 +16,8 @@ import (
 	"stillpoint.io/stillpoint/tests/fake"
 )
 
-// hooks puts a blueprint named hooks with these phases into Velero's namespace.
-func hooks(t *testing.T, bed *fake.Bed, pre, post string) {
+// withHooks puts a blueprint named hooks with these phases into Velero's namespace.
+func withHooks(t *testing.T, bed *fake.Bed, pre, post string) {
 	t.Helper()
 	bed.API.Put(t, &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Namespace: fake.VeleroNamespace, Name: "hooks", Labels: map[string]string{"stillpoint.io/blueprint": ""}},
@@ -32,9 +32,9 @@ actions:
 	})
 }
 
-// ended is a pod whose containers of these names have ended with code 0, among others
+// endContainers makes a pod one whose containers of these names have ended with code 0, among others
 // that run on.
-func ended(bed *fake.Bed, request fake.Request, names ...string) {
+func endContainers(bed *fake.Bed, request fake.Request, names ...string) {
 	bed.API.Update("pods", request.Namespace, request.Name, func(pod *unstructured.Unstructured) {
 		containers, _, _ := unstructured.NestedSlice(pod.Object, "spec", "containers")
 		var statuses []any
@@ -122,13 +122,13 @@ func TestPosthooksCanBeCompletedTwice(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			bed := fake.New(t)
-			hooks(t, bed, "", test.post)
+			withHooks(t, bed, "", test.post)
 			app := bed.Deploy(fake.App{Annotations: map[string]string{"stillpoint.io/quiesce": "hooks", "stillpoint.io/prepare-timeout": "20s"}})
 			bed.API.Put(t, configMap("lock"))
 			var lost atomic.Int32
 			bed.API.Inject(func(request fake.Request) error {
 				if isTask(request, "get") {
-					ended(bed, request, "container")
+					endContainers(bed, request, "container")
 				}
 				if request.Verb != test.verb || request.Resource.Resource != test.resource || request.Namespace != "shop" || lost.Add(1) > 1 {
 					return nil
@@ -156,7 +156,7 @@ func TestPosthookCreatesNothingOfOthers(t *testing.T) {
 	t.Parallel()
 	bed := fake.New(t)
 	create := `{func: KubeOps, name: open, args: {operation: create, namespace: shop, spec: '{apiVersion: v1, kind: ConfigMap, metadata: {name: open}}'}}`
-	hooks(t, bed, create, "")
+	withHooks(t, bed, create, "")
 	app := bed.Deploy(fake.App{Annotations: map[string]string{"stillpoint.io/quiesce": "hooks"}})
 	v := bed.Velero()
 	require.Empty(t, v.Backup(bed.Backup(fake.WithPolicy), app).Dropped)

@@ -11,12 +11,12 @@ import (
 
 	"k8s.io/klog/v2"
 
-	"stillpoint.io/stillpoint/internal/blueprint"
+	blueprints "stillpoint.io/stillpoint/internal/blueprint"
 )
 
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == blueprint.RenderCommand {
-		os.Exit(blueprint.ServeTemplates(os.Stdin, os.Stdout))
+	if len(os.Args) > 1 && os.Args[1] == blueprints.RenderCommand {
+		os.Exit(blueprints.ServeTemplates(os.Stdin, os.Stdout))
 	}
 	klog.SetSlogLogger(slog.New(slog.DiscardHandler)) // connections that end with their test
 	// Velero's own action polls each second instead of every five.
