@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	"github.com/vmware-tanzu/velero/pkg/label"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/rand"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
@@ -44,7 +45,12 @@ type backup struct {
 // startBackup asks for a backup of a namespace, as `velero backup create` does.
 func startBackup(t *testing.T, c *cluster.Cluster, namespace string, change func(*velerov1.BackupSpec)) *backup {
 	t.Helper()
-	b := &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: "e2e-" + rand.String(6)}}
+	return startBackupNamed(t, c, "e2e-"+rand.String(6), namespace, change)
+}
+
+func startBackupNamed(t *testing.T, c *cluster.Cluster, name, namespace string, change func(*velerov1.BackupSpec)) *backup {
+	t.Helper()
+	b := &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: name}}
 	b.Spec.IncludedNamespaces = []string{namespace}
 	b.Spec.StorageLocation = "default"
 	b.Spec.TTL.Duration = time.Hour
@@ -56,7 +62,7 @@ func startBackup(t *testing.T, c *cluster.Cluster, namespace string, change func
 		_ = c.Objects().Create(context.Background(), &velerov1.DeleteBackupRequest{
 			ObjectMeta: metav1.ObjectMeta{
 				Namespace: cluster.VeleroNamespace, GenerateName: b.Name + "-",
-				Labels: map[string]string{velerov1.BackupNameLabel: b.Name, velerov1.BackupUIDLabel: string(b.UID)},
+				Labels: map[string]string{velerov1.BackupNameLabel: label.GetValidName(b.Name), velerov1.BackupUIDLabel: string(b.UID)},
 			},
 			Spec: velerov1.DeleteBackupRequestSpec{BackupName: b.Name},
 		})
