@@ -367,7 +367,9 @@ func TestStaticVolume(t *testing.T) {
 func TestClaimThatVeleroDrops(t *testing.T) {
 	t.Parallel()
 	bed := fake.New(t)
-	app := bed.Deploy(fake.App{Claim: func(claim *corev1.PersistentVolumeClaim, _ *corev1.PersistentVolume) { claim.Spec.StorageClassName = nil }})
+	app := bed.Deploy(fake.App{Claim: func(claim *corev1.PersistentVolumeClaim, _ *corev1.PersistentVolume) {
+		claim.Spec.StorageClassName = nil
+	}})
 	require.ErrorContains(t, bed.Velero().Backup(bed.Backup(fake.WithPolicy), app).Dropped["db-data0"], "PVC has no storage class")
 	code, stdout, _ := bed.Command("check", "--namespace", "shop", "--policy", fake.Policy)
 	assert.NotZero(t, code)
