@@ -233,6 +233,19 @@ func (b *Bracket) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim
 	return f.missed(ctx, claim, "the plugin process ended while the workload was quiesced, or the backup leaves out persistentvolumes, for which Stillpoint is called")
 }
 
+// Level is how consistent the snapshot of a claim is that was taken in a freeze and
+// is of a volume that Stillpoint does not freeze; "" for any other.
+func (b *Bracket) Level(claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, f := range []*freeze{b.freezes[keyOf(backup, claim)], b.shots[keyOf(backup, claim)]} {
+		if f != nil {
+			return f.unfrozen[claim.Name].Level
+		}
+	}
+	return ""
+}
+
 // Related returns the other pods of a pod's workload when it is to be quiesced
 // and they are in the backup too: they belong into one item block, so that
 // Velero takes the workload's volumes one right after the other. So do the
@@ -247,11 +260,16 @@ func (b *Bracket) Related(ctx context.Context, pod *corev1.Pod, backup *velerov1
 		b.log.Warnf("Pod %s/%s is not kept together with the other pods of its workload: %v", pod.Namespace, pod.Name, err)
 		return nil
 	}
-	unit, asked := facts.Asked(pod)
-	if !asked {
-		return nil
+	taken := func(path selection.Path) bool { return path != selection.None }
+	unit, together := facts.Asked(pod)
+	if !together {
+		// Velero's own hooks are to cover what Stillpoint takes the snapshots of.
+		taken = func(path selection.Path) bool { return path == selection.Group }
+		if unit, together = facts.Hooked(pod, backup); !together {
+			return nil
+		}
 	}
-	return b.block(ctx, facts, unit, pod.Name, "", backup)
+	return b.block(ctx, facts, unit, pod.Name, "", taken, backup)
 }
 
 // RelatedToClaim is Related for a claim that an annotated object joins with
@@ -266,13 +284,15 @@ func (b *Bracket) RelatedToClaim(ctx context.Context, claim *corev1.PersistentVo
 	if !joined {
 		return nil
 	}
-	return b.block(ctx, facts, unit, "", claim.Name, backup)
+	return b.block(ctx, facts, unit, "", claim.Name, func(path selection.Path) bool { return path != selection.None }, backup)
 }
 
-// block are the items of one freeze that are in the backup: pods, and the claims
-// that none of them mounts, without the pod and the claim of these names. Velero
-// would take any others along that are named here.
-func (b *Bracket) block(ctx context.Context, facts *quiesce.Facts, unit workload.Unit, pod, claim string, backup *velerov1.Backup) []velero.ResourceIdentifier {
+// block are the items of a unit that are in the backup: pods, and the claims that
+// none of them brings along, as far as taken reports that somebody snapshots them,
+// without the pod and the claim of these names. Velero would take any others along
+// that are named here. A pod does not bring the claims of its generic ephemeral
+// volumes along.
+func (b *Bracket) block(ctx context.Context, facts *quiesce.Facts, unit workload.Unit, pod, claim string, taken func(selection.Path) bool, backup *velerov1.Backup) []velero.ResourceIdentifier {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	selected := b.selection(backup)
@@ -283,8 +303,10 @@ func (b *Bracket) block(ctx context.Context, facts *quiesce.Facts, unit workload
 			if in, err := selected.Pod(ctx, &other); other.DeletionTimestamp != nil || other.Name != pod && (err != nil || !in) {
 				continue // Velero skips a terminating one, and an error is told for the claims
 			}
-			for _, name := range workload.Claims(&other) {
-				mounted[name] = true
+			for _, volume := range other.Spec.Volumes {
+				if volume.PersistentVolumeClaim != nil {
+					mounted[volume.PersistentVolumeClaim.ClaimName] = true
+				}
 			}
 			if other.Name != pod {
 				related = append(related, velero.ResourceIdentifier{GroupResource: kuberesource.Pods, Namespace: other.Namespace, Name: other.Name})
@@ -299,7 +321,7 @@ func (b *Bracket) block(ctx context.Context, facts *quiesce.Facts, unit workload
 		verdict, err := selected.Of(ctx, other)
 		if err != nil {
 			b.log.Warnf("Claim %s/%s is not kept together with those that are frozen with it: %v", other.Namespace, name, err)
-		} else if verdict.Path != selection.None {
+		} else if taken(verdict.Path) {
 			related = append(related, velero.ResourceIdentifier{GroupResource: kuberesource.PersistentVolumeClaims, Namespace: other.Namespace, Name: name})
 		}
 	}

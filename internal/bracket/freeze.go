@@ -51,7 +51,9 @@ type freeze struct {
 	start   sync.Once
 	failed  error // why nothing is frozen
 	session *quiesce.Session
-	over    chan struct{} // closed when thawed, or never frozen
+	// unfrozen are the claims that Stillpoint does not freeze.
+	unfrozen map[string]quiesce.Level
+	over     chan struct{} // closed when thawed, or never frozen
 
 	mu     sync.Mutex
 	stages map[string]stage
@@ -135,12 +137,10 @@ func (f *freeze) begin(ctx context.Context) error {
 		stop()
 		return err
 	}
-	f.session, err = quiesce.Freeze(ctx, planner.Tools, plan, f.log)
-	if err != nil {
+	if err := f.freeze(ctx, planner, plan); err != nil {
 		stop()
 		return err
 	}
-	f.bracket.reporter.Quiesced(f.log, f.group, plan, f.session, f.backup.Name)
 	go func() {
 		defer stop()
 		f.hold(watching, events)
@@ -156,6 +156,13 @@ func (f *freeze) plan(ctx context.Context) (*quiesce.Planner, *quiesce.Plan, err
 	}
 	plan, err := planner.Plan(ctx, f.group, f.backup)
 	return planner, plan, err
+}
+
+// freeze carries the plan out.
+func (f *freeze) freeze(ctx context.Context, planner *quiesce.Planner, plan *quiesce.Plan) (err error) {
+	f.unfrozen = plan.Unfrozen
+	f.session, err = f.bracket.reporter.Freeze(ctx, planner.Tools, plan, f.group, f.log, f.backup.Name)
+	return err
 }
 
 // interrupted recognizes that an earlier process of this backup has begun with

@@ -145,10 +145,9 @@ func (f *freeze) beginShots(ctx context.Context, shot snapshotter.Shot) error {
 			return fmt.Errorf("the plugin process ended while the workload was quiesced: %s was taken, the other volumes would be of another moment", earlier)
 		}
 	}
-	if f.session, err = quiesce.Freeze(ctx, planner.Tools, plan, f.log); err != nil {
+	if err := f.freeze(ctx, planner, plan); err != nil {
 		return err
 	}
-	f.bracket.reporter.Quiesced(f.log, f.group, plan, f.session, f.backup.Name)
 	go f.hold(context.WithoutCancel(ctx), nil)
 	return nil
 }

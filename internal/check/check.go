@@ -228,6 +228,9 @@ func (v *visit) namespace(ctx context.Context, name string) error {
 			continue
 		}
 		whole, err := facts.Group(claim)
+		if err == nil {
+			facts.Narrow(whole, v.backup)
+		}
 		for _, w := range whole.Unit.Workloads {
 			known = append(known, strings.ToLower(w.Kind)+"/"+w.Name)
 		}

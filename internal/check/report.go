@@ -299,6 +299,11 @@ func (u *unit) report() Unit {
 	if u.asked {
 		r.Quiesce = u.quiesced()
 	}
+	if u.plan != nil {
+		for _, text := range u.plan.NotFrozen() {
+			r.Notes = append(r.Notes, "Claim "+text+".")
+		}
+	}
 	for _, v := range u.volumes {
 		r.Volumes = append(r.Volumes, v.report())
 		r.judge(v, u.asked)

@@ -45,10 +45,16 @@ func NewExecutor(clients *Clients) *Executor {
 // than 0. When ctx ends, only the connection is closed: the command sees end
 // of file on its standard input and nothing else.
 //
+// The kubelet refuses an exec without any stream, so a command without one has its
+// standard error discarded.
+//
 // It asks for a WebSocket and falls back to SPDY where the API server or a
 // proxy on the way cannot upgrade, as kubectl does. Both send a ping every 5 s,
 // so that a load balancer has no idle stream to cut.
 func (e *Executor) Exec(ctx context.Context, container Container, command []string, streams Streams) error {
+	if streams == (Streams{}) {
+		streams.Stderr = io.Discard
+	}
 	request := e.kube.CoreV1().RESTClient().Post().
 		Resource("pods").Namespace(container.Namespace).Name(container.Pod).SubResource("exec").
 		VersionedParams(&corev1.PodExecOptions{

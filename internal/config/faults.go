@@ -252,6 +252,11 @@ func (p DriverProfile) faults(at string) []error {
 	default:
 		faults = append(faults, fmt.Errorf("%s.quiesce is %q, must be optional or required", at, p.Quiesce))
 	}
+	switch p.Freeze {
+	case "", FreezeAlways, FreezeFlush, FreezeDriver:
+	default:
+		faults = append(faults, fmt.Errorf("%s.freeze is %q, must be always, flush or driver", at, p.Freeze))
+	}
 	if p.AccessModes != nil && len(p.AccessModes) == 0 {
 		faults = append(faults, fmt.Errorf("%s.accessModes is [], with which no volume can be snapshotted; leave the key out for any", at))
 	}

@@ -27,6 +27,7 @@ drivers:
   restoreFrom: export
   accessModes: [ReadWriteOnce]
   quiesce: required
+  freeze: flush
 - {name: driver.longhorn.io, exports: {always: true}}
 dataMovers:
 - {name: acme, deleteSnapshots: true}
@@ -66,7 +67,7 @@ nodeThaw: {image: "example.com/stillpoint:1"}
 		Drivers: []DriverProfile{
 			{
 				Name: "csi.example.com", Exports: Exports{When: []ClassParameter{{"kind", "remote"}, {"type", ""}}},
-				RestoreFrom: RestoreFromExport, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, Quiesce: QuiesceRequired,
+				RestoreFrom: RestoreFromExport, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}, Quiesce: QuiesceRequired, Freeze: FreezeFlush,
 			},
 			{Name: "driver.longhorn.io", Exports: Exports{Always: true}},
 		},
@@ -155,10 +156,11 @@ func TestFaults(t *testing.T) {
 			"localSnapshots[2].count is 1, which only policy: keepLast has"},
 		"half a snapshot": {doc: "localSnapshots: [{policy: keepLast, count: 1.5}]", err: "localSnapshots[0].count is 1.5, must be a whole number"},
 		"bad profile":     {doc: "drivers: [{name: A B, exports: {always: true, when: [{value: x}]}, restoreFrom: backup, quiesce: true, accessModes: [RWO]}]", err: "drivers[0].quiesce is true, must be a string"},
-		"bad words in a profile": {doc: "drivers: [{name: a, exports: {always: true, when: [{value: x}]}, restoreFrom: backup, quiesce: yes please, accessModes: [RWO]}]", err: "drivers[0].exports has both always: true and when; all snapshots are exported or some are, so remove one of them\n" +
+		"bad words in a profile": {doc: "drivers: [{name: a, exports: {always: true, when: [{value: x}]}, restoreFrom: backup, quiesce: yes please, freeze: on demand, accessModes: [RWO]}]", err: "drivers[0].exports has both always: true and when; all snapshots are exported or some are, so remove one of them\n" +
 			"drivers[0].exports.when[0].parameter is missing; it is the key of a parameter of a VolumeSnapshotClass\n" +
 			"drivers[0].restoreFrom is \"backup\", must be any or export\n" +
 			"drivers[0].quiesce is \"yes please\", must be optional or required\n" +
+			"drivers[0].freeze is \"on demand\", must be always, flush or driver\n" +
 			"drivers[0].accessModes[0] is \"RWO\", must be one of [ReadWriteOnce ReadOnlyMany ReadWriteMany ReadWriteOncePod]"},
 		"profiles twice":        {doc: "drivers: [{name: a}, {name: a, accessModes: []}]", err: "drivers[1].name is \"a\", as is drivers[0].name; remove one of them\ndrivers[1].accessModes is [], with which no volume can be snapshotted; leave the key out for any"},
 		"data movers":           {doc: "dataMovers: [{}, {name: velero}, {name: a}, {name: a}]", err: "dataMovers[0].name is missing; it is what the Backup's spec.datamover has\ndataMovers[1].name is \"velero\", whose snapshots are always deleted; to keep some, use localSnapshots\ndataMovers[3].name is \"a\", as is dataMovers[2].name; remove one of them"},

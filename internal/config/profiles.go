@@ -14,6 +14,10 @@ var builtIn = []DriverProfile{
 	// Longhorn makes a backup in its backup target; a class without a type is one
 	// from before it could do anything else.
 	{Name: "driver.longhorn.io", Exports: Exports{When: []ClassParameter{{"type", "bak"}, {"type", ""}}}},
+	// OpenEBS: Mayastor freezes file systems by itself and thaws them until the
+	// kernel reports that none is frozen; LVM suspends the device for each snapshot.
+	{Name: "io.openebs.csi-mayastor", Freeze: FreezeDriver},
+	{Name: "local.csi.openebs.io", Freeze: FreezeFlush},
 	// Ondat restores from an external backup only, and not from its snapshots.
 	{Name: "csi.storageos.com", RestoreFrom: RestoreFromExport},
 	// These keep their snapshots apart from the disks, and have them ready to use

@@ -26,6 +26,8 @@ func TestBuiltInProfiles(t *testing.T) {
 		}
 	}
 	assert.Equal(t, RestoreFromExport, c.Driver("csi.storageos.com").RestoreFrom)
+	assert.Equal(t, FreezeDriver, c.Driver("io.openebs.csi-mayastor").Freeze)
+	assert.Equal(t, FreezeFlush, c.Driver("local.csi.openebs.io").Freeze)
 	assert.Empty(t, errorsOf(builtIn), "what the configuration would refuse is not built in")
 }
 

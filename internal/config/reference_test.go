@@ -171,6 +171,8 @@ func kindOf(t *testing.T, of reflect.Type) string {
 		return "`optional` or `required`"
 	case of == reflect.TypeFor[VolumesWithoutData]():
 		return "`velero`, `provision` or `refuse`"
+	case of == reflect.TypeFor[Freeze]():
+		return "`always`, `flush` or `driver`"
 	case of == reflect.TypeFor[LocalSnapshotPolicy]():
 		return "`delete`, `retain` or `keepLast`"
 	case of.Kind() == reflect.String:

@@ -69,6 +69,12 @@ type DriverProfile struct {
 	// unless its workload is quiesced: one that is not is an error when it is
 	// backed up. Default: optional.
 	Quiesce Quiesce `json:"quiesce"`
+	// Freeze is `always` where the blueprint fsfreeze freezes the file systems of
+	// the driver's volumes, `flush` where the storage suspends the device for each
+	// snapshot, so that they are only written out, and `driver` where the driver
+	// freezes them by itself. A file system that lies directly on LVM or DRBD is
+	// never frozen, only written out. Default: always.
+	Freeze Freeze `json:"freeze"`
 }
 
 // Exports says which snapshots a driver exports by itself. They are exported
@@ -106,6 +112,16 @@ type Quiesce string
 const (
 	QuiesceOptional Quiesce = "optional"
 	QuiesceRequired Quiesce = "required"
+)
+
+// Freeze is who freezes the file systems of a driver's volumes.
+type Freeze string
+
+// Who freezes the file systems of a driver's volumes.
+const (
+	FreezeAlways Freeze = "always"
+	FreezeFlush  Freeze = "flush"
+	FreezeDriver Freeze = "driver"
 )
 
 // DataMover describes a data mover other than Velero's own.

@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"stillpoint.io/stillpoint/internal/export"
+	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
@@ -179,6 +180,10 @@ func (g *group) markKept(ctx context.Context, m *member, kept types.NamespacedNa
 func withSnapshot(claim *corev1.PersistentVolumeClaim, vs *snapshotv1.VolumeSnapshot, backup *velerov1.Backup) *corev1.PersistentVolumeClaim {
 	claim = claim.DeepCopy()
 	delete(claim.Annotations, NoSnapshotAnnotation) // of a backup that it was restored from
+	delete(claim.Annotations, quiesce.AnnotationLevel)
+	if level := vs.Annotations[quiesce.AnnotationLevel]; level != "" {
+		metav1.SetMetaDataAnnotation(&claim.ObjectMeta, quiesce.AnnotationLevel, level)
+	}
 	metav1.SetMetaDataLabel(&claim.ObjectMeta, velerov1.VolumeSnapshotLabel, vs.Name)
 	metav1.SetMetaDataLabel(&claim.ObjectMeta, velerov1.BackupNameLabel, label.GetValidName(backup.Name))
 	metav1.SetMetaDataAnnotation(&claim.ObjectMeta, velerov1.VolumeSnapshotLabel, vs.Name)

@@ -159,6 +159,7 @@ func (r *run) decide(ctx context.Context, claim *corev1.PersistentVolumeClaim) (
 	if err != nil {
 		return group, err
 	}
+	facts.Narrow(group, r.backup)
 	return group, group.Keep(func(other corev1.PersistentVolumeClaim) (bool, error) {
 		verdict, err := r.selection.Of(ctx, &other)
 		if err != nil {

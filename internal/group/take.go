@@ -300,14 +300,18 @@ func (g *group) takeFrozen(ctx context.Context) error {
 	if err != nil {
 		return g.refuse(ctx, err)
 	}
-	session, err := quiesce.Freeze(ctx, planner.Tools, plan, g.log)
+	session, err := g.reporter.Freeze(ctx, planner.Tools, plan, g.quiesce, g.log, g.backup.Name)
 	if err != nil {
 		return g.refuse(ctx, errors.Join(err, record.end(ctx, err)))
+	}
+	for claim, level := range plan.Unfrozen {
+		if m := g.members[claim]; m != nil {
+			m.snapshot.Annotations[quiesce.AnnotationLevel] = level.Level
+		}
 	}
 	g.create(ctx)
 	g.hold(ctx, session, min(g.reaction(), plan.QuiesceTimeout/2))
 	report := session.Report()
-	g.reporter.Quiesced(g.log, g.quiesce, plan, session, g.backup.Name)
 	g.reporter.Thawed(ctx, g.log, g.quiesce, report, g.backup.Name)
 	if report.Broken == nil {
 		if err := record.end(ctx, nil); err != nil {

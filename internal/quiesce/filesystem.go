@@ -4,17 +4,42 @@ import (
 	"bytes"
 	"fmt"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
+
+	"stillpoint.io/stillpoint/internal/workload"
 )
 
-// probeScript tells what of a container matters to a freeze: its capabilities,
-// whether it has fsfreeze, and what is mounted where.
-const probeScript = `while IFS= read -r line; do case $line in CapEff:*) echo "$line";; esac; done </proc/self/status
-command -v fsfreeze >/dev/null 2>&1 && echo fsfreeze
-while IFS= read -r line; do printf 'mount %s\n' "$line"; done </proc/self/mountinfo`
+// probeScript prints what of a container matters to a freeze: its user and
+// capabilities, which programs it has, the variables that are its arguments, what is
+// mounted where, and the block devices below: number and, for device mapper, UUID.
+// mountinfo has no device number of btrfs, only the name of one of its devices.
+const probeScript = `for stillpoint do eval "printf 'env %s=%s\n' \"\$stillpoint\" \"\${$stillpoint-}\""; done
+while IFS= read -r line; do case $line in CapEff:*|CapBnd:*|Uid:*) echo "$line";; esac; done </proc/self/status
+[ ! -r /proc/self/uid_map ] || { read -r line; echo "uid_map $line"; } </proc/self/uid_map
+for name in fsfreeze sync; do command -v "$name" >/dev/null 2>&1 && echo "$name"; done
+device() {
+	[ -r "$2/dev" ] || return 0
+	IFS= read -r number <"$2/dev"
+	uuid=; [ ! -r "$2/dm/uuid" ] || IFS= read -r uuid <"$2/dm/uuid"
+	echo "device $1 $number $uuid"
+}
+while IFS= read -r line; do
+	printf 'mount %s\n' "$line"
+	set -f; set -- $line; set +f
+	case $line in
+	*' - btrfs '*)
+		source=${line##*' - btrfs '}; source=${source%% *}
+		for member in /sys/fs/btrfs/*/devices/*; do
+			name=; [ ! -r "$member/dm/name" ] || IFS= read -r name <"$member/dm/name"
+			case ${source##*/} in "${member##*/}"|"$name") for member in "${member%/*}"/*; do device "$3" "$member"; done;; esac
+		done;;
+	*) device "$3" "/sys/dev/block/$3";;
+	esac
+done </proc/self/mountinfo`
 
 // capSysAdmin is the bit of CAP_SYS_ADMIN, which ioctl(FIFREEZE) asks for
 // (capabilities(7)).
@@ -22,36 +47,65 @@ const capSysAdmin = 1 << 21
 
 // probe is what a container said of itself.
 type probe struct {
-	admin    bool
-	fsfreeze bool
-	mounts   []*mountinfo.Info
+	// admin reports whether its commands have CAP_SYS_ADMIN, bounded whether root
+	// would have it, and nested whether it is that of a user namespace only.
+	admin, bounded, nested bool
+	user                   string
+	fsfreeze, sync         bool
+	// env has the variables that were asked for.
+	env    map[string]string
+	mounts []*mountinfo.Info
+	// devices are the block devices below mounts, by the device of the mount.
+	devices map[string][]device
 }
 
+type device struct{ number, uuid string }
+
 func readProbe(output []byte) (probe, error) {
-	var p probe
+	p := probe{env: map[string]string{}, devices: map[string][]device{}}
 	var mounts bytes.Buffer
+	var err error
 	for line := range strings.Lines(string(output)) {
 		line = strings.TrimRight(line, "\n")
-		if mount, ok := strings.CutPrefix(line, "mount "); ok {
-			mounts.WriteString(mount + "\n")
-			continue
-		}
-		if caps, ok := strings.CutPrefix(line, "CapEff:"); ok {
-			var mask uint64
-			if _, err := fmt.Sscanf(strings.TrimSpace(caps), "%x", &mask); err != nil {
-				return p, fmt.Errorf("read the capabilities %q: %w", caps, err)
-			}
-			p.admin = mask&capSysAdmin != 0
-		}
-		if line == "fsfreeze" {
+		word, rest, _ := strings.Cut(line, " ")
+		fields := strings.Fields(line)
+		switch {
+		case word == "mount":
+			mounts.WriteString(rest + "\n")
+		case word == "env":
+			name, value, _ := strings.Cut(rest, "=")
+			p.env[name] = value
+		case word == "device" && len(fields) > 2:
+			p.devices[fields[1]] = append(p.devices[fields[1]], device{fields[2], strings.Join(fields[3:], " ")})
+		case word == "uid_map":
+			p.nested = !slices.Equal(fields[1:], []string{"0", "0", "4294967295"})
+		case strings.HasPrefix(line, "CapEff:"):
+			p.admin, err = hasAdmin(line[len("CapEff:"):])
+		case strings.HasPrefix(line, "CapBnd:"):
+			p.bounded, err = hasAdmin(line[len("CapBnd:"):])
+		case strings.HasPrefix(line, "Uid:") && len(fields) > 2:
+			p.user = fields[2] // the effective one
+		case line == "fsfreeze":
 			p.fsfreeze = true
+		case line == "sync":
+			p.sync = true
+		}
+		if err != nil {
+			return p, err
 		}
 	}
-	var err error
 	if p.mounts, err = mountinfo.GetMountsFromReader(&mounts, nil); err != nil {
 		return p, fmt.Errorf("read the mounts: %w", err)
 	}
 	return p, nil
+}
+
+func hasAdmin(caps string) (bool, error) {
+	var mask uint64
+	if _, err := fmt.Sscanf(strings.TrimSpace(caps), "%x", &mask); err != nil {
+		return false, fmt.Errorf("read the capabilities %q: %w", caps, err)
+	}
+	return mask&capSysAdmin != 0, nil
 }
 
 // freezable are the file systems whose driver implements a freeze (it sets
@@ -98,9 +152,84 @@ func (p probe) mountAt(mountPath string) *mountinfo.Info {
 	return nil
 }
 
-// unable says why a container cannot freeze, "" when it can.
-func (p probe) unable() string {
+// drbdMajor is the major number of DRBD's devices (devices.txt of Linux).
+const drbdMajor = "147"
+
+// suspendedBy returns what suspends the device below a mount for each snapshot, ""
+// for nothing: "LVM (device 253:3)". Such a device freezes the file system that lies
+// directly on it. Frozen by ioctl(FIFREEZE) as well, the file system cannot be
+// mounted again on Linux 6.8 and later, and earlier the snapshot fails.
+func (p probe) suspendedBy(mountPath string) (string, error) {
+	mount := p.mountAt(mountPath)
+	if mount == nil {
+		return "", nil
+	}
+	number := fmt.Sprintf("%d:%d", mount.Major, mount.Minor)
+	below := p.devices[number]
+	if len(below) == 0 {
+		if mount.FSType == "btrfs" || strings.HasPrefix(mount.Source, "/dev/mapper/") || strings.HasPrefix(mount.Source, "/dev/dm-") {
+			return "", fmt.Errorf("it cannot be determined from /sys whether %s (%s) lies on LVM or DRBD, whose file systems must not be frozen", mountPath, mount.Source)
+		}
+		below = []device{{number: number}}
+	}
+	for _, d := range below {
+		if major, _, _ := strings.Cut(d.number, ":"); major == drbdMajor {
+			return fmt.Sprintf("DRBD (device %s)", d.number), nil
+		}
+		if strings.HasPrefix(d.uuid, "LVM-") {
+			return fmt.Sprintf("LVM (device %s)", d.number), nil
+		}
+	}
+	return "", nil
+}
+
+// variable is a reference to one in a subPathExpr, or an escaped dollar sign.
+var variable = regexp.MustCompile(`\$\$|\$\([^()]*\)`)
+
+// variables are the names in a subPathExpr that a shell can look up.
+func variables(expr string) []string {
+	var names []string
+	for _, reference := range variable.FindAllString(expr, -1) {
+		if name := strings.Trim(reference, "$()"); shellName.MatchString(name) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+var shellName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
+// subPath is that of a mount, with its variables expanded as the kubelet does.
+func (p probe) subPath(mount workload.Mount) (string, error) {
+	if mount.SubPathExpr == "" {
+		return mount.SubPath, nil
+	}
+	var err error
+	return variable.ReplaceAllStringFunc(mount.SubPathExpr, func(reference string) string {
+		if reference == "$$" {
+			return "$"
+		}
+		value, known := p.env[strings.Trim(reference, "$()")]
+		if !known {
+			err = fmt.Errorf("the value of %s in subPathExpr %q of %s is not known", reference, mount.SubPathExpr, mount.Path)
+		}
+		return value
+	}), err
+}
+
+// unable says why a container cannot freeze, or only write out, "" when it can.
+func (p probe) unable(flush bool) string {
 	switch {
+	case flush && p.sync:
+		return ""
+	case flush:
+		return "has no sync in its PATH (coreutils or busybox)"
+	case p.admin && p.nested:
+		return "runs in a user namespace, whose CAP_SYS_ADMIN does not count for the node's file systems (remove hostUsers: false from the pod)"
+	case !p.admin && p.bounded && p.user != "0":
+		return fmt.Sprintf("runs as user %s, and only root gets the container's CAP_SYS_ADMIN (set securityContext.runAsUser: 0 and runAsNonRoot: false on the container)", p.user)
+	case !p.admin && p.user != "" && p.user != "0":
+		return fmt.Sprintf("has no CAP_SYS_ADMIN and runs as user %s (set securityContext.privileged: true, runAsUser: 0 and runAsNonRoot: false, best on a sidecar that mounts the volume and sleeps)", p.user)
 	case !p.admin:
 		return "has no CAP_SYS_ADMIN (set securityContext.privileged: true, best on a sidecar that mounts the volume and sleeps)"
 	case !p.fsfreeze:

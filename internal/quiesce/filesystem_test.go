@@ -70,7 +70,7 @@ func TestReadProbe(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p, err := readProbe([]byte(test.output))
 			require.NoError(t, err)
-			assert.Equal(t, test.unable, p.unable())
+			assert.Equal(t, test.unable, p.unable(false))
 		})
 	}
 

@@ -2,6 +2,7 @@ package quiesce
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"path"
@@ -14,6 +15,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -40,11 +42,31 @@ type fileSystems struct {
 	// what its pre froze, and no other hook's does.
 	chosen map[string][]place
 	hooks  int
+	// variables are those that the subPathExprs of a container refer to.
+	variables map[cluster.Container][]string
+
+	// driver returns the profile of a claim's driver; nil has no profiles.
+	driver func(ctx context.Context, claim *corev1.PersistentVolumeClaim) (config.DriverProfile, error)
+	// unfrozen are the claims that a hook asks to be frozen and Stillpoint does not freeze.
+	unfrozen map[string]Level
 }
+
+// Level is how consistent the snapshot of a claim is that Stillpoint does not
+// freeze, one of the constants, and why it does not.
+type Level struct{ Level, Why string }
+
+// Values of Level.
+const (
+	LevelCrash     = "crash"
+	LevelByStorage = "filesystem by storage" // which suspends the device
+	LevelByDriver  = "filesystem by driver"
+)
 
 type place struct {
 	container cluster.Container
 	path      string
+	// flush reports that the file system is written out and not frozen.
+	flush bool
 }
 
 type probed struct {
@@ -52,7 +74,7 @@ type probed struct {
 	err error
 }
 
-func newFileSystems(executor Executor, namespace string, claims []corev1.PersistentVolumeClaim) *fileSystems {
+func newFileSystems(executor Executor, namespace string, claims []corev1.PersistentVolumeClaim, driver func(context.Context, *corev1.PersistentVolumeClaim) (config.DriverProfile, error)) *fileSystems {
 	f := &fileSystems{
 		executor:  executor,
 		namespace: namespace,
@@ -60,6 +82,9 @@ func newFileSystems(executor Executor, namespace string, claims []corev1.Persist
 		taken:     map[string]bool{},
 		probes:    map[cluster.Container]probed{},
 		chosen:    map[string][]place{},
+		variables: map[cluster.Container][]string{},
+		driver:    driver,
+		unfrozen:  map[string]Level{},
 	}
 	for _, claim := range claims {
 		f.claims[claim.Name] = claim
@@ -73,7 +98,7 @@ func newFileSystems(executor Executor, namespace string, claims []corev1.Persist
 func (f *fileSystems) functions(pods []corev1.Pod) map[string]blueprint.Function {
 	f.hooks++
 	hook := f.hooks
-	function := func(command func(path string) []string) blueprint.Function {
+	function := func(command func(at place) []string) blueprint.Function {
 		return blueprint.Function{
 			Optional: []string{"container", "paths"},
 			Calls: func(ctx context.Context, args blueprint.Args) ([]blueprint.Call, error) {
@@ -92,18 +117,30 @@ func (f *fileSystems) functions(pods []corev1.Pod) map[string]blueprint.Function
 				}
 				var calls []blueprint.Call
 				for _, place := range places {
-					calls = append(calls, blueprint.Call{
-						Namespace: place.container.Namespace, Pod: place.container.Pod, Container: place.container.Name,
-						Command: command(place.path),
-					})
+					if words := command(place); words != nil {
+						calls = append(calls, blueprint.Call{
+							Namespace: place.container.Namespace, Pod: place.container.Pod, Container: place.container.Name,
+							Command: words,
+						})
+					}
 				}
 				return calls, nil
 			},
 		}
 	}
 	return map[string]blueprint.Function{
-		freezeFunction: function(func(path string) []string { return []string{"fsfreeze", "--freeze", path} }),
-		thawFunction:   function(func(path string) []string { return []string{"fsfreeze", "--unfreeze", path} }),
+		freezeFunction: function(func(at place) []string {
+			if at.flush {
+				return []string{"sync", "-f", at.path}
+			}
+			return []string{"fsfreeze", "--freeze", at.path}
+		}),
+		thawFunction: function(func(at place) []string {
+			if at.flush {
+				return nil
+			}
+			return []string{"fsfreeze", "--unfreeze", at.path}
+		}),
 	}
 }
 
@@ -138,7 +175,7 @@ func unthawed(hook Hook) error {
 	}
 	for _, step := range hook.Pre {
 		for _, call := range step.Calls {
-			if at := placeOf(call); step.Func == freezeFunction && !thawed[at] {
+			if at := placeOf(call); step.Func == freezeFunction && call.Command[0] == "fsfreeze" && !thawed[at] {
 				return fmt.Errorf("phase %s freezes %s in %s, and %s does not thaw it: it needs a phase with func %s and the same args",
 					step.Phase, at.path, at.container, blueprint.Posthook, thawFunction)
 			}
@@ -152,11 +189,50 @@ func placeOf(call blueprint.Call) place {
 	return place{container: containerOf(call), path: call.Command[len(call.Command)-1]}
 }
 
+func (f *fileSystems) profile(ctx context.Context, claim *corev1.PersistentVolumeClaim) (config.DriverProfile, error) {
+	if f.driver == nil {
+		return config.DriverProfile{}, nil
+	}
+	return f.driver(ctx, claim)
+}
+
+// otherFreezes looks at the commands of a blueprint that run fsfreeze by themselves:
+// an error where that is on what the storage freezes, and a warning where the
+// built-in blueprint freezes in the same pod.
+func (f *fileSystems) otherFreezes(ctx context.Context, hook Hook, flushes []blueprint.Call, warn func(format string, args ...any)) error {
+	for _, step := range hook.Pre {
+		for _, call := range step.Calls {
+			if step.Func == freezeFunction || !thawsFileSystem(call.Command) {
+				continue
+			}
+			at := containerOf(call)
+			probed := f.probe(ctx, at) // of a container without a shell nothing is known
+			for _, mount := range probed.mounts {
+				if by, err := probed.suspendedBy(mount.Mountpoint); err == nil && by != "" && namesPath(call.Command, mount.Mountpoint, true) {
+					return fmt.Errorf("blueprint %s, phase %s runs fsfreeze in %s on %s, which lies directly on %s: the storage freezes it for each snapshot, and frozen twice it cannot be mounted again; the blueprint %s only writes it out",
+						hook.Blueprint, step.Phase, at, mount.Mountpoint, by, FSFreeze)
+				}
+			}
+			if slices.ContainsFunc(flushes, func(other blueprint.Call) bool { return other.Pod == call.Pod }) {
+				warn("Quiesced twice: phase %s of blueprint %s runs fsfreeze in %s, and so does the blueprint %s in the same pod. A file system that is frozen already cannot be frozen again, which fails the quiesce. Name one of the two",
+					step.Phase, hook.Blueprint, at, FSFreeze)
+			}
+		}
+	}
+	return nil
+}
+
 // choose gives a place for each file system, and none twice.
 func (f *fileSystems) choose(ctx context.Context, hook int, pods []corev1.Pod, container string, paths []string) ([]place, error) {
 	key := strings.Join([]string{strconv.Itoa(hook), container, strings.Join(paths, " ")}, "\x00")
 	if places, ok := f.chosen[key]; ok {
 		return places, nil
+	}
+	for i := range pods {
+		for _, mount := range workload.Mounts(&pods[i]) {
+			at := cluster.Container{Namespace: f.namespace, Pod: mount.Pod, Name: mount.Container}
+			f.variables[at] = append(f.variables[at], variables(mount.SubPathExpr)...)
+		}
 	}
 	candidates, err := f.candidates(pods, container, paths)
 	if err != nil {
@@ -164,7 +240,15 @@ func (f *fileSystems) choose(ctx context.Context, hook int, pods []corev1.Pod, c
 	}
 	var places []place
 	for _, of := range candidates {
-		chosen, device, err := f.first(ctx, of)
+		profile, err := f.profile(ctx, &of.claim)
+		if err != nil {
+			return nil, err
+		}
+		if profile.Freeze == config.FreezeDriver {
+			f.unfrozen[of.claim.Name] = Level{LevelByDriver, "by the profile of its driver (freeze: driver) the driver freezes its file system"}
+			continue
+		}
+		chosen, device, err := f.first(ctx, of, profile.Freeze)
 		if err != nil {
 			return nil, err
 		}
@@ -186,6 +270,7 @@ func (f *fileSystems) choose(ctx context.Context, hook int, pods []corev1.Pod, c
 // candidate is a volume and everywhere it could be frozen from.
 type candidate struct {
 	what   string
+	claim  corev1.PersistentVolumeClaim
 	mounts []workload.Mount
 }
 
@@ -217,10 +302,16 @@ func (f *fileSystems) candidates(pods []corev1.Pod, container string, paths []st
 	}
 	slices.Sort(claims)
 	var candidates []candidate
+	var block error // the first claim without a file system
 	for _, name := range claims {
 		claim := f.claims[name]
 		if err := refused(claim); err != nil {
-			return nil, err
+			if !isBlock(claim) {
+				return nil, err
+			}
+			block = cmp.Or(block, err)
+			f.unfrozen[name] = Level{LevelCrash, "it has volumeMode Block, so there is no file system to freeze"}
+			continue
 		}
 		what := fmt.Sprintf("claim %s/%s", claim.Namespace, name)
 		if len(mounts[name]) == 0 && container == "" {
@@ -230,8 +321,13 @@ func (f *fileSystems) candidates(pods []corev1.Pod, container string, paths []st
 			return nil, fmt.Errorf("%s: option container: %q does not mount it in any running pod", what, container)
 		}
 		// A mount of the whole volume tells more than one of a part.
-		slices.SortStableFunc(mounts[name], func(a, b workload.Mount) int { return len(a.SubPath) - len(b.SubPath) })
-		candidates = append(candidates, candidate{what: what, mounts: mounts[name]})
+		slices.SortStableFunc(mounts[name], func(a, b workload.Mount) int {
+			return len(a.SubPath+a.SubPathExpr) - len(b.SubPath+b.SubPathExpr)
+		})
+		candidates = append(candidates, candidate{what: what, claim: claim, mounts: mounts[name]})
+	}
+	if len(candidates) == 0 {
+		return nil, block
 	}
 	return candidates, nil
 }
@@ -279,7 +375,7 @@ func (f *fileSystems) byPath(pods []corev1.Pod, container string, paths []string
 					if err := refused(claim); err != nil {
 						return nil, err
 					}
-					of.mounts = append(of.mounts, mount)
+					of.claim, of.mounts = claim, append(of.mounts, mount)
 				}
 			}
 			if len(of.mounts) > 0 {
@@ -310,19 +406,24 @@ func noClaim(what string, pod *corev1.Pod, volume string) error {
 // tells.
 func refused(claim corev1.PersistentVolumeClaim) error {
 	name := fmt.Sprintf("claim %s/%s", claim.Namespace, claim.Name)
-	if claim.Spec.VolumeMode != nil && *claim.Spec.VolumeMode == corev1.PersistentVolumeBlock {
-		return fmt.Errorf("%s has volumeMode Block: there is no file system to freeze; quiesce the application with a blueprint of its own", name)
+	instead := fmt.Sprintf("quiesce the application with a blueprint of its own, name the file systems to freeze by the annotation %spaths, or leave the claim out by the annotation %s: %s on it",
+		AnnotationOptionPrefix, AnnotationQuiesce, None)
+	if isBlock(claim) {
+		return fmt.Errorf("%s has volumeMode Block: there is no file system to freeze; %s", name, instead)
 	}
-	for _, mode := range claim.Spec.AccessModes {
-		if mode == corev1.ReadWriteMany {
-			return fmt.Errorf("%s is ReadWriteMany: a freeze on one node does not stop the writers on others; quiesce the application with a blueprint of its own", name)
-		}
+	if slices.Contains(claim.Spec.AccessModes, corev1.ReadWriteMany) {
+		return fmt.Errorf("%s is ReadWriteMany: a freeze on one node does not stop the writers on others; %s", name, instead)
 	}
 	return nil
 }
 
-// first returns the first place that can freeze a volume.
-func (f *fileSystems) first(ctx context.Context, of candidate) (place, string, error) {
+func isBlock(claim corev1.PersistentVolumeClaim) bool {
+	return claim.Spec.VolumeMode != nil && *claim.Spec.VolumeMode == corev1.PersistentVolumeBlock
+}
+
+// first returns the first place that can freeze a volume, or write it out where
+// its storage freezes it.
+func (f *fileSystems) first(ctx context.Context, of candidate, profile config.Freeze) (place, string, error) {
 	var reasons []string
 	for _, mount := range of.mounts {
 		container := cluster.Container{Namespace: f.namespace, Pod: mount.Pod, Name: mount.Container}
@@ -331,16 +432,34 @@ func (f *fileSystems) first(ctx context.Context, of candidate) (place, string, e
 			reasons = append(reasons, probed.err.Error())
 			continue
 		}
-		device, err := probed.fileSystemAt(mount.Path, mount.SubPath)
+		subPath, err := probed.subPath(mount)
+		if err != nil {
+			reasons = append(reasons, container.String()+": "+err.Error())
+			continue
+		}
+		device, err := probed.fileSystemAt(mount.Path, subPath)
+		by := ""
+		if err == nil {
+			if by, err = probed.suspendedBy(mount.Path); err != nil && profile != "" {
+				err = nil // the configuration decides
+			}
+		}
 		if err != nil {
 			// What one container sees at this volume, all see.
 			return place{}, "", fmt.Errorf("%s must not be frozen: in %s, %w", of.what, container, err)
 		}
-		if why := probed.unable(); why != "" {
+		chosen := place{container: container, path: mount.Path, flush: by != "" || profile == config.FreezeFlush}
+		if why := probed.unable(chosen.flush); why != "" {
 			reasons = append(reasons, container.String()+" "+why)
 			continue
 		}
-		return place{container: container, path: mount.Path}, device, nil
+		switch {
+		case by != "":
+			f.unfrozen[mount.Claim] = Level{LevelByStorage, "its file system lies directly on " + by + ", which freezes it for each snapshot"}
+		case chosen.flush:
+			f.unfrozen[mount.Claim] = Level{LevelByStorage, "by the profile of its driver (freeze: flush) the storage freezes its file system for each snapshot"}
+		}
+		return chosen, device, nil
 	}
 	return place{}, "", fmt.Errorf("%s cannot be frozen from any container: %s", of.what, strings.Join(reasons, "; "))
 }
@@ -354,7 +473,7 @@ func (f *fileSystems) probe(ctx context.Context, container cluster.Container) pr
 	var output bytes.Buffer
 	said := newOutput(plainly)
 	var result probed
-	err := f.executor.Exec(ctx, container, []string{"sh", "-c", probeScript}, cluster.Streams{Stdout: &output, Stderr: said})
+	err := f.executor.Exec(ctx, container, append([]string{"sh", "-c", probeScript, "stillpoint"}, f.variables[container]...), cluster.Streams{Stdout: &output, Stderr: said})
 	if err != nil {
 		result.err = fmt.Errorf("%w (Stillpoint needs sh in the container)", err)
 		if text := said.String(); text != "" {

@@ -95,6 +95,10 @@ func mounted(device, path string) string {
 	return fmt.Sprintf("2120 2101 %s / %s rw,relatime - ext4 /dev/sdx rw", device, path)
 }
 
+// instead is the advice where a claim cannot be frozen at all.
+const instead = "quiesce the application with a blueprint of its own, name the file systems to freeze by the annotation option.stillpoint.io/paths, " +
+	"or leave the claim out by the annotation stillpoint.io/quiesce: none on it"
+
 func TestChoose(t *testing.T) {
 	for name, test := range map[string]struct {
 		claims    []corev1.PersistentVolumeClaim
@@ -198,7 +202,7 @@ func TestChoose(t *testing.T) {
 		"ReadWriteMany": {
 			claims: []corev1.PersistentVolumeClaim{claim("data", accessMode(corev1.ReadWriteOnce, corev1.ReadWriteMany))},
 			pods:   []corev1.Pod{pod("db-0", "n1", volume{"pg", "data", "/data", ""})},
-			text:   "claim shop/data is ReadWriteMany: a freeze on one node does not stop the writers on others; quiesce the application with a blueprint of its own",
+			text:   "claim shop/data is ReadWriteMany: a freeze on one node does not stop the writers on others; " + instead,
 		},
 		"ReadWriteOncePod": {
 			claims:  []corev1.PersistentVolumeClaim{claim("data", accessMode(corev1.ReadWriteOncePod))},
@@ -209,7 +213,7 @@ func TestChoose(t *testing.T) {
 		"Block": {
 			claims: []corev1.PersistentVolumeClaim{claim("data", blockMode)},
 			pods:   []corev1.Pod{pod("db-0", "n1", volume{"pg", "data", "/data", ""})},
-			text:   "claim shop/data has volumeMode Block: there is no file system to freeze; quiesce the application with a blueprint of its own",
+			text:   "claim shop/data has volumeMode Block: there is no file system to freeze; " + instead,
 		},
 		"a directory of the node": {
 			claims: []corev1.PersistentVolumeClaim{claim("data")},
@@ -299,11 +303,11 @@ func TestChoose(t *testing.T) {
 			claims: []corev1.PersistentVolumeClaim{claim("data", accessMode(corev1.ReadWriteMany))},
 			pods:   []corev1.Pod{pod("db-0", "n1", volume{"pg", "data", "/data", ""})},
 			paths:  []string{"/data"},
-			text:   "claim shop/data is ReadWriteMany: a freeze on one node does not stop the writers on others; quiesce the application with a blueprint of its own",
+			text:   "claim shop/data is ReadWriteMany: a freeze on one node does not stop the writers on others; " + instead,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			files := newFileSystems(&prober{answers: test.answers}, "shop", test.claims)
+			files := newFileSystems(&prober{answers: test.answers}, "shop", test.claims, nil)
 			places, err := files.choose(t.Context(), 1, test.pods, test.container, test.paths)
 			if test.text != "" {
 				require.EqualError(t, err, test.text)
@@ -322,7 +326,7 @@ func TestChoose(t *testing.T) {
 
 func TestEachContainerIsProbedOnce(t *testing.T) {
 	probes := &prober{answers: map[string]string{"db-0/pg": answer(privileged, true, mounted("8:16", "/data"), mounted("8:32", "/wal"))}}
-	files := newFileSystems(probes, "shop", []corev1.PersistentVolumeClaim{claim("data"), claim("wal")})
+	files := newFileSystems(probes, "shop", []corev1.PersistentVolumeClaim{claim("data"), claim("wal")}, nil)
 	pods := []corev1.Pod{pod("db-0", "n1", volume{"bare", "data", "/d", ""}, volume{"bare", "wal", "/w", ""}, volume{"pg", "data", "/data", ""}, volume{"pg", "wal", "/wal", ""})}
 	for range 2 {
 		_, err := files.choose(t.Context(), 1, pods, "", nil)
@@ -334,7 +338,7 @@ func TestEachContainerIsProbedOnce(t *testing.T) {
 // Two workloads that share a volume freeze it once, from the first.
 func TestAVolumeOfTwoWorkloadsIsFrozenOnce(t *testing.T) {
 	said := answer(privileged, true, mounted("8:16", "/data"))
-	files := newFileSystems(&prober{answers: map[string]string{"a-0/c": said, "b-0/c": said}}, "shop", []corev1.PersistentVolumeClaim{claim("data")})
+	files := newFileSystems(&prober{answers: map[string]string{"a-0/c": said, "b-0/c": said}}, "shop", []corev1.PersistentVolumeClaim{claim("data")}, nil)
 	first, err := files.choose(t.Context(), 1, []corev1.Pod{pod("a-0", "n1", volume{"c", "data", "/data", ""})}, "", nil)
 	require.NoError(t, err)
 	assert.Len(t, first, 1)
@@ -362,7 +366,7 @@ func TestFunctionsFreezeAndThawTheSame(t *testing.T) {
 			files := newFileSystems(&prober{answers: map[string]string{
 				"db-0/pg":      answer(privileged, true, mounted("8:16", "/data"), mounted("8:32", `/my\040wal`)),
 				"db-0/freezer": answer(privileged, true, mounted("8:32", "/wal")),
-			}}, "shop", []corev1.PersistentVolumeClaim{claim("data"), claim("wal")})
+			}}, "shop", []corev1.PersistentVolumeClaim{claim("data"), claim("wal")}, nil)
 			functions := files.functions(pods)
 			freezes, err := functions["FreezeFileSystems"].Calls(t.Context(), test.args)
 			if test.text != "" {

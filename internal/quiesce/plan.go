@@ -2,6 +2,8 @@ package quiesce
 
 import (
 	"context"
+	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -29,6 +31,10 @@ type Plan struct {
 	// They may fail: the freeze writes out the rest.
 	Flush []blueprint.Call
 
+	// Unfrozen are claims of whose file systems a freeze was asked for, and which
+	// Stillpoint does not freeze.
+	Unfrozen map[string]Level
+
 	// Mask knows the secret values that the commands contain.
 	Mask blueprint.Masker
 
@@ -48,6 +54,15 @@ type Plan struct {
 	// Volumes are the file systems that a post command thaws, as their node sees them;
 	// nil knows none.
 	Volumes func(call blueprint.Call) []intent.Volume
+}
+
+// NotFrozen are the claims that Stillpoint does not freeze, each in a clause.
+func (p *Plan) NotFrozen() []string {
+	var all []string
+	for _, name := range slices.Sorted(maps.Keys(p.Unfrozen)) {
+		all = append(all, fmt.Sprintf("%s is not frozen by Stillpoint (level %s): %s", name, p.Unfrozen[name].Level, p.Unfrozen[name].Why))
+	}
+	return all
 }
 
 // Hook is one blueprint's part of a plan.

@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/utils/clock"
+	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
@@ -36,6 +37,8 @@ type Planner struct {
 	Tools Tools
 	// Warn is told what is no error but should not go unnoticed.
 	Warn func(format string, args ...any)
+	// Driver returns the profile of a claim's driver; nil has no profiles.
+	Driver func(ctx context.Context, claim *corev1.PersistentVolumeClaim) (config.DriverProfile, error)
 }
 
 // NewPlanner makes a planner with the configuration as it is now. Only a freeze
@@ -62,6 +65,16 @@ func NewPlanner(ctx context.Context, clients *cluster.Clients, executor Executor
 		Clock:    clock,
 		Tools:    tools,
 		Warn:     warn,
+		Driver: func(ctx context.Context, claim *corev1.PersistentVolumeClaim) (config.DriverProfile, error) {
+			volume := &corev1.PersistentVolume{}
+			if err := clients.Remembered.Get(ctx, crclient.ObjectKey{Name: claim.Spec.VolumeName}, volume); err != nil {
+				return config.DriverProfile{}, fmt.Errorf("get PersistentVolume %s: %w", claim.Spec.VolumeName, err)
+			}
+			if volume.Spec.CSI == nil {
+				return config.DriverProfile{}, nil
+			}
+			return settings.Driver(volume.Spec.CSI.Driver), nil
+		},
 	}, nil
 }
 
@@ -82,7 +95,7 @@ func (p *Planner) Plan(ctx context.Context, group *Group, backup *velerov1.Backu
 	if backup.Status.StartTimestamp != nil {
 		started = backup.Status.StartTimestamp.Time
 	}
-	files := newFileSystems(p.Executor, namespace, group.Claims)
+	files := newFileSystems(p.Executor, namespace, group.Claims, p.Driver)
 	for _, part := range group.parts {
 		if len(part.settings.Blueprints) == 0 {
 			continue
@@ -102,10 +115,51 @@ func (p *Planner) Plan(ctx context.Context, group *Group, backup *velerov1.Backu
 	// The file systems of all workloads go last.
 	slices.SortStableFunc(plan.Hooks, func(a, b Hook) int { return rank(a) - rank(b) })
 	plan.Flush = flushes(plan.Hooks)
+	if err := p.levels(ctx, plan, group, files); err != nil {
+		return nil, err
+	}
+	for _, other := range group.freezers(p.Kube.Discovery(), backup) {
+		p.Warn("Quiesced twice: %s, beside Stillpoint's own quiesce of %s; a file system that is frozen already cannot be frozen again, which fails the quiesce. Remove one of the two", other, plan.Name)
+	}
 	rescue := &rescue{kube: p.Kube, group: group}
 	plan.Alternatives, plan.ByHand, plan.Volumes = rescue.alternatives, rescue.byHand, rescue.volumes
 	plan.Ends, plan.Gone = rescue.ends, func(ctx context.Context, call blueprint.Call) bool { return containerGone(ctx, p.Kube, call) }
 	return plan, nil
+}
+
+// levels notes which claims Stillpoint does not freeze, and looks at commands of
+// other blueprints that freeze file systems by themselves.
+func (p *Planner) levels(ctx context.Context, plan *Plan, group *Group, files *fileSystems) error {
+	plan.Unfrozen = files.unfrozen
+	var moving []string
+	for _, claim := range group.Claims {
+		level, ok := plan.Unfrozen[claim.Name]
+		if !ok {
+			continue
+		}
+		moving = append(moving, claim.Name)
+		if level.Level != LevelCrash {
+			continue
+		}
+		driver, err := files.profile(ctx, &claim)
+		if err == nil && driver.Quiesce == config.QuiesceRequired && rank(plan.Hooks[0]) > 0 {
+			err = fmt.Errorf("claim %s/%s: its driver %s requires a quiesced workload, and %s", claim.Namespace, claim.Name, driver.Name, level.Why)
+		}
+		if err != nil {
+			return err
+		}
+		p.Warn("Not frozen: claim %s/%s: %s. Its snapshot is crash-consistent, unless another blueprint quiesces what writes to it; the annotation %s: %s on the claim leaves it out",
+			claim.Namespace, claim.Name, level.Why, AnnotationQuiesce, None)
+	}
+	if len(moving) > 0 && len(group.Claims) > 1 {
+		p.Warn("Not of one moment: the snapshots of %s, since Stillpoint does not freeze %s: each is written to until it is cut", plan.Name, strings.Join(moving, ", "))
+	}
+	for _, hook := range plan.Hooks {
+		if err := files.otherFreezes(ctx, hook, plan.Flush, p.Warn); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func rank(h Hook) int {

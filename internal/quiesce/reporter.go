@@ -87,16 +87,26 @@ func sendEvent(ctx context.Context, kube kubernetes.Interface, clock clock.Passi
 	return err
 }
 
-// Quiesced tells that a group is frozen.
-func (r *Reporter) Quiesced(log logrus.FieldLogger, group *Group, plan *Plan, session *Session, backup string) {
-	prepared := session.Report().Prepared.Milliseconds()
+// Freeze carries out the plan of a group, with a line before anything is touched
+// and one when it is frozen: what a process leaves that dies meanwhile.
+func (r *Reporter) Freeze(ctx context.Context, tools Tools, plan *Plan, group *Group, log logrus.FieldLogger, backup string) (*Session, error) {
 	names := make([]string, len(group.Claims))
 	for i, claim := range group.Claims {
 		names[i] = claim.Name
 	}
-	log.WithField("prepareMillis", prepared).
-		Infof("Quiesced %s in %d ms: blueprints %s; volumes %s", plan.Name, prepared, strings.Join(plan.Blueprints(), ", "), strings.Join(names, ", "))
+	what := fmt.Sprintf("blueprints %s; volumes %s", strings.Join(plan.Blueprints(), ", "), strings.Join(names, ", "))
+	for _, text := range plan.NotFrozen() {
+		what += "; " + text
+	}
+	log.Infof("Quiescing %s: %s", plan.Name, what)
+	session, err := Freeze(ctx, tools, plan, log)
+	if err != nil {
+		return nil, err
+	}
+	prepared := session.Report().Prepared.Milliseconds()
+	log.WithField("prepareMillis", prepared).Infof("Quiesced %s in %d ms: %s", plan.Name, prepared, what)
 	r.event(group, corev1.EventTypeNormal, reasonQuiesced, "Quiesced for backup %s", backup)
+	return session, nil
 }
 
 // Thawed tells how a freeze went that is over.

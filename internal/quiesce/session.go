@@ -205,13 +205,14 @@ func (s *Session) flush(ctx context.Context) <-chan struct{} {
 		ctx, cancel := context.WithTimeout(ctx, s.plan.PrepareTimeout)
 		defer cancel()
 		err := each(s.plan.Flush, func(call blueprint.Call) error {
-			if err := s.tools.Executor.Exec(ctx, containerOf(call), call.Command, cluster.Streams{}); err != nil {
-				return fmt.Errorf("%s in %s: %w", quote(call.Command), containerOf(call), err)
+			said := newOutput(plainly)
+			if err := s.tools.Executor.Exec(ctx, containerOf(call), call.Command, cluster.Streams{Stderr: said}); err != nil {
+				return fmt.Errorf("%s in %s: %w: %s", quote(call.Command), containerOf(call), err, said.String())
 			}
 			return nil
 		})
 		if err != nil {
-			s.log.Debugf("The freeze has more to write out: %v", err)
+			s.log.Infof("Not written out before the freeze, which takes longer for it: %v", err)
 		}
 	}()
 	return done

@@ -24,6 +24,10 @@ const (
 	// backup that has no snapshot of its volume, and says why. A claim that was
 	// restored without Stillpoint may still carry it.
 	AnnotationNoSnapshot = AnnotationDomain + "no-snapshot"
+	// AnnotationLevel stands on a claim in a backup, and on its VolumeSnapshot, whose
+	// volume Stillpoint was asked to freeze and does not: "filesystem by storage",
+	// "filesystem by driver" or "crash".
+	AnnotationLevel = AnnotationDomain + "level"
 	// AnnotationLocalSnapshots and AnnotationKeepSnapshot are for package export,
 	// which reads them on claims.
 	AnnotationLocalSnapshots = AnnotationDomain + "local-snapshots"
@@ -52,7 +56,7 @@ var known = []string{
 }
 
 // onClaims are annotations of our domain that claims have for other reasons.
-var onClaims = []string{AnnotationNoSnapshot, AnnotationLocalSnapshots, AnnotationKeepSnapshot}
+var onClaims = []string{AnnotationNoSnapshot, AnnotationLevel, AnnotationLocalSnapshots, AnnotationKeepSnapshot}
 
 // OnError says what becomes of a volume whose workload could not be quiesced.
 type OnError string

@@ -139,12 +139,16 @@ func Take(ctx context.Context, kube kubernetes.Interface, namespace string) (*In
 // Unit returns the unit that claim belongs to; one without workloads if no pod
 // in use mounts it.
 func (i *Inventory) Unit(claim string) Unit {
-	unit := connected(i.members, claim)
+	unit := connected(i.members, claim, true)
 	for w := range unit.Workloads {
 		i.describe(&unit.Workloads[w])
 	}
 	return unit
 }
+
+// Block returns the pods, by workload, and claims that Velero backs up in one item
+// block with a claim: those that are connected with it by shared claims alone.
+func (i *Inventory) Block(claim string) Unit { return connected(i.members, claim, false) }
 
 // Changed reports whether a pod is new, or has claims and another version than when
 // the inventory was taken.
@@ -211,9 +215,9 @@ type member struct {
 	owner Ref
 }
 
-// connected follows claims to pods, pods to workloads and workloads to their
-// other pods and claims until nothing new is found.
-func connected(members []member, claim string) Unit {
+// connected follows claims to pods, pods to their other claims and, with
+// controllers, to the other pods of their workloads until nothing new is found.
+func connected(members []member, claim string, controllers bool) Unit {
 	claims := map[string]bool{claim: true}
 	pods := map[Ref][]corev1.Pod{}
 	for grown := true; grown; {
@@ -221,7 +225,7 @@ func connected(members []member, claim string) Unit {
 		for _, m := range members {
 			names := Claims(&m.pod)
 			_, known := pods[m.owner]
-			if !known && !slices.ContainsFunc(names, func(name string) bool { return claims[name] }) {
+			if !(known && controllers) && !slices.ContainsFunc(names, func(name string) bool { return claims[name] }) {
 				continue
 			}
 			if slices.ContainsFunc(pods[m.owner], func(pod corev1.Pod) bool { return pod.Name == m.pod.Name }) {
@@ -350,8 +354,8 @@ func Claims(pod *corev1.Pod) []string {
 type Mount struct {
 	Pod, Container, Claim string
 	// Path is the mount path or, for a raw block volume, the device path.
-	Path, SubPath string
-	Block         bool
+	Path, SubPath, SubPathExpr string
+	Block                      bool
 }
 
 // MountsClaim reports whether a container of pod mounts a claim, whether or not it runs.
@@ -386,7 +390,7 @@ func mounts(pod *corev1.Pod, in func(container string) bool) []Mount {
 			if claim, ok := claimOf[mount.Name]; ok {
 				mounts = append(mounts, Mount{
 					Pod: pod.Name, Container: container.Name, Claim: claim,
-					Path: mount.MountPath, SubPath: mount.SubPath,
+					Path: mount.MountPath, SubPath: mount.SubPath, SubPathExpr: mount.SubPathExpr,
 				})
 			}
 		}

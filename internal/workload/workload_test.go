@@ -103,7 +103,7 @@ func TestConnected(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			unit := connected(test.members, test.claim)
+			unit := connected(test.members, test.claim, true)
 			assert.Equal(t, test.unit, unit.String())
 			assert.Equal(t, test.pods, unit.pods())
 			assert.Equal(t, test.claims, unit.Claims)

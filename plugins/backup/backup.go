@@ -184,6 +184,9 @@ func (a *claimAction) Execute(item runtime.Unstructured, backup *velerov1.Backup
 		if selection.Finalizing(backup) {
 			return item, nil, "", nil, nil
 		}
+		if level := a.bracket.Level(claim, backup); level != "" {
+			_ = unstructured.SetNestedField(item.UnstructuredContent(), level, "metadata", "annotations", quiesce.AnnotationLevel)
+		}
 		a.leave(ctx, item.UnstructuredContent(), backup)
 		return item, nil, a.follow(ctx, claim, backup), nil, nil
 	}

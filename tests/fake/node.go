@@ -39,6 +39,7 @@ type Container struct {
 
 	mu      sync.Mutex
 	gone    bool
+	env     []string
 	running []*exec.Cmd
 	silent  []*atomic.Bool
 }
@@ -138,6 +139,15 @@ func (n *Node) Run(pod *corev1.Pod) {
 			}
 		}
 		n.container(pod.Namespace, pod.Name, c.Name, mountinfo, mounts)
+		var env []string
+		for _, variable := range c.Env {
+			value := variable.Value
+			if from := variable.ValueFrom; from != nil && from.FieldRef != nil && from.FieldRef.FieldPath == "metadata.name" {
+				value = pod.Name
+			}
+			env = append(env, variable.Name+"="+value)
+		}
+		n.Container(pod.Namespace, pod.Name, c.Name).env = env
 	}
 }
 
@@ -266,7 +276,7 @@ func (c *Container) exec(command []string, s streams) error {
 		}
 	}
 	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Env = []string{"PATH=" + c.dir + "/bin", "FAKE_NODE=" + c.node.dir, "FAKE_CONTAINER=" + c.dir}
+	cmd.Env = append(slices.Clone(c.env), "PATH="+c.dir+"/bin", "FAKE_NODE="+c.node.dir, "FAKE_CONTAINER="+c.dir)
 	silent := &atomic.Bool{}
 	cmd.Stdout, cmd.Stderr = quietable{s.stdout, silent}, quietable{s.stderr, silent}
 	stdin, err := cmd.StdinPipe()

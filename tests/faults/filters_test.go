@@ -54,7 +54,7 @@ func onlyFirst(t *testing.T, bed *fake.Bed, v *fake.Velero) {
 	t.Helper()
 	require.Len(t, bed.Storage.Snapshots(), 1)
 	assert.True(t, bed.Storage.Snapshots()[0].Frozen)
-	assert.Equal(t, []string{"freeze", "frozen", "thawed"}, bed.Node.FileSystem("shop", "data0-db-0").Journal())
+	assert.Equal(t, []string{"sync", "freeze", "frozen", "thawed"}, bed.Node.FileSystem("shop", "data0-db-0").Journal())
 	for _, claim := range []string{"data0-db-1", "data0-db-2"} {
 		assert.Empty(t, bed.Node.FileSystem("shop", claim).Journal(), claim)
 	}

@@ -33,7 +33,7 @@ func TestNothingGoesWrong(t *testing.T) {
 				assert.True(t, snapshot.Frozen, "cut while frozen")
 			}
 			for _, claim := range app.Claims {
-				assert.Equal(t, []string{"freeze", "frozen", "thawed"}, bed.Node.FileSystem("shop", claim).Journal())
+				assert.Equal(t, []string{"sync", "freeze", "frozen", "thawed"}, bed.Node.FileSystem("shop", claim).Journal())
 				assert.NotEmpty(t, r.Claims[claim].Labels["velero.io/volume-snapshot-name"])
 			}
 		})

@@ -69,7 +69,7 @@ func TestOneKindThatCannotBeRead(t *testing.T) {
 				assert.Empty(t, v.Errors())
 				assert.NotEmpty(t, bed.Storage.Snapshots())
 				assert.True(t, v.Said(logrus.WarnLevel, "Quiesce annotations cannot be looked for on objects of these kinds", "is not known"), v.Lines(logrus.WarnLevel))
-				assert.Equal(t, []string{"freeze", "frozen", "thawed"}, bed.Node.FileSystem("n4", "db-data0").Journal())
+				assert.Equal(t, []string{"sync", "freeze", "frozen", "thawed"}, bed.Node.FileSystem("n4", "db-data0").Journal())
 			})
 		}
 	}
@@ -90,7 +90,7 @@ func TestWhatCanBeReadOfAKindCounts(t *testing.T) {
 	r := v.Backup(bed.Backup(fake.WithPolicy), apps...)
 	assert.Empty(t, r.Dropped)
 	assert.Empty(t, v.Errors())
-	assert.Equal(t, []string{"freeze", "frozen", "thawed"}, bed.Node.FileSystem("n5", "db-data0").Journal())
+	assert.Equal(t, []string{"sync", "freeze", "frozen", "thawed"}, bed.Node.FileSystem("n5", "db-data0").Journal())
 	assert.Empty(t, bed.Node.FileSystem("n4", "db-data0").Journal())
 	assert.True(t, v.Said(logrus.WarnLevel, "secrets in namespace n4"), v.Lines(logrus.WarnLevel))
 }
@@ -161,7 +161,7 @@ func TestAMomentsTrouble(t *testing.T) {
 	r := v.Backup(bed.Backup(), app)
 	assert.Empty(t, r.Dropped)
 	assert.Empty(t, v.Errors())
-	assert.Equal(t, []string{"freeze", "frozen", "thawed"}, bed.Node.FileSystem("shop", "db-data0").Journal())
+	assert.Equal(t, []string{"sync", "freeze", "frozen", "thawed"}, bed.Node.FileSystem("shop", "db-data0").Journal())
 }
 
 func gadget(namespace, name string) *unstructured.Unstructured {

@@ -1,0 +1,132 @@
+package quiesce
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	"github.com/vmware-tanzu/velero/pkg/util/collections"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/discovery"
+
+	"stillpoint.io/stillpoint/internal/workload"
+)
+
+// hookCommand is Velero's annotation for a hook of a pod, with or without a phase
+// before it: without, it is a pre hook (item_hook_handler.go of Velero 1.18).
+const hookCommand = "hook.backup.velero.io/command"
+
+// veleroHooks lists the hooks that Velero itself runs in a pod in a backup, each
+// by where it is written: in the pod's annotations or, without one, in the backup.
+func veleroHooks(pod *corev1.Pod, backup *velerov1.Backup) []string {
+	var found []string
+	for _, phase := range []string{"pre.", "post."} {
+		key := phase + hookCommand
+		if phase == "pre." && pod.Annotations[key] == "" {
+			key = hookCommand
+		}
+		if command := pod.Annotations[key]; command != "" {
+			found = append(found, "annotation "+key+freezing(command))
+			continue
+		}
+		for _, spec := range backup.Spec.Hooks.Resources {
+			hooks := map[string][]velerov1.BackupResourceHook{"pre.": spec.PreHooks, "post.": spec.PostHooks}[phase]
+			for _, hook := range hooks {
+				if hook.Exec != nil && applies(&spec, pod) {
+					found = append(found, fmt.Sprintf("spec.hooks of the backup, %q", spec.Name)+freezing(strings.Join(hook.Exec.Command, " ")))
+				}
+			}
+		}
+	}
+	return slices.Compact(found)
+}
+
+// freezing is said of a command instead of the command, which may have a password.
+func freezing(command string) string {
+	if strings.Contains(command, "fsfreeze") || strings.Contains(command, "virt-freezer") {
+		return ", which freezes file systems"
+	}
+	return ""
+}
+
+// applies reports whether hooks of a backup are for a pod.
+func applies(spec *velerov1.BackupResourceHookSpec, pod *corev1.Pod) bool {
+	within := func(includes, excludes []string, names ...string) bool {
+		filter := collections.NewIncludesExcludes().Includes(includes...).Excludes(excludes...)
+		// Velero takes a resource by any of its names.
+		return !slices.ContainsFunc(names, func(name string) bool { return slices.Contains(excludes, name) }) && slices.ContainsFunc(names, filter.ShouldInclude)
+	}
+	selector, err := metav1.LabelSelectorAsSelector(spec.LabelSelector)
+	if spec.LabelSelector == nil {
+		selector = labels.Everything()
+	}
+	return err == nil && selector.Matches(labels.Set(pod.Labels)) &&
+		within(spec.IncludedNamespaces, spec.ExcludedNamespaces, pod.Namespace) &&
+		within(spec.IncludedResources, spec.ExcludedResources, "pods", "pod", "po")
+}
+
+// freezers lists what else quiesces the group's workloads.
+func (g *Group) freezers(api discovery.ServerGroupsInterface, backup *velerov1.Backup) []string {
+	var found []string
+	pods := map[string][]string{} // by the hook that they have
+	for _, w := range g.Unit.Workloads {
+		for i := range w.Pods {
+			for _, hook := range veleroHooks(&w.Pods[i], backup) {
+				if w.Pods[i].Labels["kubevirt.io"] == "virt-launcher" {
+					hook += ", for KubeVirt"
+				}
+				if pods[hook] == nil {
+					found = append(found, hook)
+				}
+				pods[hook] = append(pods[hook], w.Pods[i].Name)
+			}
+		}
+	}
+	for i, hook := range found {
+		found[i] = fmt.Sprintf("Velero runs hooks in %s (%s)", strings.Join(pods[hook], ", "), hook)
+	}
+	for _, part := range g.quiesced() {
+		name := part.said[AnnotationKanister]
+		if part.object != nil {
+			name = part.object.Annotations[AnnotationKanister]
+		}
+		if name == "" {
+			continue
+		}
+		served, err := api.ServerGroups()
+		if err == nil && slices.ContainsFunc(served.Groups, func(group metav1.APIGroup) bool { return group.Name == "config.kio.kasten.io" }) {
+			found = append(found, fmt.Sprintf("Kasten K10 is installed and runs blueprint %s in its own backups of %s (annotation %s)", name, part.workload, AnnotationKanister))
+		}
+	}
+	return found
+}
+
+// hooked reports whether Velero itself runs hooks in any pod of a unit.
+func hooked(unit workload.Unit, backup *velerov1.Backup) bool {
+	return slices.ContainsFunc(unit.Workloads, func(w workload.Workload) bool {
+		return slices.ContainsFunc(w.Pods, func(pod corev1.Pod) bool { return len(veleroHooks(&pod, backup)) > 0 })
+	})
+}
+
+// Narrow leaves in a group of which nothing is to be quiesced the claims that
+// Velero backs up in one item block, where its own hooks run: it runs those of a
+// block's pods just before the block's volumes.
+func (f *Facts) Narrow(group *Group, backup *velerov1.Backup) {
+	if group.Asked() || !hooked(group.Unit, backup) {
+		return
+	}
+	block := f.inventory.Block(group.of)
+	group.Claims = slices.DeleteFunc(group.Claims, func(claim corev1.PersistentVolumeClaim) bool {
+		return claim.Name != group.of && !slices.Contains(block.Claims, claim.Name)
+	})
+}
+
+// Hooked returns what Velero backs up in one item block with a pod that mounts
+// claims, where its own hooks run in that; false where none do.
+func (f *Facts) Hooked(pod *corev1.Pod, backup *velerov1.Backup) (workload.Unit, bool) {
+	block := f.inventory.Block(workload.Claims(pod)[0])
+	return block, hooked(block, backup)
+}
