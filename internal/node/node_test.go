@@ -3,6 +3,8 @@ package node
 import (
 	"bytes"
 	"context"
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -10,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -106,6 +109,49 @@ func TestPod(t *testing.T) {
 	want, err := os.ReadFile(golden)
 	require.NoError(t, err)
 	assert.Equal(t, string(want), string(pod), "set UPDATE_GOLDEN=1 to accept")
+}
+
+// One call for one freeze: a second one would undo that of another program.
+func TestThawIsOneCall(t *testing.T) {
+	for name, test := range map[string]struct {
+		answers []error
+		thawed  bool
+		err     string
+	}{
+		"frozen":         {answers: []error{nil, nil}, thawed: true},
+		"frozen twice":   {answers: []error{nil, nil, unix.EINVAL}, thawed: true},
+		"not frozen":     {answers: []error{unix.EINVAL, nil}},
+		"no file system": {answers: []error{unix.ENOTTY, nil}, err: "ioctl FITHAW /p: inappropriate ioctl for device"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			calls := 0
+			thawed, err := thawOnce("/p", func() error { calls++; return test.answers[calls-1] })
+			assert.Equal(t, test.thawed, thawed)
+			assert.Equal(t, 1, calls)
+			if test.err != "" {
+				assert.EqualError(t, err, test.err)
+			} else {
+				assert.NoError(t, err)
+			}
+		})
+	}
+}
+
+func TestExitCodeTellsWhatWasFrozen(t *testing.T) {
+	frozen := map[string]bool{"/a": true}
+	thaw := func(path string) (bool, error) {
+		if path == "/bad" {
+			return false, errors.New("no")
+		}
+		return frozen[path], nil
+	}
+	for code, paths := range map[int][]string{0: {"/a"}, 3: {"/a", "/b"}, 1: {"/b", "/bad", "/a"}} {
+		assert.Equal(t, code, thawVolumes(paths, thaw, io.Discard, io.Discard), paths)
+	}
+	thawer, _ := thawer(t, &config.NodeThaw{Image: "stillpoint:1"}, corev1.PodStatus{Phase: corev1.PodFailed, ContainerStatuses: []corev1.ContainerStatus{{
+		State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 3}},
+	}}})
+	assert.ErrorIs(t, thawer.Thaw(t.Context(), "node1", []string{"/a", "/b"}), ErrNotFrozen)
 }
 
 // Directories of this machine can be looked at by anybody, and are not thawed.

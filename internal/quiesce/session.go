@@ -48,6 +48,8 @@ type Tools struct {
 	Intents Intents
 	// Node thaws file systems from their node; nil where nobody allows it.
 	Node Node
+
+	patience time.Duration // in the place of rescueLimit, for tests
 }
 
 // Tasks runs a task until it is done, or ctx ends; blueprint.Tasks is the real one.

@@ -32,6 +32,10 @@ type host struct {
 	hangUps []context.CancelFunc
 }
 
+func newHost() *host {
+	return &host{shell: []string{"sh"}, running: map[string][]*exec.Cmd{}, broken: map[string]bool{}}
+}
+
 func (h *host) Exec(ctx context.Context, container cluster.Container, command []string, streams cluster.Streams) error {
 	ctx, hangUp := context.WithCancel(ctx)
 	defer hangUp()
@@ -113,7 +117,9 @@ func eachShell(t *testing.T, test func(t *testing.T, h *host)) {
 			if _, err := exec.LookPath(strings.Fields(shell)[0]); err != nil {
 				t.Skip("not installed here:", err)
 			}
-			test(t, &host{shell: strings.Fields(shell), running: map[string][]*exec.Cmd{}, broken: map[string]bool{}})
+			h := newHost()
+			h.shell = strings.Fields(shell)
+			test(t, h)
 		})
 	}
 }

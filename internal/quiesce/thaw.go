@@ -1,6 +1,7 @@
 package quiesce
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -264,7 +265,8 @@ func (s *Session) letGo(ctx context.Context, t *target) {
 func (s *Session) insist(ctx context.Context, t *target, failure error) error {
 	begun := time.Now()
 	// A guard that lives may have a command at work that takes its time.
-	until := begun.Add(max(rescueLimit, s.limit(t.call)))
+	patience := cmp.Or(s.tools.patience, rescueLimit)
+	until := begun.Add(max(patience, s.limit(t.call)-postLimit))
 	lost := false
 	for time.Now().Before(until) {
 		time.Sleep(retryPause)
@@ -273,7 +275,7 @@ func (s *Session) insist(ctx context.Context, t *target, failure error) error {
 		} else {
 			if !lost {
 				lost, begun = true, time.Now()
-				until = begun.Add(rescueLimit)
+				until = begun.Add(patience)
 			}
 			failure = s.rescue(ctx, t, failure, time.Since(begun) > nodeAfter)
 		}

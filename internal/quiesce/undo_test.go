@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -72,7 +71,7 @@ func newUndoing(t *testing.T, objects ...runtime.Object) *undoing {
 	t.Helper()
 	objects = append(objects, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
 	u := &undoing{
-		host:  &host{shell: []string{"sh"}, running: map[string][]*exec.Cmd{}, broken: map[string]bool{}},
+		host:  newHost(),
 		tasks: &deed{}, nodes: &deed{failures: 100, err: node.ErrOff}, kube: fake.NewClientset(objects...),
 	}
 	clients := &cluster.Clients{Kube: u.kube, VeleroNamespace: "velero"}

@@ -211,6 +211,12 @@ func (c *Container) WriteFile(path, content string) {
 	c.node.must(os.WriteFile(path, []byte(content), 0o644))
 }
 
+// ReadFile returns a file of the container, "" if there is none.
+func (c *Container) ReadFile(path string) string {
+	content, _ := os.ReadFile(filepath.Join(c.dir, path))
+	return string(content)
+}
+
 // Program adds a program to the container's PATH, or takes the place of one.
 func (c *Container) Program(name, script string) {
 	c.node.t.Helper()

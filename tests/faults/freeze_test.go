@@ -255,3 +255,68 @@ func TestThawPastAHalfDeadConnection(t *testing.T) {
 	assert.Empty(t, v.Errors())
 	assert.NotEmpty(t, r.Claims[app.Claims[0]].Labels["velero.io/volume-snapshot-name"], "it was frozen until then")
 }
+
+// The loss of a guard is no surprise only where the hook itself ends its pod.
+func TestGuardIsLostBesideAChangeOfAnObject(t *testing.T) {
+	t.Parallel()
+	bed := fake.New(t)
+	bed.API.Put(t,
+		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "mode"}, Data: map[string]string{"mode": "run"}},
+		&corev1.ConfigMap{
+			ObjectMeta: metav1.ObjectMeta{Namespace: fake.VeleroNamespace, Name: "own", Labels: map[string]string{"stillpoint.io/blueprint": ""}},
+			Data: map[string]string{"own.yaml": `apiVersion: cr.kanister.io/v1alpha1
+kind: Blueprint
+metadata: {name: own}
+actions:
+  backupPrehook:
+    phases:
+      - {func: KubeExec, name: lock, args: {namespace: shop, pod: '{{ index .Deployment.Pods 0 }}', container: main, command: ["true"]}}
+      - {func: KubeOps, name: mode, args: {operation: patch, namespace: shop, objectReference: {apiVersion: v1, resource: configmaps, name: mode, namespace: shop}, spec: "data: {mode: backup}"}}
+  backupPosthook:
+    phases:
+      - {func: KubeExec, name: unlock, args: {namespace: shop, pod: '{{ index .Deployment.Pods 0 }}', container: main, command: ["true"]}}
+`},
+		})
+	app := bed.Deploy(fake.App{Annotations: map[string]string{"stillpoint.io/quiesce": "own"}})
+	bed.Storage.Behave(func(types.NamespacedName) fake.Behaviour { return fake.Behaviour{Cut: time.Second} })
+	v := bed.Velero()
+	result := make(chan *fake.Result, 1)
+	go func() { result <- v.Backup(bed.Backup(fake.WithPolicy), app) }()
+	require.Eventually(t, func() bool { return len(bed.API.All("volumesnapshots")) == 1 }, 5*time.Second, time.Millisecond)
+	main := bed.Node.Container("shop", app.Pods[0].Name, "main")
+	main.Kill()
+	main.Restart()
+	inconsistent(t, bed, v, <-result, app.Claims[0], "was lost while frozen")
+}
+
+// What else a posthook does is for its own container.
+func TestForeignContainerThawsAndDoesNothingElse(t *testing.T) {
+	t.Parallel()
+	bed := fake.New(t)
+	app := bed.Deploy(fake.App{
+		Annotations: own(t, bed, `["sh", "-c", "touch /lock; fsfreeze --freeze /data0"]`, `["sh", "-c", "rm /lock; fsfreeze --unfreeze /data0"]`),
+		Pod: func(pod *corev1.Pod) {
+			side := *pod.Spec.Containers[0].DeepCopy()
+			side.Name, side.VolumeMounts[0].MountPath = "side", "/other"
+			pod.Spec.Containers = append(pod.Spec.Containers, side)
+			fake.Started(pod)
+		},
+	})
+	bed.Storage.Behave(func(types.NamespacedName) fake.Behaviour { return fake.Behaviour{Cut: time.Second} })
+	fs := bed.Node.FileSystem("shop", app.Claims[0])
+	side := bed.Node.Container("shop", app.Pods[0].Name, "side")
+	for _, name := range []string{"main", "side"} {
+		c := bed.Node.Container("shop", app.Pods[0].Name, name)
+		c.Program("touch", "#!/bin/sh\n")
+		c.Program("rm", "#!/bin/sh\necho rm >>$FAKE_CONTAINER/foreign\n")
+	}
+	v := bed.Velero()
+	result := make(chan *fake.Result, 1)
+	go func() { result <- v.Backup(bed.Backup(fake.WithPolicy), app) }()
+	require.Eventually(t, func() bool { return len(bed.API.All("volumesnapshots")) == 1 && fs.Frozen() }, 5*time.Second, time.Millisecond)
+	bed.Node.Container("shop", app.Pods[0].Name, "main").Kill()
+	inconsistent(t, bed, v, <-result, app.Claims[0], "was lost while frozen")
+	assert.False(t, fs.Frozen())
+	assert.True(t, v.Said(logrus.WarnLevel, "Thawed from container side"), v.Lines(logrus.WarnLevel))
+	assert.Empty(t, side.ReadFile("/foreign"), "nothing but the thaw runs in another container")
+}
