@@ -37,7 +37,8 @@ type Bracket struct {
 	log        logrus.FieldLogger
 	reporter   *quiesce.Reporter
 
-	mu         sync.Mutex
+	deciding   cluster.Keyed        // by namespace, while a freeze is decided on
+	mu         sync.Mutex           // never held during a request
 	freezes    map[claimKey]*freeze // around Velero's own snapshots
 	shots      map[claimKey]*freeze // around those of VolumeSnapshotters
 	selections map[types.UID]*selection.Selection
@@ -68,8 +69,10 @@ func New(clients *cluster.Clients, namespaces *quiesce.Namespaces, classes *snap
 	}
 }
 
-// selection is that of a backup. The caller holds mu.
+// selection is that of a backup.
 func (b *Bracket) selection(backup *velerov1.Backup) *selection.Selection {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if _, ok := b.selections[backup.UID]; !ok {
 		b.selections[backup.UID] = selection.New(b.clients.Remembered, b.csi, backup)
 	}
@@ -110,35 +113,44 @@ func (b *Bracket) Volume(ctx context.Context, volume *corev1.PersistentVolume, b
 }
 
 func (b *Bracket) included(namespace string, backup *velerov1.Backup) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	return b.selection(backup).Namespace(namespace)
 }
 
 // freezeOf returns the freeze that a claim is part of, nil when there is none
 // to be. The first call for any claim of a group decides for all of them.
 func (b *Bracket) freezeOf(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (*freeze, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	key := keyOf(backup, claim)
-	if f, decided := b.freezes[key]; decided {
+	defer b.deciding.Lock(claim.Namespace)()
+	if f, decided := b.known(b.freezes, keyOf(backup, claim)); decided {
 		return f, nil
 	}
 	f, err := b.decide(ctx, claim, backup)
 	if err != nil {
 		return nil, err
 	}
-	b.freezes[key] = f
-	if f == nil {
-		return nil, nil //nolint:nilnil // nothing to do is a valid answer
-	}
-	for i := range f.group.Claims {
-		key := keyOf(backup, &f.group.Claims[i])
-		if _, decided := b.freezes[key]; !decided {
-			b.freezes[key] = f
-		}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.freezes[keyOf(backup, claim)] = f
+	if f != nil {
+		f.join(b.freezes)
 	}
 	return f, nil
+}
+
+func (b *Bracket) known(freezes map[claimKey]*freeze, key claimKey) (f *freeze, decided bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f, decided = freezes[key]
+	return f, decided
+}
+
+// join makes a freeze that of all its claims that have none.
+func (f *freeze) join(freezes map[claimKey]*freeze) {
+	for i := range f.group.Claims {
+		key := keyOf(f.backup, &f.group.Claims[i])
+		if _, decided := freezes[key]; !decided {
+			freezes[key] = f
+		}
+	}
 }
 
 func (b *Bracket) decide(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (*freeze, error) {
@@ -160,7 +172,9 @@ func (b *Bracket) decide(ctx context.Context, claim *corev1.PersistentVolumeClai
 		return nil, nil //nolint:nilnil // quiesced for when it is snapshotted, and not before
 	case selection.None:
 		b.log.Infof("Claim %s/%s is not quiesced: %s", claim.Namespace, claim.Name, verdict.Reason)
+		b.mu.Lock()
 		b.passed[keyOf(backup, claim)] = verdict.Reason
+		b.mu.Unlock()
 		return nil, nil //nolint:nilnil // as above
 	}
 	f, _, err := b.freezeNow(ctx, claim, selection.Velero, backup)
@@ -293,8 +307,6 @@ func (b *Bracket) RelatedToClaim(ctx context.Context, claim *corev1.PersistentVo
 // that are named here. A pod does not bring the claims of its generic ephemeral
 // volumes along.
 func (b *Bracket) block(ctx context.Context, facts *quiesce.Facts, unit workload.Unit, pod, claim string, taken func(selection.Path) bool, backup *velerov1.Backup) []velero.ResourceIdentifier {
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	selected := b.selection(backup)
 	var related []velero.ResourceIdentifier
 	mounted := map[string]bool{claim: true}

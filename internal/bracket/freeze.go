@@ -12,7 +12,7 @@ import (
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/internal/quiesce"
@@ -57,6 +57,15 @@ type freeze struct {
 
 	mu     sync.Mutex
 	stages map[string]stage
+	// seen are the VolumeSnapshots of each claim with the backup's name, and whether
+	// each is cut: another Velero may have a backup of that name. named are the
+	// claims of which Velero has told which one is its own.
+	seen  map[string]map[string]bool
+	named map[string]bool
+	// foreign are VolumeSnapshots of the backup's name that are not Velero's own.
+	foreign map[string]bool
+	// twin reports that another Velero has a Backup of this name.
+	twin bool
 	// moved is told of every change of stages.
 	moved chan struct{}
 }
@@ -67,7 +76,9 @@ func newFreeze(b *Bracket, group *quiesce.Group, backup *velerov1.Backup) *freez
 		log:    b.log.WithFields(logrus.Fields{"workload": group.Name()}),
 		over:   make(chan struct{}),
 		stages: map[string]stage{},
-		moved:  make(chan struct{}, 1),
+		seen:   map[string]map[string]bool{},
+		named:  map[string]bool{}, foreign: map[string]bool{},
+		moved: make(chan struct{}, 1),
 	}
 }
 
@@ -128,11 +139,14 @@ func (f *freeze) begin(ctx context.Context) error {
 	if err := tooMany(len(f.group.Claims), pollInterval(), plan.QuiesceTimeout); err != nil {
 		return err
 	}
+	if err := f.findTwin(ctx); err != nil {
+		return err
+	}
 	if err := f.interrupted(ctx, started); err != nil {
 		return err
 	}
 	watching, stop := context.WithCancel(context.WithoutCancel(ctx))
-	events, err := snapshot.Watch(watching, f.bracket.clients.Snapshots, f.group.Claims[0].Namespace, snapshot.OfBackup(f.backup.Name))
+	events, err := snapshot.Watch(watching, f.bracket.clients.Snapshots, f.group.Claims[0].Namespace, f.backup)
 	if err != nil {
 		stop()
 		return err
@@ -168,14 +182,14 @@ func (f *freeze) freeze(ctx context.Context, planner *quiesce.Planner, plan *qui
 // interrupted recognizes that an earlier process of this backup has begun with
 // this group and died: what is left could not be of the same moment.
 func (f *freeze) interrupted(ctx context.Context, started time.Time) error {
-	list, err := f.bracket.clients.Snapshots.SnapshotV1().VolumeSnapshots(f.group.Claims[0].Namespace).
-		List(ctx, metav1.ListOptions{LabelSelector: snapshot.OfBackup(f.backup.Name).String()})
+	list, err := snapshot.List(ctx, f.bracket.clients.Snapshots, f.group.Claims[0].Namespace, snapshot.OfBackup(f.backup.Name).String())
 	if err != nil {
-		return fmt.Errorf("list the VolumeSnapshots of backup %s: %w", f.backup.Name, err)
+		return err
 	}
-	for _, vs := range list.Items {
-		source := vs.Spec.Source.PersistentVolumeClaimName
-		if source == nil || vs.CreationTimestamp.Time.Before(started.Truncate(time.Second)) {
+	for i := range list {
+		vs := &list[i]
+		source, uid := vs.Spec.Source.PersistentVolumeClaimName, vs.Labels[velerov1.BackupUIDLabel]
+		if source == nil || vs.CreationTimestamp.Time.Before(started.Truncate(time.Second)) || snapshot.Foreign(vs, f.backup) || (f.twin && uid == "") {
 			continue
 		}
 		if f.covers(*source) {
@@ -184,6 +198,67 @@ func (f *freeze) interrupted(ctx context.Context, started time.Time) error {
 		}
 	}
 	return nil
+}
+
+// findTwin looks for a Backup of this name of another Velero. Without the right to
+// look, it is only found out afterwards that a thaw was for another's snapshot.
+func (f *freeze) findTwin(ctx context.Context) error {
+	backups := &velerov1.BackupList{}
+	err := f.bracket.clients.Objects.List(ctx, backups, crclient.MatchingFields{"metadata.name": f.backup.Name})
+	if err != nil && !apierrors.IsForbidden(err) {
+		return fmt.Errorf("list the Backups of the name %s: %w", f.backup.Name, err)
+	}
+	f.twin = slices.ContainsFunc(backups.Items, func(b velerov1.Backup) bool { return b.Name == f.backup.Name && b.Namespace != f.backup.Namespace })
+	return nil
+}
+
+// see takes note of a VolumeSnapshot of a claim. The claim is cut when all of its
+// VolumeSnapshots are that may be Velero's own, which are none before its turn.
+func (f *freeze) see(claim, name string, isCut bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, known := f.seen[claim][name]
+	at, ours := f.stages[claim]
+	if !ours || at == waiting || (!known && f.named[claim]) || f.foreign[name] {
+		f.foreign[name] = ours && !known
+		return
+	}
+	if f.seen[claim] == nil {
+		f.seen[claim] = map[string]bool{}
+	}
+	f.seen[claim][name] = isCut || f.seen[claim][name]
+	f.reach(claim)
+}
+
+// name takes note of which VolumeSnapshot Velero has taken of a claim, and reports
+// whether it was seen cut.
+func (f *freeze) name(claim, name string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	isCut := f.seen[claim][name]
+	f.seen[claim], f.named[claim] = map[string]bool{name: isCut}, true
+	delete(f.foreign, name)
+	f.reach(claim)
+	return isCut
+}
+
+// reach sets how far the snapshots of a claim are. The caller holds mu.
+func (f *freeze) reach(claim string) {
+	f.stages[claim] = cut
+	for _, isCut := range f.seen[claim] {
+		if !isCut || (f.twin && !f.named[claim]) {
+			f.stages[claim] = created
+		}
+	}
+	f.stir()
+}
+
+// stir has hold look again.
+func (f *freeze) stir() {
+	select {
+	case f.moved <- struct{}{}:
+	default:
+	}
 }
 
 func (f *freeze) covers(claim string) bool {
@@ -196,10 +271,7 @@ func (f *freeze) move(claim string, to stage) {
 	if at, ok := f.stages[claim]; ok && at < to {
 		f.stages[claim] = to
 	}
-	select {
-	case f.moved <- struct{}{}:
-	default:
-	}
+	f.stir()
 }
 
 // patience is how long the freeze may last with nothing happening: while the
@@ -248,9 +320,9 @@ func (f *freeze) hold(ctx context.Context, events <-chan snapshot.Event) {
 			}
 			switch event.Kind {
 			case snapshot.Created:
-				f.move(event.Claim, created)
+				f.see(event.Claim, event.Snapshot, false)
 			case snapshot.Cut:
-				f.move(event.Claim, cut)
+				f.see(event.Claim, event.Snapshot, true)
 				grace, trouble = nil, nil
 			case snapshot.Begun, snapshot.Bound: // the thaw does not wait for it
 			case snapshot.Failed:
@@ -280,13 +352,18 @@ func (f *freeze) leave(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 	if f.session == nil { // complained already, or nothing is to be quiesced
 		return nil
 	}
-	f.await(claim.Name)
-	select {
-	case <-f.over:
-	default:
+	name := claim.Annotations[velerov1.VolumeSnapshotLabel]
+	thawed := f.thawed() // for what was cut by then
+	isCut := name == "" || f.name(claim.Name, name)
+	f.await(claim.Name, name)
+	if !f.thawed() {
 		return nil // held for the volumes that are left
 	}
 	report := f.session.Report()
+	if thawed && !isCut && report.Broken == nil {
+		report.Broken = fmt.Errorf("the workload was thawed when another VolumeSnapshot of the claim with this backup's name was cut, and not %s: another Velero may have a backup of the same name", name)
+		f.log.Warnf("Claim %s/%s: %v", claim.Namespace, claim.Name, report.Broken)
+	}
 	broken := errors.Join(report.Broken, report.Stuck)
 	if report.Broken == nil || f.group.OnError == quiesce.Continue {
 		return nil // a thaw that is stuck has been reported as an error
@@ -295,9 +372,18 @@ func (f *freeze) leave(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 	return fmt.Errorf("the snapshot of claim %s/%s is not consistent and is deleted: %s: %w", claim.Namespace, claim.Name, f.group.Name(), broken)
 }
 
+func (f *freeze) thawed() bool {
+	select {
+	case <-f.over:
+		return true
+	default:
+		return false
+	}
+}
+
 // await lets our watch catch up with Velero's poll, and thaws when the last
 // claim is here and the watch is still silent.
-func (f *freeze) await(claim string) {
+func (f *freeze) await(claim, name string) {
 	timeout := time.After(cutLimit)
 	for {
 		f.mu.Lock()
@@ -315,7 +401,7 @@ func (f *freeze) await(claim string) {
 			return
 		case <-time.After(5 * time.Millisecond):
 		case <-timeout:
-			f.move(claim, cut) // Velero has seen its handle
+			f.see(claim, name, true) // Velero has seen its handle
 			timeout = nil
 		}
 	}
@@ -342,7 +428,7 @@ func (f *freeze) discard(ctx context.Context, claim *corev1.PersistentVolumeClai
 	if len(uploads.Items) > 0 {
 		return // its controller cleans up the snapshot that it was given
 	}
-	if err := snapshot.Delete(ctx, f.bracket.clients.Snapshots, claim.Namespace, snapshot.OfBackup(f.backup.Name), claim.Name); err != nil {
+	if err := snapshot.DeleteAll(ctx, f.bracket.clients.Snapshots, snapshot.Target{Namespace: claim.Namespace, Name: claim.Annotations[velerov1.VolumeSnapshotLabel]}); err != nil {
 		f.log.Errorf("%v", err)
 	}
 }

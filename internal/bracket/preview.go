@@ -19,8 +19,6 @@ const EarlyPolling = "CSI_SNAPSHOT_EARLY_FREQUENT_POLLING"
 // backup, and freezes nothing; nil without an error is that nothing would be.
 // The group comes with an error when that concerns all of it.
 func (b *Bracket) Preview(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (*quiesce.Group, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	f, err := b.decide(ctx, claim, backup)
 	if f == nil {
 		return nil, err
@@ -30,8 +28,6 @@ func (b *Bracket) Preview(ctx context.Context, claim *corev1.PersistentVolumeCla
 
 // PreviewShot is Preview for a claim whose snapshot a VolumeSnapshotter takes.
 func (b *Bracket) PreviewShot(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (*quiesce.Group, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	f, _, err := b.decideShot(ctx, claim, backup)
 	if f == nil {
 		return nil, err

@@ -44,26 +44,22 @@ func (b *Bracket) freezeForShot(ctx context.Context, shot snapshotter.Shot) (f *
 	if ref == nil {
 		return nil, false, fmt.Errorf("PersistentVolume %s is bound to no claim", shot.Volume.Name)
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	defer b.deciding.Lock(ref.Namespace)()
 	claim, err := b.clients.Kube.CoreV1().PersistentVolumeClaims(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
 	if err != nil {
 		return nil, false, fmt.Errorf("get claim %s/%s: %w", ref.Namespace, ref.Name, err)
 	}
 	key := keyOf(shot.Backup, claim)
-	if f, decided := b.shots[key]; decided {
+	if f, decided := b.known(b.shots, key); decided {
 		return f, true, nil
 	}
 	f, inUse, err = b.decideShot(ctx, claim, shot.Backup)
 	if f == nil || err != nil {
 		return nil, inUse, err
 	}
-	for i := range f.group.Claims {
-		key := keyOf(shot.Backup, &f.group.Claims[i])
-		if _, decided := b.shots[key]; !decided {
-			b.shots[key] = f
-		}
-	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f.join(b.shots)
 	return f, true, nil
 }
 
@@ -113,7 +109,7 @@ func (f *freeze) shoot(ctx context.Context, shot snapshotter.Shot) error {
 		return err
 	}
 	f.move(claim, cut)
-	f.await(claim)
+	f.await(claim, "")
 	if broken := f.broken(); broken != nil && f.group.OnError != quiesce.Continue {
 		return fmt.Errorf("claim %s/%s: %w: %s: %w", f.group.Claims[0].Namespace, claim, snapshotter.ErrInconsistent, f.group.Name(), broken)
 	}

@@ -41,6 +41,7 @@ type memory struct {
 	client crclient.WithWatch
 	clock  clock.PassiveClock
 
+	asking  Keyed // by what is asked for; mu is not held during a request
 	mu      sync.Mutex
 	objects map[string]answer
 	lists   *lru.Cache // of answers
@@ -54,21 +55,17 @@ type answer struct {
 }
 
 func (m *memory) get(ctx context.Context, client crclient.WithWatch, name crclient.ObjectKey, into crclient.Object, options ...crclient.GetOption) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	key := fmt.Sprintf("%T %s", into, name)
+	defer m.asking.Lock(key)()
 	if m.recall(key, into) {
 		return nil
 	}
-	if _, ok := into.(*corev1.PersistentVolume); ok {
-		if m.volumes++; m.volumes == listVolumesFrom {
-			m.volumes = 0
-			if err := m.listVolumes(ctx); err != nil {
-				return err
-			}
-			if m.recall(key, into) {
-				return nil
-			}
+	if _, ok := into.(*corev1.PersistentVolume); ok && m.countVolume() {
+		if err := m.listVolumes(ctx); err != nil {
+			return err
+		}
+		if m.recall(key, into) {
+			return nil
 		}
 	}
 	if err := client.Get(ctx, name, into, options...); err != nil {
@@ -78,11 +75,19 @@ func (m *memory) get(ctx context.Context, client crclient.WithWatch, name crclie
 	return nil
 }
 
-func (m *memory) list(ctx context.Context, client crclient.WithWatch, into crclient.ObjectList, options ...crclient.ListOption) error {
+// countVolume reports whether the volumes that were asked for one by one are enough
+// for a list of all.
+func (m *memory) countVolume() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.volumes = (m.volumes + 1) % listVolumesFrom
+	return m.volumes == 0
+}
+
+func (m *memory) list(ctx context.Context, client crclient.WithWatch, into crclient.ObjectList, options ...crclient.ListOption) error {
 	applied := (&crclient.ListOptions{}).ApplyOptions(options)
 	key := fmt.Sprintf("%T %s %v %v", into, applied.Namespace, applied.LabelSelector, applied.FieldSelector)
+	defer m.asking.Lock(key)()
 	if m.recall(key, into) {
 		return nil
 	}
@@ -114,6 +119,8 @@ func (m *memory) listVolumes(ctx context.Context) error {
 }
 
 func (m *memory) remember(key string, object any) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	answer := answer{object, m.clock.Now().Add(memoryLife)}
 	if _, ok := object.(crclient.ObjectList); ok {
 		m.lists.Add(key, answer)
@@ -124,6 +131,8 @@ func (m *memory) remember(key string, object any) {
 
 // recall copies what is remembered, as deep as a client's answer is.
 func (m *memory) recall(key string, into any) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	known, ok := m.objects[key]
 	if list, found := m.lists.Get(key); found {
 		known, ok = list.(answer)

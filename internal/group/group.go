@@ -61,9 +61,10 @@ type run struct {
 	selection *selection.Selection
 	snapshots *snapshot.Follower
 
-	// deciding is held while a claim's group is made, so that claims which are
+	// deciding is held, by namespace, while a claim's group is made, so that claims which are
 	// asked for at the same time end up in the same one.
-	deciding sync.Mutex
+	deciding cluster.Keyed
+	mu       sync.Mutex
 	groups   map[types.NamespacedName]*group
 
 	records  recordsOnce
@@ -119,11 +120,12 @@ func (g *Groups) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim,
 // groupOf returns the group of a claim. The first call for any claim of a group
 // decides for all of them.
 func (r *run) groupOf(ctx context.Context, claim *corev1.PersistentVolumeClaim) (*group, error) {
-	r.deciding.Lock()
-	defer r.deciding.Unlock()
-	key := keyOf(claim)
-	if group, decided := r.groups[key]; decided {
-		return group, nil
+	defer r.deciding.Lock(claim.Namespace)()
+	r.mu.Lock()
+	known, decided := r.groups[keyOf(claim)]
+	r.mu.Unlock()
+	if decided {
+		return known, nil
 	}
 	quiesced, err := r.decide(ctx, claim)
 	if quiesced == nil {
@@ -131,6 +133,8 @@ func (r *run) groupOf(ctx context.Context, claim *corev1.PersistentVolumeClaim) 
 	}
 	group := newGroup(r, quiesced)
 	group.failed = err
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for i := range quiesced.Claims {
 		key := keyOf(&quiesced.Claims[i])
 		if _, decided := r.groups[key]; !decided {

@@ -57,8 +57,8 @@ func (r *run) settle(ctx context.Context) error {
 
 // tellLost reports the snapshots that Velero was to back up and did not find.
 func (r *run) tellLost(ctx context.Context, there []snapshotv1.VolumeSnapshot) {
-	r.deciding.Lock()
-	defer r.deciding.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for claim, g := range r.groups {
 		m := g.members[claim.Name]
 		vs, _ := m.answered.Load().(*snapshotv1.VolumeSnapshot)

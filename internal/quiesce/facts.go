@@ -116,9 +116,9 @@ type Namespaces struct {
 	clock    clock.PassiveClock
 	log      logrus.FieldLogger
 
-	mu     sync.Mutex
-	recent *lru.Cache // namespace → gathered
-	told   map[string]bool
+	gathering cluster.Keyed // by namespace
+	recent    *lru.Cache    // namespace → gathered
+	told      sync.Map      // text → nothing
 }
 
 type gathered struct {
@@ -130,7 +130,7 @@ type gathered struct {
 // annotated objects, and which annotations are not acted on.
 func NewNamespaces(clients *cluster.Clients, clock clock.PassiveClock, log logrus.FieldLogger) *Namespaces {
 	return &Namespaces{
-		kube: clients.Kube, metadata: clients.Metadata, log: log, told: map[string]bool{},
+		kube: clients.Kube, metadata: clients.Metadata, log: log,
 		survey: resource.NewSurvey(clients.Kube.Discovery(), clients.Metadata, clients.Dynamic, clock, IsAnnotation, log),
 		clock:  clock,
 		recent: lru.New(factsKept),
@@ -143,8 +143,7 @@ func (n *Namespaces) Unread() []resource.Unread { return n.survey.Unread() }
 // Recent gives facts that are a minute old at most: enough for what is not
 // snapshotted yet.
 func (n *Namespaces) Recent(ctx context.Context, namespace string) (*Facts, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	defer n.gathering.Lock(namespace)()
 	if last := n.last(namespace); last != nil {
 		return last, nil
 	}
@@ -155,8 +154,7 @@ func (n *Namespaces) Recent(ctx context.Context, namespace string) (*Facts, erro
 // nothing is to be quiesced, which is what Velero's calls for most volumes come down
 // to. While no pod changes it takes one request, for metadata.
 func (n *Namespaces) Current(ctx context.Context, namespace string) (*Facts, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	defer n.gathering.Lock(namespace)()
 	if last := n.last(namespace); last != nil {
 		pods, err := n.metadata.Resource(corev1.SchemeGroupVersion.WithResource("pods")).Namespace(namespace).List(ctx, metav1.ListOptions{})
 		if err == nil && !slices.ContainsFunc(pods.Items, func(pod metav1.PartialObjectMetadata) bool {
@@ -180,8 +178,7 @@ func (n *Namespaces) last(namespace string) *Facts {
 
 // Now gathers afresh.
 func (n *Namespaces) Now(ctx context.Context, namespace string) (*Facts, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	defer n.gathering.Lock(namespace)()
 	return n.gather(ctx, namespace, true)
 }
 
@@ -195,14 +192,13 @@ func (n *Namespaces) gather(ctx context.Context, namespace string, now bool) (*F
 		return nil, err
 	}
 	for _, idle := range facts.Idle() {
-		switch {
-		case n.told[idle.Text]:
+		switch _, told := n.told.LoadOrStore(idle.Text, nil); {
+		case told:
 		case idle.Warning:
 			n.log.Warn(idle.Text)
 		default:
 			n.log.Info(idle.Text)
 		}
-		n.told[idle.Text] = true
 	}
 	if facts.unread != nil { // the next call tries again
 		n.log.Warnf("Quiesce annotations of workloads in namespace %s cannot be looked for: %v; what they ask for is not known, and not done", namespace, facts.unread)

@@ -59,12 +59,20 @@ func OfBackup(backupName string) labels.Selector {
 	return labels.SelectorFromSet(labels.Set{velerov1.BackupNameLabel: label.GetValidName(backupName)})
 }
 
+// Foreign reports whether a VolumeSnapshot with a backup's name is marked as that of
+// another backup: another Velero may have one of the same name.
+func Foreign(vs *snapshotv1.VolumeSnapshot, backup *velerov1.Backup) bool {
+	uid := vs.Labels[velerov1.BackupUIDLabel]
+	return uid != "" && uid != string(backup.UID)
+}
+
 // watcher follows the snapshots of one namespace and backup.
 type watcher struct {
 	client    versioned.Interface
 	namespace string
 	selector  string
 
+	backup *velerov1.Backup // whose snapshots they are; nil where the selector says it
 	signs  bool             // tells of others' contents, too
 	since  map[string]bool  // UIDs of snapshots from before
 	known  map[string]known // by name of the content
@@ -79,15 +87,16 @@ func (k known) event(kind EventKind) Event {
 }
 
 // Watch follows the VolumeSnapshots of a namespace that come into being from
-// now on. It has its watches open when it returns. The channel is closed when
+// now on and that Velero may have taken for a backup. It has its watches open when it returns. The channel is closed when
 // ctx ends.
 //
 // It looks at the VolumeSnapshotContents, which the CSI sidecar writes as soon
 // as the driver has answered; a VolumeSnapshot's own status comes later. The
 // contents are watched from now on and never listed: a cluster can have
 // thousands.
-func Watch(ctx context.Context, client versioned.Interface, namespace string, selector labels.Selector) (<-chan Event, error) {
-	w := newWatcher(client, namespace, selector)
+func Watch(ctx context.Context, client versioned.Interface, namespace string, backup *velerov1.Backup) (<-chan Event, error) {
+	w := newWatcher(client, namespace, OfBackup(backup.Name))
+	w.backup = backup
 	before, err := w.list(ctx)
 	if err != nil {
 		return nil, err
@@ -219,7 +228,7 @@ func (w *watcher) follow(ctx context.Context, snapshots, contents watch.Interfac
 
 // snapshot takes note of a VolumeSnapshot and of what its status says.
 func (w *watcher) snapshot(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
-	if w.since[string(vs.UID)] || vs.Spec.Source.PersistentVolumeClaimName == nil {
+	if w.since[string(vs.UID)] || vs.Spec.Source.PersistentVolumeClaimName == nil || (w.backup != nil && Foreign(vs, w.backup)) {
 		return
 	}
 	of := known{vs.Namespace, *vs.Spec.Source.PersistentVolumeClaimName, vs.Name}

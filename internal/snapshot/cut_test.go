@@ -10,6 +10,7 @@ import (
 	"github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned/fake"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -132,7 +133,7 @@ type follower struct {
 
 func (s *storage) follow() *follower {
 	s.t.Helper()
-	events, err := Watch(s.t.Context(), s, "shop", OfBackup("nightly"))
+	events, err := Watch(s.t.Context(), s, "shop", &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Name: "nightly"}})
 	require.NoError(s.t, err)
 	return &follower{s.t, events}
 }
@@ -379,7 +380,7 @@ func TestTheServerIsAwayForAWhile(t *testing.T) {
 
 func TestWatchEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
-	events, err := Watch(ctx, newStorage(t), "shop", OfBackup("nightly"))
+	events, err := Watch(ctx, newStorage(t), "shop", &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Name: "nightly"}})
 	require.NoError(t, err)
 	cancel()
 	select {
@@ -405,7 +406,7 @@ func TestWatchSaysWhatCannotBeRead(t *testing.T) {
 			} else {
 				s.PrependReactor(test.verb, test.resource, func(clienttesting.Action) (bool, runtime.Object, error) { return true, nil, forbidden })
 			}
-			_, err := Watch(t.Context(), s, "shop", OfBackup("nightly"))
+			_, err := Watch(t.Context(), s, "shop", &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Name: "nightly"}})
 			require.EqualError(t, err, test.text)
 		})
 	}
