@@ -16,7 +16,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
+	"k8s.io/utils/ptr"
 	kjson "sigs.k8s.io/json"
+
+	"stillpoint.io/stillpoint/internal/config"
 )
 
 // Names in the pods of tasks. They are Kanister's, because a podOverride names
@@ -262,8 +265,19 @@ func (t *Tasks) runPod(ctx context.Context, task *Task, access *access) (map[str
 	if err := task.within(pod.Namespace); err != nil {
 		return nil, err
 	}
-	// Known beforehand, so that a pod can be deleted of which nobody has heard
-	// that it was made.
+	own := []string{taskContainer}
+	if task.Func == multiContainerRun {
+		own = []string{outputContainer, backgroundContainer}
+	}
+	var settings config.HelperPods
+	if t.Pods != nil {
+		settings = t.Pods(ctx)
+	}
+	if err := fillDefaults(&pod.Spec, settings); err != nil {
+		return nil, err
+	}
+	// The name is chosen here, so that the pod can be deleted even if the answer of
+	// the API server is lost.
 	pod.Name = podPrefix + rand.String(8)
 	if limit, ok := ctx.Deadline(); ok && pod.Spec.ActiveDeadlineSeconds == nil {
 		seconds := int64(max(time.Until(limit)+podGrace, time.Second).Seconds())
@@ -272,6 +286,14 @@ func (t *Tasks) runPod(ctx context.Context, task *Task, access *access) (map[str
 	title := fmt.Sprintf("pod %s/%s", pod.Namespace, pod.Name)
 	pods := access.kube.CoreV1().Pods(pod.Namespace)
 	created, err := pods.Create(ctx, pod, metav1.CreateOptions{FieldManager: fieldManager})
+	if apierrors.IsForbidden(err) && strings.Contains(err.Error(), "runAsNonRoot != true") {
+		// The namespace refuses what may run as root: the image has to do without.
+		settings.SecurityContext = &corev1.SecurityContext{RunAsNonRoot: ptr.To(true)}
+		if err := fillDefaults(&pod.Spec, settings); err != nil {
+			return nil, err
+		}
+		created, err = pods.Create(ctx, pod, metav1.CreateOptions{FieldManager: fieldManager})
+	}
 	if err == nil || passing(err) {
 		defer t.remove(ctx, access, pod, title)
 	}
@@ -285,19 +307,13 @@ func (t *Tasks) runPod(ctx context.Context, task *Task, access *access) (map[str
 			return false, err.Error(), giveUp(err)
 		}
 		pod = seen
-		switch pod.Status.Phase {
-		case corev1.PodSucceeded:
-			return true, "", nil
-		case corev1.PodFailed:
-			return false, "", errors.New("it failed: " + stateOf(pod))
-		case corev1.PodPending, corev1.PodRunning, corev1.PodUnknown:
-		}
-		return false, stateOf(pod), hopeless(pod)
+		done, err := over(pod, own)
+		return done, stateOf(pod), err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w%s", title, err, t.lastWords(ctx, access, task, pod))
+		return nil, fmt.Errorf("%s: %w%s", title, err, t.lastWords(ctx, access, task, pod, own[0]))
 	}
-	log, err := pods.GetLogs(pod.Name, &corev1.PodLogOptions{Container: pod.Spec.Containers[0].Name}).Stream(ctx)
+	log, err := pods.GetLogs(pod.Name, &corev1.PodLogOptions{Container: own[0]}).Stream(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("read the log of %s: %w", title, err)
 	}
@@ -353,22 +369,50 @@ func stateOf(pod *corev1.Pod) string {
 	return strings.Join(parts, "; ")
 }
 
+// over reports whether the task of a pod is done, which is when its own containers
+// have ended: one that was injected, such as the proxy of a service mesh, may run on.
+// The error says that it has failed.
+func over(pod *corev1.Pod, own []string) (done bool, err error) {
+	running := len(own)
+	for _, status := range pod.Status.ContainerStatuses {
+		ended := status.State.Terminated
+		switch {
+		case ended == nil || !slices.Contains(own, status.Name):
+		case ended.ExitCode == 0:
+			running--
+		case pod.Spec.RestartPolicy == corev1.RestartPolicyNever:
+			return false, errors.New("it failed: " + stateOf(pod))
+		}
+	}
+	switch {
+	case running == 0, pod.Status.Phase == corev1.PodSucceeded:
+		return true, nil
+	case pod.Status.Phase == corev1.PodFailed:
+		return false, errors.New("it failed: " + stateOf(pod))
+	}
+	return false, hopeless(pod)
+}
+
 // hopeless is an error when a pod waits for what will never come.
 func hopeless(pod *corev1.Pod) error {
 	for _, status := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
-		if waiting := status.State.Waiting; waiting != nil && slices.Contains([]string{"InvalidImageName", "ErrImageNeverPull"}, waiting.Reason) {
+		waiting := status.State.Waiting
+		switch {
+		case waiting == nil:
+		case slices.Contains([]string{"InvalidImageName", "ErrImageNeverPull"}, waiting.Reason):
 			return errors.New(stateOf(pod))
+		case strings.Contains(waiting.Message, "runAsNonRoot"):
+			return fmt.Errorf("%s; runAsUser chooses another user, in podOverride or in helperPods.securityContext of the configuration", stateOf(pod))
 		}
 	}
 	return nil
 }
 
 // lastWords are the last lines in the log of the container that failed, or else
-// of the first one, ready to be put behind an error.
-func (t *Tasks) lastWords(ctx context.Context, access *access, task *Task, pod *corev1.Pod) string {
+// of the given one, ready to be put behind an error.
+func (t *Tasks) lastWords(ctx context.Context, access *access, task *Task, pod *corev1.Pod, container string) string {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeLimit)
 	defer cancel()
-	container := pod.Spec.Containers[0].Name
 	for _, status := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
 		if ended := status.State.Terminated; ended != nil && ended.ExitCode != 0 {
 			container = status.Name

@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/config"
 )
 
 // The marks of a task; their value is Task.Owner.
@@ -158,6 +159,10 @@ var taskKinds = sync.OnceValue(func() map[string]taskKind {
 type Tasks struct {
 	// Warn is told what is no error but should not go unnoticed; nil is not.
 	Warn func(format string, args ...any)
+
+	// Pods returns the defaults of pods; nil has those that hold without a
+	// configuration.
+	Pods func(ctx context.Context) config.HelperPods
 
 	clients *cluster.Clients
 	// as makes the clients of a user.

@@ -13,6 +13,7 @@ import (
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 )
@@ -28,6 +29,12 @@ func shape(at string, value any, want reflect.Type) []error {
 		return nil
 	}
 	kind := ""
+	if want == reflect.TypeFor[resource.Quantity]() {
+		if quantity, err := resource.ParseQuantity(fmt.Sprint(value)); err != nil || quantity.Sign() < 0 {
+			return []error{fmt.Errorf("%s is %s, must be a quantity such as 100m or 64Mi", at, show(value))}
+		}
+		return nil
+	}
 	switch want.Kind() {
 	case reflect.Struct:
 		if value, ok := value.(map[string]any); ok {
@@ -70,7 +77,7 @@ func shape(at string, value any, want reflect.Type) []error {
 			return nil
 		}
 		kind = "true or false"
-	case reflect.Int:
+	case reflect.Int, reflect.Int64:
 		if number, ok := value.(float64); ok && number == math.Trunc(number) {
 			return nil
 		}
@@ -150,6 +157,20 @@ func (c *Config) faults() []error {
 	faults = append(faults, c.Restore.faults("restore")...)
 	if c.NodeThaw != nil {
 		faults = append(faults, c.NodeThaw.faults("nodeThaw")...)
+	}
+	return append(faults, c.HelperPods.faults("helperPods")...)
+}
+
+func (h HelperPods) faults(at string) []error {
+	var faults []error
+	resources := h.Requirements()
+	for name, request := range resources.Requests {
+		if limit, ok := resources.Limits[name]; ok && request.Cmp(limit) > 0 {
+			faults = append(faults, fmt.Errorf("%s is %s, must not be more than the limit, %s", join(at+".resources.requests", string(name)), request.String(), limit.String()))
+		}
+	}
+	if s := h.SecurityContext; s != nil && s.Privileged != nil && *s.Privileged {
+		faults = append(faults, fmt.Errorf("%s.securityContext.privileged is true, must be the podOverride of the one blueprint that needs it", at))
 	}
 	return faults
 }

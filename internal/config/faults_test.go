@@ -117,6 +117,15 @@ func TestFaults(t *testing.T) {
 		"all values of another kind":  {doc: "snapshotClasses: [{class: 5, name: a}]\nrestore: 7", err: "restore is 7, must be a map with the keys: deletionPolicy, drivers, snapshotClasses, volumesWithoutData\nsnapshotClasses[0].class is 5, must be a string\nsnapshotClasses[0].name is an unknown key; valid keys: class, match"},
 		"keys and values at one time": {doc: "snapshotClasses: [{klass: a}]", err: "snapshotClasses[0].klass is an unknown key; valid keys: class, match\nsnapshotClasses[0].class is missing; it is the name of a VolumeSnapshotClass"},
 
+		"no quantity":              {doc: "helperPods: {resources: {limits: {cpu: much}}}", err: `helperPods.resources.limits.cpu is "much", must be a quantity such as 100m or 64Mi`},
+		"a quantity below 0":       {doc: "helperPods: {resources: {limits: {cpu: -1}}}", err: `helperPods.resources.limits.cpu is -1, must be a quantity such as 100m or 64Mi`},
+		"more than the limit":      {doc: "helperPods: {resources: {requests: {cpu: 2, example.com/gpu: 2}, limits: {cpu: 1, example.com/gpu: 2}}}", err: `helperPods.resources.requests.cpu is 2, must not be more than the limit, 1`},
+		"unknown key of resources": {doc: "helperPods: {resources: {limit: {cpu: 1}}}", err: `helperPods.resources.limit is an unknown key; valid keys: claims, limits, requests`},
+		"a user by name":           {doc: "helperPods: {securityContext: {runAsUser: nobody}}", err: `helperPods.securityContext.runAsUser is "nobody", must be a whole number`},
+		"all pods privileged":      {doc: "helperPods: {securityContext: {privileged: true}}", err: `helperPods.securityContext.privileged is true, must be the podOverride of the one blueprint that needs it`},
+		"defaults of helper pods":  {doc: "helperPods: {resources: {limits: {memory: 1Gi, cpu: 0.5}}, securityContext: {runAsUser: 1000, capabilities: {drop: [ALL]}, seccompProfile: {type: Localhost, localhostProfile: a.json}}}"},
+		"none of the helper pods":  {doc: "helperPods: {resources: {}}"},
+
 		"null rule":        {doc: "snapshotClasses: [null]", err: "snapshotClasses[0].class is missing; it is the name of a VolumeSnapshotClass"},
 		"bad class":        {doc: "snapshotClasses: [{class: Gold}]", err: `snapshotClasses[0].class is "Gold", must be the name of a VolumeSnapshotClass: ` + subdomain},
 		"bad driver":       {doc: "snapshotClasses: [{class: a, match: {drivers: [a, 'csi.*']}}]", err: `snapshotClasses[0].match.drivers[1] is "csi.*", must be the name of a CSI driver: ` + subdomain},

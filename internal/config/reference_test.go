@@ -8,6 +8,7 @@ import (
 	"os"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"text/template"
@@ -98,11 +99,14 @@ func structOf(of reflect.Type) reflect.Type {
 	if of.Kind() == reflect.Pointer && of != reflect.TypeFor[*metav1.LabelSelector]() {
 		of = of.Elem()
 	}
-	if of.Kind() != reflect.Struct {
+	if of.Kind() != reflect.Struct || slices.Contains(ofKubernetes, of) {
 		return nil
 	}
 	return of
 }
+
+// ofKubernetes are maps of the document that Kubernetes defines.
+var ofKubernetes = []reflect.Type{reflect.TypeFor[corev1.ResourceRequirements](), reflect.TypeFor[corev1.SecurityContext]()}
 
 // anchor is what a link to a heading needs.
 func anchor(heading string) string {
@@ -165,6 +169,10 @@ func kindOf(t *testing.T, of reflect.Type) string {
 		return "`Retain` or `Delete`"
 	case of == reflect.TypeFor[*metav1.LabelSelector]():
 		return "[label selector](https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#resources-that-support-set-based-requirements)"
+	case of == reflect.TypeFor[*corev1.ResourceRequirements]():
+		return "[resources](https://kubernetes.io/docs/concepts/configuration/manage-resources-containers/)"
+	case of == reflect.TypeFor[*corev1.SecurityContext]():
+		return "[security context](https://kubernetes.io/docs/tasks/configure-pod-container/security-context/)"
 	case of == reflect.TypeFor[RestoreFrom]():
 		return "`any` or `export`"
 	case of == reflect.TypeFor[Quiesce]():

@@ -7,6 +7,7 @@ import (
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 )
@@ -48,6 +49,10 @@ type Config struct {
 	// node, when no container is left that could. Default: none, which tells a
 	// person what to run there.
 	NodeThaw *NodeThaw `json:"nodeThaw"`
+	// HelperPods are the defaults of the pods that Stillpoint makes for blueprints
+	// (KubeTask, MultiContainerRun); the podOverride of a blueprint wins. Default:
+	// what namespaces with quotas or with Pod Security ask for.
+	HelperPods HelperPods `json:"helperPods"`
 }
 
 // DriverProfile describes a CSI driver, as far as its snapshots go.
@@ -324,6 +329,31 @@ type NodeThaw struct {
 	// KubeletDirectory is the directory of the kubelet on the nodes. Default:
 	// `/var/lib/kubelet`.
 	KubeletDirectory string `json:"kubeletDirectory"`
+}
+
+// HelperPods are the defaults of the pods that Stillpoint makes, for each container
+// of them. The pod of nodeThaw has the resources only.
+type HelperPods struct {
+	// Resources are the requests and limits, as in the spec of a pod; `{}` is none.
+	// Default: requests of `cpu: 10m, memory: 32Mi`, limits of `cpu: 1, memory:
+	// 512Mi`.
+	Resources *corev1.ResourceRequirements `json:"resources"`
+	// SecurityContext is the security context, as in the spec of a container; what
+	// it has not is as by default. Default: `allowPrivilegeEscalation: false,
+	// capabilities: {drop: [ALL]}, seccompProfile: {type: RuntimeDefault}`, and
+	// `runAsNonRoot: true` where the namespace refuses a pod without it.
+	SecurityContext *corev1.SecurityContext `json:"securityContext"`
+}
+
+// Requirements are the resources of a container.
+func (h HelperPods) Requirements() corev1.ResourceRequirements {
+	if h.Resources != nil {
+		return *h.Resources
+	}
+	return corev1.ResourceRequirements{
+		Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("10m"), corev1.ResourceMemory: resource.MustParse("32Mi")},
+		Limits:   corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1"), corev1.ResourceMemory: resource.MustParse("512Mi")},
+	}
 }
 
 // DefaultKubeletDirectory is where a kubelet has its volumes unless it was told

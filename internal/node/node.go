@@ -77,7 +77,9 @@ func (t *Thawer) Thaw(ctx context.Context, node string, paths []string) error {
 			there[i] = settings.NodeThaw.Directory() + "/" + rest
 		}
 	}
-	if err := t.thaw(ctx, podOf(t.namespace, settings.NodeThaw, node, there)); err != nil {
+	pod := podOf(t.namespace, settings.NodeThaw, node, there)
+	pod.Spec.Containers[0].Resources = settings.HelperPods.Requirements()
+	if err := t.thaw(ctx, pod); err != nil {
 		return fmt.Errorf("thaw %s on node %s: %w", strings.Join(there, ", "), node, err)
 	}
 	return nil
@@ -105,15 +107,15 @@ func (t *Thawer) thaw(ctx context.Context, pod *corev1.Pod) error {
 		} else if apierrors.IsNotFound(err) {
 			return fmt.Errorf("pod %s/%s was deleted before it had ended", made.Namespace, made.Name)
 		}
-		switch made.Status.Phase {
-		case corev1.PodSucceeded:
+		// A container that was injected may run on when ours has ended.
+		ended := own(made).Terminated
+		switch {
+		case ended != nil && ended.ExitCode == 0, made.Status.Phase == corev1.PodSucceeded:
 			return nil
-		case corev1.PodFailed:
-			if exitCode(made) == exitNotFrozen {
-				return ErrNotFrozen
-			}
+		case ended != nil && ended.ExitCode == exitNotFrozen:
+			return ErrNotFrozen
+		case ended != nil, made.Status.Phase == corev1.PodFailed:
 			return fmt.Errorf("pod %s/%s: %s", made.Namespace, made.Name, why(made))
-		default:
 		}
 		select {
 		case <-ctx.Done():
@@ -170,25 +172,24 @@ func podOf(namespace string, settings *config.NodeThaw, node string, paths []str
 	}
 }
 
-// exitCode is that of a pod's container, 0 if it has none.
-func exitCode(pod *corev1.Pod) int32 {
+// own is the state of the container that thaws.
+func own(pod *corev1.Pod) corev1.ContainerState {
 	for _, status := range pod.Status.ContainerStatuses {
-		if ended := status.State.Terminated; ended != nil {
-			return ended.ExitCode
+		if status.Name == container {
+			return status.State
 		}
 	}
-	return 0
+	return corev1.ContainerState{}
 }
 
 // why is what a pod says of itself.
 func why(pod *corev1.Pod) string {
-	for _, status := range pod.Status.ContainerStatuses {
-		if ended := status.State.Terminated; ended != nil {
-			return fmt.Sprintf("exit code %d: %s", ended.ExitCode, cmp.Or(strings.TrimSpace(ended.Message), ended.Reason, "no output"))
-		}
-		if waiting := status.State.Waiting; waiting != nil && waiting.Reason != "" {
-			return strings.TrimSuffix(waiting.Reason+": "+waiting.Message, ": ")
-		}
+	state := own(pod)
+	if ended := state.Terminated; ended != nil {
+		return fmt.Sprintf("exit code %d: %s", ended.ExitCode, cmp.Or(strings.TrimSpace(ended.Message), ended.Reason, "no output"))
+	}
+	if waiting := state.Waiting; waiting != nil && waiting.Reason != "" {
+		return strings.TrimSuffix(waiting.Reason+": "+waiting.Message, ": ")
 	}
 	return cmp.Or(strings.Trim(pod.Status.Reason+": "+pod.Status.Message, ": "), "it has not started")
 }

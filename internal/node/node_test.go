@@ -44,18 +44,19 @@ func thawer(t *testing.T, settings *config.NodeThaw, status corev1.PodStatus, th
 func TestThaw(t *testing.T) {
 	ended := func(phase corev1.PodPhase, code int32, message string) corev1.PodStatus {
 		return corev1.PodStatus{Phase: phase, ContainerStatuses: []corev1.ContainerStatus{{
-			State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: code, Message: message}},
+			Name: "thaw", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: code, Message: message}},
 		}}}
 	}
 	for name, test := range map[string]struct {
 		status corev1.PodStatus
 		err    string
 	}{
-		"thawed":       {status: ended(corev1.PodSucceeded, 0, "")},
-		"no such path": {status: ended(corev1.PodFailed, 1, "nothing is mounted at /p\n"), err: "exit code 1: nothing is mounted at /p"},
-		"refused":      {status: corev1.PodStatus{Phase: corev1.PodFailed, Reason: "OutOfpods", Message: "Node is full"}, err: "OutOfpods: Node is full"},
+		"thawed":           {status: ended(corev1.PodSucceeded, 0, "")},
+		"beside a sidecar": {status: ended(corev1.PodRunning, 0, "")},
+		"no such path":     {status: ended(corev1.PodFailed, 1, "nothing is mounted at /p\n"), err: "exit code 1: nothing is mounted at /p"},
+		"refused":          {status: corev1.PodStatus{Phase: corev1.PodFailed, Reason: "OutOfpods", Message: "Node is full"}, err: "OutOfpods: Node is full"},
 		"no image": {status: corev1.PodStatus{Phase: corev1.PodPending, ContainerStatuses: []corev1.ContainerStatus{{
-			State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: "not found"}},
+			Name: "thaw", State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: "not found"}},
 		}}}, err: "ErrImagePull: not found: context deadline exceeded"},
 		"no kubelet": {err: "it has not started: context deadline exceeded"},
 	} {

@@ -51,6 +51,7 @@ func NewPlanner(ctx context.Context, clients *cluster.Clients, executor Executor
 	clock := clock.RealClock{}
 	tasks := blueprint.NewTasks(clients)
 	tasks.Warn = warn
+	tasks.Pods = func(context.Context) config.HelperPods { return settings.HelperPods }
 	tools := Tools{
 		Executor: executor,
 		Tasks:    tasks,

@@ -62,11 +62,19 @@ type Undone struct {
 
 // NewUndoer returns an Undoer for a cluster.
 func NewUndoer(clients *cluster.Clients, settings func(context.Context) (*config.Config, error), clock clock.Clock) *Undoer {
+	tasks := blueprint.NewTasks(clients)
+	// A configuration that is not valid must not keep anything quiesced.
+	tasks.Pods = func(ctx context.Context) config.HelperPods {
+		if c, err := settings(ctx); err == nil {
+			return c.HelperPods
+		}
+		return config.HelperPods{}
+	}
 	return &Undoer{
 		Book:     intent.NewBook(clients, clock),
 		Kube:     clients.Kube,
 		Executor: cluster.NewExecutor(clients),
-		Tasks:    blueprint.NewTasks(clients),
+		Tasks:    tasks,
 		Nodes:    node.New(clients, settings),
 		Clock:    clock,
 	}

@@ -13,7 +13,9 @@ import (
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 
@@ -167,12 +169,16 @@ func task(t *testing.T, namespace, confinedTo, function string, args kanister.Ar
 }
 
 func shell(command string) kanister.Args {
-	return kanister.Args{"image": cluster.Image, "command": []any{"sh", "-c", command}, "podOverride": map[string]any{"terminationGracePeriodSeconds": 1}}
+	return kanister.Args{"image": cluster.Image, "command": []any{"sh", "-c", command}, "podOverride": map[string]any{
+		"terminationGracePeriodSeconds": 1, "securityContext": map[string]any{"runAsUser": 65534},
+	}}
 }
 
+// testTaskPods runs tasks where Pod Security is restricted and a quota holds.
 func testTaskPods(t *testing.T, c *cluster.Cluster) {
 	run := tasks(t, c)
 	namespace := c.Namespace(t, "e2e")
+	restrict(t, c, namespace)
 	within := func(limit time.Duration) context.Context {
 		ctx, cancel := context.WithTimeout(t.Context(), limit)
 		t.Cleanup(cancel)
@@ -187,6 +193,19 @@ func testTaskPods(t *testing.T, c *cluster.Cluster) {
 	outputs, err := run.Run(within(time.Minute), task(t, namespace, "", "KubeTask", shell(`echo '###Phase-output###: {"key":"a","value":"b"}'; echo tail`)))
 	require.NoError(t, err)
 	assert.Equal(t, map[string]any{"a": "b"}, outputs)
+
+	meshed := shell(`echo '###Phase-output###: {"key":"a","value":"c"}'`)
+	meshed["podOverride"] = map[string]any{"securityContext": map[string]any{"runAsUser": 65534}, "terminationGracePeriodSeconds": 1, "containers": []any{
+		map[string]any{"name": "proxy", "image": cluster.Image, "command": []any{"sleep", "infinity"}},
+	}}
+	outputs, err = run.Run(within(time.Minute), task(t, namespace, "", "KubeTask", meshed))
+	require.NoError(t, err, "a task is over when its own container has ended")
+	assert.Equal(t, map[string]any{"a": "c"}, outputs)
+
+	root := shell("true")
+	delete(root, "podOverride")
+	_, err = run.Run(within(time.Minute), task(t, namespace, "", "KubeTask", root))
+	require.ErrorContains(t, err, "runAsUser chooses another user")
 
 	_, err = run.Run(within(time.Minute), task(t, namespace, "", "KubeTask", shell("echo out of luck; exit 3")))
 	require.ErrorContains(t, err, "container container ended with code 3")
@@ -206,11 +225,32 @@ func testTaskPods(t *testing.T, c *cluster.Cluster) {
 		"backgroundImage": cluster.Image, "backgroundCommand": []any{"sh", "-c", "echo 7 >/shared/pipe"},
 		"outputImage": cluster.Image, "outputCommand": []any{"sh", "-c", `read n </shared/pipe; echo "###Phase-output###: {\"key\":\"n\",\"value\":\"$n\"}"`},
 		"sharedVolumeDir": "/shared", "sharedVolumeMedium": "Memory", "sharedVolumeSizeLimit": "1Mi",
+		"podOverride": map[string]any{"securityContext": map[string]any{"runAsUser": 65534}},
 	}))
 	require.NoError(t, err)
 	assert.Equal(t, map[string]any{"n": "7"}, outputs)
 
 	assert.Eventually(t, func() bool { return len(pods()) == 0 }, 30*time.Second, 200*time.Millisecond, "pods are deleted whatever happens")
+}
+
+// restrict has a namespace take only pods as Pod Security has them under
+// "restricted", and with requests and limits.
+func restrict(t *testing.T, c *cluster.Cluster, namespace string) {
+	t.Helper()
+	_, err := c.Client().CoreV1().Namespaces().Patch(t.Context(), namespace, types.MergePatchType,
+		[]byte(`{"metadata":{"labels":{"pod-security.kubernetes.io/enforce":"restricted"}}}`), metav1.PatchOptions{})
+	require.NoError(t, err)
+	hard := corev1.ResourceList{}
+	for name, most := range map[corev1.ResourceName]string{"requests.cpu": "1", "requests.memory": "1Gi", "limits.cpu": "8", "limits.memory": "4Gi"} {
+		hard[name] = resource.MustParse(most)
+	}
+	quotas := c.Client().CoreV1().ResourceQuotas(namespace)
+	_, err = quotas.Create(t.Context(), &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Name: "small"}, Spec: corev1.ResourceQuotaSpec{Hard: hard}}, metav1.CreateOptions{})
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		quota, err := quotas.Get(t.Context(), "small", metav1.GetOptions{})
+		return err == nil && len(quota.Status.Hard) == len(hard)
+	}, 30*time.Second, 200*time.Millisecond, "the quota does not hold")
 }
 
 func testConfinedTasksHaveTheRightsOfTheirServiceAccount(t *testing.T, c *cluster.Cluster) {

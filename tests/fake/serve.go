@@ -155,7 +155,11 @@ func (a *API) answer(w http.ResponseWriter, r *http.Request, request Request, bo
 	switch request.Verb {
 	case "get":
 		if request.Subresource == "log" {
-			_, _ = io.WriteString(w, found.GetAnnotations()[LogAnnotation])
+			log, ok := found.GetAnnotations()[LogAnnotation+"-"+r.URL.Query().Get("container")]
+			if !ok {
+				log = found.GetAnnotations()[LogAnnotation]
+			}
+			_, _ = io.WriteString(w, log)
 			return nil
 		}
 		respond(w, http.StatusOK, request.shown(found))
@@ -182,7 +186,8 @@ func (a *API) answer(w http.ResponseWriter, r *http.Request, request Request, bo
 	return nil
 }
 
-// LogAnnotation on a pod is what a request for its log is answered with.
+// LogAnnotation on a pod is what a request for its log is answered with; with a
+// container's name behind a hyphen, one for that container's.
 const LogAnnotation = "fake/log"
 
 func (a *API) create(request Request) (*unstructured.Unstructured, error) {
