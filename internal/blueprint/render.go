@@ -375,6 +375,7 @@ func (r *rendering) task(ctx context.Context, phase *phase, function Function, a
 	task := &Task{
 		Func: phase.Func, Args: args, Namespace: r.params.namespace(),
 		ConfinedTo: r.ConfineTo, ServiceAccount: r.params.Options[serviceAccountOption],
+		Pre: r.name == Prehook,
 	}
 	task.Kind, task.Name = r.params.workload()
 	if err := function.task(ctx, &draft{Task: task, rendering: r, source: phase.Args}); err != nil {

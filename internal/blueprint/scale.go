@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	pathvalidation "k8s.io/apimachinery/pkg/api/validation/path"
@@ -18,8 +19,14 @@ import (
 	"k8s.io/client-go/dynamic"
 )
 
-// replicaCount is the output of ScaleWorkload.
-const replicaCount = "originalReplicaCount"
+const (
+	// replicaCount is the output of ScaleWorkload.
+	replicaCount = "originalReplicaCount"
+	// quiesceManager begins the name of the field manager that owns spec.replicas
+	// while a prehook has a workload scaled; the session's ID follows. It tells every
+	// installation that the number is not the user's.
+	quiesceManager = "stillpoint-quiesce-"
+)
 
 type scalableKind struct {
 	kind     string
@@ -134,11 +141,93 @@ func truth(value any) (bool, error) {
 	return false, fmt.Errorf("is %v, must be true or false", value)
 }
 
-func (t *Tasks) prepareScaling(_ context.Context, d *draft) error {
-	if _, err := scalingOf(d.Task); err != nil {
+func (t *Tasks) prepareScaling(ctx context.Context, d *draft) error {
+	s, err := scalingOf(d.Task)
+	if err != nil {
 		return err
 	}
-	return d.allowNamespace()
+	if err := d.allowNamespace(); err != nil || !d.Pre || t == nil || t.scaledBefore(s) != nil {
+		return err
+	}
+	object, err := s.objects(t.clients.Dynamic).Get(ctx, s.name, metav1.GetOptions{})
+	if err != nil {
+		return nil //nolint:nilerr // it is read again before it is scaled
+	}
+	return s.refused(object, d.Owner)
+}
+
+// refused returns why a prehook must not scale a workload as it is now.
+func (s *scaling) refused(object *unstructured.Unstructured, session string) error {
+	for _, entry := range object.GetManagedFields() {
+		other, ours := strings.CutPrefix(entry.Manager, quiesceManager)
+		if ours && other != session && entry.FieldsV1 != nil && strings.Contains(string(entry.FieldsV1.Raw), `"f:replicas"`) {
+			return fmt.Errorf("%s is scaled by another backup, or by another installation of Stillpoint, since %s: back up again when it is scaled back; `stillpoint thaw` of that installation shows it, and scales it back",
+				s, entry.Time.UTC().Format(time.RFC3339))
+		}
+	}
+	now, found, err := unstructured.NestedInt64(object.Object, "spec", "replicas")
+	policy, _, _ := unstructured.NestedString(object.Object, "spec", "persistentVolumeClaimRetentionPolicy", "whenScaled")
+	if err == nil && policy == "Delete" && (!found || int64(s.replicas) < now) {
+		return fmt.Errorf("%s has spec.persistentVolumeClaimRetentionPolicy.whenScaled: Delete, so scaling it to %d replicas deletes claims and their data before they are backed up; set it to Retain",
+			s, s.replicas)
+	}
+	return nil
+}
+
+// Held returns an error if what a task of a prehook has done did not last until now:
+// an autoscaler, a GitOps tool or a person can scale a workload up again.
+func (t *Tasks) Held(ctx context.Context, task *Task) error {
+	if task.Func != "ScaleWorkload" {
+		return nil
+	}
+	s, err := scalingOf(task)
+	if err != nil {
+		return err
+	}
+	scaled := t.scaledBefore(s)
+	if scaled == nil || scaled.replicas != s.replicas { // a later phase has scaled it again
+		return nil
+	}
+	access, err := t.access(task)
+	if err != nil {
+		return err
+	}
+	object, state, err := s.look(ctx, access, scaled.selector)
+	switch {
+	case err != nil:
+		return fmt.Errorf("whether %s is still scaled to %d replicas is not known: %w", s, s.replicas, err)
+	case object.GetGeneration() != scaled.generation:
+		replicas, _, _ := unstructured.NestedInt64(object.Object, "spec", "replicas")
+		return fmt.Errorf("%s was changed while it was scaled to %d replicas for the snapshots: spec.replicas is %d now; keep autoscalers and GitOps tools from it during backups", s, s.replicas, replicas)
+	case s.wait && state != "":
+		return fmt.Errorf("%s did not stay scaled to %d replicas: %s", s, s.replicas, state)
+	}
+	return nil
+}
+
+// scaled is a workload that a prehook has scaled.
+type scaled struct {
+	replicas   int32
+	selector   string
+	generation int64
+}
+
+func (t *Tasks) scaledBefore(s *scaling) *scaled {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.scaled[s.String()]
+}
+
+// look reads a workload and then its pods; state says what it lacks.
+func (s *scaling) look(ctx context.Context, access *access, selector string) (object *unstructured.Unstructured, state string, err error) {
+	if object, err = s.objects(access.dynamic).Get(ctx, s.name, metav1.GetOptions{}); err != nil {
+		return nil, "", err
+	}
+	pods, err := access.kube.CoreV1().Pods(s.namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
+	if err != nil {
+		return nil, "", err
+	}
+	return object, s.unready(object, pods.Items), nil
 }
 
 func describeScaling(task *Task) string {
@@ -212,25 +301,36 @@ func (t *Tasks) scale(ctx context.Context, task *Task, access *access) (map[stri
 	if selector == "" {
 		return nil, fmt.Errorf("the scale of %s has no selector", s)
 	}
+	manager := fieldManager
+	if task.Pre {
+		object, err := s.objects(access.dynamic).Get(ctx, s.name, metav1.GetOptions{})
+		if err == nil {
+			err = s.refused(object, task.Owner)
+		}
+		if err != nil {
+			return nil, err
+		}
+		manager = quiesceManager + task.Owner
+	}
 	patch := fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, s.replicas)
-	if _, err := s.objects(access.dynamic).Patch(ctx, s.name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager}, "scale"); err != nil {
+	if _, err := s.objects(access.dynamic).Patch(ctx, s.name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: manager}, "scale"); err != nil {
 		return nil, fmt.Errorf("scale %s: %w", s, err)
 	}
 	outputs := map[string]any{replicaCount: original}
-	if !s.wait {
+	if !s.wait && !task.Pre {
 		return outputs, nil
 	}
 	err = wait(ctx, func(ctx context.Context) (bool, string, error) {
-		object, err := s.objects(access.dynamic).Get(ctx, s.name, metav1.GetOptions{})
+		object, state, err := s.look(ctx, access, selector)
 		if err != nil {
 			return false, err.Error(), giveUp(err)
 		}
-		pods, err := access.kube.CoreV1().Pods(s.namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
-		if err != nil {
-			return false, err.Error(), giveUp(err)
+		if task.Pre {
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			t.scaled[s.String()] = &scaled{s.replicas, selector, object.GetGeneration()}
 		}
-		state := s.unready(object, pods.Items)
-		return state == "", state, nil
+		return state == "" || !s.wait, state, nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("wait for %d replicas: %w", s.replicas, err)
@@ -255,6 +355,9 @@ func (s *scaling) unready(object *unstructured.Unstructured, pods []corev1.Pod) 
 	}
 	if status("observedGeneration") < object.GetGeneration() {
 		return "its controller has not seen the change yet"
+	}
+	if wanted, found, err := unstructured.NestedInt64(object.Object, "spec", "replicas"); found && err == nil && wanted != int64(s.replicas) {
+		return fmt.Sprintf("spec.replicas is %d", wanted)
 	}
 	var there, ready int32
 	var others []string

@@ -62,6 +62,8 @@ type Task struct {
 	// Show returns what an error may show of what the task printed, see
 	// Masker.Tail. nil shows the end of it as it is.
 	Show func(said string, cut bool) string `json:"-"`
+	// Pre is set for a task of a prehook.
+	Pre bool `json:"pre,omitempty"`
 }
 
 // UnmarshalJSON keeps whole numbers whole.
@@ -169,6 +171,9 @@ type Tasks struct {
 	as func(user string) (*access, error)
 	// mapper knows the kinds that the API server has.
 	mapper meta.RESTMapper
+
+	mu     sync.Mutex
+	scaled map[string]*scaled // by workload
 }
 
 // access is the clients that a task acts with.
@@ -179,7 +184,7 @@ type access struct {
 
 // NewTasks runs tasks in a cluster.
 func NewTasks(clients *cluster.Clients) *Tasks {
-	t := &Tasks{clients: clients}
+	t := &Tasks{clients: clients, scaled: map[string]*scaled{}}
 	if clients.Objects != nil {
 		t.mapper = clients.Objects.RESTMapper()
 	}

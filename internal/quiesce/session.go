@@ -55,6 +55,8 @@ type Tools struct {
 // Tasks runs a task until it is done, or ctx ends; blueprint.Tasks is the real one.
 type Tasks interface {
 	Run(ctx context.Context, task *blueprint.Task) (outputs map[string]any, err error)
+	// Held returns an error if what a task of a prehook has done did not last.
+	Held(ctx context.Context, task *blueprint.Task) error
 }
 
 // Intents is intent.Book.
@@ -327,6 +329,9 @@ func (s *Session) finish(ctx context.Context, broken error) {
 		<-s.rearmed // one question at a time
 		// A post command is owed whoever has stopped waiting.
 		ctx := context.WithoutCancel(ctx)
+		if broken == nil {
+			broken = s.undone(ctx)
+		}
 		if broken != nil {
 			s.broke(broken)
 		}
@@ -342,6 +347,18 @@ func (s *Session) finish(ctx context.Context, broken error) {
 		}
 	})
 	<-s.thawed
+}
+
+// undone returns an error if what pre tasks have done did not last until now.
+func (s *Session) undone(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, postLimit)
+	defer cancel()
+	return each(s.pres, func(p *pre) error {
+		if p.step.Task == nil || s.tools.Tasks == nil {
+			return nil
+		}
+		return s.masked(s.tools.Tasks.Held(ctx, p.step.Task))
+	})
 }
 
 // Thawed is closed when the session is over, for whatever reason.

@@ -48,6 +48,8 @@ func (d *deed) do(what string) error {
 	return nil
 }
 
+func (d *deed) Held(context.Context, *blueprint.Task) error { return nil }
+
 func (d *deed) Run(_ context.Context, task *blueprint.Task) (map[string]any, error) {
 	return nil, d.do(task.Func)
 }

@@ -152,6 +152,9 @@ func (a *API) answer(w http.ResponseWriter, r *http.Request, request Request, bo
 	if found == nil {
 		return apierrors.NewNotFound(request.Resource.GroupResource(), request.Name)
 	}
+	if request.Subresource == "scale" {
+		return a.scale(w, r, request, found, body)
+	}
 	switch request.Verb {
 	case "get":
 		if request.Subresource == "log" {
