@@ -56,7 +56,7 @@ type answer struct {
 // it takes this process first.
 func ServeTemplates(in io.Reader, out io.Writer) int {
 	debug.SetMaxStack(maxStack)
-	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0) //nolint:gosec // best effort, it exists
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0) // best effort
 	questions := make(chan json.RawMessage)
 	go func() {
 		for decoder := json.NewDecoder(in); ; {

@@ -163,8 +163,11 @@ func TestRendererStandsAlone(t *testing.T) {
 	_, err = c.ask(ctx, &question{Source: `{{ range 100000000000 }}{{ end }}`, Data: &data{DeferPhase: &phaseData{}}}, time.Minute)
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.NoError(t, c.in.Close())
-	ended := make(chan error, 1)
-	go func() { ended <- c.Wait() }()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = c.Wait() // killed or not
+	}()
 	select {
 	case <-ended:
 	case <-time.After(10 * time.Second):

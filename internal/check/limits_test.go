@@ -63,8 +63,10 @@ func TestRequestLimits(t *testing.T) {
 				s.volumes(16, "fast", "20s")
 			},
 			Freeze{16, "10.8s", "12.8s"},
-			[]string{"predicted to last 10.8s to 12.8s", "for 16 snapshots", "stillpoint.io/quiesce-timeout is 20s", "--kube-api-qps and --kube-api-burst",
-				"Deployment kube-system/controller, container main (5 and 10)", "StatefulSet storage/" + driver + ", container csi-snapshotter (5 and 10)"},
+			[]string{
+				"predicted to last 10.8s to 12.8s", "for 16 snapshots", "stillpoint.io/quiesce-timeout is 20s", "--kube-api-qps and --kube-api-burst",
+				"Deployment kube-system/controller, container main (5 and 10)", "StatefulSet storage/" + driver + ", container csi-snapshotter (5 and 10)",
+			},
 			nil,
 		},
 		"default limits, time enough": {
@@ -79,7 +81,8 @@ func TestRequestLimits(t *testing.T) {
 				s.sidecar(driver, strings.Fields(raised)...)
 				s.volumes(45, "fast", "30s")
 			},
-			Freeze{45, "0s", "900ms"}, nil, nil,
+			Freeze{45, "0s", "900ms"},
+			nil, nil,
 		},
 		"only the sidecar is slow, its arguments are words of their own and variables": {
 			func(s *scene) {
@@ -88,7 +91,8 @@ func TestRequestLimits(t *testing.T) {
 				s.volumes(45, "fast", "5s")
 			},
 			Freeze{45, "3.2s", "3.6s"},
-			[]string{"for example to 200 and 400, of StatefulSet storage/" + driver + ", container csi-snapshotter (50 and 20)"}, nil,
+			[]string{"for example to 200 and 400, of StatefulSet storage/" + driver + ", container csi-snapshotter (50 and 20)"},
+			nil,
 		},
 		"the sidecar of another driver": {
 			func(s *scene) {
@@ -114,11 +118,13 @@ func TestRequestLimits(t *testing.T) {
 					})
 				s.volumes(30, "fast", "30s")
 			},
-			Freeze{30, "1.1s", "1.2s"}, nil, nil,
+			Freeze{30, "1.1s", "1.2s"},
+			nil, nil,
 		},
 		"nothing is found": {
 			func(s *scene) { s.volumes(2, "fast", "30s") },
-			Freeze{2, "0s", "1.6s"}, nil,
+			Freeze{2, "0s", "1.6s"},
+			nil,
 			[]string{"The request limits of the CSI sidecar of driver " + driver, "The request limits of the snapshot controller are not known, and the default is assumed"},
 		},
 		"cannot be listed": {
@@ -127,7 +133,8 @@ func TestRequestLimits(t *testing.T) {
 				s.volumes(2, "fast", "30s")
 				s.deny = "daemonsets"
 			},
-			Freeze{2, "0s", "1.6s"}, nil,
+			Freeze{2, "0s", "1.6s"},
+			nil,
 			[]string{"the snapshot controller are not known, and the default is assumed (--kube-api-qps=5 --kube-api-burst=10): list the DaemonSets of all namespaces: ", "the CSI sidecar of driver"},
 		},
 		"not a number": {
@@ -136,7 +143,8 @@ func TestRequestLimits(t *testing.T) {
 				s.sidecar(driver, strings.Fields(raised)...)
 				s.volumes(2, "fast", "30s")
 			},
-			Freeze{2, "0s", "1.6s"}, nil,
+			Freeze{2, "0s", "1.6s"},
+			nil,
 			[]string{"the snapshot controller are not known, and the default is assumed (--kube-api-qps=5 --kube-api-burst=10): Deployment kube-system/controller, container main has --kube-api-qps=fast, which is not a positive number"},
 		},
 	} {

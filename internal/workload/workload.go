@@ -225,7 +225,7 @@ func connected(members []member, claim string, controllers bool) Unit {
 		for _, m := range members {
 			names := Claims(&m.pod)
 			_, known := pods[m.owner]
-			if !(known && controllers) && !slices.ContainsFunc(names, func(name string) bool { return claims[name] }) {
+			if (!known || !controllers) && !slices.ContainsFunc(names, func(name string) bool { return claims[name] }) {
 				continue
 			}
 			if slices.ContainsFunc(pods[m.owner], func(pod corev1.Pod) bool { return pod.Name == m.pod.Name }) {

@@ -201,8 +201,9 @@ func (a *claimAction) Execute(item runtime.Unstructured, backup *velerov1.Backup
 // leave works on a claim for the sake of its restore. The claim stays in the backup
 // whatever is wrong.
 func (a *claimAction) leave(ctx context.Context, content map[string]any, backup *velerov1.Backup) {
-	if err := a.leaver.Claim(ctx, &unstructured.Unstructured{Object: content}, backup); err != nil {
-		a.log.Warnf("It is not known how the claim %v comes back: %v", content["metadata"].(map[string]any)["name"], err)
+	claim := &unstructured.Unstructured{Object: content}
+	if err := a.leaver.Claim(ctx, claim, backup); err != nil {
+		a.log.Warnf("It is not known how the claim %s/%s comes back: %v", claim.GetNamespace(), claim.GetName(), err)
 	}
 }
 

@@ -281,7 +281,7 @@ func (c *Container) exec(command []string, s streams) error {
 			argv[len(c.node.shell)+1] = killFunction + script
 		}
 	}
-	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd := exec.Command(argv[0], argv[1:]...) //nolint:gosec // what a test runs
 	cmd.Env = append(slices.Clone(c.env), "PATH="+c.dir+"/bin", "FAKE_NODE="+c.node.dir, "FAKE_CONTAINER="+c.dir)
 	silent := &atomic.Bool{}
 	cmd.Stdout, cmd.Stderr = quietable{s.stdout, silent}, quietable{s.stderr, silent}

@@ -261,7 +261,9 @@ func TestSubPathExpr(t *testing.T) {
 				pod.Spec.Containers[0].VolumeMounts[0].SubPathExpr = test.expr
 				pod.Spec.Containers[0].Env = []corev1.EnvVar{
 					{Name: "POD", ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.name"}}},
-					{Name: "TIER", Value: "gold"}, {Name: "DIR", Value: "a/b"}, {Name: "EVIL", Value: "$(touch x)"},
+					{Name: "TIER", Value: "gold"},
+					{Name: "DIR", Value: "a/b"},
+					{Name: "EVIL", Value: "$(touch x)"},
 				}
 			}})
 			bed.Node.Container("shop", app.Pods[0].Name, "main").

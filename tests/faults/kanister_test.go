@@ -61,7 +61,7 @@ func TestBlueprintWithoutHooksFailsNothing(t *testing.T) {
 		app := bed.Deploy(fake.App{Annotations: k10})
 		l := bed.Locating(nil)
 		backup := bed.Backup()
-		l.Velero.Begin()
+		l.Begin()
 		volume := bed.API.All("persistentvolumes")[0]
 		id, err := l.Snapshotter.GetVolumeID(&volume)
 		require.NoError(t, err)
