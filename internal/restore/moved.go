@@ -112,7 +112,8 @@ func standIn(client crclient.WithWatch, claim *corev1.PersistentVolumeClaim) crc
 // says so where that was tried, and did not succeed.
 func (r *Restorer) podVolumeBackup(ctx context.Context, backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim) (copied bool, text string, err error) {
 	list := &velerov1.PodVolumeBackupList{}
-	err = r.clients.Objects.List(ctx, list, crclient.InNamespace(backup.Namespace), crclient.MatchingLabels{velerov1.BackupNameLabel: label.GetValidName(backup.Name)})
+	// Remembered: each claim without a snapshot is looked up in the same list.
+	err = r.clients.Remembered.List(ctx, list, crclient.InNamespace(backup.Namespace), crclient.MatchingLabels{velerov1.BackupNameLabel: label.GetValidName(backup.Name)})
 	if err != nil {
 		return false, "", fmt.Errorf("list the PodVolumeBackups of backup %s: %w", backup.Name, err)
 	}

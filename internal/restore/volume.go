@@ -46,7 +46,7 @@ func (r *Restorer) Volume(ctx context.Context, item Item) (skip bool, err error)
 	if mode == config.WithoutDataVelero {
 		becomes = fmt.Sprintf("comes back as it was, by reclaim policy %s, with the data that its storage has now, or none", backedUp.Spec.PersistentVolumeReclaimPolicy)
 	}
-	r.log.Warnf("No data in the backup: PersistentVolume %s of claim %s/%s %s (restore.volumesWithoutData: %s)",
+	r.log.Warnf("No data of the backup: PersistentVolume %s of claim %s/%s %s (restore.volumesWithoutData: %s)",
 		backedUp.Name, backedUp.Spec.ClaimRef.Namespace, backedUp.Spec.ClaimRef.Name, becomes, mode)
 	return mode != config.WithoutDataVelero, nil
 }
@@ -77,7 +77,7 @@ func (r *Restorer) withoutData(ctx context.Context, item Item, claim *corev1.Per
 	case volumes && value(claim.Spec.StorageClassName) == "":
 		return reason + ", and the claim has no StorageClass to provision a volume by", nil
 	}
-	r.log.Warnf("No data in the backup: claim %s/%s comes back with a new, empty volume (%s)", claim.Namespace, claim.Name, reason)
+	r.log.Warnf("No data of the backup: claim %s/%s comes back with a new, empty volume (%s)", claim.Namespace, claim.Name, reason)
 	unstructured.RemoveNestedField(item.Object.Object, "spec", "volumeName")
 	unstructured.RemoveNestedField(item.Object.Object, "spec", "selector")
 	return "", nil

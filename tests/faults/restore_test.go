@@ -412,7 +412,7 @@ func TestVolumesWithoutData(t *testing.T) {
 			tarball := bed.Tarball(r)
 			restoring := bed.Restoring()
 			out := restoring.Run(again(bed, backup), tarball)
-			assert.Equal(t, test.policy == retain, said(restoring, logrus.WarnLevel, "No data in the backup: PersistentVolume pvc-", effective))
+			assert.Equal(t, test.policy == retain, said(restoring, logrus.WarnLevel, "No data of the backup: PersistentVolume pvc-", effective))
 			if test.data == "missing" {
 				require.ErrorContains(t, out.Errors["PersistentVolumeClaim db-data0"], "has no data of its volume ("+effective+")")
 				assert.Empty(t, bed.API.All("persistentvolumes"))
