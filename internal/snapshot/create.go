@@ -43,7 +43,7 @@ func New(installation string, backup *velerov1.Backup, claim *corev1.PersistentV
 			Namespace:   claim.Namespace,
 			Name:        name(firstPrefix, string(backup.UID), claim.Name, string(claim.UID)),
 			Labels:      map[string]string{},
-			Finalizers:  []string{sourceProtection},
+			Finalizers:  []string{sourceProtection, boundProtection},
 			Annotations: map[string]string{ClassReasonAnnotation: reason},
 		},
 		Spec: snapshotv1.VolumeSnapshotSpec{

@@ -33,6 +33,10 @@ func noLabel(string) bool { return false }
 func TestNew(t *testing.T) {
 	backup, claim := nightly("b1"), claimOf("data")
 	vs := New("here", backup, claim, "fast", "because", noLabel)
+	// Each finalizer that the snapshot controller need not add spares requests in the freeze.
+	assert.Equal(t, []string{
+		"snapshot.storage.kubernetes.io/volumesnapshot-as-source-protection", "snapshot.storage.kubernetes.io/volumesnapshot-bound-protection",
+	}, vs.Finalizers)
 	assert.Equal(t, "shop", vs.Namespace)
 	assert.Equal(t, "data", *vs.Spec.Source.PersistentVolumeClaimName)
 	assert.Equal(t, "fast", *vs.Spec.VolumeSnapshotClassName)

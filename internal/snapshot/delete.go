@@ -44,10 +44,11 @@ const (
 // Finalizers of the snapshot controller and of the CSI sidecar.
 const (
 	// sourceProtection is the first thing that the snapshot controller writes on a
-	// new VolumeSnapshot, and takes away when it is deleted. One that has it already
-	// is cut that much earlier.
+	// new VolumeSnapshot, and takes away when it is deleted.
 	sourceProtection = "snapshot.storage.kubernetes.io/volumesnapshot-as-source-protection"
-	// boundProtection keeps a VolumeSnapshot until its content is gone.
+	// boundProtection keeps a VolumeSnapshot until its content is gone. A new
+	// VolumeSnapshot has both: each one that the controller need not write spares
+	// requests of the controller while the application is frozen.
 	boundProtection = "snapshot.storage.kubernetes.io/volumesnapshot-bound-protection"
 	// contentProtection keeps a content until the sidecar has had the driver delete
 	// the snapshot. The controller sets it on bound contents only.

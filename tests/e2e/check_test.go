@@ -65,6 +65,9 @@ func TestCheckForetellsTheBackup(t *testing.T) {
 	require.Len(t, report.Units, 2)
 	fine, bad := report.Units[0], report.Units[1]
 	assert.Empty(t, fine.Failures)
+	// The arguments of the snapshot controller and the CSI sidecar are read.
+	assert.Equal(t, &check.Freeze{Snapshots: 2, Shortest: "0s", Longest: "0s"}, fine.Quiesce.PredictedFreeze)
+	assert.NotContains(t, document, "are not known")
 	require.Len(t, bad.Failures, 1)
 	assert.Contains(t, bad.Failures[0], `blueprint "nosuch" is not found`)
 
