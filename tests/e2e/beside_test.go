@@ -58,6 +58,7 @@ var besideEachOther = []testOfCluster{
 	{"GroupRefusals", testGroupRefusals},
 	{"TwoPodsOnOneVolumeFreezeItOnce", testTwoPodsOnOneVolumeFreezeItOnce},
 	{"ConfinedTasksHaveTheRightsOfTheirServiceAccount", testConfinedTasksHaveTheRightsOfTheirServiceAccount},
+	{"VelerosHooks", testVelerosHooks},
 	{"NothingIsFrozenWhenVeleroCannotSnapshot", testNothingIsFrozenWhenVeleroCannotSnapshot},
 }
 
