@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"stillpoint.io/stillpoint/internal/group"
+	"stillpoint.io/stillpoint/internal/quiesce"
 )
 
 // guard is an error for a claim that would come back empty, or with other data than
@@ -21,6 +22,7 @@ func (r *Restorer) guard(ctx context.Context, item Item, claim, target types.Nam
 		return err
 	}
 	unannotate(item.Object, group.NoSnapshotAnnotation)
+	unannotate(item.Object, quiesce.AnnotationLevel)
 	lacks, reason, err := r.lacks(ctx, item, backedUp, target)
 	switch {
 	case err != nil:

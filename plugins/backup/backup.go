@@ -184,6 +184,7 @@ func (a *claimAction) Execute(item runtime.Unstructured, backup *velerov1.Backup
 		if selection.Finalizing(backup) {
 			return item, nil, "", nil, nil
 		}
+		unstructured.RemoveNestedField(item.UnstructuredContent(), "metadata", "annotations", quiesce.AnnotationLevel) // an earlier backup's
 		if level := a.bracket.Level(claim, backup); level != "" {
 			_ = unstructured.SetNestedField(item.UnstructuredContent(), level, "metadata", "annotations", quiesce.AnnotationLevel)
 		}

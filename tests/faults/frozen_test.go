@@ -421,3 +421,29 @@ func TestRawBlockDeviceWhereQuiesceIsRequired(t *testing.T) {
 	assert.True(t, v.Said(logrus.ErrorLevel, "claim shop/disk-data0", "requires a quiesced workload"), v.Errors())
 	assert.Empty(t, bed.Storage.Snapshots())
 }
+
+// The level is a mark of one backup: a restore does not bring it back, and a later
+// backup does not repeat it.
+func TestLevelIsOfOneBackup(t *testing.T) {
+	t.Parallel()
+	for path, change := range paths {
+		t.Run(path, func(t *testing.T) {
+			t.Parallel()
+			bed := fake.New(t)
+			app := bed.Deploy(fake.App{Annotations: fsfreeze, Claim: func(claim *corev1.PersistentVolumeClaim, _ *corev1.PersistentVolume) {
+				metav1.SetMetaDataAnnotation(&claim.ObjectMeta, level, "of long ago")
+			}})
+			backup := bed.Backup(change)
+			r := bed.Velero().Backup(backup, app)
+			require.Contains(t, bed.Node.FileSystem("shop", "db-data0").Journal(), "frozen")
+			assert.NotContains(t, r.Claims["db-data0"].Annotations, level)
+
+			metav1.SetMetaDataAnnotation(&r.Claims["db-data0"].ObjectMeta, level, "filesystem by storage")
+			out := bed.Restoring().Run(again(bed, backup), bed.Tarball(r))
+			require.Empty(t, out.Errors)
+			restored := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "again", Name: "db-data0"}}
+			require.True(t, bed.API.Get(t, restored))
+			assert.NotContains(t, restored.Annotations, level)
+		})
+	}
+}
