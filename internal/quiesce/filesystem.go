@@ -183,21 +183,9 @@ func (p probe) suspendedBy(mountPath string) (string, error) {
 	return "", nil
 }
 
-// variable is a reference to one in a subPathExpr, or an escaped dollar sign.
-var variable = regexp.MustCompile(`\$\$|\$\([^()]*\)`)
-
-// variables are the names in a subPathExpr that a shell can look up.
-func variables(expr string) []string {
-	var names []string
-	for _, reference := range variable.FindAllString(expr, -1) {
-		if name := strings.Trim(reference, "$()"); shellName.MatchString(name) {
-			names = append(names, name)
-		}
-	}
-	return names
-}
-
-var shellName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+// variable is a reference to a variable in a subPathExpr, or an escaped dollar sign. The
+// group has the names that a shell can look up.
+var variable = regexp.MustCompile(`\$\$|\$\(([A-Za-z_]\w*)\)|\$\([^()]*\)`)
 
 // subPath is that of a mount, with its variables expanded as the kubelet does.
 func (p probe) subPath(mount workload.Mount) (string, error) {

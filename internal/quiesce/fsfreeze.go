@@ -45,7 +45,7 @@ type fileSystems struct {
 	// variables are those that the subPathExprs of a container refer to.
 	variables map[cluster.Container][]string
 
-	// driver returns the profile of a claim's driver; nil has no profiles.
+	// driver returns the profile of a claim's driver.
 	driver func(ctx context.Context, claim *corev1.PersistentVolumeClaim) (config.DriverProfile, error)
 	// unfrozen are the claims that a hook asks to be frozen and Stillpoint does not freeze.
 	unfrozen map[string]Level
@@ -189,13 +189,6 @@ func placeOf(call blueprint.Call) place {
 	return place{container: containerOf(call), path: call.Command[len(call.Command)-1]}
 }
 
-func (f *fileSystems) profile(ctx context.Context, claim *corev1.PersistentVolumeClaim) (config.DriverProfile, error) {
-	if f.driver == nil {
-		return config.DriverProfile{}, nil
-	}
-	return f.driver(ctx, claim)
-}
-
 // otherFreezes looks at the commands of a blueprint that run fsfreeze by themselves:
 // an error where that is on what the storage freezes, and a warning where the
 // built-in blueprint freezes in the same pod.
@@ -231,7 +224,11 @@ func (f *fileSystems) choose(ctx context.Context, hook int, pods []corev1.Pod, c
 	for i := range pods {
 		for _, mount := range workload.Mounts(&pods[i]) {
 			at := cluster.Container{Namespace: f.namespace, Pod: mount.Pod, Name: mount.Container}
-			f.variables[at] = append(f.variables[at], variables(mount.SubPathExpr)...)
+			for _, reference := range variable.FindAllStringSubmatch(mount.SubPathExpr, -1) {
+				if reference[1] != "" {
+					f.variables[at] = append(f.variables[at], reference[1])
+				}
+			}
 		}
 	}
 	candidates, err := f.candidates(pods, container, paths)
@@ -240,7 +237,7 @@ func (f *fileSystems) choose(ctx context.Context, hook int, pods []corev1.Pod, c
 	}
 	var places []place
 	for _, of := range candidates {
-		profile, err := f.profile(ctx, &of.claim)
+		profile, err := f.driver(ctx, &of.claim)
 		if err != nil {
 			return nil, err
 		}

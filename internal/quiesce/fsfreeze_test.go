@@ -15,6 +15,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/config"
 )
 
 // prober answers probes, by "pod/container"; any other container has no shell.
@@ -93,6 +94,10 @@ func blockMode(c *corev1.PersistentVolumeClaim) {
 // mounted is a line of mountinfo: a volume of its own on a device.
 func mounted(device, path string) string {
 	return fmt.Sprintf("2120 2101 %s / %s rw,relatime - ext4 /dev/sdx rw", device, path)
+}
+
+func noProfile(context.Context, *corev1.PersistentVolumeClaim) (config.DriverProfile, error) {
+	return config.DriverProfile{}, nil
 }
 
 // instead is the advice where a claim cannot be frozen at all.
@@ -307,7 +312,7 @@ func TestChoose(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			files := newFileSystems(&prober{answers: test.answers}, "shop", test.claims, nil)
+			files := newFileSystems(&prober{answers: test.answers}, "shop", test.claims, noProfile)
 			places, err := files.choose(t.Context(), 1, test.pods, test.container, test.paths)
 			if test.text != "" {
 				require.EqualError(t, err, test.text)
@@ -326,7 +331,7 @@ func TestChoose(t *testing.T) {
 
 func TestEachContainerIsProbedOnce(t *testing.T) {
 	probes := &prober{answers: map[string]string{"db-0/pg": answer(privileged, true, mounted("8:16", "/data"), mounted("8:32", "/wal"))}}
-	files := newFileSystems(probes, "shop", []corev1.PersistentVolumeClaim{claim("data"), claim("wal")}, nil)
+	files := newFileSystems(probes, "shop", []corev1.PersistentVolumeClaim{claim("data"), claim("wal")}, noProfile)
 	pods := []corev1.Pod{pod("db-0", "n1", volume{"bare", "data", "/d", ""}, volume{"bare", "wal", "/w", ""}, volume{"pg", "data", "/data", ""}, volume{"pg", "wal", "/wal", ""})}
 	for range 2 {
 		_, err := files.choose(t.Context(), 1, pods, "", nil)
@@ -338,7 +343,7 @@ func TestEachContainerIsProbedOnce(t *testing.T) {
 // Two workloads that share a volume freeze it once, from the first.
 func TestAVolumeOfTwoWorkloadsIsFrozenOnce(t *testing.T) {
 	said := answer(privileged, true, mounted("8:16", "/data"))
-	files := newFileSystems(&prober{answers: map[string]string{"a-0/c": said, "b-0/c": said}}, "shop", []corev1.PersistentVolumeClaim{claim("data")}, nil)
+	files := newFileSystems(&prober{answers: map[string]string{"a-0/c": said, "b-0/c": said}}, "shop", []corev1.PersistentVolumeClaim{claim("data")}, noProfile)
 	first, err := files.choose(t.Context(), 1, []corev1.Pod{pod("a-0", "n1", volume{"c", "data", "/data", ""})}, "", nil)
 	require.NoError(t, err)
 	assert.Len(t, first, 1)
@@ -366,7 +371,7 @@ func TestFunctionsFreezeAndThawTheSame(t *testing.T) {
 			files := newFileSystems(&prober{answers: map[string]string{
 				"db-0/pg":      answer(privileged, true, mounted("8:16", "/data"), mounted("8:32", `/my\040wal`)),
 				"db-0/freezer": answer(privileged, true, mounted("8:32", "/wal")),
-			}}, "shop", []corev1.PersistentVolumeClaim{claim("data"), claim("wal")}, nil)
+			}}, "shop", []corev1.PersistentVolumeClaim{claim("data"), claim("wal")}, noProfile)
 			functions := files.functions(pods)
 			freezes, err := functions["FreezeFileSystems"].Calls(t.Context(), test.args)
 			if test.text != "" {

@@ -37,7 +37,7 @@ type Planner struct {
 	Tools Tools
 	// Warn is told what is no error but should not go unnoticed.
 	Warn func(format string, args ...any)
-	// Driver returns the profile of a claim's driver; nil has no profiles.
+	// Driver returns the profile of a claim's driver.
 	Driver func(ctx context.Context, claim *corev1.PersistentVolumeClaim) (config.DriverProfile, error)
 }
 
@@ -142,7 +142,7 @@ func (p *Planner) levels(ctx context.Context, plan *Plan, group *Group, files *f
 		if level.Level != LevelCrash {
 			continue
 		}
-		driver, err := files.profile(ctx, &claim)
+		driver, err := files.driver(ctx, &claim)
 		if err == nil && driver.Quiesce == config.QuiesceRequired && rank(plan.Hooks[0]) > 0 {
 			err = fmt.Errorf("claim %s/%s: its driver %s requires a quiesced workload, and %s", claim.Namespace, claim.Name, driver.Name, level.Why)
 		}

@@ -116,7 +116,7 @@ func planner(answers map[string]string, objects ...[]runtime.Object) *Planner {
 		map[schema.GroupVersionResource]string{blueprint.Resource: "BlueprintList"})
 	return &Planner{
 		Kube: kube, Executor: &prober{answers: answers}, Finder: blueprint.NewFinder(kube, dynamic, "velero", nil),
-		Warn: func(string, ...any) {}, Clock: clock.RealClock{}, Tasks: &blueprint.Tasks{},
+		Warn: func(string, ...any) {}, Driver: noProfile, Clock: clock.RealClock{}, Tasks: &blueprint.Tasks{},
 	}
 }
 
