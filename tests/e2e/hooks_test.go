@@ -37,8 +37,8 @@ spec:
   podManagementPolicy: Parallel
   template:
     metadata: {labels: {app: set}, annotations: {
-      pre.hook.backup.velero.io/command: '["sh", "-c", "date +%s%N >/run/pre"]',
-      post.hook.backup.velero.io/command: '["sh", "-c", "date +%s%N >/run/post"]'}}
+      pre.hook.backup.velero.io/command: '["sh", "-c", "sleep 1; date +%s >/run/pre"]',
+      post.hook.backup.velero.io/command: '["sh", "-c", "date +%s >/run/post; sleep 1"]'}}
     spec:
       terminationGracePeriodSeconds: 1
       containers:
@@ -84,16 +84,16 @@ spec:
 		at := func(hook string) time.Time {
 			text, err := c.Kubectl(t.Context(), nil, "-n", a.namespace, "exec", pod, "--", "cat", "/run/"+hook)
 			require.NoError(t, err)
-			nanos, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
+			seconds, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
 			require.NoError(t, err)
-			return time.Unix(0, nanos)
+			return time.Unix(seconds, 0)
 		}
 		for _, claim := range []string{"data-" + pod, pod + "-scratch"} {
 			found, handles := 0, a.stored(claim)
 			for _, snapshot := range all {
 				if slices.Contains(handles, snapshot.ID) {
 					found++
-					assert.True(t, snapshot.Created.After(at("pre")) && snapshot.Created.Before(at("post")),
+					assert.True(t, snapshot.Created.After(at("pre")) && snapshot.Created.Before(at("post").Add(time.Second)),
 						"%s was cut at %s, not between %s and %s", claim, snapshot.Created, at("pre"), at("post"))
 				}
 			}
