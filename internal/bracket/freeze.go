@@ -57,6 +57,10 @@ type freeze struct {
 
 	mu     sync.Mutex
 	stages map[string]stage
+	// left are the claims whose calls have ended while the freeze went on, and ending
+	// says that no more are to come.
+	left   []*corev1.PersistentVolumeClaim
+	ending bool
 	// seen are the VolumeSnapshots of each claim with the backup's name, and whether
 	// each is cut: another Velero may have a backup of that name. named are the
 	// claims of which Velero has told which one is its own.
@@ -345,6 +349,34 @@ func (f *freeze) hold(ctx context.Context, events <-chan snapshot.Event) {
 		break
 	}
 	f.bracket.reporter.Thawed(ctx, f.log, f.group, f.session.Report(), f.backup.Name)
+	f.settle(ctx)
+}
+
+// settle discards the snapshots of claims whose calls have ended before it was known
+// that the freeze was not whole.
+func (f *freeze) settle(ctx context.Context) {
+	f.mu.Lock()
+	f.ending = true
+	f.mu.Unlock()
+	broken := f.session.Report().Broken
+	if broken == nil || f.group.OnError == quiesce.Continue {
+		return
+	}
+	for _, claim := range f.left {
+		f.discard(ctx, claim)
+		f.log.Errorf("The snapshot of claim %s/%s is not consistent and is deleted: %s: %v", claim.Namespace, claim.Name, f.group.Name(), broken)
+	}
+}
+
+// goesOn reports whether the freeze goes on after the call for a claim, and remembers
+// the claim then.
+func (f *freeze) goesOn(claim *corev1.PersistentVolumeClaim) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.ending {
+		f.left = append(f.left, claim)
+	}
+	return !f.ending
 }
 
 // leave is called when Velero has seen the claim's snapshot cut.
@@ -356,9 +388,10 @@ func (f *freeze) leave(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 	thawed := f.thawed() // for what was cut by then
 	isCut := name == "" || f.name(claim.Name, name)
 	f.await(claim.Name, name)
-	if !f.thawed() {
+	if f.goesOn(claim) {
 		return nil // held for the volumes that are left
 	}
+	<-f.over
 	report := f.session.Report()
 	if thawed && !isCut && report.Broken == nil {
 		report.Broken = fmt.Errorf("the workload was thawed when another VolumeSnapshot of the claim with this backup's name was cut, and not %s: another Velero may have a backup of the same name", name)

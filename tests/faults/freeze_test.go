@@ -320,3 +320,20 @@ func TestForeignContainerThawsAndDoesNothingElse(t *testing.T) {
 	assert.True(t, v.Said(logrus.WarnLevel, "Thawed from container side"), v.Lines(logrus.WarnLevel))
 	assert.Empty(t, side.ReadFile("/foreign"), "nothing but the thaw runs in another container")
 }
+
+// It is found out at the thaw, when Velero has gone on from the first volume.
+func TestThawOfAThirdPartyBetweenTwoVolumes(t *testing.T) {
+	t.Parallel()
+	bed := fake.New(t)
+	app := bed.Deploy(fake.App{Annotations: fsfreeze, Volumes: 2})
+	first := bed.Node.FileSystem("shop", app.Claims[0])
+	bed.Storage.Behave(func(types.NamespacedName) fake.Behaviour { return fake.Behaviour{Cut: 300 * time.Millisecond} })
+	v := bed.Velero()
+	result := make(chan *fake.Result, 1)
+	go func() { result <- v.Backup(bed.Backup(), app) }()
+	require.Eventually(t, func() bool { return len(bed.API.All("volumesnapshots")) == 2 }, 10*time.Second, time.Millisecond, "the first is cut")
+	require.NoError(t, first.Thaw())
+	r := <-result
+	inconsistent(t, bed, v, r, app.Claims[1], "another program has thawed it")
+	assert.True(t, v.Said(logrus.ErrorLevel, "The snapshot of claim shop/"+app.Claims[0]+" is not consistent and is deleted"), v.Errors())
+}
