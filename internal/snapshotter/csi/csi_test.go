@@ -69,12 +69,15 @@ func TestClassFor(t *testing.T) {
 		{ObjectMeta: metav1.ObjectMeta{Name: "slow"}, Provisioner: "a.csi"},
 		{ObjectMeta: metav1.ObjectMeta{Name: "fast"}, Provisioner: "a.csi"},
 		{ObjectMeta: metav1.ObjectMeta{Name: "other"}, Provisioner: "b.csi"},
+		{ObjectMeta: metav1.ObjectMeta{Name: "unusual"}, Provisioner: "d.csi"},
+		{ObjectMeta: metav1.ObjectMeta{Name: "usual", Annotations: map[string]string{"storageclass.kubernetes.io/is-default-class": "true"}}, Provisioner: "d.csi"},
 	}
 	for name, test := range map[string]struct{ name, driver, want, text string }{
 		"as backed up":     {name: "fast", driver: "a.csi", want: "fast"},
 		"the only one":     {driver: "b.csi", want: "other"},
-		"one of several":   {driver: "a.csi", text: "there is not exactly one of driver a.csi: fast, slow"},
-		"none":             {driver: "c.csi", text: "of driver c.csi: none"},
+		"one of several":   {driver: "a.csi", want: "fast"},
+		"the default one":  {driver: "d.csi", want: "usual"},
+		"none":             {driver: "c.csi", text: "there is none of driver c.csi"},
 		"does not exist":   {name: "gone", driver: "a.csi", text: "StorageClass gone (as backed up) does not exist in this cluster; map it by a ConfigMap for Velero's plugin velero.io/change-storage-class; StorageClasses of driver a.csi: fast, slow"},
 		"another driver's": {name: "other", driver: "a.csi", text: "StorageClass other (as backed up) is of provisioner b.csi, and the snapshot of driver a.csi"},
 	} {

@@ -152,12 +152,17 @@ func classFor(name, reason, driver string, all []storagev1.StorageClass) (*stora
 		}
 	}
 	slices.Sort(valid)
-	if name == "" && len(valid) == 1 {
-		name, reason = valid[0], "the only one of driver "+driver
+	if name == "" && len(valid) > 0 { // a volume that was made by hand
+		name, reason = valid[0], "the first one of driver "+driver
+		for _, class := range all {
+			if class.Provisioner == driver && class.Annotations["storageclass.kubernetes.io/is-default-class"] == "true" {
+				name = class.Name
+			}
+		}
 	}
 	mend := fmt.Sprintf("map it by a ConfigMap for Velero's plugin %s; StorageClasses of driver %s: %s", changeStorageClass, driver, orNone(valid))
 	if name == "" {
-		return nil, fmt.Errorf("the claim had no StorageClass to provision a volume by, and there is not exactly one of driver %s: %s", driver, orNone(valid))
+		return nil, fmt.Errorf("the claim had no StorageClass to provision a volume by, and there is none of driver %s", driver)
 	}
 	at := slices.IndexFunc(all, func(class storagev1.StorageClass) bool { return class.Name == name })
 	switch {
