@@ -145,7 +145,7 @@ func (o Origin) Of(backup *velerov1.Backup, created time.Time) bool {
 		return true
 	}
 	start, end := backup.Status.StartTimestamp, backup.Status.CompletionTimestamp
-	return o.Backup == backup.Name && start != nil && !created.Before(start.Time) && end != nil && !created.After(end.Time)
+	return o.Backup == backup.Name && start != nil && !created.Before(start.Truncate(time.Second)) && end != nil && !created.After(end.Time)
 }
 
 // Mark writes onto an object where it comes from.

@@ -208,6 +208,7 @@ func (s *Storage) snapshot(vs *snapshotv1.VolumeSnapshot) {
 	case content.Spec.VolumeSnapshotRef.UID == "":
 		s.api.Update("volumesnapshotcontents", "", content.Name, func(o *unstructured.Unstructured) {
 			_ = unstructured.SetNestedField(o.Object, string(vs.UID), "spec", "volumeSnapshotRef", "uid")
+			o.SetFinalizers(union(o.GetFinalizers(), ContentFinalizer))
 		})
 	default:
 		s.status(vs, content)
@@ -363,14 +364,17 @@ func (s *Storage) deleteSnapshot(content *snapshotv1.VolumeSnapshotContent) {
 func (s *Storage) found(content *snapshotv1.VolumeSnapshotContent) {
 	snapshot, ok := s.snapshots[*content.Spec.Source.SnapshotHandle]
 	if !ok {
+		if content.Status == nil {
+			s.setStatus("volumesnapshotcontents", "", content.Name, func(status map[string]any) {
+				text := "Failed to check and update snapshot content: failed to list snapshot for content " + content.Name + ": \"can not find snapshot for snapshotID " + *content.Spec.Source.SnapshotHandle + "\""
+				status["error"], status["readyToUse"] = map[string]any{"message": text, "time": now()}, false
+			})
+		}
 		return
 	}
 	s.setStatus("volumesnapshotcontents", "", content.Name, func(status map[string]any) {
 		status["snapshotHandle"], status["creationTime"] = snapshot.Handle, snapshot.Cut.UnixNano()
 		status["readyToUse"], status["restoreSize"] = true, int64(1<<30)
-	})
-	s.api.Update("volumesnapshotcontents", "", content.Name, func(o *unstructured.Unstructured) {
-		o.SetFinalizers(union(o.GetFinalizers(), ContentFinalizer))
 	})
 }
 

@@ -255,15 +255,19 @@ func (v *Velero) BackUpClaim(backup *velerov1.Backup, namespace, name string, r 
 }
 
 // backUpSnapshots does to VolumeSnapshots that are additional items what Velero's
-// own action for them does with a live object: the handle becomes an annotation.
+// own action for them does with live objects: the handle becomes an annotation, and
+// the backup's name a label of the content.
 func (v *Velero) backUpSnapshots(items []velero.ResourceIdentifier, backup *velerov1.Backup) {
 	for _, item := range items {
 		if item.Resource != "volumesnapshots" {
 			continue
 		}
+		content := ""
 		v.bed.API.Update("volumesnapshots", item.Namespace, item.Name, func(o *unstructured.Unstructured) {
-			content, _, _ := unstructured.NestedString(o.Object, "status", "boundVolumeSnapshotContentName")
+			content, _, _ = unstructured.NestedString(o.Object, "status", "boundVolumeSnapshotContentName")
 			annotate(o, velerov1.VolumeSnapshotHandleAnnotation, "snap-"+strings.TrimPrefix(content, "snapcontent-"))
+		})
+		v.bed.API.Update("volumesnapshotcontents", "", content, func(o *unstructured.Unstructured) {
 			labels := o.GetLabels()
 			if labels == nil {
 				labels = map[string]string{}
