@@ -27,6 +27,7 @@ type testOfCluster struct {
 var besideEachOther = []testOfCluster{
 	{"ExportLeavesNothing", testExportLeavesNothing},
 	{"ExportOfVelerosSnapshot", testExportOfVelerosSnapshot},
+	{"VolumeSnapshotDeletedDuringTheBackup", testVolumeSnapshotDeletedDuringTheBackup},
 	{"RestoreBringsTheDataBack", testRestoreBringsTheDataBack},
 	{"GroupMovesData", testGroupMovesData},
 	{"KindsOfWorkloads", testKindsOfWorkloads},

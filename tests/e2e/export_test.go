@@ -106,7 +106,7 @@ func testExportLeavesNothing(t *testing.T, c *cluster.Cluster) {
 	require.Len(t, a.stored("app-data2"), 1)
 	require.Len(t, a.kept("app-data3"), 1)
 
-	back()
+	last := back()
 	second := a.kept("app-data2")
 	require.Len(t, second, 1, "the newer one has taken its place")
 	assert.NotEqual(t, first, second)
@@ -125,6 +125,16 @@ func testExportLeavesNothing(t *testing.T, c *cluster.Cluster) {
 		},
 	}))
 	a.kubectl("wait", "--for=jsonpath={.status.phase}=Bound", "pvc/quick", "--timeout=60s")
+
+	// It stays when Velero has found its backup again under another UID, and goes
+	// with that.
+	last.foundAgain()
+	runSweep(t, "--delete", "--namespace", a.namespace)
+	assert.Equal(t, second, a.kept("app-data2"))
+	last.delete()
+	assert.Empty(t, a.kept("app-data2"))
+	assert.Empty(t, a.stored("app-data2"))
+	assert.Len(t, a.stored("app-data3"), 1)
 }
 
 // Uploads that end otherwise leave nothing either, and the operation says what
