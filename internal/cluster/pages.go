@@ -12,8 +12,8 @@ import (
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// pageSize is how many objects one answer holds.
-const pageSize = 500
+// PageSize is how many objects one answer holds.
+const PageSize = 500
 
 // listLimit bounds one request for a page.
 const listLimit = 30 * time.Second
@@ -26,7 +26,7 @@ func All[T any](ctx context.Context, kind, selector string, page pager.ListPageF
 		defer cancel()
 		return page(ctx, options)
 	})
-	p.PageSize = pageSize
+	p.PageSize = PageSize
 	err := p.EachListItem(ctx, metav1.ListOptions{LabelSelector: selector}, func(object runtime.Object) error {
 		item, ok := object.(any).(*T)
 		if !ok {

@@ -18,6 +18,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/watch"
+
+	"stillpoint.io/stillpoint/internal/cluster"
 )
 
 // EventKind is what happened to a claim's snapshot.
@@ -133,12 +135,23 @@ func (w *watcher) start(ctx context.Context) (<-chan Event, error) {
 	return w.events, nil
 }
 
+// list lists page by page; its version is that of the first page, from which the
+// watch goes on.
 func (w *watcher) list(ctx context.Context) (*snapshotv1.VolumeSnapshotList, error) {
-	list, err := w.client.SnapshotV1().VolumeSnapshots(w.namespace).List(ctx, metav1.ListOptions{LabelSelector: w.selector}) // in one, for its version
-	if err != nil {
-		return nil, fmt.Errorf("list the VolumeSnapshots of %s: %w", w.where(), err)
+	all, options := &snapshotv1.VolumeSnapshotList{}, metav1.ListOptions{LabelSelector: w.selector, Limit: cluster.PageSize}
+	for {
+		page, err := w.client.SnapshotV1().VolumeSnapshots(w.namespace).List(ctx, options)
+		if err != nil {
+			return nil, fmt.Errorf("list the VolumeSnapshots of %s: %w", w.where(), err)
+		}
+		if all.ResourceVersion == "" {
+			all.ResourceVersion = page.ResourceVersion
+		}
+		all.Items = append(all.Items, page.Items...)
+		if options.Continue = page.Continue; page.Continue == "" {
+			return all, nil
+		}
 	}
-	return list, nil
 }
 
 func (w *watcher) where() string {

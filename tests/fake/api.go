@@ -32,6 +32,8 @@ type Request struct {
 	Namespace, Name        string
 	Object                 *unstructured.Unstructured // of create and update
 	labels, fields, accept string
+	// Limit is how many objects a list asks for, 0 for all.
+	Limit int
 }
 
 // String is "create volumesnapshots shop/db", with "/status" after the resource

@@ -59,6 +59,7 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request) {
 // parse finds out what a request is about.
 func (a *API) parse(path []string, r *http.Request) (Request, bool) {
 	request := Request{accept: r.Header.Get("Accept"), labels: r.URL.Query().Get("labelSelector"), fields: r.URL.Query().Get("fieldSelector")}
+	request.Limit, _ = strconv.Atoi(r.URL.Query().Get("limit"))
 	switch {
 	case len(path) > 2 && path[0] == "api":
 		request.Resource.Version, path = path[1], path[2:]

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -612,6 +613,33 @@ func TestRequestsDoNotWaitForOthers(t *testing.T) {
 			<-finished
 		})
 	}
+}
+
+// Lists of what a cluster can have thousands of come in pages.
+func TestListsHavePages(t *testing.T) {
+	t.Parallel()
+	bed := fake.New(t)
+	mover(bed)
+	app := bed.Deploy(fake.App{Claim: keeping("1")})
+	var mu sync.Mutex
+	whole := map[string]bool{}
+	bed.API.Inject(func(r fake.Request) error {
+		resource := r.Resource.Resource
+		if mu.Lock(); r.Verb == "list" && r.Limit == 0 && slices.Contains([]string{"volumesnapshots", "volumesnapshotcontents", "datauploads", "backups", "backupstoragelocations"}, resource) && r.Namespace == "" {
+			whole[r.String()] = true
+		}
+		mu.Unlock()
+		return nil
+	})
+	backup := move(t, bed, "monday", "Completed", app)
+	code, _, stderr := bed.Command("sweep", "--delete")
+	assert.Zero(t, code, stderr)
+	deletion, _ := bed.Deleting()
+	namespace := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": "shop"}}}
+	require.NoError(t, deletion.Execute(&velero.DeleteItemActionExecuteInput{Item: namespace, Backup: backup}))
+	mu.Lock()
+	defer mu.Unlock()
+	assert.Empty(t, whole)
 }
 
 // Snapshots in place are no items of a later backup: Velero 1.18.3 leaves both kinds
