@@ -168,7 +168,7 @@ func (p probe) suspendedBy(mountPath string) (string, error) {
 	below := p.devices[number]
 	if len(below) == 0 {
 		if mount.FSType == "btrfs" || strings.HasPrefix(mount.Source, "/dev/mapper/") || strings.HasPrefix(mount.Source, "/dev/dm-") {
-			return "", fmt.Errorf("it cannot be determined from /sys whether %s (%s) lies on LVM or DRBD, whose file systems must not be frozen", mountPath, mount.Source)
+			return "", fmt.Errorf("it cannot be determined from /sys whether %s (%s) lies on LVM or DRBD, whose file systems must not be frozen; the key freeze in the profile of its driver (always or flush) decides", mountPath, mount.Source)
 		}
 		below = []device{{number: number}}
 	}
@@ -214,7 +214,7 @@ func (p probe) unable(flush bool) string {
 		return "has no sync in its PATH (coreutils or busybox)"
 	case p.admin && p.nested:
 		return "runs in a user namespace, whose CAP_SYS_ADMIN does not count for the node's file systems (remove hostUsers: false from the pod)"
-	case !p.admin && p.bounded && p.user != "0":
+	case !p.admin && p.bounded && p.user != "" && p.user != "0":
 		return fmt.Sprintf("runs as user %s, and only root gets the container's CAP_SYS_ADMIN (set securityContext.runAsUser: 0 and runAsNonRoot: false on the container)", p.user)
 	case !p.admin && p.user != "" && p.user != "0":
 		return fmt.Sprintf("has no CAP_SYS_ADMIN and runs as user %s (set securityContext.privileged: true, runAsUser: 0 and runAsNonRoot: false, best on a sidecar that mounts the volume and sleeps)", p.user)

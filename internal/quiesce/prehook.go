@@ -204,6 +204,7 @@ func (s *Session) becomesDue(p *pre) []*target {
 			frozen, freezes := fileSystem(r.call.Command)
 			switch {
 			case t.call.Hold != nil && r.held != t, containerOf(r.call) != containerOf(t.call):
+			case p.step.Func == freezeFunction && r.call.Command[0] == "sync": // nothing to undo
 			case alone && freezes && path.Clean(thaws) != path.Clean(frozen): // another file system
 			default:
 				linked = append(linked, &r.progress)

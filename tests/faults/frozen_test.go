@@ -447,3 +447,19 @@ func TestLevelIsOfOneBackup(t *testing.T) {
 		})
 	}
 }
+
+// What is only written out has nothing to undo: the freeze of a third party on another
+// volume of the same container is left alone.
+func TestThirdPartyBesideWhatIsWrittenOut(t *testing.T) {
+	t.Parallel()
+	bed := fake.New(t)
+	app := bed.Deploy(fake.App{Annotations: fsfreeze, Volumes: 2})
+	blockDevice(bed.Node.Container("shop", app.Pods[0].Name, "main"), bed.Node.FileSystem("shop", "db-data1").Device, "LVM-1")
+	other := bed.Node.FileSystem("shop", "db-data0")
+	require.NoError(t, other.Freeze())
+	v := bed.Velero()
+	v.Backup(bed.Backup(fake.WithPolicy), app)
+	assert.NotEmpty(t, v.Errors())
+	assert.True(t, other.Frozen(), other.Journal())
+	require.NoError(t, other.Thaw())
+}
