@@ -7,9 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"reflect"
 	"runtime/debug"
-	"slices"
 	"strconv"
 	"strings"
 	"text/template"
@@ -41,7 +42,7 @@ type question struct {
 
 // answer is what a template gave.
 type answer struct {
-	Text   raw
+	Text   []byte // JSON would change a string that is not valid UTF-8
 	Values []marked
 	// Needs is what the template asked for that is not known yet.
 	Needs string
@@ -70,8 +71,7 @@ func ServeTemplates(in io.Reader, out io.Writer) int {
 	encoder := json.NewEncoder(out)
 	for body := range questions {
 		e := &evaluation{}
-		var reply answer
-		err := decodeJSON(body, &e.question)
+		reply, err := answer{}, decodeJSON(body, &e.question)
 		if err == nil {
 			reply, err = e.reply()
 		}
@@ -97,7 +97,7 @@ type evaluation struct {
 func (e *evaluation) reply() (answer, error) {
 	if e.Condition != "" {
 		text, err := e.condition()
-		return answer{Text: raw(text)}, err
+		return answer{Text: []byte(text)}, err
 	}
 	e.scope = newScope(e.Data, &e.wants)
 	if e.Nonce != "" {
@@ -118,7 +118,7 @@ func (e *evaluation) reply() (answer, error) {
 	if err != nil {
 		return answer{}, e.explain(err)
 	}
-	reply := answer{Text: raw(out.String())}
+	reply := answer{Text: []byte(out.String())}
 	if e.marks != nil {
 		reply.Values = e.marks.values
 	}
@@ -155,46 +155,38 @@ func (l *limited) Write(p []byte) (int, error) {
 
 // visit calls do for each node of all templates that were parsed.
 func visit(parsed *template.Template, do func(tree.Node)) {
-	var node func(tree.Node)
-	branch := func(b *tree.BranchNode) {
-		node(b.Pipe)
-		node(b.List)
-		node(b.ElseList)
-	}
-	node = func(at tree.Node) {
-		do(at)
-		switch n := at.(type) {
-		case *tree.ListNode:
-			if n != nil {
-				for _, each := range n.Nodes {
-					node(each)
-				}
+	var nodes func(...tree.Node)
+	nodes = func(all ...tree.Node) {
+		for _, at := range all {
+			if reflect.ValueOf(at).IsNil() { // as of a branch without else
+				continue
 			}
-		case *tree.PipeNode:
-			if n != nil {
+			do(at)
+			switch n := at.(type) {
+			case *tree.ListNode:
+				nodes(n.Nodes...)
+			case *tree.PipeNode:
 				for _, command := range n.Cmds {
-					for _, each := range command.Args {
-						node(each)
-					}
+					nodes(command.Args...)
 				}
+			case *tree.ActionNode:
+				nodes(n.Pipe)
+			case *tree.ChainNode:
+				nodes(n.Node)
+			case *tree.TemplateNode:
+				nodes(n.Pipe)
+			case *tree.IfNode:
+				nodes(n.Pipe, n.List, n.ElseList)
+			case *tree.WithNode:
+				nodes(n.Pipe, n.List, n.ElseList)
+			case *tree.RangeNode:
+				nodes(n.Pipe, n.List, n.ElseList)
 			}
-		case *tree.ActionNode:
-			node(n.Pipe)
-		case *tree.ChainNode:
-			node(n.Node)
-		case *tree.TemplateNode:
-			node(n.Pipe)
-		case *tree.IfNode:
-			branch(&n.BranchNode)
-		case *tree.WithNode:
-			branch(&n.BranchNode)
-		case *tree.RangeNode:
-			branch(&n.BranchNode)
 		}
 	}
 	for _, each := range parsed.Templates() {
-		if each.Tree != nil && each.Root != nil {
-			node(each.Root)
+		if each.Tree != nil {
+			nodes(each.Root)
 		}
 	}
 }
@@ -224,7 +216,7 @@ func (e *evaluation) condition() (string, error) {
 		}
 	})
 	var out limited
-	var over any
+	var over any // only the paths of Wait see the object
 	if e.Condition == waitV2Function {
 		over = e.Object
 	}
@@ -238,12 +230,8 @@ func (e *evaluation) condition() (string, error) {
 // replaced when the condition has been parsed; elsewhere it is a function that
 // returns what the path finds. So a field of the object is data wherever it stands.
 // (With Kanister it becomes source of the template.)
-func (e *evaluation) paths() (functions template.FuncMap, pairs []string, err error) {
-	functions = template.FuncMap{}
-	for name, function := range textFuncs() {
-		functions[name] = function
-	}
-	nonce := rand.Text()
+func (e *evaluation) paths() (_ template.FuncMap, pairs []string, err error) {
+	functions, nonce := maps.Clone(textFuncs()), rand.Text()
 	e.Source = jsonPathInText.ReplaceAllStringFunc(e.Source, func(found string) string {
 		path := jsonpath.New(templateName)
 		inner := strings.TrimPrefix(strings.TrimSpace(found[1:len(found)-1]), "$")
@@ -265,13 +253,14 @@ func (e *evaluation) paths() (functions template.FuncMap, pairs []string, err er
 // constant is a value as a template has it that is written there: a number, a
 // truth, or else a text.
 func constant(text string) any {
-	if whole, err := strconv.Atoi(text); err == nil {
+	whole, notWhole := strconv.Atoi(text)
+	number, notNumber := strconv.ParseFloat(text, 64)
+	switch {
+	case notWhole == nil:
 		return whole
-	}
-	if number, err := strconv.ParseFloat(text, 64); err == nil && strings.ContainsAny(text, "0123456789") {
+	case notNumber == nil && strings.ContainsAny(text, "0123456789"): // not NaN
 		return number
-	}
-	if slices.Contains([]string{"true", "false"}, text) {
+	case text == "true", text == "false":
 		return text == "true"
 	}
 	return text

@@ -1,6 +1,7 @@
 package blueprint
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 )
@@ -35,25 +36,12 @@ type Deployment struct {
 	PersistentVolumeClaims map[string]map[string]string
 }
 
-// StatefulSet describes the running pods of a StatefulSet; the fields are
-// those of Deployment.
-type StatefulSet struct {
-	Name                   string
-	Namespace              string
-	Pods                   []string
-	Containers             [][]string
-	PersistentVolumeClaims map[string]map[string]string
-}
-
-// DeploymentConfig describes the running pods of an OpenShift
-// DeploymentConfig; the fields are those of Deployment.
-type DeploymentConfig struct {
-	Name                   string
-	Namespace              string
-	Pods                   []string
-	Containers             [][]string
-	PersistentVolumeClaims map[string]map[string]string
-}
+// StatefulSet describes the running pods of a StatefulSet, DeploymentConfig those of
+// an OpenShift DeploymentConfig.
+type (
+	StatefulSet      Deployment
+	DeploymentConfig Deployment
+)
 
 // PVC is the annotated claim.
 type PVC struct {
@@ -79,52 +67,40 @@ func (p Params) namespace() string {
 			return name
 		}
 	}
-	switch {
-	case p.Deployment != nil:
-		return p.Deployment.Namespace
-	case p.StatefulSet != nil:
-		return p.StatefulSet.Namespace
-	case p.DeploymentConfig != nil:
-		return p.DeploymentConfig.Namespace
-	case p.PVC != nil:
-		return p.PVC.Namespace
-	case p.Namespace != nil:
-		return p.Namespace.Name
-	}
-	return ""
+	return p.described().namespace
 }
 
 // kind says what the annotated object is, for messages.
 func (p Params) kind() string {
-	kind, ok := p.Object["kind"].(string)
-	switch {
-	case ok && kind != "":
+	if kind, ok := p.Object["kind"].(string); ok && kind != "" {
 		return kind
-	case p.Deployment != nil:
-		return "Deployment"
-	case p.StatefulSet != nil:
-		return "StatefulSet"
-	case p.DeploymentConfig != nil:
-		return "DeploymentConfig"
-	case p.PVC != nil:
-		return "PersistentVolumeClaim"
-	case p.Namespace != nil:
-		return "Namespace"
 	}
-	return "object of this kind"
+	return cmp.Or(p.described().kind, "object of this kind")
 }
 
 // workload is what ScaleWorkload takes when its args name nothing.
 func (p Params) workload() (kind, name string) {
+	p.PVC, p.Namespace = nil, nil
+	workload := p.described()
+	return workload.kind, workload.name
+}
+
+// described is the object that the parameters describe; that of a workload goes
+// before the namespace's.
+func (p Params) described() (object struct{ kind, namespace, name string }) {
 	switch {
-	case p.StatefulSet != nil:
-		return "StatefulSet", p.StatefulSet.Name
 	case p.Deployment != nil:
-		return "Deployment", p.Deployment.Name
+		object.kind, object.namespace, object.name = "Deployment", p.Deployment.Namespace, p.Deployment.Name
+	case p.StatefulSet != nil:
+		object.kind, object.namespace, object.name = "StatefulSet", p.StatefulSet.Namespace, p.StatefulSet.Name
 	case p.DeploymentConfig != nil:
-		return "DeploymentConfig", p.DeploymentConfig.Name
+		object.kind, object.namespace, object.name = "DeploymentConfig", p.DeploymentConfig.Namespace, p.DeploymentConfig.Name
+	case p.PVC != nil:
+		object.kind, object.namespace, object.name = "PersistentVolumeClaim", p.PVC.Namespace, p.PVC.Name
+	case p.Namespace != nil:
+		object.kind, object.namespace, object.name = "Namespace", p.Namespace.Name, p.Namespace.Name
 	}
-	return "", ""
+	return object
 }
 
 // parameters are the names that a template may start with.

@@ -104,13 +104,13 @@ func startChild() (*child, error) {
 	return c, c.Start()
 }
 
-// errEnded is the end of a process by itself: it has found no more memory, or its
-// stack is full.
-var errEnded = errTaken("memory", fmt.Sprintf("%d MiB", memoryLimit>>20))
-
-func errTaken(what, limit string) error {
-	return fmt.Errorf("the template takes too much %s; a template may take %s", what, limit)
-}
+var (
+	errTime   = fmt.Errorf("the template takes too much time; a template may take %s, and all of a blueprint %s", renderLimit, scriptLimit)
+	errMemory = fmt.Errorf("the template takes too much memory; a template may take %d MiB", memoryLimit>>20)
+	// errEnded is a process that has ended by itself: it found no more memory, or its
+	// stack was full.
+	errEnded = fmt.Errorf("%w", errMemory)
+)
 
 func (c *child) ask(ctx context.Context, q *question, limit time.Duration) (*answer, error) {
 	reply, answered := &answer{}, make(chan error, 1)
@@ -135,10 +135,10 @@ func (c *child) ask(ctx context.Context, q *question, limit time.Duration) (*ans
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-late.C:
-			return nil, errTaken("time", fmt.Sprintf("%s, and all of a blueprint %s", renderLimit, scriptLimit))
+			return nil, errTime
 		case <-watch.C:
 			if memoryOf(c.Process.Pid) > memoryLimit {
-				return nil, errTaken("memory", fmt.Sprintf("%d MiB", memoryLimit>>20))
+				return nil, errMemory
 			}
 		}
 	}
@@ -147,13 +147,9 @@ func (c *child) ask(ctx context.Context, q *question, limit time.Duration) (*ans
 // memoryOf returns how much memory a process has for itself; 0 where the system does
 // not say, as others than Linux.
 func memoryOf(pid int) int {
-	statm, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
-	if err != nil {
-		return 0
-	}
 	var size, resident, shared int
-	if _, err := fmt.Sscan(string(statm), &size, &resident, &shared); err != nil {
-		return 0
+	if statm, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid)); err == nil {
+		_, _ = fmt.Sscan(string(statm), &size, &resident, &shared)
 	}
 	return (resident - shared) * os.Getpagesize()
 }

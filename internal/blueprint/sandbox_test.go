@@ -183,7 +183,7 @@ func TestRendererIsStartedAgain(t *testing.T) {
 	for range 3 {
 		reply, err := box.render(t.Context(), ask, time.Minute)
 		require.NoError(t, err)
-		require.Equal(t, raw("X"), reply.Text)
+		require.Equal(t, "X", string(reply.Text))
 		require.NoError(t, box.child.Process.Kill())
 	}
 	box.child.end()

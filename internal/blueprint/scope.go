@@ -1,7 +1,6 @@
 package blueprint
 
 import (
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"strconv"
@@ -53,24 +52,8 @@ type phaseData struct {
 
 // artifactData is an artifact of the prehook.
 type artifactData struct {
-	Known         bool
-	KeyValue      map[string]raw
-	KopiaSnapshot raw
-}
-
-// raw is a text that JSON keeps byte for byte, valid UTF-8 or not.
-type raw string
-
-// MarshalText encodes the text.
-func (r raw) MarshalText() ([]byte, error) {
-	return base64.StdEncoding.AppendEncode(nil, []byte(r)), nil
-}
-
-// UnmarshalText decodes the text.
-func (r *raw) UnmarshalText(encoded []byte) error {
-	text, err := base64.StdEncoding.AppendDecode(nil, encoded)
-	*r = raw(text)
-	return err
+	Known bool
+	Artifact
 }
 
 // exact copies a value of JSON such that decodeJSON gives the same again: a whole
@@ -98,32 +81,22 @@ func exact(value any) any {
 
 // scope is data as templates see it. The names are Kanister's.
 type scope struct {
-	Object           map[string]any
-	Deployment       *Deployment
-	StatefulSet      *StatefulSet
-	DeploymentConfig *DeploymentConfig
-	PVC              *PVC
-	Namespace        *Namespace
-	Options          map[string]string
-	Time             string
-
+	params      // which templates cannot name
 	ArtifactsIn map[string]*artifactScope
 	Secrets     map[string]corev1.Secret
 	ConfigMaps  map[string]corev1.ConfigMap
-
 	// Kanister sets CurrentPhase when the args of most functions are rendered
 	// already, so that hardly a blueprint can see that it is set earlier here.
-	Phases       map[string]*phaseScope
-	CurrentPhase *phaseScope
-	DeferPhase   *phaseScope
-
+	Phases                   map[string]*phaseScope
+	CurrentPhase, DeferPhase *phaseScope
 	// Profile, and what an ActionSet adds to pods, are there in name only: a
 	// hook has no ActionSet.
-	Profile        *Profile
-	PodOverride    map[string]any
-	PodAnnotations map[string]string
-	PodLabels      map[string]string
+	Profile                   *Profile
+	PodOverride               map[string]any
+	PodAnnotations, PodLabels map[string]string
 }
+
+type params = Params
 
 // Profile is Kanister's location for data. There never is one, so that asking
 // for it with `if` works and using it is an error.
@@ -131,18 +104,9 @@ type Profile struct{ Location, Credential, SkipSSLVerify any }
 
 func newScope(d *data, wants *wants) *scope {
 	s := &scope{
-		Object:           d.Object,
-		Deployment:       d.Deployment,
-		StatefulSet:      d.StatefulSet,
-		DeploymentConfig: d.DeploymentConfig,
-		PVC:              d.PVC,
-		Namespace:        d.Namespace,
-		Options:          d.Options,
-		Time:             d.Time,
-		Secrets:          d.Secrets,
-		ConfigMaps:       d.ConfigMaps,
-		ArtifactsIn:      map[string]*artifactScope{},
-		Phases:           map[string]*phaseScope{},
+		params: d.Params, Secrets: d.Secrets, ConfigMaps: d.ConfigMaps,
+		ArtifactsIn: map[string]*artifactScope{}, Phases: map[string]*phaseScope{},
+		DeferPhase: &phaseScope{d.DeferPhase, wants},
 	}
 	for name, artifact := range d.ArtifactsIn {
 		s.ArtifactsIn[name] = &artifactScope{artifact, wants}
@@ -153,7 +117,6 @@ func newScope(d *data, wants *wants) *scope {
 			s.CurrentPhase = s.Phases[name]
 		}
 	}
-	s.DeferPhase = &phaseScope{d.DeferPhase, wants}
 	if d.DeferPhase.Running {
 		s.CurrentPhase = s.DeferPhase
 	}
@@ -168,34 +131,33 @@ type phaseScope struct {
 	wants *wants
 }
 
+func (p *phaseScope) fetched() (*phaseData, error) {
+	switch {
+	case p == nil:
+		return &phaseData{}, errAbsent
+	case !p.data.Fetched:
+		return &phaseData{}, p.wants.add("the objects of phase " + p.data.Name)
+	}
+	return p.data, nil
+}
+
 func (p *phaseScope) Secrets() (map[string]corev1.Secret, error) {
-	if p == nil {
-		return nil, errAbsent
-	}
-	if !p.data.Fetched {
-		return nil, p.wants.add("the objects of phase " + p.data.Name)
-	}
-	return p.data.Secrets, nil
+	phase, err := p.fetched()
+	return phase.Secrets, err
 }
 
 func (p *phaseScope) ConfigMaps() (map[string]corev1.ConfigMap, error) {
-	if p == nil {
-		return nil, errAbsent
-	}
-	if !p.data.Fetched {
-		return nil, p.wants.add("the objects of phase " + p.data.Name)
-	}
-	return p.data.ConfigMaps, nil
+	phase, err := p.fetched()
+	return phase.ConfigMaps, err
 }
 
 func (p *phaseScope) Output() (map[string]any, error) {
-	if p == nil {
+	switch {
+	case p == nil:
 		return nil, errAbsent
-	}
-	if p.data.Running {
+	case p.data.Running:
 		return nil, refusal("phase " + p.data.Name + " has no output while its own args are rendered")
-	}
-	if !p.data.Ran {
+	case !p.data.Ran:
 		return nil, p.wants.add("the output of phase " + p.data.Name)
 	}
 	output, _ := p.data.Output.(map[string]any)
@@ -204,15 +166,12 @@ func (p *phaseScope) Output() (map[string]any, error) {
 
 // MarshalJSON gives what Kanister's own type gives to toJson.
 func (p *phaseScope) MarshalJSON() ([]byte, error) {
-	secrets, err := p.Secrets()
+	phase, err := p.fetched()
 	if err != nil {
 		return nil, err
 	}
 	output, err := p.Output()
-	if err != nil {
-		return nil, err
-	}
-	return json.Marshal(map[string]any{"Secrets": secrets, "ConfigMaps": p.data.ConfigMaps, "Output": output})
+	return marshal(map[string]any{"Secrets": phase.Secrets, "ConfigMaps": phase.ConfigMaps, "Output": output}, err)
 }
 
 // artifactScope is .ArtifactsIn.<name>.
@@ -222,25 +181,13 @@ type artifactScope struct {
 }
 
 func (a *artifactScope) artifact() (Artifact, error) {
-	if a == nil {
+	switch {
+	case a == nil:
 		return Artifact{}, errAbsent
-	}
-	if !a.data.Known {
+	case !a.data.Known:
 		return Artifact{}, a.wants.add("the artifacts of " + Prehook)
 	}
-	return Artifact{KeyValue: texts[string](a.data.KeyValue), KopiaSnapshot: string(a.data.KopiaSnapshot)}, nil
-}
-
-// texts converts texts of one type into another one.
-func texts[to, from ~string](all map[string]from) map[string]to {
-	var converted map[string]to
-	for key, text := range all {
-		if converted == nil {
-			converted = map[string]to{}
-		}
-		converted[key] = to(text)
-	}
-	return converted
+	return a.data.Artifact, nil
 }
 
 func (a *artifactScope) KeyValue() (map[string]string, error) {
@@ -256,10 +203,14 @@ func (a *artifactScope) KopiaSnapshot() (string, error) {
 // MarshalJSON gives what Kanister's own type gives to toJson.
 func (a *artifactScope) MarshalJSON() ([]byte, error) {
 	artifact, err := a.artifact()
+	return marshal(artifact, err)
+}
+
+func marshal(value any, err error) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return json.Marshal(artifact)
+	return json.Marshal(value)
 }
 
 // wants remembers what a template has asked for that is not known yet. It is

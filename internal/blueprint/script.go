@@ -115,7 +115,7 @@ func (s *Script) render(ctx context.Context, bp *Blueprint) error {
 // hand gives artifacts of the prehook to the posthook.
 func (s *Script) hand(known map[string]Artifact) {
 	for name, artifact := range known {
-		s.post.data.ArtifactsIn[name] = &artifactData{Known: true, KeyValue: texts[raw](artifact.KeyValue), KopiaSnapshot: raw(artifact.KopiaSnapshot)}
+		s.post.data.ArtifactsIn[name] = &artifactData{true, artifact}
 	}
 }
 

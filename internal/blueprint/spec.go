@@ -24,7 +24,7 @@ type marks struct {
 }
 
 type marked struct {
-	Text raw
+	Text []byte
 	JSON bool
 }
 
@@ -84,7 +84,7 @@ func (m *marks) show(isJSON bool, value any) (any, error) {
 }
 
 func (m *marks) add(text string, isJSON bool) string {
-	m.values = append(m.values, marked{raw(text), isJSON})
+	m.values = append(m.values, marked{[]byte(text), isJSON})
 	return m.mark(len(m.values) - 1)
 }
 
@@ -229,7 +229,7 @@ func (m *marks) fills(meant string, is any) bool {
 	}
 	if value, ok := m.only(meant); ok && value.JSON {
 		var parsed any
-		return decodeJSON([]byte(value.Text), &parsed) == nil && reflect.DeepEqual(parsed, is)
+		return decodeJSON(value.Text, &parsed) == nil && reflect.DeepEqual(parsed, is)
 	}
 	// Of another type by what the value is, such as a number, or in quotes.
 	switch is.(type) {
