@@ -66,8 +66,6 @@ type freeze struct {
 	// claims of which Velero has told which one is its own.
 	seen  map[string]map[string]bool
 	named map[string]bool
-	// foreign are VolumeSnapshots of the backup's name that are not Velero's own.
-	foreign map[string]bool
 	// twin reports that another Velero has a Backup of this name.
 	twin bool
 	// moved is told of every change of stages.
@@ -81,7 +79,7 @@ func newFreeze(b *Bracket, group *quiesce.Group, backup *velerov1.Backup) *freez
 		over:   make(chan struct{}),
 		stages: map[string]stage{},
 		seen:   map[string]map[string]bool{},
-		named:  map[string]bool{}, foreign: map[string]bool{},
+		named:  map[string]bool{},
 		moved: make(chan struct{}, 1),
 	}
 }
@@ -223,8 +221,7 @@ func (f *freeze) see(claim, name string, isCut bool) {
 	defer f.mu.Unlock()
 	_, known := f.seen[claim][name]
 	at, ours := f.stages[claim]
-	if !ours || at == waiting || (!known && f.named[claim]) || f.foreign[name] {
-		f.foreign[name] = ours && !known
+	if !ours || (!known && (at == waiting || isCut || f.named[claim])) {
 		return
 	}
 	if f.seen[claim] == nil {
@@ -241,7 +238,6 @@ func (f *freeze) name(claim, name string) bool {
 	defer f.mu.Unlock()
 	isCut := f.seen[claim][name]
 	f.seen[claim], f.named[claim] = map[string]bool{name: isCut}, true
-	delete(f.foreign, name)
 	f.reach(claim)
 	return isCut
 }

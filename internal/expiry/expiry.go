@@ -13,8 +13,8 @@ import (
 	"github.com/sirupsen/logrus"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/sets"
 
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/snapshot"
@@ -74,14 +74,8 @@ func vetoText(name string) string {
 
 // remains are what this installation has taken for a backup.
 type remains struct {
-	leftovers []leftover
+	leftovers []snapshot.Pair
 	claims    []corev1.PersistentVolumeClaim // of their namespaces
-}
-
-// leftover is a VolumeSnapshot and its content, or one of them.
-type leftover struct {
-	target  snapshot.Target
-	objects []metav1.Object
 }
 
 func (e *Expiry) left(ctx context.Context, backup *velerov1.Backup) (remains, error) {
@@ -89,35 +83,20 @@ func (e *Expiry) left(ctx context.Context, backup *velerov1.Backup) (remains, er
 	if err != nil {
 		return remains{}, err
 	}
-	client, velero, ours := e.clients.Snapshots, e.clients.VeleroNamespace, snapshot.Of(installation).String()
-	contents, err := snapshot.Contents(ctx, client, ours)
+	velero := e.clients.VeleroNamespace
+	marked, err := snapshot.Marked(ctx, e.clients.Snapshots, snapshot.Of(installation), velero)
 	if err != nil {
 		return remains{}, err
 	}
-	marked, err := snapshot.List(ctx, client, metav1.NamespaceAll, ours)
-	if err != nil {
-		return remains{}, err
-	}
-	// The copies that a data mover makes beside Velero have the annotations only.
-	copies, err := snapshot.List(ctx, client, velero, "!"+snapshot.InstallationLabel)
-	if err != nil {
-		return remains{}, err
-	}
-	found := remains{}
-	for _, pair := range snapshot.Pairs(slices.Concat(marked, copies), contents) {
-		l := leftover{}
-		if pair.Content != nil {
-			l.target, l.objects = snapshot.TargetOfContent(pair.Content), append(l.objects, pair.Content)
-		}
-		if pair.Snapshot != nil {
-			l.target, l.objects = snapshot.TargetOf(pair.Snapshot), append(l.objects, pair.Snapshot)
-		}
-		origin, trusted, err := snapshot.OriginOfPair(pair.Snapshot, pair.Content, velero)
-		if err == nil && trusted && origin.Installation == installation && origin.Of(backup, l.objects[0].GetCreationTimestamp().Time) {
-			found.leftovers = append(found.leftovers, l)
+	found, namespaces := remains{}, sets.New[string]()
+	for _, pair := range marked {
+		origin, trusted, err := pair.Origin(velero)
+		if err == nil && trusted && origin.Installation == installation && origin.Of(backup, pair.Created()) {
+			found.leftovers = append(found.leftovers, pair)
+			namespaces.Insert(pair.Target().Namespace)
 		}
 	}
-	for _, namespace := range found.namespaces() {
+	for _, namespace := range sets.List(namespaces) {
 		claims, err := cluster.All[corev1.PersistentVolumeClaim](ctx, "claims of namespace "+namespace, "", cluster.Typed(e.clients.Kube.CoreV1().PersistentVolumeClaims(namespace).List))
 		if err != nil {
 			return remains{}, err
@@ -125,15 +104,6 @@ func (e *Expiry) left(ctx context.Context, backup *velerov1.Backup) (remains, er
 		found.claims = append(found.claims, claims...)
 	}
 	return found, nil
-}
-
-func (r remains) namespaces() []string {
-	var names []string
-	for _, l := range r.leftovers {
-		names = append(names, l.target.Namespace)
-	}
-	slices.Sort(names)
-	return slices.Compact(names)
 }
 
 // neededBy is a claim that waits for a VolumeSnapshot, "" when none does.
@@ -149,14 +119,15 @@ func (r remains) neededBy(t snapshot.Target) string {
 // plan decides what goes: all leftovers, with the storage's snapshots, but for what
 // a user wants to stay and what a claim waits for. kept tells of these.
 func (r remains) plan() (targets []snapshot.Target, kept []string) {
-	for _, l := range r.leftovers {
-		switch claim := r.neededBy(l.target); {
-		case slices.ContainsFunc(l.objects, snapshot.Vetoed):
-			kept = append(kept, vetoText(l.target.String()))
+	for _, pair := range r.leftovers {
+		target := pair.Target()
+		switch claim := r.neededBy(target); {
+		case slices.ContainsFunc(pair.Objects(), snapshot.Vetoed):
+			kept = append(kept, vetoText(target.String()))
 		case claim != "":
-			kept = append(kept, fmt.Sprintf("VolumeSnapshot %s stays until the sweep: claim %s is Pending and waits for it", l.target, claim))
+			kept = append(kept, fmt.Sprintf("VolumeSnapshot %s stays until the sweep: claim %s is Pending and waits for it", target, claim))
 		default:
-			targets = append(targets, l.target)
+			targets = append(targets, target)
 		}
 	}
 	return targets, kept

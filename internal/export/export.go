@@ -181,36 +181,15 @@ func (t *Tracker) targets(ctx context.Context, operation string, upload *velerov
 	if upload != nil {
 		return Targets(upload), nil
 	}
-	all, err := t.list(ctx, backup)
+	pairs, err := snapshot.Marked(ctx, t.clients.Snapshots, snapshot.OwnedBy(backup), backup.Namespace)
 	if err != nil {
 		return nil, err
 	}
 	var targets []snapshot.Target
-	for i := range all {
-		if vs := &all[i]; follows(operation, backup, vs) && vs.Labels[snapshot.KeptLabel] == "" {
-			targets = append(targets, snapshot.TargetOf(vs))
-		}
-	}
-	copies, err := snapshot.List(ctx, t.clients.Snapshots, backup.Namespace, "")
-	if err != nil {
-		return nil, err
-	}
-	for i := range copies {
-		vs := &copies[i]
-		if origin, ours := snapshot.OriginOf(vs); ours && origin.BackupUID == string(backup.UID) && follows(operation, backup, vs) {
-			targets = append(targets, snapshot.TargetOf(vs))
-		}
-	}
-	// A content outlives a VolumeSnapshot that somebody has deleted.
-	contents, err := snapshot.Contents(ctx, t.clients.Snapshots, snapshot.OwnedBy(backup).String())
-	if err != nil {
-		return nil, err
-	}
-	for i := range contents {
-		target := snapshot.TargetOfContent(&contents[i])
-		same := func(t snapshot.Target) bool { return t.UID == target.UID }
-		if follows(operation, backup, &contents[i]) && contents[i].Labels[snapshot.KeptLabel] == "" && !slices.ContainsFunc(targets, same) {
-			targets = append(targets, target)
+	for _, pair := range pairs {
+		object := pair.Objects()[0]
+		if origin, ours := snapshot.OriginOf(object); ours && origin.BackupUID == string(backup.UID) && follows(operation, backup, object) && object.GetLabels()[snapshot.KeptLabel] == "" {
+			targets = append(targets, pair.Target())
 		}
 	}
 	return targets, nil
@@ -257,18 +236,16 @@ func (t *Tracker) surplus(ctx context.Context, operation string, upload *velerov
 	if err != nil {
 		return nil, err
 	}
-	var believed []snapshotv1.VolumeSnapshot
+	var pairs []snapshot.Pair
 	for i := range kept {
 		content, err := snapshot.ContentOf(ctx, t.clients.Snapshots, &kept[i])
 		if err != nil {
 			return nil, err
 		}
-		if vs, ok := snapshot.Counted(kept[i], content, claim); ok {
-			believed = append(believed, vs)
-		}
+		pairs = append(pairs, snapshot.Pair{Snapshot: &kept[i], Content: content})
 	}
 	var targets []snapshot.Target
-	for _, vs := range snapshot.Surplus(believed, func(vs *snapshotv1.VolumeSnapshot) bool { return failed[vs.Labels[velerov1.BackupUIDLabel]] }) {
+	for _, vs := range snapshot.Surplus(snapshot.Counted(pairs, claim), func(vs *snapshotv1.VolumeSnapshot) bool { return failed[vs.Labels[velerov1.BackupUIDLabel]] }) {
 		targets = append(targets, snapshot.TargetOf(&vs))
 	}
 	return targets, nil

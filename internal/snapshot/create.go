@@ -87,18 +87,20 @@ func Kept(first *snapshotv1.VolumeSnapshot, backup *velerov1.Backup, claim *core
 	return vs
 }
 
-// Counted is a kept snapshot of a claim as Surplus takes it, with the number that
-// its content has. It is false for one that is not believed to be such.
-func Counted(vs snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent, claim string) (snapshotv1.VolumeSnapshot, bool) {
-	_, marked, err := OriginOfPair(&vs, content, "")
-	if content == nil || !marked || err != nil || KeptOf(&vs, content) != claim {
-		return vs, false
+// Counted are the pairs that are believed to be kept snapshots of a claim, as Surplus
+// takes them: with the number that the content has.
+func Counted(pairs []Pair, claim string) (kept []snapshotv1.VolumeSnapshot) {
+	for _, p := range pairs {
+		if _, marked, err := p.Origin(""); p.Snapshot == nil || p.Content == nil || !marked || err != nil || p.Kept() != claim {
+			continue
+		}
+		vs := p.Snapshot.DeepCopy()
+		if p.Content.Labels[KeptLabel] != "" { // not so in releases before
+			vs.Annotations[keepLastAnnotation] = p.Content.Annotations[keepLastAnnotation]
+		}
+		kept = append(kept, *vs)
 	}
-	if content.Labels[KeptLabel] != "" { // not so in releases before
-		vs.Annotations = maps.Clone(vs.Annotations)
-		vs.Annotations[keepLastAnnotation] = content.Annotations[keepLastAnnotation]
-	}
-	return vs, true
+	return kept
 }
 
 // Surplus are those of a claim's kept snapshots that newer ones take the place of.

@@ -3,6 +3,8 @@ package snapshot
 import (
 	"context"
 	"fmt"
+	"slices"
+	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	"github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned"
@@ -74,11 +76,43 @@ func Pairs(snapshots []snapshotv1.VolumeSnapshot, contents []snapshotv1.VolumeSn
 	return pairs
 }
 
-// TargetOfContent is the target that a content makes, with what it stands for in
-// the storage.
-func TargetOfContent(content *snapshotv1.VolumeSnapshotContent) Target {
-	of := content.Spec.VolumeSnapshotRef
-	return Target{Namespace: of.Namespace, Name: of.Name, UID: of.UID, Content: content.Name}
+// Marked lists and pairs what has the labels of a selector, and the VolumeSnapshots
+// in Velero's namespace that lack Stillpoint's: the copies that a data mover makes
+// there have the annotations only.
+func Marked(ctx context.Context, client versioned.Interface, selector labels.Selector, velero string) ([]Pair, error) {
+	contents, err := Contents(ctx, client, selector.String())
+	if err != nil {
+		return nil, err
+	}
+	marked, err := List(ctx, client, metav1.NamespaceAll, selector.String())
+	if err != nil {
+		return nil, err
+	}
+	copies, err := List(ctx, client, velero, "!"+InstallationLabel)
+	return Pairs(slices.Concat(marked, copies), contents), err
+}
+
+// Objects are those of a pair that exist, the VolumeSnapshot first.
+func (p Pair) Objects() (all []metav1.Object) {
+	if p.Snapshot != nil {
+		all = append(all, p.Snapshot)
+	}
+	if p.Content != nil {
+		all = append(all, p.Content)
+	}
+	return all
+}
+
+// Created is when the first of its objects was created.
+func (p Pair) Created() time.Time { return p.Objects()[0].GetCreationTimestamp().Time }
+
+// Target is what is deleted with a pair, the storage's snapshot included.
+func (p Pair) Target() Target {
+	if p.Snapshot != nil {
+		return TargetOf(p.Snapshot)
+	}
+	of := p.Content.Spec.VolumeSnapshotRef
+	return Target{Namespace: of.Namespace, Name: of.Name, UID: of.UID, Content: p.Content.Name}
 }
 
 // ContentOf gets the content of a VolumeSnapshot, nil where none names it.

@@ -85,45 +85,44 @@ func OriginOf(object metav1.Object) (Origin, bool) {
 	return origin, true
 }
 
-// OriginOfPair reads where a VolumeSnapshot comes from and the content that names
-// it; either may be nil. Whoever may write VolumeSnapshots in a namespace can write
-// any mark there, so those of a VolumeSnapshot count only where its content has
-// them, too. Where the content has none yet, the name must be the one that
-// Stillpoint makes of the marks, or the namespace Velero's own. It is an error when
-// both are marked and differ.
-func OriginOfPair(vs *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent, velero string) (origin Origin, marked bool, err error) {
-	if content != nil {
-		origin, marked = OriginOf(content)
+// Origin reads where a pair comes from; velero is Velero's namespace. Whoever may
+// write VolumeSnapshots in a namespace can write any mark there, so those of a
+// VolumeSnapshot count only where its content has them, too. Where the content has
+// none yet, the name must be the one that Stillpoint makes of the marks, or the
+// namespace Velero's own. It is an error when both are marked and differ.
+func (p Pair) Origin(velero string) (origin Origin, marked bool, err error) {
+	if p.Content != nil {
+		origin, marked = OriginOf(p.Content)
 	}
-	if vs == nil {
+	if p.Snapshot == nil {
 		return origin, marked, nil
 	}
-	said, says := OriginOf(vs)
+	said, says := OriginOf(p.Snapshot)
 	switch {
 	case says && marked && (said.Installation != origin.Installation || said.BackupUID != origin.BackupUID):
 		return said, true, fmt.Errorf("the VolumeSnapshot says that it is of the backup with the UID %s, its content says %s", said.BackupUID, origin.BackupUID)
 	case marked:
 		origin.Backup = cmp.Or(said.Backup, origin.Backup)
 		return origin, true, nil
-	case says && (vs.Namespace == velero || named(vs, said)):
+	case says && (p.Snapshot.Namespace == velero || named(p.Snapshot, said)):
 		return said, true, nil
 	}
 	return Origin{}, false, nil
 }
 
-// KeptOf is the UID of the claim that a VolumeSnapshot was taken of to be kept
-// beside its export, "" for any other, by the same rule as OriginOfPair.
-func KeptOf(vs *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent) string {
-	if content != nil && content.Labels[KeptLabel] != "" {
-		return content.Labels[KeptLabel]
+// Kept is the UID of the claim that a pair was taken of to be kept beside its export,
+// "" for any other, by the same rule as Origin.
+func (p Pair) Kept() string {
+	if p.Content != nil && p.Content.Labels[KeptLabel] != "" {
+		return p.Content.Labels[KeptLabel]
 	}
-	if vs == nil {
+	if p.Snapshot == nil {
 		return ""
 	}
-	if said, says := OriginOf(vs); !says || !named(vs, said) {
+	if said, says := OriginOf(p.Snapshot); !says || !named(p.Snapshot, said) {
 		return ""
 	}
-	return vs.Labels[KeptLabel]
+	return p.Snapshot.Labels[KeptLabel]
 }
 
 // named reports whether a VolumeSnapshot has the name that Stillpoint gives to one

@@ -71,12 +71,12 @@ func (r *removal) remove(ctx context.Context) (left string, err error) {
 	if r.finding.Action == DeleteObjectsOnly {
 		t.Policy = snapshotv1.VolumeSnapshotContentRetain
 	}
-	if vs := r.finding.target.snapshot; vs != nil {
+	if vs := r.finding.target.Snapshot; vs != nil {
 		t.UID = vs.UID
 	} else {
 		// A VolumeSnapshot of that name is another one. A content that was never
 		// bound knows no UID; its own is that of no VolumeSnapshot.
-		content := r.finding.target.content
+		content := r.finding.target.Content
 		t.UID = cmp.Or(content.Spec.VolumeSnapshotRef.UID, content.UID)
 	}
 	return snapshot.Remove(ctx, r.clients.Snapshots, t)

@@ -146,7 +146,7 @@ func (s *Sweeper) synced(ctx context.Context) (until time.Time, err error) {
 // note writes on the content of a finding that its backup is gone, for the sweeps
 // that follow.
 func (s *Sweeper) note(ctx context.Context, finding *Finding) error {
-	content := finding.target.content
+	content := finding.target.Content
 	if !finding.missed || content.Annotations[missedAnnotation] != "" {
 		return nil
 	}
@@ -225,7 +225,7 @@ func (s *Sweeper) now(ctx context.Context, before *facts, finding *Finding) (*fa
 	all := pair.subjects()
 	i := slices.IndexFunc(all, func(s subject) bool {
 		other := about(s, f.velero)
-		return other.Object() == finding.Object() && s.objects()[0].GetUID() == subject(finding.target).objects()[0].GetUID()
+		return other.Object() == finding.Object() && s.Objects()[0].GetUID() == finding.target.Objects()[0].GetUID()
 	})
 	if i < 0 {
 		return nil, nil, nil
@@ -274,7 +274,7 @@ func (s *Sweeper) owners(ctx context.Context, f *facts, finding *Finding) error 
 	if !finding.restored {
 		return nil
 	}
-	name = subject(finding.target).label(velerov1.RestoreNameLabel)
+	name = finding.target.label(velerov1.RestoreNameLabel)
 	i = slices.IndexFunc(f.restores, func(r velerov1.Restore) bool { return label.GetValidName(r.Name) == name })
 	if i >= 0 {
 		name = f.restores[i].Name

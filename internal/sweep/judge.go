@@ -137,27 +137,12 @@ func stateOfRestore(r *velerov1.Restore) string {
 	return fmt.Sprintf("restore %s is %s", r.Name, phase(r.Status.Phase, r.DeletionTimestamp))
 }
 
-// subject is a VolumeSnapshot with the content that names it, or one of them
-// where the other is not there.
-type subject struct {
-	snapshot *snapshotv1.VolumeSnapshot
-	content  *snapshotv1.VolumeSnapshotContent
-}
-
-// objects are those that there are. The VolumeSnapshot comes first.
-func (s subject) objects() (all []metav1.Object) {
-	if s.snapshot != nil {
-		all = append(all, s.snapshot)
-	}
-	if s.content != nil {
-		all = append(all, s.content)
-	}
-	return all
-}
+// subject is what is judged.
+type subject struct{ snapshot.Pair }
 
 // label of the first object that has it.
 func (s subject) label(key string) string {
-	for _, object := range s.objects() {
+	for _, object := range s.Objects() {
 		if value := object.GetLabels()[key]; value != "" {
 			return value
 		}
@@ -168,14 +153,14 @@ func (s subject) label(key string) string {
 // velero is the label with the backup's name. That of a content counts only
 // where the VolumeSnapshot is gone: Velero puts it on the contents of users' own
 // VolumeSnapshots, too, when these are in a backup.
-func (s subject) velero() string { return s.objects()[0].GetLabels()[velerov1.BackupNameLabel] }
+func (s subject) velero() string { return s.Objects()[0].GetLabels()[velerov1.BackupNameLabel] }
 
 // static tells that it was made of a snapshot that was there, and not of a volume.
 func (s subject) static() bool {
-	if s.snapshot != nil {
-		return s.snapshot.Spec.Source.VolumeSnapshotContentName != nil
+	if s.Snapshot != nil {
+		return s.Snapshot.Spec.Source.VolumeSnapshotContentName != nil
 	}
-	return s.content.Spec.Source.SnapshotHandle != nil
+	return s.Content.Spec.Source.SnapshotHandle != nil
 }
 
 // restored tells that a restore made it. The labels alone do not tell: a claim
@@ -187,39 +172,36 @@ func (s subject) restored() bool {
 // copied tells that it is made as the data mover copies what it is to move.
 func (s subject) copied(velero string) bool {
 	namespace, name := s.key()
-	return namespace == velero && s.static() && !s.restored() && (s.content == nil || s.content.Name == name)
+	return namespace == velero && s.static() && !s.restored() && (s.Content == nil || s.Content.Name == name)
 }
-
-// kept tells that it is kept beside an export.
-func (s subject) kept() bool { return snapshot.KeptOf(s.snapshot, s.content) != "" }
 
 // bereft tells that it is the content of a snapshot of a volume whose
 // VolumeSnapshot is gone.
-func (s subject) bereft() bool { return s.snapshot == nil && !s.static() }
+func (s subject) bereft() bool { return s.Snapshot == nil && !s.static() }
 
 // key is that of the VolumeSnapshot, there or not.
 func (s subject) key() (namespace, name string) {
-	if s.snapshot != nil {
-		return s.snapshot.Namespace, s.snapshot.Name
+	if s.Snapshot != nil {
+		return s.Snapshot.Namespace, s.Snapshot.Name
 	}
-	return s.content.Spec.VolumeSnapshotRef.Namespace, s.content.Spec.VolumeSnapshotRef.Name
+	return s.Content.Spec.VolumeSnapshotRef.Namespace, s.Content.Spec.VolumeSnapshotRef.Name
 }
 
 // handedOver tells that Velero has it in the backup: its action for
 // VolumeSnapshots annotates the VolumeSnapshot and labels the content. It only
 // does so without data movement.
 func (s subject) handedOver() bool {
-	if s.snapshot != nil {
-		return s.snapshot.Annotations[velerov1.VolumeSnapshotHandleAnnotation] != ""
+	if s.Snapshot != nil {
+		return s.Snapshot.Annotations[velerov1.VolumeSnapshotHandleAnnotation] != ""
 	}
-	return s.content.Labels[velerov1.BackupNameLabel] != ""
+	return s.Content.Labels[velerov1.BackupNameLabel] != ""
 }
 
 // origin reads the marks, as far as they count; velero is Velero's namespace. It is
 // an error when those of the VolumeSnapshot and of the content differ. The backup's
 // name may be missing in one of them, or in both.
 func (s subject) origin(velero string) (origin snapshot.Origin, marked bool, err error) {
-	origin, marked, err = snapshot.OriginOfPair(s.snapshot, s.content, velero)
+	origin, marked, err = s.Origin(velero)
 	origin.Backup = cmp.Or(origin.Backup, s.label(velerov1.BackupNameLabel))
 	return origin, marked, err
 }
@@ -298,21 +280,21 @@ func (f *Finding) set(v verdict) {
 }
 
 func about(s subject, velero string) Finding {
-	f := Finding{Kind: Snapshot, restored: s.restored(), target: target(s)}
+	f := Finding{Kind: Snapshot, restored: s.restored(), target: s}
 	f.Namespace, f.Name = s.key()
-	f.Created = s.objects()[0].GetCreationTimestamp().Time
+	f.Created = s.Created()
 	f.Backup = s.label(velerov1.BackupNameLabel)
 	if origin, marked, _ := s.origin(velero); marked && !f.restored {
 		f.Backup, f.backupUID = origin.Backup, origin.BackupUID
 	}
-	if s.snapshot == nil {
+	if s.Snapshot == nil {
 		f.Kind = Content
-	} else if status := s.snapshot.Status; status != nil && status.RestoreSize != nil {
+	} else if status := s.Snapshot.Status; status != nil && status.RestoreSize != nil {
 		f.Size = status.RestoreSize.Value()
 	}
-	if s.content != nil {
-		f.Content, f.Handle, f.Driver = s.content.Name, handleOf(s.content), s.content.Spec.Driver
-		if status := s.content.Status; status != nil && status.RestoreSize != nil {
+	if s.Content != nil {
+		f.Content, f.Handle, f.Driver = s.Content.Name, handleOf(s.Content), s.Content.Spec.Driver
+		if status := s.Content.Status; status != nil && status.RestoreSize != nil {
 			f.Size = *status.RestoreSize
 		}
 	}
@@ -321,7 +303,7 @@ func about(s subject, velero string) Finding {
 
 func (f *facts) subjects() (all []subject) {
 	for _, pair := range snapshot.Pairs(f.snapshots, f.contents) {
-		all = append(all, subject{pair.Snapshot, pair.Content})
+		all = append(all, subject{pair})
 	}
 	return all
 }
@@ -333,7 +315,7 @@ func (f *facts) verdict(s subject) verdict {
 	if v.action == Keep {
 		return v
 	}
-	for _, object := range s.objects() {
+	for _, object := range s.Objects() {
 		if snapshot.Vetoed(object) {
 			return hold("annotation %s: \"true\"; else: %s", snapshot.KeepAnnotation, v.reason)
 		}
@@ -342,7 +324,7 @@ func (f *facts) verdict(s subject) verdict {
 	if claim := f.needed(namespace, name); claim != "" {
 		return hold("claim %s is Pending and needs it; else: %s", claim, v.reason)
 	}
-	if backup := f.running(namespace); s.snapshot != nil && backup != "" {
+	if backup := f.running(namespace); s.Snapshot != nil && backup != "" {
 		return hold("backup %s is running and may have it on its list, try again when it is over; else: %s", backup, v.reason)
 	}
 	return v
@@ -378,7 +360,7 @@ const notOurs = "not of a backup or restore of Velero's"
 
 // ofOrigin judges what is marked as ours.
 func (f *facts) ofOrigin(s subject, origin snapshot.Origin) verdict {
-	created := s.objects()[0].GetCreationTimestamp().Time
+	created := s.Created()
 	i := slices.IndexFunc(f.backups, func(b velerov1.Backup) bool { return origin.Of(&b, created) })
 	// Somebody may have deleted the Backup object alone. Velero brings it back
 	// from the object store within minutes, under another UID, and then it lives
@@ -391,7 +373,7 @@ func (f *facts) ofOrigin(s subject, origin snapshot.Origin) verdict {
 		return hold("the backup with the UID %s is in no list, but may be as young as the snapshot", origin.BackupUID)
 	case origin.Backup == "":
 		return remove("the backup with the UID %s is gone", origin.BackupUID)
-	case s.kept() && s.content != nil && !f.looked(s.content):
+	case s.Kept() != "" && s.Content != nil && !f.looked(s.Content):
 		again.missed = true
 		return again
 	case s.handedOver():
@@ -418,7 +400,7 @@ func (f *facts) ofBackup(s subject, backup *velerov1.Backup) verdict {
 		return stand("%s", stateOf(backup))
 	case state == dead:
 		return remove("%s", stateOf(backup))
-	case s.kept() && s.snapshot != nil:
+	case s.Kept() != "" && s.Snapshot != nil:
 		return stand("kept beside the export of backup %s", backup.Name)
 	case move:
 		return f.ofUpload(s, backup)
@@ -452,8 +434,8 @@ func (f *facts) ofUpload(s subject, backup *velerov1.Backup) verdict {
 func (f *facts) uploadOf(s subject, backupUID string) *velerov2alpha1.DataUpload {
 	namespace, name := s.key()
 	found := f.moves["source "+namespace+"/"+name]
-	if s.content != nil {
-		found = slices.Concat(found, f.moves["content "+s.content.Name])
+	if s.Content != nil {
+		found = slices.Concat(found, f.moves["content "+s.Content.Name])
 	}
 	if s.copied(f.velero) {
 		found = slices.Concat(found, f.moves["copy "+name])
@@ -610,7 +592,7 @@ func (f *facts) spareShared(finding *Finding) {
 const youth = 5 * time.Minute
 
 func (f *facts) young(s subject) bool {
-	return f.now.Sub(s.objects()[0].GetCreationTimestamp().Time) < youth
+	return f.now.Sub(s.Created()) < youth
 }
 
 // doubtful are the backups that are looked for once more, one by one: those that

@@ -587,7 +587,7 @@ func TestJudgeThousands(t *testing.T) {
 	findings := s.judge(nobody)
 	require.Len(t, findings, many)
 	for _, r := range b.removals(&s.facts, findings, nobody) {
-		finding := r.facts.find(subject(r.finding.target), nobody)
+		finding := r.facts.find(r.finding.target, nobody)
 		r.facts.spareShared(&finding)
 		require.Equal(t, Delete, finding.Action, finding.Reason)
 	}

@@ -8,8 +8,6 @@ import (
 	"cmp"
 	"slices"
 	"time"
-
-	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 )
 
 // Action is what becomes of an object.
@@ -68,13 +66,7 @@ type Finding struct {
 	restored  bool
 	missed    bool
 	backupUID string // "" where it has no mark
-	target    target
-}
-
-// target is what is deleted.
-type target struct {
-	snapshot *snapshotv1.VolumeSnapshot
-	content  *snapshotv1.VolumeSnapshotContent
+	target    subject
 }
 
 // Object names what a finding is about, as a user names it on the command line:
