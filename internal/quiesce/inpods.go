@@ -22,7 +22,7 @@ const (
 	releaseFunction = "ReleaseSession"
 )
 
-// sessionVariable marks the process of a held client in its environment.
+// sessionVariable marks the processes of a plan in their environment.
 const sessionVariable = "STILLPOINT_SESSION"
 
 // endClientScript ends the process $1 if it is the client of session $2.
@@ -75,7 +75,6 @@ func (p inPods) functions() map[string]blueprint.Function {
 				calls, err := p.calls(args)
 				for i := range calls {
 					calls[i].Hold = &blueprint.Hold{Begin: begin, End: end}
-					calls[i].Env[sessionVariable] = p.session
 				}
 				return calls, err
 			},
@@ -128,7 +127,7 @@ func (p inPods) calls(args blueprint.Args) ([]blueprint.Call, error) {
 		}
 		call := blueprint.Call{
 			Namespace: p.namespace, Pod: pods[i].Name, Container: container,
-			Command: slices.Clone(command), Env: map[string]string{},
+			Command: slices.Clone(command), Env: map[string]string{sessionVariable: p.session},
 		}
 		for name, value := range env {
 			call.Env[name] = value
