@@ -5,6 +5,7 @@
 package blueprint
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -130,7 +131,7 @@ func (b *Blueprint) title() string {
 // they come back as warnings. A key given twice fails, and so does an
 // apiVersion or kind that is not a blueprint's; both may be left out.
 func Parse(doc []byte) (bp *Blueprint, warnings []string, err error) {
-	docs := documents(doc)
+	docs := flat(doc)
 	switch len(docs) {
 	case 0:
 		return nil, nil, errors.New("the document is empty; a blueprint has apiVersion, kind, metadata and actions")
@@ -149,7 +150,7 @@ func ParseAll(stream []byte) ([]*Blueprint, []string, error) {
 		blueprints []*Blueprint
 		warnings   []string
 	)
-	docs := documents(stream)
+	docs := flat(stream)
 	for i, doc := range docs {
 		bp, warned, err := parse(doc)
 		if err != nil {
@@ -230,6 +231,26 @@ func documents(stream []byte) [][]byte {
 	for _, doc := range boundary.Split(string(stream), -1) {
 		if !blank(doc) {
 			docs = append(docs, []byte(doc))
+		}
+	}
+	return docs
+}
+
+// flat is documents, with the items of a List in its place: that is what
+// `kubectl get blueprints -o yaml` prints.
+func flat(stream []byte) [][]byte {
+	var docs [][]byte
+	for _, doc := range documents(stream) {
+		var list struct {
+			Kind  string            `json:"kind"`
+			Items []json.RawMessage `json:"items"`
+		}
+		if err := yaml.Unmarshal(doc, &list); err != nil || list.Kind != "List" && list.Kind != Kind+"List" {
+			docs = append(docs, doc)
+			continue
+		}
+		for _, item := range list.Items {
+			docs = append(docs, item)
 		}
 	}
 	return docs

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -155,6 +156,9 @@ func (t *Tasks) operation(task *Task) (*operation, error) {
 		if o.verb == "patch" && o.spec == nil {
 			return nil, errors.New("args.spec is missing; it is what a patch changes")
 		}
+		if o.verb == "patch" && o.spec["kind"] == "List" {
+			return nil, errors.New("args.spec has several documents, a patch has one")
+		}
 		for _, field := range [][2]string{{"apiVersion", o.ref.APIVersion}, {"resource", o.ref.Resource}, {"name", o.ref.Name}} {
 			if field[1] == "" {
 				return nil, fmt.Errorf("args.objectReference.%s is missing; it is needed to %s", field[0], o.verb)
@@ -201,21 +205,47 @@ func (t *Tasks) prepareOperation(ctx context.Context, d *draft) error {
 		return nil
 	}
 	d.Args = args
-	o, err := t.operation(d.Task)
-	if err != nil {
-		return err
+	parts := split(d.Task)
+	for _, part := range parts {
+		o, err := t.operation(part)
+		if err != nil {
+			return err
+		}
+		// What is literal is the blueprint's own choice.
+		names := "objectReference"
+		if o.verb == "create" {
+			names = "spec"
+		}
+		chosen := literal(d.source[names]) && literal(d.source["namespace"])
+		if err := d.allowTarget(o.at, chosen, "namespace"); err != nil {
+			return err
+		}
+		if err := t.exists(ctx, d, o.at.namespace); err != nil {
+			return err
+		}
+		if o.at.namespaced && len(parts) == 1 {
+			// So that it stands in what is shown and written down.
+			args["namespace"] = o.at.namespace
+		}
 	}
-	if o.at.namespaced {
-		// So that it stands in what is shown and written down.
-		args["namespace"] = o.at.namespace
+	return nil
+}
+
+// split makes a task of each object that one creates: its spec may be a List.
+func split(task *Task) []*Task {
+	spec, _ := task.Args["spec"].(map[string]any)
+	items, ok := spec["items"].([]any)
+	if !ok || spec["kind"] != "List" || task.Args["operation"] != "create" {
+		return []*Task{task}
 	}
-	// What is literal is the blueprint's own choice.
-	names := "objectReference"
-	if o.verb == "create" {
-		names = "spec"
+	var tasks []*Task
+	for _, item := range items {
+		one := *task
+		one.Args = maps.Clone(task.Args)
+		one.Args["spec"] = item
+		tasks = append(tasks, &one)
 	}
-	chosen := literal(d.source[names]) && literal(d.source["namespace"])
-	return d.allowTarget(o.at, chosen, "namespace")
+	return tasks
 }
 
 // allowTarget holds an object against the blueprint's confinement. Chosen tells
@@ -245,6 +275,14 @@ func (d *draft) allowTarget(at target, chosen bool, argument string) error {
 }
 
 func describeOperation(task *Task) string {
+	var texts []string
+	for _, part := range split(task) {
+		texts = append(texts, describePart(part))
+	}
+	return strings.Join(texts, ", ")
+}
+
+func describePart(task *Task) string {
 	verb, _ := task.Args.String("operation") // said when it is prepared
 	namespace, _ := task.Args.String("namespace")
 	if spec, ok := task.Args["spec"].(map[string]any); ok && verb == "create" {
@@ -264,7 +302,17 @@ func describeOperation(task *Task) string {
 	return text
 }
 
-func (t *Tasks) operate(ctx context.Context, task *Task, access *access) (map[string]any, error) {
+// operate returns, as Kanister does, the reference of the last object.
+func (t *Tasks) operate(ctx context.Context, task *Task, access *access) (outputs map[string]any, err error) {
+	for _, part := range split(task) {
+		if outputs, err = t.operatePart(ctx, part, access); err != nil {
+			return nil, err
+		}
+	}
+	return outputs, nil
+}
+
+func (t *Tasks) operatePart(ctx context.Context, task *Task, access *access) (map[string]any, error) {
 	o, err := t.operation(task)
 	if err != nil {
 		return nil, err

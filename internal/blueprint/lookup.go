@@ -225,7 +225,7 @@ func entriesOf(configMap *corev1.ConfigMap) []entry {
 	for _, key := range slices.Sorted(maps.Keys(configMap.Data)) {
 		source := Source(fmt.Sprintf("ConfigMap %s/%s (key %s)", configMap.Namespace, configMap.Name, key))
 		keyName := strings.TrimSuffix(strings.TrimSuffix(key, ".yaml"), ".yml")
-		docs := documents([]byte(configMap.Data[key]))
+		docs := flat([]byte(configMap.Data[key]))
 		if len(docs) == 0 {
 			entries = append(entries, entry{err: fmt.Errorf("%s: it is empty", source), names: []string{keyName}})
 		}

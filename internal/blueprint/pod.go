@@ -234,8 +234,9 @@ func override(spec *corev1.PodSpec, patch any) (merged *corev1.PodSpec, unknown 
 	return merged, unknown, nil
 }
 
-func (t *Tasks) preparePod(_ context.Context, d *draft) error {
-	if _, err := podOf(d.Task); err != nil {
+func (t *Tasks) preparePod(ctx context.Context, d *draft) error {
+	pod, err := podOf(d.Task)
+	if err != nil {
 		return err
 	}
 	if t != nil && t.Warn != nil {
@@ -244,7 +245,20 @@ func (t *Tasks) preparePod(_ context.Context, d *draft) error {
 			t.Warn("Action %s, function %s: args.podOverride: %s is ignored", d.name, d.Func, d.masker.Mask(each.Error()))
 		}
 	}
-	return d.allowNamespace()
+	if err := d.allowNamespace(); err != nil {
+		return err
+	}
+	if err := t.exists(ctx, d, pod.Namespace); err != nil {
+		return err
+	}
+	account := pod.Spec.ServiceAccountName
+	if account == "" || t == nil || t.clients == nil || d.maker(d.phase) != "" {
+		return nil
+	}
+	if _, err := t.clients.Kube.CoreV1().ServiceAccounts(pod.Namespace).Get(ctx, account, metav1.GetOptions{}); apierrors.IsNotFound(err) {
+		return fmt.Errorf("args.podOverride: serviceAccountName %q: namespace %s has no such ServiceAccount", account, pod.Namespace)
+	}
+	return nil
 }
 
 func describePod(task *Task) string {

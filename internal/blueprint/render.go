@@ -378,7 +378,7 @@ func (r *rendering) task(ctx context.Context, phase *phase, function Function, a
 		Pre: r.name == Prehook,
 	}
 	task.Kind, task.Name = r.params.workload()
-	if err := function.task(ctx, &draft{Task: task, rendering: r, source: phase.Args}); err != nil {
+	if err := function.task(ctx, &draft{Task: task, rendering: r, source: phase.Args, phase: phase}); err != nil {
 		return r.masked(err)
 	}
 	if r.needs != "" {

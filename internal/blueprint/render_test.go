@@ -48,6 +48,9 @@ func tenants() []runtime.Object {
 	gone := pod("shop", "db-2", "mongodb")
 	gone.Status.Phase = corev1.PodSucceeded
 	return []runtime.Object{
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "payments"}},
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default"}},
+		&corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "dumper"}},
 		pod("shop", "app-1", "date", "sidecar"),
 		pod("shop", "db-0", "mongodb", "-metrics"),
 		pod("shop", "db-1", "mongodb", "metrics"),

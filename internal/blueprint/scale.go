@@ -146,7 +146,10 @@ func (t *Tasks) prepareScaling(ctx context.Context, d *draft) error {
 	if err != nil {
 		return err
 	}
-	if err := d.allowNamespace(); err != nil || !d.Pre || t == nil || t.scaledBefore(s) != nil {
+	if err := d.allowNamespace(); err != nil {
+		return err
+	}
+	if err := t.exists(ctx, d, s.namespace); err != nil || !d.Pre || t == nil || t.scaledBefore(s) != nil {
 		return err
 	}
 	object, err := s.objects(t.clients.Dynamic).Get(ctx, s.name, metav1.GetOptions{})

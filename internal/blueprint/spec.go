@@ -157,20 +157,29 @@ func (r *rendering) document(ctx context.Context, path, source string) (map[stri
 	return object, nil
 }
 
+// oneObject reads an object in YAML. Several documents become a List of them, as
+// kubectl takes them.
 func oneObject(text string) (map[string]any, error) {
 	docs := documents([]byte(text))
-	if len(docs) != 1 {
-		return nil, fmt.Errorf("%d documents where one is expected", len(docs))
+	if len(docs) == 0 {
+		return nil, errors.New("0 documents where one is expected")
 	}
-	var object map[string]any
-	asJSON, err := yaml.YAMLToJSONStrict(docs[0])
-	if err != nil {
-		return nil, fmt.Errorf("read as YAML: %w", err)
+	var items []any
+	for _, doc := range docs {
+		var object map[string]any
+		asJSON, err := yaml.YAMLToJSONStrict(doc)
+		if err != nil {
+			return nil, fmt.Errorf("read as YAML: %w", err)
+		}
+		if err := decodeJSON(asJSON, &object); err != nil || object == nil {
+			return nil, errors.New("is no object")
+		}
+		items = append(items, object)
 	}
-	if err := decodeJSON(asJSON, &object); err != nil || object == nil {
-		return nil, errors.New("is no object")
+	if object, ok := items[0].(map[string]any); ok && len(items) == 1 {
+		return object, nil
 	}
-	return object, nil
+	return map[string]any{"apiVersion": "v1", "kind": "List", "items": items}, nil
 }
 
 // differ gives the place where an object is not what was meant, "" when there

@@ -13,6 +13,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/dynamic"
@@ -300,6 +301,7 @@ type draft struct {
 	*rendering
 	// source are the args as the blueprint has them.
 	source map[string]any
+	phase  *phase
 }
 
 // allowNamespace holds the namespace that the args give against the blueprint's
@@ -313,6 +315,18 @@ func (d *draft) allowNamespace() error {
 		return fmt.Errorf("args.namespace: %w", err)
 	}
 	return nil
+}
+
+// exists returns an error if a task acts in a namespace that does not exist, and that
+// no earlier phase can create.
+func (t *Tasks) exists(ctx context.Context, d *draft, namespace string) error {
+	if t == nil || t.clients == nil || namespace == "" || namespace == d.Namespace || d.maker(d.phase) != "" {
+		return nil
+	}
+	if _, err := t.clients.Kube.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		return nil // other errors are for the phase itself
+	}
+	return fmt.Errorf("namespace %q does not exist: write the one of the application, or that of Velero where a command needs the rights of Velero (with podOverride: {serviceAccountName: velero})", namespace)
 }
 
 // literal tells that a value has no template in it, at any depth.

@@ -64,7 +64,7 @@ func someTasks() *Tasks {
 	} {
 		mapper.Add(kind, scope)
 	}
-	client := kubefake.NewClientset()
+	client := kubefake.NewClientset(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "payments"}}, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default"}})
 	return &Tasks{
 		clients: &cluster.Clients{Kube: client, Dynamic: objects}, mapper: mapper,
 		as: func(user string) (*access, error) {

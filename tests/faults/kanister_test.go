@@ -1,6 +1,8 @@
 package faults
 
 import (
+	"encoding/json"
+	"strings"
 	"testing"
 
 	"github.com/sirupsen/logrus"
@@ -185,5 +187,104 @@ actions:
 				assert.Equal(t, snapshot.Volume == handleOf(bed, second.Claims[0]), snapshot.Frozen)
 			}
 		})
+	}
+}
+
+// 38c: a pod that cannot be made is an error of the plan, which check makes, too.
+func TestTaskPodThatCannotBeMade(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct{ args, want string }{
+		"KubeTask in kasten-io":               {"func: KubeTask, args: {namespace: kasten-io, image: app:1, command: ['true']}", `namespace "kasten-io" does not exist`},
+		"MultiContainerRun in kasten-io":      {"func: MultiContainerRun, args: {namespace: kasten-io, backgroundImage: i, backgroundCommand: [c], outputImage: i, outputCommand: [c]}", `namespace "kasten-io" does not exist`},
+		"KubeOps in kasten-io":                {"func: KubeOps, args: {operation: create, namespace: kasten-io, spec: '{apiVersion: v1, kind: ConfigMap, metadata: {name: a}}'}", `namespace "kasten-io" does not exist`},
+		"with an account that does not exist": {"func: KubeTask, args: {image: app:1, command: ['true'], podOverride: {serviceAccountName: k10-k10}}", `namespace shop has no such ServiceAccount`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			bed := fake.New(t)
+			blueprint(t, bed, "{metadata: {name: mine}, actions: {backupPrehook: {phases: [{name: task, "+test.args+"}]}}}")
+			bed.Deploy(fake.App{Annotations: k10})
+			code, said := checked(bed)
+			assert.Equal(t, 1, code)
+			assert.Contains(t, said, test.want)
+		})
+	}
+}
+
+// 38e: a spec of several documents, or of kind List, creates all of them, and the
+// output is the last one's reference.
+func TestKubeOpsCreatesSeveralObjects(t *testing.T) {
+	t.Parallel()
+	const first, second = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: first}\ndata: {of: '{{ .Object.metadata.name }}'}\n", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: second, namespace: shop}\n"
+	for name, spec := range map[string]string{
+		"documents": "---\n" + first + "---\n" + second,
+		"a List":    "apiVersion: v1\nkind: List\nitems:\n- " + strings.ReplaceAll(strings.TrimSpace(first), "\n", "\n  ") + "\n- " + strings.ReplaceAll(strings.TrimSpace(second), "\n", "\n  ") + "\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			bed := fake.New(t)
+			text, err := json.Marshal(spec)
+			require.NoError(t, err)
+			blueprint(t, bed, `{metadata: {name: mine}, actions: {backupPrehook: {phases: [
+				{func: KubeOps, name: make, args: {operation: create, namespace: shop, spec: `+string(text)+`}},
+				{func: KubeExec, name: tell, args: {namespace: shop, pod: db-6d4f-a, command: [sh, -c, 'echo "###Phase-output###: {\"key\": \"a\", \"value\": \"b\"}"; exit {{ if eq .Phases.make.Output.name "second" }}0{{ else }}1{{ end }}']}}]}}}`)
+			app := bed.Deploy(fake.App{Annotations: k10})
+			code, said := checked(bed)
+			assert.Zero(t, code, said)
+			assert.Contains(t, said, "create ConfigMap shop/first, create ConfigMap shop/second")
+			v := bed.Velero()
+			v.Backup(bed.Backup(fake.WithPolicy), app)
+			assert.Empty(t, v.Errors())
+			var made []string
+			for _, object := range bed.API.All("configmaps") {
+				if object.GetNamespace() == "shop" {
+					made = append(made, object.GetName())
+				}
+			}
+			assert.Equal(t, []string{"first", "second"}, made)
+		})
+	}
+}
+
+// A value of an annotation adds no document.
+func TestAnnotationAddsNoDocument(t *testing.T) {
+	t.Parallel()
+	bed := fake.New(t)
+	blueprint(t, bed, `{metadata: {name: mine}, actions: {backupPrehook: {phases: [
+		{func: KubeOps, name: make, args: {operation: create, namespace: shop, spec: "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: first}\n{{ .Options.more }}"}}]}}}`)
+	app := bed.Deploy(fake.App{Annotations: map[string]string{
+		"kanister.kasten.io/blueprint": "mine", "option.stillpoint.io/more": "\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: evil}\n",
+	}})
+	v := bed.Velero()
+	v.Backup(bed.Backup(fake.WithPolicy), app)
+	assert.True(t, v.Said(logrus.ErrorLevel, "may fill one scalar only"), v.Errors())
+}
+
+// 38g: `kubectl get blueprints -o yaml` prints a List.
+func TestBlueprintsInAList(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"List", "BlueprintList"} {
+		bed := fake.New(t)
+		blueprint(t, bed, `
+apiVersion: v1
+kind: `+kind+`
+items:
+- apiVersion: cr.kanister.io/v1alpha1
+  kind: Blueprint
+  metadata: {name: other}
+  actions: {backupPrehook: {phases: []}}
+- apiVersion: cr.kanister.io/v1alpha1
+  kind: Blueprint
+  metadata: {name: mine, namespace: kasten-io}
+  actions:
+    backupPrehook: {phases: [{func: FreezeFileSystems, name: freeze, args: {}}]}
+    backupPosthook: {phases: [{func: ThawFileSystems, name: thaw, args: {}}]}
+`)
+		app := bed.Deploy(fake.App{Annotations: k10})
+		v := bed.Velero()
+		v.Backup(bed.Backup(fake.WithPolicy), app)
+		assert.Empty(t, v.Errors())
+		require.Len(t, bed.Storage.Snapshots(), 1)
+		assert.True(t, bed.Storage.Snapshots()[0].Frozen)
 	}
 }
