@@ -80,7 +80,7 @@ func newFreeze(b *Bracket, group *quiesce.Group, backup *velerov1.Backup) *freez
 		stages: map[string]stage{},
 		seen:   map[string]map[string]bool{},
 		named:  map[string]bool{},
-		moved: make(chan struct{}, 1),
+		moved:  make(chan struct{}, 1),
 	}
 }
 
@@ -383,7 +383,7 @@ func (f *freeze) leave(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 	name := claim.Annotations[velerov1.VolumeSnapshotLabel]
 	thawed := f.thawed() // for what was cut by then
 	isCut := name == "" || f.name(claim.Name, name)
-	f.await(claim.Name, name)
+	f.await(claim.Name)
 	if f.goesOn(claim) {
 		return nil // held for the volumes that are left
 	}
@@ -412,7 +412,7 @@ func (f *freeze) thawed() bool {
 
 // await lets our watch catch up with Velero's poll, and thaws when the last
 // claim is here and the watch is still silent.
-func (f *freeze) await(claim, name string) {
+func (f *freeze) await(claim string) {
 	timeout := time.After(cutLimit)
 	for {
 		f.mu.Lock()
@@ -430,7 +430,7 @@ func (f *freeze) await(claim, name string) {
 			return
 		case <-time.After(5 * time.Millisecond):
 		case <-timeout:
-			f.see(claim, name, true) // Velero has seen its handle
+			f.move(claim, cut) // Velero has seen its handle
 			timeout = nil
 		}
 	}

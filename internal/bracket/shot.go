@@ -109,7 +109,7 @@ func (f *freeze) shoot(ctx context.Context, shot snapshotter.Shot) error {
 		return err
 	}
 	f.move(claim, cut)
-	f.await(claim, "")
+	f.await(claim)
 	if broken := f.broken(); broken != nil && f.group.OnError != quiesce.Continue {
 		return fmt.Errorf("claim %s/%s: %w: %s: %w", f.group.Claims[0].Namespace, claim, snapshotter.ErrInconsistent, f.group.Name(), broken)
 	}
