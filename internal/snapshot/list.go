@@ -8,6 +8,7 @@ import (
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	"github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
@@ -28,13 +29,23 @@ func List(ctx context.Context, client versioned.Interface, namespace, selector s
 	if namespace == metav1.NamespaceAll {
 		where = "VolumeSnapshots of all namespaces"
 	}
-	return cluster.All[snapshotv1.VolumeSnapshot](ctx, where, selector, cluster.Typed(client.SnapshotV1().VolumeSnapshots(namespace).List))
+	return served(cluster.All[snapshotv1.VolumeSnapshot](ctx, where, selector, cluster.Typed(client.SnapshotV1().VolumeSnapshots(namespace).List)))
 }
 
 // Contents lists the VolumeSnapshotContents that a selector matches; "" matches
 // all.
 func Contents(ctx context.Context, client versioned.Interface, selector string) ([]snapshotv1.VolumeSnapshotContent, error) {
-	return cluster.All[snapshotv1.VolumeSnapshotContent](ctx, "VolumeSnapshotContents", selector, cluster.Typed(client.SnapshotV1().VolumeSnapshotContents().List))
+	return served(cluster.All[snapshotv1.VolumeSnapshotContent](ctx, "VolumeSnapshotContents", selector, cluster.Typed(client.SnapshotV1().VolumeSnapshotContents().List)))
+}
+
+// served passes a list on. One that is not found says that the cluster does not
+// have the CustomResourceDefinitions of snapshots: it backs its volumes up by
+// fs-backup, or its storage is older than CSI. There is nothing to list then.
+func served[T any](all []T, err error) ([]T, error) {
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	return all, err
 }
 
 // Pair is a VolumeSnapshot with the content that names it, or one of them where the
