@@ -63,6 +63,9 @@ func (b *Bracket) adviseProfile(ctx context.Context, claim *corev1.PersistentVol
 // these call an error.
 func (b *Bracket) adviseClass(ctx context.Context, claim *corev1.PersistentVolumeClaim, volume *corev1.PersistentVolume, backup *velerov1.Backup) {
 	input, err := b.classes.Input(ctx, claim, volume.Spec.CSI.Driver, backup)
+	if config.Unusable(err) {
+		return // told once, at the start of the backup
+	}
 	if err != nil {
 		b.log.Warnf("Claim %s/%s: whether Velero took the right VolumeSnapshotClass is not known: %v", claim.Namespace, claim.Name, err)
 		return

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	kjson "sigs.k8s.io/json"
@@ -41,6 +42,18 @@ const Key = "config.yaml"
 // Version is the only version of the document so far.
 const Version = "v1"
 
+// invalid is an error about a configuration that was read.
+type invalid struct{ error }
+
+func (i invalid) Unwrap() error { return i.error }
+
+// Unusable reports whether an error of Load is about the configuration itself, or
+// the right to read it: to read it again does not help. What must come to an end
+// goes on without it then, and says so.
+func Unusable(err error) bool {
+	return errors.As(err, new(invalid)) || apierrors.IsForbidden(err)
+}
+
 // Load reads the configuration, or gives the defaults where there is none.
 func Load(ctx context.Context, client kubernetes.Interface, veleroNamespace string) (*Config, error) {
 	// By one label only: a ConfigMap that lacks the other one, or has the
@@ -61,7 +74,7 @@ func Load(ctx context.Context, client kubernetes.Interface, veleroNamespace stri
 			names = append(names, configMap.Name)
 		}
 		slices.Sort(names)
-		return nil, fmt.Errorf("%d ConfigMaps of namespace %s have the label %s: %s; remove all but one", len(names), veleroNamespace, PluginLabel, strings.Join(names, ", "))
+		return nil, invalid{fmt.Errorf("%d ConfigMaps of namespace %s have the label %s: %s; remove all but one", len(names), veleroNamespace, PluginLabel, strings.Join(names, ", "))}
 	}
 }
 
@@ -70,7 +83,7 @@ func Load(ctx context.Context, client kubernetes.Interface, veleroNamespace stri
 func Decode(configMap *corev1.ConfigMap) (*Config, error) {
 	config, err := decode(configMap)
 	if err != nil {
-		return nil, fmt.Errorf("ConfigMap %s/%s: %w", configMap.Namespace, configMap.Name, err)
+		return nil, invalid{fmt.Errorf("ConfigMap %s/%s: %w", configMap.Namespace, configMap.Name, err)}
 	}
 	return config, nil
 }

@@ -30,12 +30,12 @@ func (e *Expiry) Content(ctx context.Context, content *snapshotv1.VolumeSnapshot
 	if content.Labels[velerov1.BackupNameLabel] != label.GetValidName(backup.Name) || content.Status == nil || content.Status.SnapshotHandle == nil {
 		return nil
 	}
-	settings, err := config.Load(ctx, e.clients.Kube, e.clients.VeleroNamespace)
-	if err != nil {
-		return fmt.Errorf("delete the snapshot of VolumeSnapshotContent %s: %w", content.Name, err)
+	settings, unread := config.Load(ctx, e.clients.Kube, e.clients.VeleroNamespace)
+	if unread != nil {
+		settings = config.Default(e.clients.VeleroNamespace) // which matters for drivers that the cluster does not have
 	}
 	driver, renamed := settings.Restore.Driver(content.Spec.Driver)
-	if !renamed {
+	if !renamed && unread == nil {
 		return nil
 	}
 	drivers, err := e.clients.Kube.StorageV1().CSIDrivers().List(ctx, metav1.ListOptions{})
@@ -44,6 +44,9 @@ func (e *Expiry) Content(ctx context.Context, content *snapshotv1.VolumeSnapshot
 	}
 	if slices.ContainsFunc(drivers.Items, func(d storagev1.CSIDriver) bool { return d.Name == content.Spec.Driver }) {
 		return nil // it serves its snapshots itself
+	}
+	if unread != nil {
+		return fmt.Errorf("delete the snapshot of VolumeSnapshotContent %s: %w", content.Name, unread)
 	}
 	if err := snapshot.DeleteByHandle(ctx, e.clients.Snapshots, substitute(content, driver)); err != nil {
 		return fmt.Errorf("backup %s: %w", backup.Name, err)

@@ -141,13 +141,12 @@ func (t *Tracker) upload(ctx context.Context, operation string, backup *velerov1
 // settle removes what an upload that has ended leaves, and the kept snapshots
 // that are too many now. It tells what it did.
 func (t *Tracker) settle(ctx context.Context, operation string, upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) (string, error) {
-	settings, err := t.configuration(ctx)
+	deletes, said, err := t.deletes(ctx, backup.Spec.DataMover)
 	if err != nil {
 		return "", err
 	}
-	said := "the local snapshot is left to data mover " + backup.Spec.DataMover
 	var targets []snapshot.Target
-	if settings.DeletesSnapshotsOf(backup.Spec.DataMover) {
+	if deletes {
 		said = "the local snapshot is deleted"
 		if targets, err = t.targets(ctx, operation, upload, backup); err != nil {
 			return "", err
@@ -317,7 +316,7 @@ func (t *Tracker) Cancel(ctx context.Context, operation string, backup *velerov1
 	if strings.HasPrefix(operation, snapshotOperation) {
 		return nil // the snapshot is the backup's
 	}
-	settings, err := t.configuration(ctx)
+	deletes, _, err := t.deletes(ctx, backup.Spec.DataMover)
 	if err != nil {
 		return err
 	}
@@ -344,7 +343,7 @@ func (t *Tracker) Cancel(ctx context.Context, operation string, backup *velerov1
 				return fmt.Errorf("cancel DataUpload %s: %w", upload.Name, err)
 			}
 		}
-		if !settings.DeletesSnapshotsOf(backup.Spec.DataMover) {
+		if !deletes {
 			return nil
 		}
 		select {
@@ -382,17 +381,29 @@ func (t *Tracker) waiting(ctx context.Context) (context.Context, context.CancelF
 	return context.WithTimeout(ctx, max(t.patient.Sub(now), attempt))
 }
 
-func (t *Tracker) configuration(ctx context.Context) (*config.Config, error) {
+// deletes reports whether the snapshots that a data mover was given are deleted
+// when their upload has ended, and says who has them otherwise. An unusable
+// configuration does not keep an operation open: Velero's own mover needs none, and
+// without one the snapshots of any other are left alone.
+func (t *Tracker) deletes(ctx context.Context, mover string) (deletes bool, said string, err error) {
+	said = "the local snapshot is left to data mover " + mover
+	settings := config.Default(t.clients.VeleroNamespace)
+	if settings.DeletesSnapshotsOf(mover) {
+		return true, "", nil
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.settings == nil {
-		settings, err := config.Load(ctx, t.clients.Kube, t.clients.VeleroNamespace)
-		if err != nil {
-			return nil, err
+		read, err := config.Load(ctx, t.clients.Kube, t.clients.VeleroNamespace)
+		switch {
+		case config.Unusable(err):
+			return false, fmt.Sprintf("%s, since the configuration cannot be used: %v", said, err), nil
+		case err != nil:
+			return false, "", err
 		}
-		t.settings = settings
+		t.settings = read
 	}
-	return t.settings, nil
+	return t.settings.DeletesSnapshotsOf(mover), said, nil
 }
 
 // list returns the VolumeSnapshots of a backup that Stillpoint took.

@@ -139,9 +139,13 @@ func TestProgressDeletes(t *testing.T) {
 			phase: velerov2alpha1.DataUploadPhaseCompleted, change: func(p *place) { p.mover, p.document = "acme", "dataMovers: [{name: acme, deleteSnapshots: true}]" },
 			left: []string{"2"}, completed: true,
 		},
-		"a configuration that cannot be read": {
+		"a configuration that is not valid": {
 			phase: velerov2alpha1.DataUploadPhaseCompleted, change: func(p *place) { p.document = "dataMover: []" },
-			left: all, says: "dataMover is an unknown key",
+			left: []string{"2"}, completed: true,
+		},
+		"one that is not valid, and another mover": {
+			phase: velerov2alpha1.DataUploadPhaseCompleted, change: func(p *place) { p.mover, p.document = "acme", "dataMover: []" },
+			left: all, completed: true, says: "the local snapshot is left to data mover acme, since the configuration cannot be used: ",
 		},
 		"a second one that was not cut": {
 			phase: velerov2alpha1.DataUploadPhaseCompleted, change: func(p *place) { p.kept.Status = nil },

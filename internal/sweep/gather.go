@@ -108,8 +108,14 @@ func (s *Sweeper) rest(ctx context.Context, f *facts) error {
 		return err
 	}
 	if f.movers() {
-		if f.config, err = s.settings(ctx); err != nil {
+		settings, err := s.settings(ctx)
+		switch {
+		case config.Unusable(err):
+			f.unusable = err
+		case err != nil:
 			return err
+		default:
+			f.config = settings
 		}
 	}
 	findings := f.judge(nobody)

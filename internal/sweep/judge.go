@@ -39,6 +39,8 @@ type facts struct {
 	// namespaces are the UIDs of all namespaces; nil where they do not matter.
 	namespaces map[string]bool
 	config     *config.Config
+	// unusable is why config is the default.
+	unusable error
 	// begins is true at the start of a backup, whose own items are not listed yet.
 	begins bool
 	// synced is when Velero had last looked for backups in all of its locations.
@@ -424,9 +426,17 @@ func (f *facts) ofUpload(s subject, backup *velerov1.Backup) verdict {
 		v = remove("DataUpload %s of backup %s is %s", upload.Name, backup.Name, upload.Status.Phase)
 	}
 	if !f.config.DeletesSnapshotsOf(mover) {
-		return hold("data mover %s may keep its snapshots: dataMovers of the configuration does not say deleteSnapshots", mover)
+		return f.keptBy(mover)
 	}
 	return v
+}
+
+// keptBy holds what a data mover may keep on purpose.
+func (f *facts) keptBy(mover string) verdict {
+	if f.unusable != nil {
+		return hold("data mover %s may keep its snapshots, and the configuration, which says so, cannot be used: %v", mover, f.unusable)
+	}
+	return hold("data mover %s may keep its snapshots: dataMovers of the configuration does not say deleteSnapshots", mover)
 }
 
 // uploadOf finds the DataUpload that moves the data of a snapshot, or whose copy
@@ -512,7 +522,7 @@ func (f *facts) ofMover(upload *velerov2alpha1.DataUpload, what string) verdict 
 	case !export.Ended(upload):
 		return stand("%s of DataUpload %s, which is %s", what, upload.Name, phase(upload.Status.Phase, nil))
 	case !f.config.DeletesSnapshotsOf(upload.Spec.DataMover):
-		return hold("data mover %s may keep its snapshots: dataMovers of the configuration does not say deleteSnapshots", upload.Spec.DataMover)
+		return f.keptBy(upload.Spec.DataMover)
 	}
 	v := remove("%s of DataUpload %s, which is %s", what, upload.Name, upload.Status.Phase)
 	uid := upload.Labels[velerov1.BackupUIDLabel]

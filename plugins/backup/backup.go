@@ -157,10 +157,21 @@ func (a *claimAction) AppliesTo() (velero.ResourceSelector, error) {
 	a.tidied.Do(func() {
 		var wait sync.WaitGroup
 		wait.Go(func() { a.undoer.AtBackup(context.Background(), a.log) })
+		wait.Go(func() { a.warnOfConfiguration() })
 		a.sweeper.AtBackup(context.Background(), a.log)
 		wait.Wait()
 	})
 	return velero.ResourceSelector{IncludedResources: []string{"persistentvolumeclaims"}}, nil
+}
+
+// warnOfConfiguration says once, and before anything is backed up, that the
+// configuration cannot be used. What needs it is an error of its own.
+func (a *claimAction) warnOfConfiguration() {
+	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
+	defer cancel()
+	if _, err := config.Load(ctx, a.clients.Kube, a.clients.VeleroNamespace); config.Unusable(err) {
+		a.log.Warnf("The configuration cannot be used, so this backup quiesces nothing and takes no snapshot of volumes that are handed to Stillpoint: %v", err)
+	}
 }
 
 // Execute takes the snapshot of a volume that is handed to Stillpoint, with all

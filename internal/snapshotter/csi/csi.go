@@ -23,6 +23,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/snapshot"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
 	"stillpoint.io/stillpoint/internal/snapshotter"
@@ -203,6 +204,9 @@ func (s *Snapshotter) Delete(ctx context.Context, id string) error {
 		return err
 	}
 	settings, err := s.classes.Settings(ctx)
+	if _, unknown := s.knows(ctx, i.Driver); config.Unusable(err) && unknown == nil {
+		settings, err = config.Default(s.clients.VeleroNamespace), nil // the cluster has the driver, and needs no map
+	}
 	if err != nil {
 		return err
 	}
