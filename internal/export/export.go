@@ -386,24 +386,31 @@ func (t *Tracker) waiting(ctx context.Context) (context.Context, context.CancelF
 // configuration does not keep an operation open: Velero's own mover needs none, and
 // without one the snapshots of any other are left alone.
 func (t *Tracker) deletes(ctx context.Context, mover string) (deletes bool, said string, err error) {
-	said = "the local snapshot is left to data mover " + mover
-	settings := config.Default(t.clients.VeleroNamespace)
-	if settings.DeletesSnapshotsOf(mover) {
+	if config.Default(t.clients.VeleroNamespace).DeletesSnapshotsOf(mover) {
 		return true, "", nil
 	}
+	said = "the local snapshot is left to data mover " + mover
+	settings, err := t.configuration(ctx)
+	switch {
+	case config.Unusable(err):
+		return false, fmt.Sprintf("%s, since the configuration cannot be used: %v", said, err), nil
+	case err != nil:
+		return false, "", err
+	}
+	return settings.DeletesSnapshotsOf(mover), said, nil
+}
+
+func (t *Tracker) configuration(ctx context.Context) (*config.Config, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.settings == nil {
-		read, err := config.Load(ctx, t.clients.Kube, t.clients.VeleroNamespace)
-		switch {
-		case config.Unusable(err):
-			return false, fmt.Sprintf("%s, since the configuration cannot be used: %v", said, err), nil
-		case err != nil:
-			return false, "", err
+		settings, err := config.Load(ctx, t.clients.Kube, t.clients.VeleroNamespace)
+		if err != nil {
+			return nil, err
 		}
-		t.settings = read
+		t.settings = settings
 	}
-	return t.settings.DeletesSnapshotsOf(mover), said, nil
+	return t.settings, nil
 }
 
 // list returns the VolumeSnapshots of a backup that Stillpoint took.

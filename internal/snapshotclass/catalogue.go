@@ -79,7 +79,7 @@ func (c *Catalogue) read(ctx context.Context) ([]snapshotv1.VolumeSnapshotClass,
 		return nil, nil, err
 	}
 	classes, err := c.clients.Snapshots.SnapshotV1().VolumeSnapshotClasses().List(ctx, metav1.ListOptions{})
-	if err != nil {
+	if err != nil && !apierrors.IsNotFound(err) { // a cluster without the CustomResourceDefinition has none
 		return nil, nil, fmt.Errorf("list the VolumeSnapshotClasses: %w", err)
 	}
 	c.classes, c.settings, c.until = classes.Items, settings, c.clock.Now().Add(catalogueLife)

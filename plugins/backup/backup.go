@@ -214,7 +214,8 @@ func (a *claimAction) Execute(item runtime.Unstructured, backup *velerov1.Backup
 // whatever is wrong.
 func (a *claimAction) leave(ctx context.Context, content map[string]any, backup *velerov1.Backup) {
 	claim := &unstructured.Unstructured{Object: content}
-	if err := a.leaver.Claim(ctx, claim, backup); err != nil {
+	err := a.leaver.Claim(ctx, claim, backup)
+	if err != nil && !config.Unusable(err) { // which is told once
 		a.log.Warnf("It is not known how the claim %s/%s comes back: %v", claim.GetNamespace(), claim.GetName(), err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/utils/ptr"
@@ -69,7 +70,9 @@ func TestABackupWithAnInvalidConfiguration(t *testing.T) {
 	t.Parallel()
 	bed := fake.New(t)
 	bed.Configure(invalidConfiguration)
-	app := bed.Deploy(fake.App{Volumes: 2})
+	app := bed.Deploy(fake.App{Volumes: 2, Claim: func(_ *corev1.PersistentVolumeClaim, volume *corev1.PersistentVolume) {
+		volume.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
+	}})
 	v := bed.Velero()
 	v.Begin()
 	assert.Equal(t, 1, strings.Count(strings.Join(v.Lines(logrus.WarnLevel), "\n"), "snapshotClass is an unknown key"))

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/utils/ptr"
 
 	"stillpoint.io/stillpoint/tests/fake"
@@ -19,7 +20,9 @@ func TestWithoutSnapshotCRDs(t *testing.T) {
 	t.Parallel()
 	bed := fake.New(t)
 	bed.API.RemoveGroup("snapshot.storage.k8s.io")
-	app := bed.Deploy(fake.App{Annotations: fsfreeze})
+	app := bed.Deploy(fake.App{Annotations: fsfreeze, Claim: func(_ *corev1.PersistentVolumeClaim, volume *corev1.PersistentVolume) {
+		volume.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRetain
+	}})
 	backup := bed.Backup(func(backup *velerov1.Backup) { backup.Spec.DefaultVolumesToFsBackup = ptr.To(true) })
 	v := bed.Velero()
 	r := v.Backup(backup, app)
