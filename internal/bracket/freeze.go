@@ -325,7 +325,7 @@ func (f *freeze) hold(ctx context.Context, events <-chan snapshot.Event) {
 				f.see(event.Claim, event.Snapshot, true)
 				grace, trouble = nil, nil
 			case snapshot.Begun, snapshot.Bound: // the thaw does not wait for it
-			case snapshot.Failed:
+			case snapshot.Failed, snapshot.Refused:
 				trouble = fmt.Errorf("the snapshot of volume %s failed: %s", event.Claim, event.Message)
 				grace = time.After(retryGrace)
 			}

@@ -121,6 +121,9 @@ func (t *Tracker) snapshot(ctx context.Context, claim string, backup *velerov1.B
 	if i < 0 {
 		return velero.OperationProgress{Completed: true, Description: "No snapshot is left of the claim"}, nil
 	}
+	if vs := &all[i]; vs.DeletionTimestamp != nil && (vs.Status == nil || vs.Status.CreationTime == nil) {
+		return velero.OperationProgress{Completed: true, Description: fmt.Sprintf("VolumeSnapshot %s/%s is being deleted, and was not cut: the CSI sidecar waits for the driver's answer", vs.Namespace, vs.Name)}, nil
+	}
 	return ProgressOfSnapshot(&all[i]), nil
 }
 

@@ -97,8 +97,18 @@ func (g *group) provisionable(ctx context.Context, claim *corev1.PersistentVolum
 	}
 }
 
-// drop deletes the snapshot of a member that cannot be used.
+// drop deletes the snapshot of a member that cannot be used. One that was not cut is
+// not waited for: the CSI sidecar deletes it only when the driver has answered.
 func (g *group) drop(ctx context.Context, m *member) {
+	if state, _ := g.snapshots.State(m.key()); !state.Cut {
+		ctx = context.WithoutCancel(ctx)
+		go func() {
+			if err := g.remove(ctx, m.claim.Name); err != nil { // the claim has an error already
+				g.log.Infof("%v", err)
+			}
+		}()
+		return
+	}
 	if err := g.remove(ctx, m.claim.Name); err != nil {
 		g.log.Errorf("%v", err)
 	}

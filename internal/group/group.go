@@ -6,6 +6,7 @@ package group
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"github.com/sirupsen/logrus"
@@ -18,6 +19,7 @@ import (
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshot"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
+	"stillpoint.io/stillpoint/internal/workload"
 )
 
 // NoSnapshotAnnotation stands on a claim in a backup that has no snapshot of
@@ -66,6 +68,10 @@ type run struct {
 	deciding cluster.Keyed
 	mu       sync.Mutex
 	groups   map[types.NamespacedName]*group
+	// begun are the namespaces whose snapshots are taken ahead, taking those that
+	// are not done yet.
+	begun  map[string]bool
+	taking sync.WaitGroup
 
 	records  recordsOnce
 	warned   sync.Once
@@ -84,6 +90,7 @@ func (g *Groups) run(backup *velerov1.Backup) *run {
 			selection: selection.New(g.clients.Remembered, g.csi, backup),
 			snapshots: snapshot.NewFollower(g.clients.Snapshots, backup),
 			groups:    map[types.NamespacedName]*group{},
+			begun:     map[string]bool{},
 		}
 		g.runs[backup.UID] = r
 	}
@@ -114,7 +121,54 @@ func (g *Groups) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim,
 	if err != nil {
 		return r.without(claim, err), nil
 	}
+	if !group.quiesce.Asked() {
+		r.ahead(ctx, claim.Namespace)
+	}
 	return group.answer(ctx, claim), nil
+}
+
+// ahead takes the snapshots of all claims of a namespace that nothing is quiesced
+// for, on the first call for any of them. Velero calls for one claim after another,
+// and a snapshot that fails takes up to csiSnapshotTimeout: waited for side by side,
+// any number of them take as long as one. Velero's own hooks run just before it calls
+// for the claims of a pod, so these are left for that moment.
+func (r *run) ahead(ctx context.Context, namespace string) {
+	r.mu.Lock()
+	begun := r.begun[namespace]
+	r.begun[namespace] = true
+	r.mu.Unlock()
+	if begun || len(r.backup.Spec.Hooks.Resources) > 0 {
+		return
+	}
+	ctx = context.WithoutCancel(ctx)
+	r.taking.Go(func() {
+		facts, err := r.namespaces.Recent(ctx, namespace)
+		if err != nil {
+			return // the claim's own call has the error
+		}
+		for i := range facts.Claims() {
+			claim := &facts.Claims()[i]
+			verdict, err := r.selection.Of(ctx, claim)
+			if err != nil || verdict.Path != selection.Group || verdict.Obstacle != nil {
+				continue
+			}
+			if whole, err := facts.Group(claim); err != nil || whole.Asked() || hooked(whole) {
+				continue
+			}
+			if group, err := r.groupOf(ctx, claim); err == nil && group.failed == nil && !group.quiesce.Asked() {
+				group.once(ctx)
+			}
+		}
+	})
+}
+
+// hooked reports whether a pod of a group has hooks of Velero's.
+func hooked(group *quiesce.Group) bool {
+	return slices.ContainsFunc(group.Unit.Workloads, func(w workload.Workload) bool {
+		return slices.ContainsFunc(w.Pods, func(pod corev1.Pod) bool {
+			return pod.Annotations["pre.hook.backup.velero.io/command"] != "" || pod.Annotations["hook.backup.velero.io/command"] != ""
+		})
+	})
 }
 
 // groupOf returns the group of a claim. The first call for any claim of a group

@@ -33,6 +33,7 @@ func (g *Groups) Settle(ctx context.Context, backup *velerov1.Backup) error {
 }
 
 func (r *run) settle(ctx context.Context) error {
+	r.taking.Wait() // or a snapshot could come later
 	list, err := snapshot.List(ctx, r.clients.Snapshots, metav1.NamespaceAll, snapshot.OwnedBy(r.backup).String())
 	if err != nil {
 		return err

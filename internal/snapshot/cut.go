@@ -28,12 +28,14 @@ type EventKind int
 // What can happen. Begun is that the snapshot controller has made a content; for
 // those of other VolumeSnapshots the event has no names, and shows only that the
 // controller runs. After Failed, Cut may still come: the CSI sidecar tries again,
-// and so does the snapshot controller. Bound follows Cut: by then the
+// and so does the snapshot controller. Refused is a failure after which the driver
+// is certainly not at work on the snapshot. Bound follows Cut: by then the
 // VolumeSnapshot itself tells of its content, which is what others read.
 const (
 	Created EventKind = iota
 	Begun
 	Failed
+	Refused
 	Cut
 	Bound
 )
@@ -44,11 +46,14 @@ type Event struct {
 	Namespace, Claim string
 	// Snapshot is the name of the VolumeSnapshot.
 	Snapshot string
-	// Message is the driver's, when Kind is Failed.
+	// Message is the driver's, when Kind is Failed or Refused.
 	Message string
 	// Object is the VolumeSnapshot as it is when Kind is Bound.
 	Object *snapshotv1.VolumeSnapshot
 }
+
+// beingCreated is on a content while the driver may be at work on the snapshot.
+const beingCreated = "snapshot.storage.kubernetes.io/volumesnapshot-being-created"
 
 // rewatchPause lies between two tries to reach the API server.
 const rewatchPause = 250 * time.Millisecond
@@ -314,6 +319,13 @@ func (w *watcher) content(ctx context.Context, content *snapshotv1.VolumeSnapsho
 		w.tell(ctx, of.event(Cut))
 	case content.Status.Error != nil:
 		w.failed(ctx, of, message(content.Status.Error))
+		// The CSI sidecar takes the annotation away when the driver's answer is final
+		// (isCSIFinalError in pkg/sidecar-controller of external-snapshotter 8.2).
+		if _, creating := content.Annotations[beingCreated]; !creating {
+			event := of.event(Refused)
+			event.Message = message(content.Status.Error)
+			w.tell(ctx, event)
+		}
 	}
 }
 

@@ -53,6 +53,7 @@ func cutOf(vs *snapshotv1.VolumeSnapshot) *snapshotv1.VolumeSnapshotContent {
 func failedOf(vs *snapshotv1.VolumeSnapshot, e *snapshotv1.VolumeSnapshotError) *snapshotv1.VolumeSnapshotContent {
 	content := contentOf(vs)
 	content.Status = &snapshotv1.VolumeSnapshotContentStatus{Error: e}
+	content.Annotations = map[string]string{beingCreated: "yes"}
 	return content
 }
 
@@ -247,6 +248,10 @@ func TestCutAfterFailed(t *testing.T) {
 			test.fail(s, vs)
 			f.expect(Event{Kind: Failed, Namespace: "shop", Claim: "data", Snapshot: "vs-1", Message: test.message})
 			s.update(failedOf(vs, failure("again"))) // told once
+			final := failedOf(vs, failure("no such pool"))
+			final.Annotations = nil // by the sidecar, when the driver is certainly done
+			s.update(final)
+			f.expect(Event{Kind: Refused, Namespace: "shop", Claim: "data", Snapshot: "vs-1", Message: "no such pool"})
 			s.update(cutOf(vs))
 			f.expect(Event{Kind: Cut, Namespace: "shop", Claim: "data", Snapshot: "vs-1"})
 			f.silent(s)

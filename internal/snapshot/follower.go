@@ -36,7 +36,13 @@ type State struct {
 	Bound *snapshotv1.VolumeSnapshot
 	// Failure is the driver's message, and may be followed by a cut.
 	Failure error
+	// Refused is when a failure was first seen to be final, zero while none is.
+	Refused time.Time
 }
+
+// RefusalGrace is how long a final failure of the driver is waited out, at the
+// most: the CSI sidecar tries again after 1 s and after 3 s.
+const RefusalGrace = 5 * time.Second
 
 // NewFollower returns a Follower, which sees nothing before Watch.
 func NewFollower(client versioned.Interface, backup *velerov1.Backup) *Follower {
@@ -80,8 +86,10 @@ func (s *Follower) note(event Event) {
 		state.Begun = true
 	case Failed:
 		state.Begun, state.Failure = true, errors.New(event.Message)
+	case Refused:
+		state.Begun, state.Failure, state.Refused = true, errors.New(event.Message), time.Now()
 	case Cut:
-		state.Begun, state.Cut, state.Failure = true, true, nil
+		state = State{Begun: true, Cut: true, Bound: state.Bound}
 	case Bound:
 		state.Bound = event.Object
 	}
@@ -121,12 +129,16 @@ func (s *Follower) Silent(since time.Time, limit time.Duration) error {
 
 // Bound waits until a VolumeSnapshot that was created at that time tells of its
 // content. It ends early when the snapshot controller is silent for limit while it
-// is its turn. The driver's last error is the reason when ctx ends before.
+// is its turn, or when the driver has refused the snapshot for RefusalGrace, or for
+// limit. The driver's last error is the reason when ctx ends before.
 func (s *Follower) Bound(ctx context.Context, key types.NamespacedName, created time.Time, limit time.Duration) (*snapshotv1.VolumeSnapshot, error) {
 	for {
 		state, changed := s.State(key)
 		if state.Bound != nil {
 			return state.Bound, nil
+		}
+		if !state.Refused.IsZero() && time.Since(state.Refused) >= min(RefusalGrace, limit) {
+			return nil, fmt.Errorf("the driver says: %w", state.Failure)
 		}
 		if state.Failure == nil && (!state.Begun || state.Cut) {
 			if err := s.Silent(created, limit); err != nil {

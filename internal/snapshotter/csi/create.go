@@ -137,6 +137,8 @@ func (t *taking) take(ctx context.Context, patience time.Duration) error {
 			grace = nil
 		case grace == nil && patience > 0:
 			grace = time.After(patience)
+		case grace == nil && !state.Refused.IsZero():
+			grace = time.After(snapshot.RefusalGrace)
 		}
 		select {
 		case <-changed:
