@@ -78,7 +78,7 @@ func TestAFinalErrorEndsTheWait(t *testing.T) {
 	took, r, bed := failing(t, fake.Behaviour{Err: errors.New("rpc error: code = InvalidArgument desc = no such pool"), Final: true}, within(8*time.Second))
 	assert.Less(t, took, 6*time.Second)
 	assert.Contains(t, r.Claims["bad0-data0"].Annotations["stillpoint.io/no-snapshot"], "no such pool")
-	assert.Len(t, bed.API.All("volumesnapshots"), 1)
+	require.Eventually(t, func() bool { return len(bed.API.All("volumesnapshots")) == 1 }, 5*time.Second, 10*time.Millisecond)
 }
 
 // The CSI sidecar tries again after a final error, too, and may succeed.
