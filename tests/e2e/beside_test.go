@@ -79,6 +79,7 @@ var faultsBesideEachOther = []testOfCluster{
 	{"PreThatHangs", testPreThatHangs},
 	{"FreezeThatCompletesAfterItsThaw", testFreezeThatCompletesAfterItsThaw},
 	{"ThirdParties", testThirdParties},
+	{"WorkloadsThatAreHardToQuiesce", testWorkloadsThatAreHardToQuiesce},
 }
 
 // Velero runs backups of different namespaces at the same time where its server
