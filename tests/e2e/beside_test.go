@@ -54,6 +54,7 @@ var besideEachOther = []testOfCluster{
 	{"NoRunningPodMeansNothingToQuiesce", testNoRunningPodMeansNothingToQuiesce},
 	{"ApplicationGoesBeforeItsFileSystem", testApplicationGoesBeforeItsFileSystem},
 	{"AnnotationOnACustomResource", testAnnotationOnACustomResource},
+	{"OneKindThatCannotBeRead", testOneKindThatCannotBeRead},
 	{"SnapshotWithoutAFreezeIsAnError", testSnapshotWithoutAFreezeIsAnError},
 	{"PreThatFailsHalfWay", testPreThatFailsHalfWay},
 	{"GroupRefusals", testGroupRefusals},
@@ -90,6 +91,7 @@ func TestBesideEachOther(t *testing.T) {
 	serverFlags(t, c, concurrent(backups)) // and without them again, when the kinds have gone
 	kanisterKind(t, c)
 	databaseKind(t, c)
+	gadgetKind(t, c)
 	most := mostBackups(t, c)
 	if runBesideEachOther(t, c, besideEachOther) == len(besideEachOther) {
 		assert.Equal(t, backups, most(), "so many were to be in progress at once")
