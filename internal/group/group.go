@@ -155,7 +155,7 @@ func (r *run) ahead(ctx context.Context, namespace string) {
 			if whole, err := facts.Group(claim); err != nil || whole.Asked() || hooked(whole) {
 				continue
 			}
-			if group, err := r.groupOf(ctx, claim); err == nil && group.failed == nil && !group.quiesce.Asked() {
+			if group, err := r.groupOf(ctx, claim); err == nil && !group.quiesce.Asked() {
 				group.once(ctx)
 			}
 		}

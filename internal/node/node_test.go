@@ -150,7 +150,7 @@ func TestExitCodeTellsWhatWasFrozen(t *testing.T) {
 		assert.Equal(t, code, thawVolumes(paths, thaw, io.Discard, io.Discard), paths)
 	}
 	thawer, _ := thawer(t, &config.NodeThaw{Image: "stillpoint:1"}, corev1.PodStatus{Phase: corev1.PodFailed, ContainerStatuses: []corev1.ContainerStatus{{
-		State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 3}},
+		Name: container, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 3}},
 	}}})
 	assert.ErrorIs(t, thawer.Thaw(t.Context(), "node1", []string{"/a", "/b"}), ErrNotFrozen)
 }

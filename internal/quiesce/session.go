@@ -182,7 +182,9 @@ func Freeze(ctx context.Context, tools Tools, plan *Plan, log logrus.FieldLogger
 	}
 	flushed := s.flush(ctx)
 	err := s.open(ctx) // all of it, before anything begins
-	<-flushed
+	if unwritten := <-flushed; err == nil {
+		err = unwritten
+	}
 	if err == nil {
 		err = s.record(ctx)
 	}
@@ -201,11 +203,12 @@ func Freeze(ctx context.Context, tools Tools, plan *Plan, log logrus.FieldLogger
 	return s, nil
 }
 
-// flush writes out the file systems meanwhile, and closes the channel at the end.
-func (s *Session) flush(ctx context.Context) <-chan struct{} {
-	done := make(chan struct{})
+// flush writes out the file systems meanwhile, and sends the result once. An error
+// means that the storage did not write within prepare-timeout: a freeze would wait for
+// it, and stop every writer. That a container cannot write out is none.
+func (s *Session) flush(ctx context.Context) <-chan error {
+	done := make(chan error, 1)
 	go func() {
-		defer close(done)
 		ctx, cancel := context.WithTimeout(ctx, s.plan.PrepareTimeout)
 		defer cancel()
 		err := each(s.plan.Flush, func(call blueprint.Call) error {
@@ -215,8 +218,14 @@ func (s *Session) flush(ctx context.Context) <-chan struct{} {
 			}
 			return nil
 		})
-		if err != nil {
+		switch {
+		case ctx.Err() != nil:
+			done <- fmt.Errorf("the storage did not write the file systems out within prepare-timeout %s: %w", s.plan.PrepareTimeout, err)
+		case err != nil:
 			s.log.Infof("Not written out before the freeze, which takes longer for it: %v", err)
+			fallthrough
+		default:
+			done <- nil
 		}
 	}()
 	return done

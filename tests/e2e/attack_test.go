@@ -99,7 +99,7 @@ func testAttacksOnAnotherNamespace(t *testing.T, c *cluster.Cluster) {
 		"Velero's secret":       {phase: `{func: KubeExec, name: p, objects: {x: {kind: Secret, name: cloud-credentials, namespace: velero}}, ` + own + `}`},
 		"a secret by an option": {phase: `{func: KubeExec, name: p, ` + own + `}`, action: "secretNames: [x], ", annotation: "option.stillpoint.io/secret.x=../../VICTIM/secrets/ledger", wants: "../../"},
 		"the environment":       {phase: `{func: KubeExec, name: '{{ env "PATH" }}', args: {namespace: "{{ .Deployment.Namespace }}", pod: "{{ index .Deployment.Pods 0 }}", command: ['{{ env "AWS_SHARED_CREDENTIALS_FILE" }}']}}`, wants: "refused"},
-		"memory":                {phase: `{func: KubeExec, name: p, args: {namespace: "{{ .Deployment.Namespace }}", pod: x, command: ['{{ $x := repeat 1000000 "x" }}{{ printf (repeat 10000 "%[1]s") $x }}']}}`, wants: "too large"},
+		"memory":                {phase: `{func: KubeExec, name: p, args: {namespace: "{{ .Deployment.Namespace }}", pod: x, command: ['{{ $x := repeat 1000000 "x" }}{{ printf (repeat 10000 "%[1]s") $x }}']}}`, wants: "too much memory"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			names := strings.NewReplacer("VICTIM", v.namespace, "POD", pod)

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -14,18 +15,20 @@ import (
 )
 
 // stalled is an app whose volume has a store of its own, which is stalled in the middle
-// of a large direct write: a freeze waits for that, and cannot be killed.
+// of a large direct write: a freeze waits for that, and cannot be killed. The user's own
+// blueprint freezes it: the built-in one would find that the store does not write.
 func stalled(t *testing.T, c *cluster.Cluster) (a *app, resume func()) {
 	t.Helper()
 	var store *cluster.Store
 	a = newApp(t, c, shape{
-		annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze", "stillpoint.io/prepare-timeout": "2s"},
+		annotations: map[string]string{"stillpoint.io/quiesce": "own-freeze", "stillpoint.io/prepare-timeout": "2s"},
 		bound: func(namespace, claim string) {
 			var err error
 			store, err = c.OwnStore(t.Context(), namespace, claim)
 			require.NoError(t, err)
 		},
 	})
+	install(t, c, strings.Replace(execBlueprint("own-freeze", "sidecar", "fsfreeze --freeze /mnt/data0", "fsfreeze --unfreeze /mnt/data0"), "metadata:", "metadata:\n  namespace: "+a.namespace, 1))
 	written := make(chan error, 1)
 	t.Cleanup(func() {
 		assert.NoError(t, store.Remove())

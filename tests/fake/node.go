@@ -89,6 +89,7 @@ func (n *Node) must(err error) {
 func (n *Node) end() {
 	for _, fs := range n.fileSystems {
 		_ = os.Remove(filepath.Join(fs.dir, "stalled"))
+		_ = os.Remove(filepath.Join(fs.dir, "unwritten"))
 	}
 	for _, c := range n.containers {
 		c.Kill()
@@ -333,6 +334,15 @@ func (f *FileSystem) Frozen() bool {
 func (f *FileSystem) Stall() (end func()) {
 	f.node.t.Helper()
 	path := filepath.Join(f.dir, "stalled")
+	f.node.must(os.WriteFile(path, nil, 0o644))
+	return func() { _ = os.Remove(path) }
+}
+
+// StallWrites has nothing be written out any more: sync waits. It returns what ends
+// that.
+func (f *FileSystem) StallWrites() (end func()) {
+	f.node.t.Helper()
+	path := filepath.Join(f.dir, "unwritten")
 	f.node.must(os.WriteFile(path, nil, 0o644))
 	return func() { _ = os.Remove(path) }
 }

@@ -337,3 +337,28 @@ func TestThawOfAThirdPartyBetweenTwoVolumes(t *testing.T) {
 	inconsistent(t, bed, v, r, app.Claims[1], "another program has thawed it")
 	assert.True(t, v.Said(logrus.ErrorLevel, "The snapshot of claim shop/"+app.Claims[0]+" is not consistent and is deleted"), v.Errors())
 }
+
+// A store that writes nothing would hold up the freeze, and with it every writer. The
+// application does not notice the backup then.
+func TestStoreThatDoesNotWriteIsNotFrozen(t *testing.T) {
+	t.Parallel()
+	for name, change := range paths {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			bed := fake.New(t)
+			app := bed.Deploy(fake.App{Volumes: 2, Annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze", "stillpoint.io/prepare-timeout": "1s"}})
+			bed.Node.FileSystem("shop", app.Claims[1]).StallWrites()
+			v := bed.Velero()
+			r := v.Backup(bed.Backup(change), app)
+			failed := strings.Join(v.Errors(), " ")
+			for _, dropped := range r.Dropped {
+				failed += dropped.Error()
+			}
+			assert.Contains(t, failed, "nothing was frozen: the storage did not write the file systems out within prepare-timeout 1s: 'sync' '-f' '/data1'")
+			for _, claim := range app.Claims {
+				assert.Equal(t, []string{"sync"}, bed.Node.FileSystem("shop", claim).Journal())
+			}
+			assert.Empty(t, records(bed), "nothing is left to undo")
+		})
+	}
+}
