@@ -53,6 +53,10 @@ func testWorkloadsThatAreHardToQuiesce(t *testing.T, c *cluster.Cluster) {
 		_, _ = c.Kubectl(ctx, nil, "-n", a.namespace, "delete", "pod", "-l", "app=leaving", "--force", "--grace-period=0")
 	})
 
+	require.Eventually(t, func() bool {
+		return a.kubectl("get", "pods", "-l", "app=leaving", "-o", "jsonpath={.items[*].metadata.deletionTimestamp}") != ""
+	}, 30*time.Second, 200*time.Millisecond)
+
 	b := startBackup(t, c, a.namespace, nil)
 	a.taken("app-data0")
 	a.kubectl("scale", "deployment/app", "--replicas=1")
