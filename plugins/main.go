@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/go-plugin"
 	"github.com/spf13/pflag"
 	"github.com/vmware-tanzu/velero/pkg/plugin/framework"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/node"
@@ -70,6 +71,9 @@ func main() {
 type command func(ctx context.Context, args []string, stdout, stderr io.Writer) int
 
 func run(command command, args []string) int {
+	// A stream to a container that is gone ends with noise about a closed pipe; what
+	// it means is in the errors.
+	utilruntime.ErrorHandlers = nil //nolint:reassign // there is no other way
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	return command(ctx, args, os.Stdout, os.Stderr)

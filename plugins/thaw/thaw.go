@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
-	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	"k8s.io/utils/clock"
 
 	"stillpoint.io/stillpoint/internal/cluster"
@@ -56,9 +55,6 @@ type flags struct {
 
 // Run runs the command and returns its exit code.
 func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	// A stream to a container that is gone ends with noise about a closed pipe; what
-	// it means is in the errors.
-	utilruntime.ErrorHandlers = nil //nolint:reassign // there is no other way
 	return command.Run(ctx, "thaw", usage, &flags{}, args, stdout, stderr)
 }
 

@@ -115,7 +115,7 @@ func TestRecipes(t *testing.T) {
 		refused(t, a, "Is the server running locally")
 		a.quiesceBy(db, "mysql,fsfreeze")
 		refused(t, a, "there is neither mysql nor mariadb in this container; option.stillpoint.io/database-container names another")
-		a.quiesceBy(db, "postgresql,fsfreeze", "secret=db", "mode=checkpoint")
+		a.quiesceBy(db, "postgresql,fsfreeze", "secret=db", "secret-key=password", "mode=checkpoint")
 		taken(t, a)
 	})
 

@@ -202,6 +202,11 @@ func (a *app) snapshot(name, class string, origin snapshot.Origin) *snapshotv1.V
 	require.NoError(a.t, a.c.Objects().Create(a.t.Context(), vs))
 	a.kubectl("wait", "--for=jsonpath={.status.readyToUse}=true", "volumesnapshot/"+name, "--timeout=60s")
 	require.NoError(a.t, a.c.Objects().Get(a.t.Context(), crclient.ObjectKeyFromObject(vs), vs))
+	content := &snapshotv1.VolumeSnapshotContent{} // whose marks are believed
+	require.NoError(a.t, a.c.Objects().Get(a.t.Context(), crclient.ObjectKey{Name: *vs.Status.BoundVolumeSnapshotContentName}, content))
+	before := content.DeepCopy()
+	origin.Mark(content)
+	require.NoError(a.t, a.c.Objects().Patch(a.t.Context(), content, crclient.MergeFrom(before)))
 	return vs
 }
 
