@@ -297,8 +297,9 @@ func TestPluginKilledWhileAGroupIsFrozen(t *testing.T) {
 	kill(t, syscall.SIGKILL, c.PluginPIDs())
 	a.writesWithin(recovery, "app-data0", "app-data1")
 	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit))
-	assert.Contains(t, said(b.log(), "error"), "the plugin process ended while the workload was quiesced")
-	assert.NotContains(t, b.log(), "Quiesced", "it is not frozen a second time")
+	// Velero may call the dead process once more before it notices.
+	assert.Regexp(t, "the plugin process ended while the workload was quiesced|connection refused", said(b.log(), "error"))
+	assert.Equal(t, 1, strings.Count(b.log(), "Quiesced "), "it is not frozen a second time")
 	assert.False(t, a.frozen("app-data0") || a.frozen("app-data1"))
 }
 
