@@ -36,12 +36,11 @@ type Deployment struct {
 	PersistentVolumeClaims map[string]map[string]string
 }
 
-// StatefulSet describes the running pods of a StatefulSet, DeploymentConfig those of
-// an OpenShift DeploymentConfig.
-type (
-	StatefulSet      Deployment
-	DeploymentConfig Deployment
-)
+// StatefulSet describes the running pods of a StatefulSet.
+type StatefulSet Deployment
+
+// DeploymentConfig describes the running pods of an OpenShift DeploymentConfig.
+type DeploymentConfig Deployment
 
 // PVC is the annotated claim.
 type PVC struct {

@@ -178,7 +178,7 @@ func TestStillFrozenIsSentAtOnce(t *testing.T) {
 		workload: workload.Workload{Ref: workload.Ref{APIVersion: "apps/v1", Kind: "Deployment", Namespace: "shop", Name: "db"}},
 		settings: Settings{Blueprints: []string{"fsfreeze"}},
 	}}}
-	stuck := stuckError{errors.New("Deployment shop/db MAY STILL BE FROZEN")} //nolint:staticcheck // as it is told
+	stuck := stuckError{errors.New("Deployment shop/db MAY STILL BE FROZEN")}
 	for name, report := range map[string]func(context.Context, *Reporter, logrus.FieldLogger){
 		"at the thaw": func(ctx context.Context, r *Reporter, log logrus.FieldLogger) {
 			r.Thawed(ctx, log, group, Report{Stuck: stuck}, "nightly")

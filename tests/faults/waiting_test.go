@@ -11,6 +11,7 @@ import (
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 
 	"stillpoint.io/stillpoint/tests/fake"
@@ -118,7 +119,8 @@ func TestOnlyWhatMayBeTakenAheadIs(t *testing.T) {
 	v.BackUpClaim(backup, "shop", first.Claims[0], r)
 	sources := func() (names []string) {
 		for _, vs := range bed.API.All("volumesnapshots") {
-			names = append(names, vs.Object["spec"].(map[string]any)["source"].(map[string]any)["persistentVolumeClaimName"].(string))
+			name, _, _ := unstructured.NestedString(vs.Object, "spec", "source", "persistentVolumeClaimName")
+			names = append(names, name)
 		}
 		return names
 	}
