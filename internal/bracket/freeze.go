@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -457,7 +458,30 @@ func (f *freeze) discard(ctx context.Context, claim *corev1.PersistentVolumeClai
 	if len(uploads.Items) > 0 {
 		return // its controller cleans up the snapshot that it was given
 	}
-	if err := snapshot.DeleteAll(ctx, f.bracket.clients.Snapshots, snapshot.Target{Namespace: claim.Namespace, Name: claim.Annotations[velerov1.VolumeSnapshotLabel]}); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, removalLimit)
+	defer cancel()
+	if err := snapshot.DeleteAll(ctx, f.bracket.clients.Snapshots, f.targets(claim)...); err != nil {
 		f.log.Errorf("%v", err)
 	}
+}
+
+// removalLimit is how long a claim's call waits for a snapshot to go that must not be
+// restored from. The next sweep deletes what remains.
+const removalLimit = 15 * time.Second
+
+// targets are the snapshots of a claim: the one that Velero's action has named, or
+// those that the watch has seen where the action failed before that.
+func (f *freeze) targets(claim *corev1.PersistentVolumeClaim) (targets []snapshot.Target) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	names := slices.Collect(maps.Keys(f.seen[claim.Name]))
+	if name := claim.Annotations[velerov1.VolumeSnapshotLabel]; name != "" {
+		names = []string{name}
+	} else if f.twin {
+		return nil // they may be another Velero's
+	}
+	for _, name := range names {
+		targets = append(targets, snapshot.Target{Namespace: claim.Namespace, Name: name})
+	}
+	return targets
 }

@@ -415,6 +415,7 @@ func bracketRights(t *testing.T, c *cluster.Cluster, a *app, b *bracket.Bracket,
 	require.NoError(t, b.Volume(t.Context(), volume, late))
 	a.writesWithin(8*time.Second, "app-data0")
 	snapshot(late)
+	metav1.SetMetaDataAnnotation(&claim.ObjectMeta, velerov1.VolumeSnapshotLabel, late.Name) // as Velero's action does
 	require.ErrorContains(t, b.Claim(t.Context(), claim, late), "not consistent")
 	assert.NotContains(t, said.String(), "forbidden")
 	assert.Eventually(t, func() bool {

@@ -673,3 +673,24 @@ func TestSnapshotsInPlaceAreExcluded(t *testing.T) {
 		assert.Equal(t, c.label, labels[velerov1.ExcludeFromBackupLabel], fmt.Sprint(name, labels))
 	}
 }
+
+// Velero's action may fail before it names the snapshot on the claim. What was not
+// consistent is deleted all the same, and the call ends where that takes long.
+func TestDiscardOfASnapshotThatIsNotNamed(t *testing.T) {
+	t.Parallel()
+	bed := fake.New(t)
+	app := bed.Deploy(fake.App{Annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze", "stillpoint.io/quiesce-timeout": "1s"}})
+	bed.Storage.Behave(func(types.NamespacedName) fake.Behaviour { return fake.Behaviour{Cut: 2500 * time.Millisecond} })
+	v, backup := bed.Velero(), bed.Backup()
+	volume := bed.API.All("persistentvolumes")[0]
+	_, _, err := v.Volume.Execute(&volume, backup)
+	require.NoError(t, err)
+	claim := bed.API.All("persistentvolumeclaims")[0]
+	_, _, _, _, err = v.Own.Execute(claim.DeepCopy(), backup) //nolint:dogsled // as if its answer were lost
+	require.NoError(t, err)
+	began := time.Now()
+	_, _, _, _, err = v.Claim.Execute(&claim, backup) //nolint:dogsled // the error is what counts
+	require.ErrorContains(t, err, app.Claims[0])
+	assert.Less(t, time.Since(began), 20*time.Second)
+	assert.Eventually(t, func() bool { return len(bed.Storage.Snapshots()) == 0 }, 5*time.Second, 20*time.Millisecond)
+}
