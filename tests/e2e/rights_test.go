@@ -63,6 +63,7 @@ func TestRightsOfDeploySuffice(t *testing.T) {
 	classes := snapshotclass.NewCatalogue(clients, clock.RealClock{})
 	reporter := quiesce.NewReporter(clients.Kube)
 	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze", "stillpoint.io/quiesce-timeout": "5s"}})
+	defer a.unretain()
 	t.Run("bracket", func(t *testing.T) {
 		bracketRights(t, c, a, bracket.New(clients, namespaces, classes, reporter, true, log), said)
 	})
@@ -270,7 +271,7 @@ func TestRightsThatAreSwitchedOn(t *testing.T) {
 		uid := a.kubectl("get", "pod", "-l", "app=app", "-o", "jsonpath={.items[0].metadata.uid}")
 		path := "/var/lib/kubelet/pods/" + uid + "/volumes/kubernetes.io~csi/" + claim.Spec.VolumeName
 		thawer := node.New(clients, settingsOf(clients))
-		require.NoError(t, thawer.Thaw(t.Context(), "node1", []string{path + "/mount"}), "it is not frozen")
+		require.ErrorIs(t, thawer.Thaw(t.Context(), "node1", []string{path + "/mount"}), node.ErrNotFrozen)
 		require.ErrorContains(t, thawer.Thaw(t.Context(), "node1", []string{path}), "nothing is mounted at ")
 		noNodePods(t, c)
 	})
@@ -685,4 +686,19 @@ func useAccount(t *testing.T, c *cluster.Cluster, name string) {
 	require.NoError(t, clientcmd.WriteToFile(*kubeconfig, file))
 	t.Setenv("KUBECONFIG", file)
 	t.Setenv("VELERO_NAMESPACE", cluster.VeleroNamespace)
+}
+
+// unretain has the storage's snapshots go with their objects, as those of a backup that
+// is none are not swept for minutes.
+func (a *app) unretain() {
+	a.t.Helper()
+	contents := &snapshotv1.VolumeSnapshotContentList{}
+	require.NoError(a.t, a.c.Objects().List(a.t.Context(), contents))
+	for i := range contents.Items {
+		if content := &contents.Items[i]; content.Spec.VolumeSnapshotRef.Namespace == a.namespace {
+			before := content.DeepCopy()
+			content.Spec.DeletionPolicy = snapshotv1.VolumeSnapshotContentDelete
+			assert.NoError(a.t, a.c.Objects().Patch(a.t.Context(), content, crclient.MergeFrom(before)))
+		}
+	}
 }
