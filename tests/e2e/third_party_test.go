@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -28,7 +27,7 @@ func stalled(t *testing.T, c *cluster.Cluster) (a *app, resume func()) {
 			require.NoError(t, err)
 		},
 	})
-	install(t, c, strings.Replace(execBlueprint("own-freeze", "sidecar", "fsfreeze --freeze /mnt/data0", "fsfreeze --unfreeze /mnt/data0"), "metadata:", "metadata:\n  namespace: "+a.namespace, 1))
+	blueprint(t, c, execBlueprint("own-freeze", "sidecar", "fsfreeze --freeze /mnt/data0", "fsfreeze --unfreeze /mnt/data0"))
 	written := make(chan error, 1)
 	t.Cleanup(func() {
 		assert.NoError(t, store.Remove())
