@@ -6,7 +6,6 @@ package group
 
 import (
 	"context"
-	"slices"
 	"sync"
 
 	"github.com/sirupsen/logrus"
@@ -19,7 +18,6 @@ import (
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshot"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
-	"stillpoint.io/stillpoint/internal/workload"
 )
 
 // NoSnapshotAnnotation stands on a claim in a backup that has no snapshot of
@@ -152,22 +150,13 @@ func (r *run) ahead(ctx context.Context, namespace string) {
 			if err != nil || verdict.Path != selection.Group || verdict.Obstacle != nil {
 				continue
 			}
-			if whole, err := facts.Group(claim); err != nil || whole.Asked() || hooked(whole) {
+			if whole, err := facts.Group(claim); err != nil || whole.Asked() || quiesce.RunsHooks(whole.Unit, r.backup) {
 				continue
 			}
 			if group, err := r.groupOf(ctx, claim); err == nil && !group.quiesce.Asked() {
 				group.once(ctx)
 			}
 		}
-	})
-}
-
-// hooked reports whether a pod of a group has hooks of Velero's.
-func hooked(group *quiesce.Group) bool {
-	return slices.ContainsFunc(group.Unit.Workloads, func(w workload.Workload) bool {
-		return slices.ContainsFunc(w.Pods, func(pod corev1.Pod) bool {
-			return pod.Annotations["pre.hook.backup.velero.io/command"] != "" || pod.Annotations["hook.backup.velero.io/command"] != ""
-		})
 	})
 }
 

@@ -104,8 +104,8 @@ func (g *Group) freezers(api discovery.ServerGroupsInterface, backup *velerov1.B
 	return found
 }
 
-// hooked reports whether Velero itself runs hooks in any pod of a unit.
-func hooked(unit workload.Unit, backup *velerov1.Backup) bool {
+// RunsHooks reports whether Velero itself runs hooks in any pod of a unit.
+func RunsHooks(unit workload.Unit, backup *velerov1.Backup) bool {
 	return slices.ContainsFunc(unit.Workloads, func(w workload.Workload) bool {
 		return slices.ContainsFunc(w.Pods, func(pod corev1.Pod) bool { return len(veleroHooks(&pod, backup)) > 0 })
 	})
@@ -115,7 +115,7 @@ func hooked(unit workload.Unit, backup *velerov1.Backup) bool {
 // Velero backs up in one item block, where its own hooks run: it runs those of a
 // block's pods just before the block's volumes.
 func (f *Facts) Narrow(group *Group, backup *velerov1.Backup) {
-	if group.Asked() || !hooked(group.Unit, backup) {
+	if group.Asked() || !RunsHooks(group.Unit, backup) {
 		return
 	}
 	block := f.inventory.Block(group.of)
@@ -128,5 +128,5 @@ func (f *Facts) Narrow(group *Group, backup *velerov1.Backup) {
 // claims, where its own hooks run in that; false where none do.
 func (f *Facts) Hooked(pod *corev1.Pod, backup *velerov1.Backup) (workload.Unit, bool) {
 	block := f.inventory.Block(workload.Claims(pod)[0])
-	return block, hooked(block, backup)
+	return block, RunsHooks(block, backup)
 }
