@@ -63,7 +63,7 @@ func ServeTemplates(in io.Reader, out io.Writer) int {
 		for decoder := json.NewDecoder(in); ; {
 			var body json.RawMessage
 			if decoder.Decode(&body) != nil {
-				os.Exit(0) // also in the midst of a template: nobody waits for it
+				os.Exit(0) // even during a template: the plugin no longer waits for it
 			}
 			questions <- body
 		}

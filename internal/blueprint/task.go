@@ -58,7 +58,7 @@ type Task struct {
 	Kind string `json:"kind,omitempty"`
 	Name string `json:"name,omitempty"`
 	// Owner names the session that the task belongs to, and marks what the task
-	// creates. Whoever runs the task sets it.
+	// creates. The caller that runs the task sets it.
 	Owner string `json:"owner,omitempty"`
 	// Show returns what an error may show of what the task printed, see
 	// Masker.Tail. nil shows the end of it as it is.

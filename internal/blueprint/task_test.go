@@ -374,7 +374,7 @@ func TestConditions(t *testing.T) {
 	}
 }
 
-// A field of the object that is waited for is data: whoever may write it does not
+// A field of the object that is waited for is data: a user who may write it does not
 // write the condition.
 func TestWaitedForFieldsAreData(t *testing.T) {
 	for _, value := range []string{

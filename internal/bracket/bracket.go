@@ -302,7 +302,7 @@ func (b *Bracket) RelatedToClaim(ctx context.Context, claim *corev1.PersistentVo
 }
 
 // block are the items of a unit that are in the backup: pods, and the claims that
-// none of them brings along, as far as taken reports that somebody snapshots them,
+// none of them brings along, as far as taken reports that they are snapshotted,
 // without the pod and the claim of these names. Velero would take any others along
 // that are named here. A pod does not bring the claims of its generic ephemeral
 // volumes along.
