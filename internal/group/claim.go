@@ -24,8 +24,10 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-// removalLimit is how long a claim's call waits for a snapshot to go that cannot
-// be used. The claim's operation waits on.
+// removalLimit is how long a call of Velero's waits for snapshots to go that cannot be
+// used or that no claim took. It is longer than it takes to complete a deletion that no
+// snapshot controller processes. The claim's operation waits on; what is left after a
+// backup goes with the next one.
 const removalLimit = 15 * time.Second
 
 // reasonLimit bounds NoSnapshotAnnotation, in bytes: all annotations of an

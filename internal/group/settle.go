@@ -3,7 +3,6 @@ package group
 import (
 	"context"
 	"slices"
-	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
@@ -15,9 +14,6 @@ import (
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
-
-// settleLimit is how long unclaimed snapshots are waited for to go.
-const settleLimit = 5 * time.Second
 
 // Settle deletes the snapshots of a backup that no claim took: Velero left the
 // claim out, or a process died before it could hand the snapshot over. It is
@@ -47,7 +43,7 @@ func (r *run) settle(ctx context.Context) error {
 		r.log.Infof("Deleting VolumeSnapshot %s: Velero left the claim out, or the plugin process ended before it was handed over", target)
 	}
 	r.tellLost(ctx, list)
-	waiting, cancel := context.WithTimeout(ctx, settleLimit)
+	waiting, cancel := context.WithTimeout(ctx, removalLimit)
 	defer cancel()
 	// The operations of other claims do not wait for what stays.
 	if _, err := snapshot.RemoveAll(waiting, r.clients.Snapshots, targets...); err != nil {

@@ -524,7 +524,7 @@ func TestNoSnapshotController(t *testing.T) {
 			assert.True(t, v.Said(logrus.ErrorLevel, "the snapshot controller has not reacted for 1s", "is it installed and running"), v.Errors())
 			assert.NotEmpty(t, r.Claims[app.Claims[0]].Annotations["stillpoint.io/no-snapshot"])
 			assert.False(t, bed.Node.FileSystem("shop", app.Claims[0]).Frozen())
-			assert.True(t, gone(bed))
+			assert.True(t, gone(bed), "%v %v", snapshotsOf(bed), contentsOf(bed))
 		})
 	}
 	t.Run("it stops in the middle", func(t *testing.T) {
