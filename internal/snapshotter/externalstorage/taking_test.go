@@ -2,6 +2,7 @@ package externalstorage
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic/fake"
+	clienttesting "k8s.io/client-go/testing"
 
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/snapshotter"
@@ -46,13 +48,16 @@ func openEBSSubject() *snapshotter.Subject {
 }
 
 // openEBSController does what OpenEBS's fork of the controller does once it sees a
-// VolumeSnapshot (pkg/volume/openebs/processor.go of openebs-k8s-provisioner).
+// VolumeSnapshot (pkg/volume/openebs/processor.go of openebs-k8s-provisioner). It
+// waits for the watch: the fake API server does not repeat what came before it.
 func openEBSController(ctx context.Context, t *testing.T, s *Snapshotter, name string) {
 	t.Helper()
 	client := s.clients.Dynamic.Resource(snapshots).Namespace("shop")
+	server := s.clients.Dynamic.(*fake.FakeDynamicClient)
 	for ctx.Err() == nil {
 		vs, err := client.Get(ctx, name, metav1.GetOptions{})
-		if err != nil {
+		watched := slices.ContainsFunc(server.Actions(), func(a clienttesting.Action) bool { return a.GetVerb() == "watch" })
+		if err != nil || !watched {
 			time.Sleep(time.Millisecond)
 			continue
 		}
@@ -94,6 +99,7 @@ func (s *Snapshotter) names(t *testing.T) (found []string) {
 
 func TestOpenEBS(t *testing.T) {
 	s := onFake(t)
+	require.NoError(t, s.Init(map[string]string{"timeout": "1m"}))
 	taking := newTaking(s, here, openEBSSubject(), map[string]string{"team": "a", snapshotter.TagBackup: "b-1", snapshotter.TagVolume: "pv"})
 	go openEBSController(t.Context(), t, s, taking.name)
 	require.NoError(t, taking.take(t.Context(), 0))
