@@ -19,6 +19,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"stillpoint.io/stillpoint/internal/bracket"
+	"stillpoint.io/stillpoint/internal/cleanup"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/export"
@@ -29,7 +30,6 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshotclass"
 	"stillpoint.io/stillpoint/internal/snapshotter/csi"
 	"stillpoint.io/stillpoint/internal/snapshotter/externalstorage"
-	"stillpoint.io/stillpoint/internal/sweep"
 	"stillpoint.io/stillpoint/plugins/snapshotter"
 )
 
@@ -52,7 +52,7 @@ type Shared struct {
 	classes *snapshotclass.Catalogue
 	clients *cluster.Clients
 	settler *csi.Settler
-	sweeper *sweep.Sweeper
+	sweeper *cleanup.Sweeper
 	undoer  *quiesce.Undoer
 	tidied  sync.Once
 	leaver  *restore.Leaver
@@ -80,7 +80,7 @@ func (s *Shared) connect(log logrus.FieldLogger) error {
 		settings := func(ctx context.Context) (*config.Config, error) {
 			return config.Load(ctx, clients.Kube, clients.VeleroNamespace)
 		}
-		s.sweeper = sweep.New(clients, settings, clock)
+		s.sweeper = cleanup.NewSweeper(clients, settings, clock)
 		s.leaver = &restore.Leaver{Settings: classes.Settings, Log: log, Select: func(backup *velerov1.Backup) *selection.Selection {
 			return selection.New(clients.Remembered, s.csi(), backup)
 		}}

@@ -1,6 +1,6 @@
 // Package delete holds the action that Velero calls while it deletes a backup,
 // also one that has expired. It converts and passes on; what is removed is
-// decided in package expiry.
+// decided in package cleanup.
 package delete
 
 import (
@@ -14,8 +14,8 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	"k8s.io/apimachinery/pkg/runtime"
 
+	"stillpoint.io/stillpoint/internal/cleanup"
 	"stillpoint.io/stillpoint/internal/cluster"
-	"stillpoint.io/stillpoint/internal/expiry"
 )
 
 // callLimit bounds one call of Velero's, which brings no context along and
@@ -23,7 +23,7 @@ import (
 // then is the sweep's.
 const callLimit = time.Minute
 
-type action struct{ expiry *expiry.Expiry }
+type action struct{ deleter *cleanup.Deleter }
 
 // New makes the action.
 func New(log logrus.FieldLogger) (any, error) {
@@ -31,7 +31,7 @@ func New(log logrus.FieldLogger) (any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stillpoint: %w", err)
 	}
-	return &action{expiry.New(clients, log)}, nil
+	return &action{cleanup.NewDeleter(clients, log)}, nil
 }
 
 // AppliesTo is what every backup with volumes has, any item of which will do, and
@@ -43,13 +43,13 @@ func (*action) AppliesTo() (velero.ResourceSelector, error) {
 func (a *action) Execute(input *velero.DeleteItemActionExecuteInput) error {
 	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
 	defer cancel()
-	err := a.expiry.Backup(ctx, input.Backup)
+	err := a.deleter.Backup(ctx, input.Backup)
 	if input.Item.GetObjectKind().GroupVersionKind().Kind == "VolumeSnapshotContent" {
 		content := &snapshotv1.VolumeSnapshotContent{}
 		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(input.Item.UnstructuredContent(), content); err != nil {
 			return fmt.Errorf("stillpoint: read the item that Velero passed: %w", err)
 		}
-		err = errors.Join(err, a.expiry.Content(ctx, content, input.Backup))
+		err = errors.Join(err, a.deleter.Content(ctx, content, input.Backup))
 	}
 	if err != nil {
 		return fmt.Errorf("stillpoint: %w", err)

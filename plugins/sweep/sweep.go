@@ -1,5 +1,5 @@
 // Package sweep is the command `stillpoint sweep`: its flags, and how it prints
-// what package internal/sweep has found and deleted.
+// what package internal/cleanup has found and deleted.
 package sweep
 
 import (
@@ -16,10 +16,10 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/utils/clock"
 
+	"stillpoint.io/stillpoint/internal/cleanup"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/snapshotter/externalstorage"
-	"stillpoint.io/stillpoint/internal/sweep"
 	"stillpoint.io/stillpoint/plugins/command"
 )
 
@@ -40,7 +40,7 @@ Flags:
 
 // flags are the command line's.
 type flags struct {
-	sweep.Options
+	cleanup.Options
 	connection cluster.Connection
 	format     command.Format
 	remove     bool
@@ -100,7 +100,7 @@ func (f *flags) Run(ctx context.Context, stdout, stderr io.Writer) (amiss bool, 
 	settings := func(ctx context.Context) (*config.Config, error) {
 		return config.Load(ctx, clients.Kube, clients.VeleroNamespace)
 	}
-	sweeper := sweep.New(clients, settings, clock.RealClock{})
+	sweeper := cleanup.NewSweeper(clients, settings, clock.RealClock{})
 	report, err := sweeper.Find(ctx, f.Options)
 	if err != nil {
 		return false, err
@@ -113,7 +113,7 @@ func (f *flags) Run(ctx context.Context, stdout, stderr io.Writer) (amiss bool, 
 		return false, err
 	}
 	for _, l := range others {
-		report.External = append(report.External, sweep.External{
+		report.External = append(report.External, cleanup.External{
 			Kind: l.Object().GetKind(), Namespace: l.Object().GetNamespace(), Name: l.Object().GetName(),
 			Backup: l.Backup(), Over: l.Over, Reason: l.Reason,
 		})
@@ -133,7 +133,7 @@ func (f *flags) Run(ctx context.Context, stdout, stderr io.Writer) (amiss bool, 
 		}
 		fmt.Fprintln(to, line)
 	}
-	sweeper.Delete(ctx, report, func(result sweep.Result) { tell(result.Line(), result.Err) })
+	sweeper.Delete(ctx, report, func(result cleanup.Result) { tell(result.Line(), result.Err) })
 	for i, l := range others {
 		if !l.Over {
 			continue

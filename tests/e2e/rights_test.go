@@ -35,9 +35,9 @@ import (
 
 	blueprints "stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/bracket"
+	"stillpoint.io/stillpoint/internal/cleanup"
 	stillpoint "stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
-	"stillpoint.io/stillpoint/internal/expiry"
 	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/group"
 	"stillpoint.io/stillpoint/internal/intent"
@@ -106,7 +106,7 @@ func TestRightsOfDeploySuffice(t *testing.T) {
 		installation, err := clients.Installation(t.Context())
 		require.NoError(t, err)
 		vs := a.snapshot("deleted", cluster.SnapshotClass, snapshot.Origin{Installation: installation, Backup: backup.Name, BackupUID: string(backup.UID)})
-		require.NoError(t, expiry.New(clients, log).Backup(t.Context(), backup))
+		require.NoError(t, cleanup.NewDeleter(clients, log).Backup(t.Context(), backup))
 		assert.True(t, apierrors.IsNotFound(c.Objects().Get(t.Context(), crclient.ObjectKeyFromObject(vs), vs)))
 	})
 }

@@ -24,9 +24,9 @@ import (
 	"k8s.io/utils/ptr"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"stillpoint.io/stillpoint/internal/cleanup"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/snapshot"
-	"stillpoint.io/stillpoint/internal/sweep"
 	"stillpoint.io/stillpoint/tests/cluster"
 )
 
@@ -228,7 +228,7 @@ func TestRightsOfDeploySufficeToSweep(t *testing.T) {
 
 	a.kubectl("annotate", "volumesnapshot", taken.Name, snapshot.KeepAnnotation+"-")
 	none := func(context.Context) (*config.Config, error) { return config.Default(cluster.VeleroNamespace), nil }
-	<-sweep.New(clients, none, clock.RealClock{}).AtBackup(t.Context(), log)
+	<-cleanup.NewSweeper(clients, none, clock.RealClock{}).AtBackup(t.Context(), log)
 	assert.Contains(t, said.String(), "Deleted VolumeSnapshot "+a.namespace+"/"+taken.Name)
 	assert.NotContains(t, said.String(), "level=warning")
 	assert.Empty(t, a.snapshots())

@@ -1,4 +1,4 @@
-package sweep
+package cleanup
 
 import (
 	"encoding/json"

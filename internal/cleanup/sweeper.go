@@ -1,4 +1,4 @@
-package sweep
+package cleanup
 
 import (
 	"context"
@@ -28,9 +28,9 @@ type Sweeper struct {
 	clock    clock.PassiveClock
 }
 
-// New returns a Sweeper. The settings are read only where there is a data mover
+// NewSweeper returns a Sweeper. The settings are read only where there is a data mover
 // other than Velero's.
-func New(clients *cluster.Clients, settings Settings, clock clock.PassiveClock) *Sweeper {
+func NewSweeper(clients *cluster.Clients, settings Settings, clock clock.PassiveClock) *Sweeper {
 	return &Sweeper{clients: clients, settings: settings, clock: clock}
 }
 

@@ -1,8 +1,4 @@
-// Package expiry removes what a backup has left in the cluster when that backup
-// is deleted: snapshots kept beside an export, and VolumeSnapshots and contents
-// that were never tidied away. What the backup restores from is Velero's own to
-// delete.
-package expiry
+package cleanup
 
 import (
 	"context"
@@ -20,8 +16,8 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-// Expiry is safe for concurrent use.
-type Expiry struct {
+// Deleter cleans up after deleted backups. It is safe for concurrent use.
+type Deleter struct {
 	clients *cluster.Clients
 	log     logrus.FieldLogger
 
@@ -29,9 +25,9 @@ type Expiry struct {
 	done map[types.UID]bool
 }
 
-// New returns an Expiry for the Velero that the clients reach.
-func New(clients *cluster.Clients, log logrus.FieldLogger) *Expiry {
-	return &Expiry{clients: clients, log: log, done: map[types.UID]bool{}}
+// NewDeleter returns a Deleter for the Velero that the clients reach.
+func NewDeleter(clients *cluster.Clients, log logrus.FieldLogger) *Deleter {
+	return &Deleter{clients: clients, log: log, done: map[types.UID]bool{}}
 }
 
 // Backup removes what a backup that is being deleted has left, and waits until
@@ -39,32 +35,32 @@ func New(clients *cluster.Clients, log logrus.FieldLogger) *Expiry {
 // backup; what is done, is done at the first call of a process.
 //
 // The ConfigMaps that record freezes go by themselves: the Backup owns them.
-func (e *Expiry) Backup(ctx context.Context, backup *velerov1.Backup) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.done[backup.UID] {
+func (d *Deleter) Backup(ctx context.Context, backup *velerov1.Backup) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.done[backup.UID] {
 		return nil
 	}
-	left, err := e.left(ctx, backup)
+	left, err := d.left(ctx, backup)
 	if err != nil {
 		return err
 	}
-	e.done[backup.UID] = true
+	d.done[backup.UID] = true
 	targets, kept := left.plan()
 	for _, text := range kept {
-		e.log.Warnf("Backup %s is deleted: %s", backup.Name, text)
+		d.log.Warnf("Backup %s is deleted: %s", backup.Name, text)
 	}
 	if len(targets) == 0 {
 		return nil
 	}
-	vetoed, err := snapshot.RemoveAll(ctx, e.clients.Snapshots, targets...)
+	vetoed, err := snapshot.RemoveAll(ctx, d.clients.Snapshots, targets...)
 	for _, target := range vetoed {
-		e.log.Warnf("Backup %s is deleted: %s", backup.Name, vetoText(target.String()))
+		d.log.Warnf("Backup %s is deleted: %s", backup.Name, vetoText(target.String()))
 	}
 	if err != nil {
 		return fmt.Errorf("remove what backup %s has left, which is the sweep's now: %w", backup.Name, err)
 	}
-	e.log.Infof("Backup %s is deleted: removed what it had left: %v", backup.Name, targets)
+	d.log.Infof("Backup %s is deleted: removed what it had left: %v", backup.Name, targets)
 	return nil
 }
 
@@ -78,13 +74,13 @@ type remains struct {
 	claims    []corev1.PersistentVolumeClaim // of their namespaces
 }
 
-func (e *Expiry) left(ctx context.Context, backup *velerov1.Backup) (remains, error) {
-	installation, err := e.clients.Installation(ctx)
+func (d *Deleter) left(ctx context.Context, backup *velerov1.Backup) (remains, error) {
+	installation, err := d.clients.Installation(ctx)
 	if err != nil {
 		return remains{}, err
 	}
-	velero := e.clients.VeleroNamespace
-	marked, err := snapshot.Marked(ctx, e.clients.Snapshots, snapshot.Of(installation), velero)
+	velero := d.clients.VeleroNamespace
+	marked, err := snapshot.Marked(ctx, d.clients.Snapshots, snapshot.Of(installation), velero)
 	if err != nil {
 		return remains{}, err
 	}
@@ -97,7 +93,7 @@ func (e *Expiry) left(ctx context.Context, backup *velerov1.Backup) (remains, er
 		}
 	}
 	for _, namespace := range sets.List(namespaces) {
-		claims, err := cluster.All[corev1.PersistentVolumeClaim](ctx, "claims of namespace "+namespace, "", cluster.Typed(e.clients.Kube.CoreV1().PersistentVolumeClaims(namespace).List))
+		claims, err := cluster.All[corev1.PersistentVolumeClaim](ctx, "claims of namespace "+namespace, "", cluster.Typed(d.clients.Kube.CoreV1().PersistentVolumeClaims(namespace).List))
 		if err != nil {
 			return remains{}, err
 		}

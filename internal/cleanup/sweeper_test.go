@@ -1,4 +1,4 @@
-package sweep
+package cleanup
 
 import (
 	"bytes"
@@ -106,7 +106,7 @@ func newBed(t *testing.T, s *scene) *bed {
 		},
 	}).Build()
 	clock := clocktesting.NewFakePassiveClock(epoch)
-	b.Sweeper = New(&cluster.Clients{
+	b.Sweeper = NewSweeper(&cluster.Clients{
 		Kube: b.kube, Objects: client, Remembered: cluster.Remember(client, clock), Snapshots: b.snapshots, VeleroNamespace: "velero",
 	}, func(context.Context) (*config.Config, error) { return s.config, nil }, clock)
 	return b

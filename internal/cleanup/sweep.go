@@ -1,8 +1,4 @@
-// Package sweep finds the snapshots that are left of backups and restores that
-// are over: what a process that was killed, a deleted backup or a lost upload
-// leaves behind. It deletes those that are certainly of this installation, and
-// lists the others for somebody who knows.
-package sweep
+package cleanup
 
 import (
 	"cmp"

@@ -1,4 +1,4 @@
-package expiry
+package cleanup
 
 import (
 	"cmp"
@@ -25,20 +25,20 @@ import (
 // deletes it; nobody serves that, so it stays for good, and so does the snapshot
 // (volumesnapshotcontent_action.go in internal/delete/actions/csi of Velero
 // 1.18). It waits until the storage has confirmed the deletion.
-func (e *Expiry) Content(ctx context.Context, content *snapshotv1.VolumeSnapshotContent, backup *velerov1.Backup) error {
+func (d *Deleter) Content(ctx context.Context, content *snapshotv1.VolumeSnapshotContent, backup *velerov1.Backup) error {
 	// Velero deletes what it took for the backup, and no other.
 	if content.Labels[velerov1.BackupNameLabel] != label.GetValidName(backup.Name) || content.Status == nil || content.Status.SnapshotHandle == nil {
 		return nil
 	}
-	settings, unread := config.Load(ctx, e.clients.Kube, e.clients.VeleroNamespace)
+	settings, unread := config.Load(ctx, d.clients.Kube, d.clients.VeleroNamespace)
 	if unread != nil {
-		settings = config.Default(e.clients.VeleroNamespace) // which matters for drivers that the cluster does not have
+		settings = config.Default(d.clients.VeleroNamespace) // which matters for drivers that the cluster does not have
 	}
 	driver, renamed := settings.Restore.Driver(content.Spec.Driver)
 	if !renamed && unread == nil {
 		return nil
 	}
-	drivers, err := e.clients.Kube.StorageV1().CSIDrivers().List(ctx, metav1.ListOptions{})
+	drivers, err := d.clients.Kube.StorageV1().CSIDrivers().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return fmt.Errorf("list the CSIDrivers: %w", err)
 	}
@@ -48,11 +48,11 @@ func (e *Expiry) Content(ctx context.Context, content *snapshotv1.VolumeSnapshot
 	if unread != nil {
 		return fmt.Errorf("delete the snapshot of VolumeSnapshotContent %s: %w", content.Name, unread)
 	}
-	if err := snapshot.DeleteByHandle(ctx, e.clients.Snapshots, substitute(content, driver)); err != nil {
+	if err := snapshot.DeleteByHandle(ctx, d.clients.Snapshots, substitute(content, driver)); err != nil {
 		return fmt.Errorf("backup %s: %w", backup.Name, err)
 	}
-	e.log.Infof("Backup %s is deleted: snapshot %s is gone, which driver %s had taken and driver %s serves", backup.Name, *content.Status.SnapshotHandle, content.Spec.Driver, driver)
-	return e.unserved(ctx, content)
+	d.log.Infof("Backup %s is deleted: snapshot %s is gone, which driver %s had taken and driver %s serves", backup.Name, *content.Status.SnapshotHandle, content.Spec.Driver, driver)
+	return d.unserved(ctx, content)
 }
 
 // substitute is a content by which another driver finds the snapshot of one, and
@@ -67,8 +67,8 @@ func substitute(of *snapshotv1.VolumeSnapshotContent, driver string) *snapshotv1
 // unserved lets go of the contents that Velero's action has made for the old
 // driver. Nobody else can: it is the driver's sidecar that takes the finalizer
 // away.
-func (e *Expiry) unserved(ctx context.Context, of *snapshotv1.VolumeSnapshotContent) error {
-	contents := e.clients.Snapshots.SnapshotV1().VolumeSnapshotContents()
+func (d *Deleter) unserved(ctx context.Context, of *snapshotv1.VolumeSnapshotContent) error {
+	contents := d.clients.Snapshots.SnapshotV1().VolumeSnapshotContents()
 	list, err := contents.List(ctx, metav1.ListOptions{LabelSelector: velerov1.BackupNameLabel + "=" + of.Labels[velerov1.BackupNameLabel]})
 	if err != nil {
 		return fmt.Errorf("list the VolumeSnapshotContents of backup %s: %w", of.Labels[velerov1.BackupNameLabel], err)

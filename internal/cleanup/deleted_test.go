@@ -1,4 +1,4 @@
-package expiry
+package cleanup
 
 import (
 	"slices"
@@ -22,16 +22,16 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-var ours = snapshot.Origin{Installation: "here", Backup: "monday", BackupUID: "b1"}
+var origin = snapshot.Origin{Installation: "here", Backup: "monday", BackupUID: "b1"}
 
-// place is a cluster with snapshots, each with its content.
-type place struct {
+// deletedPlace is a cluster with snapshots, each with its content.
+type deletedPlace struct {
 	t         *testing.T
 	snapshots *snapshotfake.Clientset
 	kube      *fake.Clientset
 }
 
-func (p *place) add(namespace, name string, change func(metav1.Object)) {
+func (p *deletedPlace) add(namespace, name string, change func(metav1.Object)) {
 	p.t.Helper()
 	vs := &snapshotv1.VolumeSnapshot{
 		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
@@ -42,7 +42,7 @@ func (p *place) add(namespace, name string, change func(metav1.Object)) {
 	p.content(namespace, name, change)
 }
 
-func (p *place) content(namespace, name string, change func(metav1.Object)) {
+func (p *deletedPlace) content(namespace, name string, change func(metav1.Object)) {
 	p.t.Helper()
 	content := &snapshotv1.VolumeSnapshotContent{
 		ObjectMeta: metav1.ObjectMeta{Name: "content-" + name},
@@ -55,13 +55,13 @@ func (p *place) content(namespace, name string, change func(metav1.Object)) {
 	require.NoError(p.t, p.snapshots.Tracker().Add(content))
 }
 
-func mark(origin snapshot.Origin) func(metav1.Object) {
+func markedBy(origin snapshot.Origin) func(metav1.Object) {
 	return func(o metav1.Object) { origin.Mark(o) }
 }
 
 func annotated(key, value string) func(metav1.Object) {
 	return func(o metav1.Object) {
-		ours.Mark(o)
+		origin.Mark(o)
 		annotations := o.GetAnnotations()
 		annotations[key] = value
 		o.SetAnnotations(annotations)
@@ -69,29 +69,29 @@ func annotated(key, value string) func(metav1.Object) {
 }
 
 func TestBackup(t *testing.T) {
-	p := &place{t: t, snapshots: snapshotfake.NewSimpleClientset(), kube: fake.NewClientset()}
-	p.add("shop", "left", mark(ours))
+	p := &deletedPlace{t: t, snapshots: snapshotfake.NewSimpleClientset(), kube: fake.NewClientset()}
+	p.add("shop", "left", markedBy(origin))
 	p.add("shop", "kept", func(o metav1.Object) {
-		ours.Mark(o)
+		origin.Mark(o)
 		labels := o.GetLabels()
 		labels[snapshot.KeptLabel] = "claim"
 		o.SetLabels(labels)
 	})
 	p.add("velero", "copy", func(o metav1.Object) { // of a data mover
-		ours.Mark(o)
+		origin.Mark(o)
 		o.SetLabels(nil)
 	})
-	p.add("shop", "another-backup", mark(snapshot.Origin{Installation: "here", Backup: "sunday", BackupUID: "b0"}))
-	p.add("shop", "another-velero", mark(snapshot.Origin{Installation: "there", Backup: "monday", BackupUID: "b1"}))
+	p.add("shop", "another-backup", markedBy(snapshot.Origin{Installation: "here", Backup: "sunday", BackupUID: "b0"}))
+	p.add("shop", "another-velero", markedBy(snapshot.Origin{Installation: "there", Backup: "monday", BackupUID: "b1"}))
 	p.add("shop", "users", func(metav1.Object) {})
 	p.add("shop", "restored", func(o metav1.Object) {
-		ours.Mark(o)
+		origin.Mark(o)
 		snapshot.Unmark(o)
 		o.SetLabels(snapshot.Restored("here", "r1"))
 	})
 	p.add("shop", "vetoed", annotated(snapshot.KeepAnnotation, "true"))
-	p.add("shop", "needed", mark(ours))
-	p.content("shop", "alone", mark(ours))
+	p.add("shop", "needed", markedBy(origin))
+	p.content("shop", "alone", markedBy(origin))
 	require.NoError(t, p.kube.Tracker().Add(&corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "new"},
 		Spec:       corev1.PersistentVolumeClaimSpec{DataSource: &corev1.TypedLocalObjectReference{APIGroup: ptr.To("snapshot.storage.k8s.io"), Kind: "VolumeSnapshot", Name: "needed"}},
@@ -99,7 +99,7 @@ func TestBackup(t *testing.T) {
 	}))
 	log, said := logtest.NewNullLogger()
 	objects := crfake.NewClientBuilder().WithScheme(scheme.Scheme).WithObjects(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "velero", UID: "here"}}).Build()
-	e := New(&cluster.Clients{Kube: p.kube, Snapshots: p.snapshots, Objects: objects, Remembered: objects, VeleroNamespace: "velero"}, log)
+	e := NewDeleter(&cluster.Clients{Kube: p.kube, Snapshots: p.snapshots, Objects: objects, Remembered: objects, VeleroNamespace: "velero"}, log)
 	backup := &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "monday", UID: "b1"}}
 	require.NoError(t, e.Backup(t.Context(), backup))
 

@@ -1,4 +1,4 @@
-package expiry
+package cleanup
 
 import (
 	"context"
@@ -83,7 +83,7 @@ func TestContentOfARenamedDriver(t *testing.T) {
 				return false, nil, nil
 			})
 			log, _ := logtest.NewNullLogger()
-			e := New(&cluster.Clients{Kube: fake.NewClientset(c.objects...), Snapshots: snapshots, VeleroNamespace: "velero"}, log)
+			e := NewDeleter(&cluster.Clients{Kube: fake.NewClientset(c.objects...), Snapshots: snapshots, VeleroNamespace: "velero"}, log)
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 			defer cancel()
 			err := e.Content(ctx, content, &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Name: "monday"}})
