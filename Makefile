@@ -14,9 +14,16 @@ CLUSTER := $(shell [ "$$(uname -s)" = Linux ] && [ "$$(id -u)" = 0 ] && echo yes
 
 export GOFLAGS = -buildvcs=false
 
-.PHONY: build demo test unit e2e recovery bench soak lint image cluster-up cluster-down clean
+.PHONY: help build demo test unit e2e recovery bench soak lint image cluster-up cluster-down clean
 
+## The plugin, build/stillpoint.
 build: build/stillpoint
+
+## Show this list.
+help:
+	@awk '/^## / {text = text "\n                  " substr($$0, 4)} \
+		/^[a-z0-9-]+:/ && text {sub(/^\n */, "", text); sub(/:.*/, ""); printf "  %-15s %s\n", $$0, text} \
+		!/^#/ {text = ""}' $(MAKEFILE_LIST)
 
 .PHONY: build/stillpoint build/testbed build/demo build/recovery build/bench build/soak
 build/stillpoint:
@@ -37,10 +44,12 @@ test: lint unit e2e
 
 # The race detector needs a C compiler.
 RACE := $(if $(shell command -v gcc),-race)
+## Unit tests and tests/faults.
 unit:
 	@$(if $(RACE),,echo "LEFT OUT: the race detector, which needs gcc.")
-	$(GO) test $(RACE) ./internal/... ./plugins/... ./tests/faults/...
+	$(GO) test $(RACE) ./internal/... ./plugins/... ./tests/faults/... ./tests/house/...
 
+## End-to-end tests on the real cluster; needs root on Linux.
 # The packages share one cluster, and some kill parts of it: one at a time. The
 # walk-through is a test, too, and so is the loss of a cluster, which has clusters
 # of its own: after the others, some of which mind a busy machine.
@@ -52,7 +61,7 @@ ifeq ($(CLUSTER),yes)
 .PHONY: in-session
 in-session:
 	$(TESTBED) databases
-	$(GO) test -count=1 -p 1 -timeout 75m -exec "$(CURDIR)/$(TESTBED) run --" $$($(GO) list ./tests/... | grep -v /tests/faults)
+	$(GO) test -count=1 -p 1 -timeout 75m -exec "$(CURDIR)/$(TESTBED) run --" $$($(GO) list ./tests/... | grep -v -e /tests/faults -e /tests/house)
 	$(TESTBED) run -- build/demo
 else
 	@echo "LEFT OUT: the end-to-end tests, which need root on Linux; the lint and the unit tests have run."
@@ -76,6 +85,7 @@ in-soak:
 	$(TESTBED) databases
 	$(TESTBED) run -- build/soak $(SOAK)
 
+## Lint with the pinned golangci-lint.
 lint: $(LINT)
 	$(LINT) run ./...
 
@@ -83,14 +93,18 @@ lint: $(LINT)
 $(LINT): tests/tools/go.mod tests/tools/go.sum
 	cd tests/tools && CGO_ENABLED=0 $(GO) build -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
+## The plugin's image; IMAGE names it.
 image:
 	docker build -t $(IMAGE) .
 
+## Start the test bed's cluster, or use the one that runs.
 cluster-up: build/stillpoint build/testbed
 	$(TESTBED) up --plugin build/stillpoint
 
+## Stop that cluster; its state stays.
 cluster-down: build/testbed
 	$(TESTBED) down
 
+## Remove build/.
 clean:
 	rm -rf build
