@@ -17,9 +17,9 @@ import (
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/location/csi"
+	"stillpoint.io/stillpoint/internal/location/externalstorage"
 	"stillpoint.io/stillpoint/internal/node"
-	"stillpoint.io/stillpoint/internal/snapshotter/csi"
-	"stillpoint.io/stillpoint/internal/snapshotter/externalstorage"
 	"stillpoint.io/stillpoint/plugins/backup"
 	"stillpoint.io/stillpoint/plugins/check"
 	"stillpoint.io/stillpoint/plugins/delete"

@@ -9,15 +9,15 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"stillpoint.io/stillpoint/internal/location"
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/selection"
-	"stillpoint.io/stillpoint/internal/snapshotter"
 )
 
 // Around freezes the workload of the shot's volume, unless an earlier shot has,
 // and thaws it when the last of its volumes is snapshotted: Velero calls
 // VolumeSnapshotters for one after another.
-func (b *Bracket) Around(ctx context.Context, shot snapshotter.Shot) error {
+func (b *Bracket) Around(ctx context.Context, shot location.Request) error {
 	f, inUse, err := b.freezeForShot(ctx, shot)
 	switch {
 	case err != nil:
@@ -39,7 +39,7 @@ func (b *Bracket) Around(ctx context.Context, shot snapshotter.Shot) error {
 
 // freezeForShot returns the freeze that a shot is part of, nil when there is
 // nothing to quiesce. The first shot of a group decides for all of them.
-func (b *Bracket) freezeForShot(ctx context.Context, shot snapshotter.Shot) (f *freeze, inUse bool, err error) {
+func (b *Bracket) freezeForShot(ctx context.Context, shot location.Request) (f *freeze, inUse bool, err error) {
 	ref := shot.Volume.Spec.ClaimRef
 	if ref == nil {
 		return nil, false, fmt.Errorf("PersistentVolume %s is bound to no claim", shot.Volume.Name)
@@ -81,7 +81,7 @@ func (b *Bracket) decideShot(ctx context.Context, claim *corev1.PersistentVolume
 }
 
 // shoot freezes on the first shot and lets the others join.
-func (f *freeze) shoot(ctx context.Context, shot snapshotter.Shot) error {
+func (f *freeze) shoot(ctx context.Context, shot location.Request) error {
 	claim := shot.Volume.Spec.ClaimRef.Name
 	f.once(ctx, func() error { return f.beginShots(ctx, shot) })
 	if f.failed != nil {
@@ -111,7 +111,7 @@ func (f *freeze) shoot(ctx context.Context, shot snapshotter.Shot) error {
 	f.move(claim, cut)
 	f.await(claim)
 	if broken := f.broken(); broken != nil && f.group.OnError != quiesce.Continue {
-		return fmt.Errorf("claim %s/%s: %w: %s: %w", f.group.Claims[0].Namespace, claim, snapshotter.ErrInconsistent, f.group.Name(), broken)
+		return fmt.Errorf("claim %s/%s: %w: %s: %w", f.group.Claims[0].Namespace, claim, location.ErrInconsistent, f.group.Name(), broken)
 	}
 	return nil
 }
@@ -127,7 +127,7 @@ func (f *freeze) broken() error {
 }
 
 // beginShots is begin for shots: there is no poll of Velero's to outlast.
-func (f *freeze) beginShots(ctx context.Context, shot snapshotter.Shot) error {
+func (f *freeze) beginShots(ctx context.Context, shot location.Request) error {
 	planner, plan, err := f.plan(ctx)
 	if err != nil || plan.Empty() {
 		return err

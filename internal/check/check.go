@@ -30,10 +30,10 @@ import (
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/group"
+	"stillpoint.io/stillpoint/internal/location/csi"
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
-	"stillpoint.io/stillpoint/internal/snapshotter/csi"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 

@@ -13,8 +13,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
-	"stillpoint.io/stillpoint/internal/snapshotter/csi"
-	"stillpoint.io/stillpoint/internal/snapshotter/externalstorage"
+	"stillpoint.io/stillpoint/internal/location/csi"
+	"stillpoint.io/stillpoint/internal/location/externalstorage"
 )
 
 // providers are Stillpoint's VolumeSnapshotters, and how they choose their volumes

@@ -5,7 +5,7 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
-	"stillpoint.io/stillpoint/internal/snapshotter/externalstorage"
+	"stillpoint.io/stillpoint/internal/location/externalstorage"
 )
 
 // ExternalSnapshots makes the action on the objects of the snapshot API before

@@ -1,5 +1,5 @@
 // Package snapshotter is what Velero calls for VolumeSnapshotLocations. It converts
-// and passes on; what is done stands in the packages below internal/snapshotter, one
+// and passes on; what is done stands in the packages below internal/location, one
 // for each provider.
 package snapshotter
 

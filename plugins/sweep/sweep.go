@@ -19,7 +19,7 @@ import (
 	"stillpoint.io/stillpoint/internal/cleanup"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
-	"stillpoint.io/stillpoint/internal/snapshotter/externalstorage"
+	"stillpoint.io/stillpoint/internal/location/externalstorage"
 	"stillpoint.io/stillpoint/plugins/command"
 )
 

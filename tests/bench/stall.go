@@ -12,7 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"stillpoint.io/stillpoint/internal/snapshotter/csi"
+	"stillpoint.io/stillpoint/internal/location/csi"
 	"stillpoint.io/stillpoint/tests/cluster"
 	"stillpoint.io/stillpoint/tests/cluster/bed"
 	"stillpoint.io/stillpoint/tests/stage"

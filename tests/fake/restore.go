@@ -14,7 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/uuid"
 
-	"stillpoint.io/stillpoint/internal/snapshotter/csi"
+	"stillpoint.io/stillpoint/internal/location/csi"
 	"stillpoint.io/stillpoint/plugins/backup"
 	"stillpoint.io/stillpoint/plugins/check"
 	deletion "stillpoint.io/stillpoint/plugins/delete"

@@ -8,7 +8,7 @@ import (
 
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 
-	"stillpoint.io/stillpoint/internal/snapshotter/csi"
+	"stillpoint.io/stillpoint/internal/location/csi"
 	"stillpoint.io/stillpoint/tests/cluster"
 	"stillpoint.io/stillpoint/tests/stage"
 )

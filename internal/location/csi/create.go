@@ -16,9 +16,9 @@ import (
 	"k8s.io/utils/ptr"
 
 	"stillpoint.io/stillpoint/internal/export"
+	"stillpoint.io/stillpoint/internal/location"
 	"stillpoint.io/stillpoint/internal/snapshot"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
-	"stillpoint.io/stillpoint/internal/snapshotter"
 )
 
 // removalLimit is how long it may take to delete a snapshot that is of no use.
@@ -28,7 +28,7 @@ const removalLimit = time.Minute
 // returns the id that Velero keeps. It returns when the snapshot is cut: whether
 // the storage can use it shows later, by the operation of its claim.
 func (s *Snapshotter) Create(ctx context.Context, id string, tags map[string]string) (string, error) {
-	subject, err := snapshotter.Find(ctx, s.clients, tags)
+	subject, err := location.Find(ctx, s.clients, tags)
 	if err != nil {
 		return "", err
 	}
@@ -37,9 +37,9 @@ func (s *Snapshotter) Create(ctx context.Context, id string, tags map[string]str
 	}
 	taken, err := s.prepare(ctx, subject, tags)
 	if err != nil {
-		return "", s.quiescer.Around(ctx, snapshotter.Shot{Volume: subject.Volume, Backup: subject.Backup, Failed: err})
+		return "", s.quiescer.Around(ctx, location.Request{Volume: subject.Volume, Backup: subject.Backup, Failed: err})
 	}
-	shot := snapshotter.Shot{Volume: subject.Volume, Backup: subject.Backup, Take: taken.take, Taken: taken.earlier, Unquiesced: taken.unquiesced}
+	shot := location.Request{Volume: subject.Volume, Backup: subject.Backup, Take: taken.take, Taken: taken.earlier, Unquiesced: taken.unquiesced}
 	if err := s.quiescer.Around(ctx, shot); err != nil {
 		if !taken.begun {
 			return "", err
@@ -52,7 +52,7 @@ func (s *Snapshotter) Create(ctx context.Context, id string, tags map[string]str
 // taking is one snapshot on its way.
 type taking struct {
 	*Snapshotter
-	*snapshotter.Subject
+	*location.Subject
 
 	follower     *snapshot.Follower
 	installation string
@@ -65,7 +65,7 @@ type taking struct {
 }
 
 // prepare does all that can be done before a freeze.
-func (s *Snapshotter) prepare(ctx context.Context, subject *snapshotter.Subject, tags map[string]string) (*taking, error) {
+func (s *Snapshotter) prepare(ctx context.Context, subject *location.Subject, tags map[string]string) (*taking, error) {
 	installation, err := s.clients.Installation(ctx)
 	if err != nil {
 		return nil, err
@@ -75,8 +75,8 @@ func (s *Snapshotter) prepare(ctx context.Context, subject *snapshotter.Subject,
 	if err != nil {
 		return nil, err
 	}
-	location := s.settings()
-	input.Location = location.classes
+	options := s.settings()
+	input.Location = options.classes
 	choice, err := snapshotclass.Choose(input)
 	if err != nil {
 		return nil, err
@@ -94,7 +94,7 @@ func (s *Snapshotter) prepare(ctx context.Context, subject *snapshotter.Subject,
 	t := &taking{
 		Snapshotter: s, Subject: subject, follower: s.follower(subject.Backup), installation: installation,
 		snapshot: snapshot.New(installation, subject.Backup, claim, choice.Class.Name, choice.Reason, settings.ExcludesLabel),
-		timeout:  location.cutLimit(subject.Backup), exported: profile.Exported(choice.Class.Parameters),
+		timeout:  options.cutLimit(subject.Backup), exported: profile.Exported(choice.Class.Parameters),
 		unquiesced: export.Suits(profile, subject.Volume, false),
 	}
 	maps.Copy(t.snapshot.Annotations, tags)
@@ -212,7 +212,7 @@ func (t *taking) identity(ctx context.Context) (string, error) {
 	if err := i.validate(); err != nil {
 		return "", err
 	}
-	return snapshotter.EncodeID(Provider, i)
+	return location.EncodeID(Provider, i)
 }
 
 // secure has the snapshot stay when its objects go, and notes on them that the
@@ -223,7 +223,7 @@ func (t *taking) secure(ctx context.Context, vs *snapshotv1.VolumeSnapshot) (*sn
 		velerov1.DriverNameAnnotation: t.Volume.Spec.CSI.Driver, snapshot.ExportedAnnotation: fmt.Sprint(t.exported),
 	}}
 	snapshot.Origin{Installation: t.installation, Backup: t.Backup.Name, BackupUID: string(t.Backup.UID)}.Mark(&marks)
-	content, err := client.VolumeSnapshotContents().Patch(ctx, snapshot.TargetOf(vs).Content, types.MergePatchType, snapshotter.Merge(map[string]any{
+	content, err := client.VolumeSnapshotContents().Patch(ctx, snapshot.TargetOf(vs).Content, types.MergePatchType, location.Merge(map[string]any{
 		"metadata": map[string]any{"labels": marks.Labels, "annotations": marks.Annotations},
 		"spec":     map[string]any{"deletionPolicy": snapshotv1.VolumeSnapshotContentRetain},
 	}), metav1.PatchOptions{})
@@ -233,7 +233,7 @@ func (t *taking) secure(ctx context.Context, vs *snapshotv1.VolumeSnapshot) (*sn
 	if content.Status == nil || ptr.Deref(content.Status.SnapshotHandle, "") == "" {
 		return nil, errors.New("VolumeSnapshotContent " + content.Name + " has lost its handle")
 	}
-	_, err = client.VolumeSnapshots(vs.Namespace).Patch(ctx, vs.Name, types.MergePatchType, snapshotter.Merge(map[string]any{
+	_, err = client.VolumeSnapshots(vs.Namespace).Patch(ctx, vs.Name, types.MergePatchType, location.Merge(map[string]any{
 		"metadata": map[string]any{"annotations": map[string]string{
 			velerov1.VolumeSnapshotHandleAnnotation: *content.Status.SnapshotHandle, velerov1.DriverNameAnnotation: content.Spec.Driver,
 		}},

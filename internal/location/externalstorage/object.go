@@ -17,8 +17,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
+	"stillpoint.io/stillpoint/internal/location"
 	"stillpoint.io/stillpoint/internal/snapshot"
-	"stillpoint.io/stillpoint/internal/snapshotter"
 )
 
 // Identity is all that a snapshot is known by, and enough to make its objects
@@ -53,7 +53,7 @@ func (id *Identity) String() string {
 
 func decode(id string) (*Identity, error) {
 	fields := &Identity{}
-	if err := snapshotter.DecodeID(Provider, id, fields); err != nil {
+	if err := location.DecodeID(Provider, id, fields); err != nil {
 		return nil, err
 	}
 	missing := []string{}
@@ -135,7 +135,7 @@ func object(kind, namespace, name string) *unstructured.Unstructured {
 }
 
 // request is the VolumeSnapshot by which the controller is asked for a snapshot.
-func request(name string, subject *snapshotter.Subject, origin snapshot.Origin, tags map[string]string) *unstructured.Unstructured {
+func request(name string, subject *location.Subject, origin snapshot.Origin, tags map[string]string) *unstructured.Unstructured {
 	o := object("VolumeSnapshot", subject.Claim.Namespace, name)
 	labels := map[string]string{}
 	for key, value := range tags {
@@ -256,7 +256,7 @@ func (id *Identity) home(kind string, labels map[string]string, at time.Time) *u
 }
 
 // identify makes the identity that a snapshot has once it is in namespace.
-func identify(namespace, name string, subject *snapshotter.Subject, origin snapshot.Origin, data *unstructured.Unstructured) (*Identity, error) {
+func identify(namespace, name string, subject *location.Subject, origin snapshot.Origin, data *unstructured.Unstructured) (*Identity, error) {
 	source, err := sourceIn(data)
 	if err != nil {
 		return nil, err

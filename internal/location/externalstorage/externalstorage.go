@@ -21,7 +21,7 @@ import (
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/internal/cluster"
-	"stillpoint.io/stillpoint/internal/snapshotter"
+	"stillpoint.io/stillpoint/internal/location"
 )
 
 // Provider is what a VolumeSnapshotLocation names to have its volumes
@@ -49,42 +49,42 @@ var (
 // volume after another.
 type Snapshotter struct {
 	clients  *cluster.Clients
-	quiescer snapshotter.Quiescer
-	promoter *snapshotter.Promoter
+	quiescer location.Quiescer
+	promoter *location.Promoter
 	log      logrus.FieldLogger
 
-	mu       sync.Mutex
-	location location
-	served   *bool
+	mu      sync.Mutex
+	options options
+	served  *bool
 	// tidied are the UIDs of the backups at whose first snapshot was looked for
 	// what earlier ones have left.
 	tidied map[types.UID]bool
 }
 
 // New returns a Snapshotter that knows no location yet.
-func New(clients *cluster.Clients, quiescer snapshotter.Quiescer, log logrus.FieldLogger) *Snapshotter {
+func New(clients *cluster.Clients, quiescer location.Quiescer, log logrus.FieldLogger) *Snapshotter {
 	return &Snapshotter{
-		clients: clients, quiescer: quiescer, promoter: snapshotter.NewPromoter(clients, log), log: log,
-		location: location{timeout: defaultTimeout}, tidied: map[types.UID]bool{},
+		clients: clients, quiescer: quiescer, promoter: location.NewPromoter(clients, log), log: log,
+		options: options{timeout: defaultTimeout}, tidied: map[types.UID]bool{},
 	}
 }
 
 // Init takes the config of a location.
 func (s *Snapshotter) Init(config map[string]string) error {
-	location, err := parseLocation(config)
+	options, err := parseLocation(config)
 	if err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.location = location
+	s.options = options
 	return nil
 }
 
-func (s *Snapshotter) settings() location {
+func (s *Snapshotter) settings() options {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.location
+	return s.options
 }
 
 // VolumeID is the name of a volume that is snapshotted here, "" for any other.
@@ -133,21 +133,21 @@ func (s *Snapshotter) VolumeInfo(ctx context.Context, id string) (kind string, e
 // Create takes a snapshot of a volume and returns what it is known by. The
 // workload is frozen only until the controller says that the snapshot is Ready.
 func (s *Snapshotter) Create(ctx context.Context, volumeID string, tags map[string]string) (string, error) {
-	subject, err := snapshotter.Find(ctx, s.clients, tags)
+	subject, err := location.Find(ctx, s.clients, tags)
 	if err != nil {
 		return "", err
 	}
 	if subject.Volume.Name != volumeID {
-		return "", fmt.Errorf("the tag %s names PersistentVolume %s, and the call is for %s", snapshotter.TagVolume, subject.Volume.Name, volumeID)
+		return "", fmt.Errorf("the tag %s names PersistentVolume %s, and the call is for %s", location.TagVolume, subject.Volume.Name, volumeID)
 	}
 	installation, err := s.clients.Installation(ctx)
 	if err != nil {
-		return "", s.quiescer.Around(ctx, snapshotter.Shot{Volume: subject.Volume, Backup: subject.Backup, Failed: err})
+		return "", s.quiescer.Around(ctx, location.Request{Volume: subject.Volume, Backup: subject.Backup, Failed: err})
 	}
 	s.tidy(ctx, subject.Backup, installation)
 
 	t := newTaking(s, installation, subject, tags)
-	err = s.quiescer.Around(ctx, snapshotter.Shot{Volume: subject.Volume, Backup: subject.Backup, Take: t.take, Taken: t.taken})
+	err = s.quiescer.Around(ctx, location.Request{Volume: subject.Volume, Backup: subject.Backup, Take: t.take, Taken: t.taken})
 	var home *Identity
 	if err == nil {
 		home, err = t.rehome(ctx)
@@ -155,7 +155,7 @@ func (s *Snapshotter) Create(ctx context.Context, volumeID string, tags map[stri
 	if err != nil {
 		return "", errors.Join(err, t.undo(ctx))
 	}
-	return snapshotter.EncodeID(Provider, home)
+	return location.EncodeID(Provider, home)
 }
 
 // Restore makes a volume of a snapshot and returns its name.
@@ -164,10 +164,10 @@ func (s *Snapshotter) Restore(ctx context.Context, snapshotID, zone string) (str
 	if err != nil {
 		return "", err
 	}
-	location := s.settings()
-	ctx, cancel := context.WithTimeout(ctx, location.timeout)
+	options := s.settings()
+	ctx, cancel := context.WithTimeout(ctx, options.timeout)
 	defer cancel()
-	class, err := s.promoterClass(ctx, location)
+	class, err := s.promoterClass(ctx, options)
 	if err != nil {
 		return "", err
 	}
@@ -187,12 +187,12 @@ func (s *Snapshotter) Restore(ctx context.Context, snapshotID, zone string) (str
 }
 
 // promoterClass is the StorageClass by which volumes are made of snapshots.
-func (s *Snapshotter) promoterClass(ctx context.Context, location location) (*storagev1.StorageClass, error) {
+func (s *Snapshotter) promoterClass(ctx context.Context, options options) (*storagev1.StorageClass, error) {
 	list, err := s.clients.Kube.StorageV1().StorageClasses().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("list the StorageClasses: %w", err)
 	}
-	return location.promoter(list.Items)
+	return options.promoter(list.Items)
 }
 
 // Adopt makes of a volume as it was backed up the one that takes the place of a

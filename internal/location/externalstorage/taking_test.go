@@ -20,7 +20,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 
 	"stillpoint.io/stillpoint/internal/cluster"
-	"stillpoint.io/stillpoint/internal/snapshotter"
+	"stillpoint.io/stillpoint/internal/location"
 )
 
 // onFake is a Snapshotter without a controller.
@@ -36,12 +36,12 @@ func onFake(t *testing.T, objects ...runtime.Object) *Snapshotter {
 	return s
 }
 
-func openEBSSubject() *snapshotter.Subject {
+func openEBSSubject() *location.Subject {
 	volume := pv(iscsi, openEBSVolume)
 	volume.Spec.Capacity = corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("5Gi")}
 	volume.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
 	volume.Spec.StorageClassName = "openebs-cstor"
-	return &snapshotter.Subject{
+	return &location.Subject{
 		Volume: volume, Backup: backupOf(one, ""),
 		Claim: &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db", UID: "claim-uid"}},
 	}
@@ -100,7 +100,7 @@ func (s *Snapshotter) names(t *testing.T) (found []string) {
 func TestOpenEBS(t *testing.T) {
 	s := onFake(t)
 	require.NoError(t, s.Init(map[string]string{"timeout": "1m"}))
-	taking := newTaking(s, here, openEBSSubject(), map[string]string{"team": "a", snapshotter.TagBackup: "b-1", snapshotter.TagVolume: "pv"})
+	taking := newTaking(s, here, openEBSSubject(), map[string]string{"team": "a", location.TagBackup: "b-1", location.TagVolume: "pv"})
 	go openEBSController(t.Context(), t, s, taking.name)
 	require.NoError(t, taking.take(t.Context(), 0))
 	id, err := taking.rehome(t.Context())
@@ -118,7 +118,7 @@ func TestOpenEBS(t *testing.T) {
 	}
 
 	// What Velero keeps is enough where all else is gone.
-	text, err := snapshotter.EncodeID(Provider, id)
+	text, err := location.EncodeID(Provider, id)
 	require.NoError(t, err)
 	decoded, err := decode(text)
 	require.NoError(t, err)

@@ -13,15 +13,15 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 
+	"stillpoint.io/stillpoint/internal/location"
 	"stillpoint.io/stillpoint/internal/snapshot"
-	"stillpoint.io/stillpoint/internal/snapshotter"
 )
 
 // taking is one snapshot on its way: it is taken in the application's namespace,
 // where the controller wants it, and then moved to Velero's.
 type taking struct {
 	*Snapshotter
-	subject *snapshotter.Subject
+	subject *location.Subject
 	origin  snapshot.Origin
 	tags    map[string]string
 	name    string
@@ -31,7 +31,7 @@ type taking struct {
 	lost *Identity
 }
 
-func newTaking(s *Snapshotter, installation string, subject *snapshotter.Subject, tags map[string]string) *taking {
+func newTaking(s *Snapshotter, installation string, subject *location.Subject, tags map[string]string) *taking {
 	return &taking{
 		Snapshotter: s, subject: subject, tags: tags,
 		origin: snapshot.Origin{Installation: installation, Backup: subject.Backup.Name, BackupUID: string(subject.Backup.UID)},

@@ -2,7 +2,7 @@
 // the door into Velero that a VolumeSnapshotLocation opens: the settings of a
 // location, the identity of a snapshot, and the way from a snapshot back to a
 // PersistentVolume. What storage they speak to is in the packages below it.
-package snapshotter
+package location
 
 import (
 	"context"
@@ -29,8 +29,8 @@ const (
 // deletes it.
 var ErrInconsistent = errors.New("the snapshot is not consistent")
 
-// Shot is one snapshot that Velero has asked for.
-type Shot struct {
+// Request is one snapshot that Velero has asked for.
+type Request struct {
 	Volume *corev1.PersistentVolume
 	Backup *velerov1.Backup
 	// Take takes the snapshot, and returns when its point in time is past. patience is
@@ -54,7 +54,7 @@ type Quiescer interface {
 	// one of its volumes, has the snapshot taken, and thaws after the last of them.
 	// Where there is nothing to quiesce, the snapshot is taken all the same. The
 	// error is ErrInconsistent when there is a snapshot that must go.
-	Around(ctx context.Context, shot Shot) error
+	Around(ctx context.Context, shot Request) error
 }
 
 // Subject is what a call for a snapshot is about.

@@ -10,7 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 
-	"stillpoint.io/stillpoint/internal/snapshotter"
+	"stillpoint.io/stillpoint/internal/location"
 )
 
 const (
@@ -54,8 +54,8 @@ func sourceOf(pv *corev1.PersistentVolume) string {
 	}
 }
 
-// location is the config of a VolumeSnapshotLocation.
-type location struct {
+// options is the config of a VolumeSnapshotLocation.
+type options struct {
 	// provisioners are patterns for who made the volumes, by their annotation; none
 	// match all.
 	provisioners []string
@@ -68,19 +68,19 @@ type location struct {
 	timeout time.Duration
 }
 
-func parseLocation(config map[string]string) (location, error) {
-	l := location{timeout: defaultTimeout}
-	err := snapshotter.Decode(Provider, config,
-		snapshotter.Globs("provisioners", &l.provisioners),
-		snapshotter.Key{Name: "volumeSources", Set: l.setSources},
-		snapshotter.Name("promoterClass", &l.promoterClass),
-		snapshotter.Duration("timeout", &l.timeout),
+func parseLocation(config map[string]string) (options, error) {
+	l := options{timeout: defaultTimeout}
+	err := location.Decode(Provider, config,
+		location.Globs("provisioners", &l.provisioners),
+		location.Key{Name: "volumeSources", Set: l.setSources},
+		location.Name("promoterClass", &l.promoterClass),
+		location.Duration("timeout", &l.timeout),
 	)
 	return l, err
 }
 
-func (l *location) setSources(_, value string) error {
-	list, err := snapshotter.List(value)
+func (l *options) setSources(_, value string) error {
+	list, err := location.List(value)
 	if err != nil {
 		return err
 	}
@@ -105,7 +105,7 @@ func Takes(config map[string]string, volume *corev1.PersistentVolume) (bool, err
 }
 
 // takes decides whether a volume is snapshotted here, and says why not.
-func (l location) takes(pv *corev1.PersistentVolume, served bool) (ours bool, reason string, err error) {
+func (l options) takes(pv *corev1.PersistentVolume, served bool) (ours bool, reason string, err error) {
 	source := sourceOf(pv)
 	word, said := pv.Annotations[VolumeAnnotation]
 	switch {
@@ -126,7 +126,7 @@ func (l location) takes(pv *corev1.PersistentVolume, served bool) (ours bool, re
 	case len(l.volumeSources) > 0 && !slices.Contains(l.volumeSources, source):
 		return false, "volumeSources does not have " + source, nil
 	// What was made of a snapshot goes on being backed up.
-	case pv.Annotations[provisionedBy] != promoter && !snapshotter.Matches(l.provisioners, pv.Annotations[provisionedBy]):
+	case pv.Annotations[provisionedBy] != promoter && !location.Matches(l.provisioners, pv.Annotations[provisionedBy]):
 		return false, fmt.Sprintf("provisioners does not match %q, which the annotation %s has", pv.Annotations[provisionedBy], provisionedBy), nil
 	default:
 		return true, "", nil
@@ -134,7 +134,7 @@ func (l location) takes(pv *corev1.PersistentVolume, served bool) (ours bool, re
 }
 
 // promoter finds the StorageClass by which volumes are made of snapshots.
-func (l location) promoter(classes []storagev1.StorageClass) (*storagev1.StorageClass, error) {
+func (l options) promoter(classes []storagev1.StorageClass) (*storagev1.StorageClass, error) {
 	var names []string
 	var found *storagev1.StorageClass
 	for i := range classes {

@@ -7,7 +7,7 @@ import (
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
 
-	"stillpoint.io/stillpoint/internal/snapshotter"
+	"stillpoint.io/stillpoint/internal/location"
 )
 
 // Provider is the name that a VolumeSnapshotLocation has it by.
@@ -16,8 +16,8 @@ const Provider = "stillpoint.io/csi"
 // defaultTimeout is how long the storage may take for one call of Velero's.
 const defaultTimeout = 10 * time.Minute
 
-// location is what a VolumeSnapshotLocation's spec.config says.
-type location struct {
+// options is what a VolumeSnapshotLocation's spec.config says.
+type options struct {
 	// drivers are patterns of the CSI drivers whose volumes are taken; none is all.
 	drivers []string
 	// classes are VolumeSnapshotClasses by StorageClass.
@@ -27,30 +27,30 @@ type location struct {
 	timeout time.Duration
 }
 
-func decode(config map[string]string) (*location, error) {
-	l := &location{classes: map[string]string{}}
-	return l, snapshotter.Decode(Provider, config,
-		snapshotter.Globs("drivers", &l.drivers),
-		snapshotter.Names("volumeSnapshotClass", "StorageClass", l.classes),
-		snapshotter.Duration("timeout", &l.timeout),
+func decode(config map[string]string) (*options, error) {
+	l := &options{classes: map[string]string{}}
+	return l, location.Decode(Provider, config,
+		location.Globs("drivers", &l.drivers),
+		location.Names("volumeSnapshotClass", "StorageClass", l.classes),
+		location.Duration("timeout", &l.timeout),
 	)
 }
 
 // limit bounds a restore and a deletion.
-func (l *location) limit() time.Duration { return cmp.Or(l.timeout, defaultTimeout) }
+func (l *options) limit() time.Duration { return cmp.Or(l.timeout, defaultTimeout) }
 
 // cutLimit is how long a snapshot of a backup may take until it is cut: Velero's
 // csiSnapshotTimeout unless the location says otherwise.
-func (l *location) cutLimit(backup *velerov1.Backup) time.Duration {
+func (l *options) cutLimit(backup *velerov1.Backup) time.Duration {
 	return cmp.Or(l.timeout, backup.Spec.CSISnapshotTimeout.Duration, defaultTimeout)
 }
 
 // takes says why a location leaves a volume to others, "" where it takes it.
-func (l *location) takes(volume *corev1.PersistentVolume) string {
+func (l *options) takes(volume *corev1.PersistentVolume) string {
 	switch {
 	case volume.Spec.CSI == nil:
 		return "it is not a CSI volume"
-	case !snapshotter.Matches(l.drivers, volume.Spec.CSI.Driver):
+	case !location.Matches(l.drivers, volume.Spec.CSI.Driver):
 		return "its driver " + volume.Spec.CSI.Driver + " is not among the location's drivers"
 	case volume.Spec.ClaimRef == nil || volume.Status.Phase != corev1.VolumeBound && volume.Status.Phase != "":
 		return "it is not bound to a claim, and VolumeSnapshots are taken of claims"

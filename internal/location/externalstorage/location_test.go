@@ -63,9 +63,9 @@ func TestTakes(t *testing.T) {
 		"no word":                     {volume: pv(hostPath, map[string]string{VolumeAnnotation: "yes"}), fault: `value "yes": must be "true" or "false"`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			location, err := parseLocation(test.config)
+			options, err := parseLocation(test.config)
 			require.NoError(t, err)
-			ours, reason, err := location.takes(test.volume, !test.unserved)
+			ours, reason, err := options.takes(test.volume, !test.unserved)
 			if test.fault != "" {
 				require.ErrorContains(t, err, test.fault)
 				return
@@ -78,7 +78,7 @@ func TestTakes(t *testing.T) {
 }
 
 func TestParseLocation(t *testing.T) {
-	location, err := parseLocation(map[string]string{"credentialsFile": "/tmp/x", "provisioners": "openebs.io/*", "volumeSources": "hostPath", "promoterClass": "promoter", "timeout": "90s"})
+	options, err := parseLocation(map[string]string{"credentialsFile": "/tmp/x", "provisioners": "openebs.io/*", "volumeSources": "hostPath", "promoterClass": "promoter", "timeout": "90s"})
 	require.NoError(t, err)
 	assert.Equal(t, struct {
 		provisioners, volumeSources []string
@@ -88,10 +88,10 @@ func TestParseLocation(t *testing.T) {
 		provisioners, volumeSources []string
 		promoterClass               string
 		timeout                     time.Duration
-	}{location.provisioners, location.volumeSources, location.promoterClass, location.timeout})
-	location, err = parseLocation(nil)
+	}{options.provisioners, options.volumeSources, options.promoterClass, options.timeout})
+	options, err = parseLocation(nil)
 	require.NoError(t, err)
-	assert.Equal(t, 10*time.Minute, location.timeout)
+	assert.Equal(t, 10*time.Minute, options.timeout)
 
 	_, err = parseLocation(map[string]string{"snapshotClass": "x", "timeout": "-1s", "volumeSources": "hostpath", "provisioners": "["})
 	for _, want := range []string{
@@ -119,7 +119,7 @@ func TestPromoterClass(t *testing.T) {
 		"another's, named": {classes: []storagev1.StorageClass{class("a", "x"), class("b", promoter)}, named: "a", fault: "has the provisioner x, and must have"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			found, err := location{promoterClass: test.named}.promoter(test.classes)
+			found, err := options{promoterClass: test.named}.promoter(test.classes)
 			if test.fault != "" {
 				require.ErrorContains(t, err, test.fault)
 				return

@@ -24,22 +24,22 @@ import (
 
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/location"
 	"stillpoint.io/stillpoint/internal/snapshot"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
-	"stillpoint.io/stillpoint/internal/snapshotter"
 )
 
 // Snapshotter is one location's. It is safe for concurrent use once it is
 // configured.
 type Snapshotter struct {
 	clients  *cluster.Clients
-	quiescer snapshotter.Quiescer
+	quiescer location.Quiescer
 	classes  *snapshotclass.Catalogue
-	promoter *snapshotter.Promoter
+	promoter *location.Promoter
 	log      logrus.FieldLogger
 
-	mu       sync.Mutex
-	location *location
+	mu      sync.Mutex
+	options *options
 	// followers are those of the backups that this process serves.
 	followers map[types.UID]*snapshot.Follower
 	// storageClasses are those of the volumes that Velero has asked for, by their ids.
@@ -49,30 +49,30 @@ type Snapshotter struct {
 }
 
 // New returns a Snapshotter, which Init has to configure.
-func New(clients *cluster.Clients, quiescer snapshotter.Quiescer, classes *snapshotclass.Catalogue, log logrus.FieldLogger) *Snapshotter {
+func New(clients *cluster.Clients, quiescer location.Quiescer, classes *snapshotclass.Catalogue, log logrus.FieldLogger) *Snapshotter {
 	return &Snapshotter{
 		clients: clients, quiescer: quiescer, classes: classes, log: log,
-		promoter: snapshotter.NewPromoter(clients, log), promoted: map[string]*corev1.PersistentVolume{},
+		promoter: location.NewPromoter(clients, log), promoted: map[string]*corev1.PersistentVolume{},
 		followers: map[types.UID]*snapshot.Follower{}, storageClasses: map[string]string{},
 	}
 }
 
 // Init takes the config of a location.
 func (s *Snapshotter) Init(config map[string]string) error {
-	location, err := decode(config)
+	options, err := decode(config)
 	if err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.location = location
+	s.options = options
 	return nil
 }
 
-func (s *Snapshotter) settings() *location {
+func (s *Snapshotter) settings() *options {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.location
+	return s.options
 }
 
 // VolumeID is how Velero knows a volume: driver/handle, "" for one that this
@@ -148,7 +148,7 @@ func (i identity) validate() error {
 
 func decodeID(id string) (identity, error) {
 	var i identity
-	if err := snapshotter.DecodeID(Provider, id, &i); err != nil {
+	if err := location.DecodeID(Provider, id, &i); err != nil {
 		return i, err
 	}
 	return i, i.validate()
@@ -166,7 +166,7 @@ const (
 // why begins their names.
 func (s *Snapshotter) static(i identity, why, installation string, policy snapshotv1.DeletionPolicy) (*snapshotv1.VolumeSnapshot, *snapshotv1.VolumeSnapshotContent) {
 	content := snapshot.OfHandle(why, s.clients.VeleroNamespace, i.Driver, i.Handle, policy)
-	content.Labels = map[string]string{snapshotter.PromotedLabel: installation, velerov1.ExcludeFromBackupLabel: "true"}
+	content.Labels = map[string]string{location.PromotedLabel: installation, velerov1.ExcludeFromBackupLabel: "true"}
 	if i.Class != "" {
 		content.Spec.VolumeSnapshotClassName = &i.Class
 	}
