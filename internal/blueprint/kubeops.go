@@ -17,6 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 	kjson "sigs.k8s.io/json"
+
+	"stillpoint.io/stillpoint/internal/api"
 )
 
 // fieldManager is who the API server says has changed an object.
@@ -358,7 +360,7 @@ func (o *operation) create(ctx context.Context, objects dynamic.ResourceInterfac
 		if annotations == nil {
 			annotations = map[string]string{}
 		}
-		annotations[CreatedBy] = owner
+		annotations[api.AnnotationCreatedBy] = owner
 		object.SetAnnotations(annotations)
 	}
 	created, err := objects.Create(ctx, object, metav1.CreateOptions{FieldManager: fieldManager})
@@ -366,7 +368,7 @@ func (o *operation) create(ctx context.Context, objects dynamic.ResourceInterfac
 		return created, err
 	}
 	existing, failed := objects.Get(ctx, object.GetName(), metav1.GetOptions{})
-	if failed != nil || existing.GetAnnotations()[CreatedBy] != owner {
+	if failed != nil || existing.GetAnnotations()[api.AnnotationCreatedBy] != owner {
 		return nil, err
 	}
 	return existing, nil

@@ -20,11 +20,9 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/yaml"
-)
 
-// ConfigMapLabel marks the ConfigMaps of Velero's namespace that hold
-// blueprints; its value does not matter. The administrator sets it.
-const ConfigMapLabel = "stillpoint.io/blueprint"
+	"stillpoint.io/stillpoint/internal/api"
+)
 
 // Resource is where an API server with Kanister's CRD has its blueprints.
 var Resource = schema.GroupVersionResource{Group: "cr.kanister.io", Version: "v1alpha1", Resource: "blueprints"}
@@ -209,9 +207,9 @@ type entry struct {
 }
 
 func (f *Finder) configMaps(ctx context.Context) ([]entry, error) {
-	configMaps, err := f.client.CoreV1().ConfigMaps(f.velero).List(ctx, metav1.ListOptions{LabelSelector: ConfigMapLabel})
+	configMaps, err := f.client.CoreV1().ConfigMaps(f.velero).List(ctx, metav1.ListOptions{LabelSelector: api.LabelBlueprint})
 	if err != nil {
-		return nil, fmt.Errorf("list ConfigMaps of namespace %s with label %s: %w", f.velero, ConfigMapLabel, err)
+		return nil, fmt.Errorf("list ConfigMaps of namespace %s with label %s: %w", f.velero, api.LabelBlueprint, err)
 	}
 	var entries []entry
 	for i := range configMaps.Items {
@@ -291,7 +289,7 @@ func (f *Finder) notFound(ctx context.Context, name, workloadNamespace string, e
 		}
 	}
 	there = append(there,
-		fmt.Sprintf("ConfigMaps in namespace %s with label %s: %s", f.velero, ConfigMapLabel, list(names)),
+		fmt.Sprintf("ConfigMaps in namespace %s with label %s: %s", f.velero, api.LabelBlueprint, list(names)),
 		fmt.Sprintf("built in: %s", list(slices.Collect(maps.Keys(builtIns())))))
 	for _, b := range broken {
 		there = append(there, "not a blueprint: "+b)

@@ -14,6 +14,8 @@ import (
 	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
+
+	"stillpoint.io/stillpoint/internal/api"
 )
 
 func object(namespace, name string) runtime.Object {
@@ -26,7 +28,7 @@ func object(namespace, name string) runtime.Object {
 
 func configMap(name string, data map[string]string) runtime.Object {
 	return &corev1.ConfigMap{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: name, Labels: map[string]string{ConfigMapLabel: ""}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: name, Labels: map[string]string{api.LabelBlueprint: ""}},
 		Data:       data,
 	}
 }
@@ -48,7 +50,7 @@ func TestFindInOrder(t *testing.T) {
 			"My_Own": "actions: {}",
 		}),
 		// Not Velero's namespace, and not labelled.
-		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "x", Labels: map[string]string{ConfigMapLabel: ""}}, Data: map[string]string{"redis": "{}"}},
+		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "x", Labels: map[string]string{api.LabelBlueprint: ""}}, Data: map[string]string{"redis": "{}"}},
 		&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "y"}, Data: map[string]string{"redis": "{}"}},
 	}
 	shared := []runtime.Object{object("velero", "mongo"), object("payments", "mongo"), object("payments", "ledger")}

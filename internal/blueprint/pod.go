@@ -19,6 +19,7 @@ import (
 	"k8s.io/utils/ptr"
 	kjson "sigs.k8s.io/json"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/config"
 )
 
@@ -96,7 +97,7 @@ func podOf(task *Task) (*corev1.Pod, error) {
 	}
 	metav1.SetMetaDataLabel(&pod.ObjectMeta, "createdBy", "kanister")
 	if task.Owner != "" {
-		metav1.SetMetaDataLabel(&pod.ObjectMeta, TaskLabel, task.Owner)
+		metav1.SetMetaDataLabel(&pod.ObjectMeta, api.LabelTask, task.Owner)
 	}
 	// The backup that the pod works for must not contain it.
 	metav1.SetMetaDataLabel(&pod.ObjectMeta, "velero.io/exclude-from-backup", "true")

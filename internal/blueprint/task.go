@@ -24,14 +24,6 @@ import (
 	"stillpoint.io/stillpoint/internal/config"
 )
 
-// The marks of a task; their value is Task.Owner.
-const (
-	// TaskLabel is a label of pods that tasks make.
-	TaskLabel = "stillpoint.io/task"
-	// CreatedBy is an annotation of objects that KubeOps creates.
-	CreatedBy = "task.stillpoint.io/created-by"
-)
-
 // serviceAccountOption is the option that names the ServiceAccount with whose
 // rights a confined blueprint acts.
 const serviceAccountOption = "service-account"

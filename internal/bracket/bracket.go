@@ -19,6 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/selection"
@@ -354,7 +355,7 @@ func tooMany(claims int, poll, timeout time.Duration) error {
 	return fmt.Errorf("%d volumes cannot be frozen together for Velero's own snapshots: Velero takes them one after another and polls every %s, "+
 		"which is %s at least, and quiesce-timeout is %s; raise %s above that, set CSI_SNAPSHOT_EARLY_FREQUENT_POLLING=true on the Velero server, "+
 		"or hand the volumes to Stillpoint's group snapshots by a volume policy with action custom",
-		claims, poll, needed, timeout, quiesce.AnnotationQuiesceTimeout)
+		claims, poll, needed, timeout, api.AnnotationQuiesceTimeout)
 }
 
 // volumeGroup is the value of Velero's own volume group label on a claim.
@@ -365,5 +366,5 @@ func volumeGroup(claims []corev1.PersistentVolumeClaim, backup *velerov1.Backup)
 		return nil
 	}
 	return fmt.Errorf("claim %s/%s has the label %s=%s: Velero takes a VolumeGroupSnapshot of it, around which Stillpoint cannot quiesce; remove the label or the annotation %s",
-		claims[i].Namespace, claims[i].Name, key, claims[i].Labels[key], quiesce.AnnotationQuiesce)
+		claims[i].Namespace, claims[i].Name, key, claims[i].Labels[key], api.AnnotationQuiesce)
 }

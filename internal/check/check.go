@@ -24,6 +24,7 @@ import (
 	"k8s.io/utils/clock"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/bracket"
 	"stillpoint.io/stillpoint/internal/cluster"
@@ -268,7 +269,7 @@ func (v *visit) namespace(ctx context.Context, name string) error {
 			name, v.options.Kind, v.options.Name, orNone(slices.Compact(known)))
 	case len(facts.Claims()) > 0 && !asked:
 		v.report.note("Nothing is quiesced in namespace %s: none of its claims, and nothing that stands for them, has an annotation %s or %s, nor has the namespace.",
-			name, quiesce.AnnotationQuiesce, quiesce.AnnotationKanister)
+			name, api.AnnotationQuiesce, api.AnnotationKanister)
 	}
 	return nil
 }

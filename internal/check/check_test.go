@@ -39,9 +39,9 @@ import (
 	crfake "sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
-	"stillpoint.io/stillpoint/internal/quiesce"
 )
 
 const (
@@ -315,7 +315,7 @@ func golden(t *testing.T, name, got string) {
 }
 
 func asks(blueprints string, more ...string) map[string]string {
-	annotations := map[string]string{quiesce.AnnotationQuiesce: blueprints}
+	annotations := map[string]string{api.AnnotationQuiesce: blueprints}
 	for i := 0; i < len(more); i += 2 {
 		annotations[more[i]] = more[i+1]
 	}
@@ -341,7 +341,7 @@ actions:
 `
 	s.add(
 		&corev1.ConfigMap{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "databases", Labels: map[string]string{blueprint.ConfigMapLabel: ""}},
+			ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "databases", Labels: map[string]string{api.LabelBlueprint: ""}},
 			Data:       map[string]string{"postgres.yaml": document},
 		},
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "login"}, Data: map[string][]byte{"password": []byte(password)}},
@@ -354,7 +354,7 @@ func (s *scene) execBlueprint(name, pod, container string) {
 		return fmt.Sprintf("{func: KubeExec, name: %[1]s, args: {namespace: '{{ .Namespace.Name }}', pod: %[2]s, container: %[3]s, command: [%[1]s, '{{ .Object.kind }}']}}", name, pod, container)
 	}
 	s.add(&corev1.ConfigMap{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: name, Labels: map[string]string{blueprint.ConfigMapLabel: ""}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: name, Labels: map[string]string{api.LabelBlueprint: ""}},
 		Data:       map[string]string{name: fmt.Sprintf("actions:\n  backupPrehook: {phases: [%s]}\n  backupPosthook: {phases: [%s]}\n", phase("stop"), phase("go-on"))},
 	})
 }

@@ -21,7 +21,7 @@ import (
 	"k8s.io/client-go/tools/pager"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
-	"stillpoint.io/stillpoint/internal/quiesce"
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/selection"
 )
 
@@ -217,6 +217,6 @@ func (v *visit) predict(ctx context.Context, u *unit) {
 	u.freeze = &Freeze{counts[""], shortest.String(), longest.String()}
 	if len(slow) > 0 {
 		u.warnings = append(u.warnings, fmt.Sprintf("the freeze is predicted to last %s to %s and the time of the storage, for %s, and %s is %s; raise the arguments --kube-api-qps and --kube-api-burst, for example to 200 and 400, of %s",
-			shortest, longest, plural(counts[""], "snapshot"), quiesce.AnnotationQuiesceTimeout, u.plan.QuiesceTimeout, strings.Join(slow, " and of ")))
+			shortest, longest, plural(counts[""], "snapshot"), api.AnnotationQuiesceTimeout, u.plan.QuiesceTimeout, strings.Join(slow, " and of ")))
 	}
 }

@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/utils/ptr"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/export"
@@ -394,7 +395,7 @@ func (r *Unit) judgeFreeze(u *unit) {
 	case cause == nil, lax && taken == 0:
 	case lax:
 		r.Warnings = append(r.Warnings, fmt.Sprintf("quiesce fails, so the snapshots are crash-consistent only (%s is %s): %v",
-			quiesce.AnnotationOnQuiesceError, quiesce.Continue, cause))
+			api.AnnotationOnQuiesceError, quiesce.Continue, cause))
 	default:
 		r.Failures = append(r.Failures, fmt.Sprintf("quiesce fails, so nothing of it is snapshotted: %v", cause))
 	}

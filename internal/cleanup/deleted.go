@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/sets"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
@@ -65,7 +66,7 @@ func (d *Deleter) Backup(ctx context.Context, backup *velerov1.Backup) error {
 }
 
 func vetoText(name string) string {
-	return fmt.Sprintf("VolumeSnapshot %s stays: it or its content has the annotation %s", name, snapshot.KeepAnnotation)
+	return fmt.Sprintf("VolumeSnapshot %s stays: it or its content has the annotation %s", name, api.AnnotationKeepSnapshot)
 }
 
 // remains are what this installation has taken for a backup.

@@ -18,6 +18,7 @@ import (
 	"k8s.io/utils/ptr"
 	crfake "sigs.k8s.io/controller-runtime/pkg/client/fake"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
@@ -74,7 +75,7 @@ func TestBackup(t *testing.T) {
 	p.add("shop", "kept", func(o metav1.Object) {
 		origin.Mark(o)
 		labels := o.GetLabels()
-		labels[snapshot.KeptLabel] = "claim"
+		labels[api.LabelKept] = "claim"
 		o.SetLabels(labels)
 	})
 	p.add("velero", "copy", func(o metav1.Object) { // of a data mover
@@ -89,7 +90,7 @@ func TestBackup(t *testing.T) {
 		snapshot.Unmark(o)
 		o.SetLabels(snapshot.Restored("here", "r1"))
 	})
-	p.add("shop", "vetoed", annotated(snapshot.KeepAnnotation, "true"))
+	p.add("shop", "vetoed", annotated(api.AnnotationKeepSnapshot, "true"))
 	p.add("shop", "needed", markedBy(origin))
 	p.content("shop", "alone", markedBy(origin))
 	require.NoError(t, p.kube.Tracker().Add(&corev1.PersistentVolumeClaim{

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/snapshot"
@@ -46,14 +47,14 @@ func (s *Sweeper) suspects(ctx context.Context) (*facts, error) {
 		return nil, err
 	}
 	f.begins = true
-	ours := snapshot.InstallationLabel + "=" + f.installation
+	ours := api.LabelInstallation + "=" + f.installation
 	if f.contents, err = snapshot.Contents(ctx, s.clients.Snapshots, ours); err != nil {
 		return nil, err
 	}
 	for _, of := range []struct{ namespace, selector string }{
 		{metav1.NamespaceAll, ours},
-		{metav1.NamespaceAll, velerov1.BackupNameLabel + ",!" + snapshot.InstallationLabel},
-		{f.velero, "!" + velerov1.BackupNameLabel + ",!" + snapshot.InstallationLabel},
+		{metav1.NamespaceAll, velerov1.BackupNameLabel + ",!" + api.LabelInstallation},
+		{f.velero, "!" + velerov1.BackupNameLabel + ",!" + api.LabelInstallation},
 	} {
 		more, err := snapshot.List(ctx, s.clients.Snapshots, of.namespace, of.selector)
 		if err != nil {
@@ -76,7 +77,7 @@ func (s *Sweeper) start(ctx context.Context) (*facts, error) {
 func (s *Sweeper) rest(ctx context.Context, f *facts) error {
 	maps := s.clients.Kube.CoreV1().ConfigMaps(f.velero)
 	var err error
-	if f.records, err = cluster.All[corev1.ConfigMap](ctx, "ConfigMaps", snapshot.BackupUIDKey, cluster.Typed(maps.List)); err != nil {
+	if f.records, err = cluster.All[corev1.ConfigMap](ctx, "ConfigMaps", api.LabelBackupUID, cluster.Typed(maps.List)); err != nil {
 		return err
 	}
 	var marked, restored, others bool
@@ -153,10 +154,10 @@ func (s *Sweeper) synced(ctx context.Context) (until time.Time, err error) {
 // that follow.
 func (s *Sweeper) note(ctx context.Context, finding *Finding) error {
 	content := finding.target.Content
-	if !finding.missed || content.Annotations[missedAnnotation] != "" {
+	if !finding.missed || content.Annotations[api.AnnotationBackupMissed] != "" {
 		return nil
 	}
-	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}}}`, missedAnnotation, s.clock.Now().UTC().Format(time.RFC3339))
+	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}}}`, api.AnnotationBackupMissed, s.clock.Now().UTC().Format(time.RFC3339))
 	_, err := s.clients.Snapshots.SnapshotV1().VolumeSnapshotContents().Patch(ctx, content.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("note on VolumeSnapshotContent %s that its backup is gone: %w", content.Name, err)

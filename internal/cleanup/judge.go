@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/snapshot"
@@ -168,7 +169,7 @@ func (s subject) static() bool {
 // restored tells that a restore made it. The labels alone do not tell: a claim
 // that was restored has them, and Velero gives its labels to its snapshots.
 func (s subject) restored() bool {
-	return s.static() && (s.label(snapshot.RestoreLabel) != "" || s.label(velerov1.RestoreNameLabel) != "")
+	return s.static() && (s.label(api.LabelRestore) != "" || s.label(velerov1.RestoreNameLabel) != "")
 }
 
 // copied tells that it is made as the data mover copies what it is to move.
@@ -267,7 +268,7 @@ func (f *facts) index() {
 	f.moves = map[string][]*velerov2alpha1.DataUpload{}
 	for i := range f.uploads {
 		u := &f.uploads[i]
-		keys := []string{"copy " + u.Name, "content " + u.Annotations[export.ContentAnnotation]}
+		keys := []string{"copy " + u.Name, "content " + u.Annotations[api.AnnotationContent]}
 		if u.Spec.CSISnapshot != nil {
 			keys = append(keys, "source "+u.Spec.SourceNamespace+"/"+u.Spec.CSISnapshot.VolumeSnapshot)
 		}
@@ -319,7 +320,7 @@ func (f *facts) verdict(s subject) verdict {
 	}
 	for _, object := range s.Objects() {
 		if snapshot.Vetoed(object) {
-			return hold("annotation %s: \"true\"; else: %s", snapshot.KeepAnnotation, v.reason)
+			return hold("annotation %s: \"true\"; else: %s", api.AnnotationKeepSnapshot, v.reason)
 		}
 	}
 	namespace, name := s.key()
@@ -384,13 +385,10 @@ func (f *facts) ofOrigin(s subject, origin snapshot.Origin) verdict {
 	return remove("backup %s is gone", origin.Backup)
 }
 
-// missedAnnotation on a content is when a sweep first found its backup gone.
-const missedAnnotation = "stillpoint.io/backup-missed-since"
-
 // looked reports whether Velero has looked for the backup of a content in all
 // object stores since a sweep found it gone.
 func (f *facts) looked(content *snapshotv1.VolumeSnapshotContent) bool {
-	since, err := time.Parse(time.RFC3339, content.Annotations[missedAnnotation])
+	since, err := time.Parse(time.RFC3339, content.Annotations[api.AnnotationBackupMissed])
 	return err == nil && f.synced.After(since.Add(youth))
 }
 
@@ -461,14 +459,14 @@ func (f *facts) uploadOf(s subject, backupUID string) *velerov2alpha1.DataUpload
 // ofRestore judges what a restore has made. The storage's snapshot stays the
 // backup's whatever happens.
 func (f *facts) ofRestore(s subject) verdict {
-	uid, name := s.label(snapshot.RestoreLabel), s.label(velerov1.RestoreNameLabel)
+	uid, name := s.label(api.LabelRestore), s.label(velerov1.RestoreNameLabel)
 	i := slices.IndexFunc(f.restores, func(r velerov1.Restore) bool {
 		if uid != "" {
 			return string(r.UID) == uid
 		}
 		return label.GetValidName(r.Name) == name
 	})
-	ours := uid != "" && (i >= 0 || s.label(snapshot.InstallationLabel) == f.installation)
+	ours := uid != "" && (i >= 0 || s.label(api.LabelInstallation) == f.installation)
 	switch {
 	case i >= 0 && restoring(&f.restores[i]):
 		return stand("%s", stateOfRestore(&f.restores[i]))
@@ -539,7 +537,7 @@ func (f *facts) ofMover(upload *velerov2alpha1.DataUpload, what string) verdict 
 // ofRecord judges the record of a freeze. The Backup owns it, so that the
 // cluster deletes it when that is gone.
 func (f *facts) ofRecord(record *corev1.ConfigMap, finding *Finding) verdict {
-	uid := record.Labels[snapshot.BackupUIDKey]
+	uid := record.Labels[api.LabelBackupUID]
 	i := slices.IndexFunc(f.backups, func(b velerov1.Backup) bool { return string(b.UID) == uid })
 	if i < 0 {
 		return stand("its Backup is gone, and the cluster deletes it")

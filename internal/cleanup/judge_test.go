@@ -17,8 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/config"
-	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
@@ -110,7 +110,7 @@ func moving(mover string) func(*scene) {
 func upload(phase velerov2alpha1.DataUploadPhase) func(*scene) {
 	return func(s *scene) {
 		s.uploads = append(s.uploads, velerov2alpha1.DataUpload{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "nightly-x", Labels: map[string]string{velerov1.BackupUIDLabel: "b1"}, Annotations: map[string]string{export.ContentAnnotation: "snap-content"}},
+			ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "nightly-x", Labels: map[string]string{velerov1.BackupUIDLabel: "b1"}, Annotations: map[string]string{api.AnnotationContent: "snap-content"}},
 			Spec: velerov2alpha1.DataUploadSpec{
 				CSISnapshot: &velerov2alpha1.CSISnapshotSpec{VolumeSnapshot: "snap"}, SourceNamespace: "shop", DataMover: s.backup.Spec.DataMover,
 			},
@@ -125,7 +125,7 @@ func handedOver(s *scene) {
 }
 
 func kept(s *scene) {
-	s.vs.Labels[snapshot.KeptLabel], s.content.Labels[snapshot.KeptLabel] = "claim", "claim"
+	s.vs.Labels[api.LabelKept], s.content.Labels[api.LabelKept] = "claim", "claim"
 	delete(s.vs.Labels, velerov1.BackupNameLabel)
 }
 
@@ -137,14 +137,16 @@ func again(s *scene) {
 }
 
 func missed(ago time.Duration) func(*scene) {
-	return func(s *scene) { s.content.Annotations[missedAnnotation] = epoch.Add(-ago).Format(time.RFC3339) }
+	return func(s *scene) {
+		s.content.Annotations[api.AnnotationBackupMissed] = epoch.Add(-ago).Format(time.RFC3339)
+	}
 }
 
 func synced(ago time.Duration) func(*scene) {
 	return func(s *scene) { s.synced = epoch.Add(-ago) }
 }
 
-func vetoed(s *scene) { s.vs.Annotations[snapshot.KeepAnnotation] = "true" }
+func vetoed(s *scene) { s.vs.Annotations[api.AnnotationKeepSnapshot] = "true" }
 
 func onlyContent(s *scene) { s.vs = nil }
 
@@ -184,8 +186,8 @@ func byOurRestore(installation string) func(*scene) {
 	return func(s *scene) {
 		byRestore(s)
 		for _, object := range []metav1.Object{s.vs, s.content} {
-			object.GetLabels()[snapshot.RestoreLabel] = "r1"
-			object.GetLabels()[snapshot.InstallationLabel] = installation
+			object.GetLabels()[api.LabelRestore] = "r1"
+			object.GetLabels()[api.LabelInstallation] = installation
 		}
 	}
 }
@@ -332,7 +334,7 @@ func TestJudge(t *testing.T) {
 		}), Keep, "", true, "the backup with the UID b1 is in no list, but may be as young as the snapshot"},
 		"marked content": {all(ours, func(s *scene) { s.vs.Annotations = nil }), Delete, "", true, "backup nightly is Failed"},
 		"a tenant's label": {all(ours, func(s *scene) {
-			s.vs.Labels[snapshot.InstallationLabel], s.content.Labels[snapshot.InstallationLabel] = "there", "there"
+			s.vs.Labels[api.LabelInstallation], s.content.Labels[api.LabelInstallation] = "there", "there"
 		}), List, Delete, true, "only Velero's label"},
 		"Velero's, failed":              {nil, List, Delete, true, "only Velero's label velero.io/backup-name: backup nightly is Failed"},
 		"Velero's, running":             {all(in(velerov1.BackupPhaseInProgress)), Keep, "", false, "backup nightly is InProgress"},
@@ -369,8 +371,8 @@ func TestJudge(t *testing.T) {
 
 		// What speaks against it.
 		"vetoed":                 {all(ours, vetoed), Keep, "", true, `annotation stillpoint.io/keep-snapshot: "true"; else: backup nightly is Failed`},
-		"vetoed content":         {all(ours, func(s *scene) { s.content.Annotations[snapshot.KeepAnnotation] = "true" }), Keep, "", true, "annotation"},
-		"vetoed by another word": {all(ours, func(s *scene) { s.vs.Annotations[snapshot.KeepAnnotation] = "yes" }), Delete, "", true, "Failed"},
+		"vetoed content":         {all(ours, func(s *scene) { s.content.Annotations[api.AnnotationKeepSnapshot] = "true" }), Keep, "", true, "annotation"},
+		"vetoed by another word": {all(ours, func(s *scene) { s.vs.Annotations[api.AnnotationKeepSnapshot] = "yes" }), Delete, "", true, "Failed"},
 		"listed, vetoed":         {all(vetoed), Keep, "", true, "annotation"},
 		"needed":                 {all(ours, pending(dataSource("snapshot.storage.k8s.io", "VolumeSnapshot", "snap"))), Keep, "", true, "claim shop/waiting is Pending and needs it; else: backup nightly is Failed"},
 		"needed, by the reference": {all(ours, pending(func(c *corev1.PersistentVolumeClaim) {
@@ -392,7 +394,7 @@ func TestJudge(t *testing.T) {
 		"shared, and that is running":  {all(ours, func(s *scene) { s.begins = true; s.backups = append(s.backups, running("b3")) }, another(marked("next", "b3"))), Keep, "", true, "content/other has the same"},
 		"shared with a vetoed one": {all(ours, another(func(c *snapshotv1.VolumeSnapshotContent) {
 			snapshot.Origin{Installation: "here", Backup: "nightly", BackupUID: "b1"}.Mark(c)
-			c.Annotations[snapshot.KeepAnnotation] = "true"
+			c.Annotations[api.AnnotationKeepSnapshot] = "true"
 		})), Keep, "", true, "content/other has the same"},
 		"shared with a restored one":  {all(ours, restore("Completed"), another(restoredContent)), Delete, "", true, "Failed"},
 		"shared, the restore is on":   {all(ours, restore("InProgress"), another(restoredContent)), Keep, "", true, "content/other has the same"},
@@ -472,7 +474,7 @@ func done(uid types.UID) velerov1.Backup {
 }
 
 func restoredContent(c *snapshotv1.VolumeSnapshotContent) {
-	c.Labels[snapshot.RestoreLabel], c.Labels[velerov1.RestoreNameLabel] = "r1", "again"
+	c.Labels[api.LabelRestore], c.Labels[velerov1.RestoreNameLabel] = "r1", "again"
 }
 
 // Every phase that a backup can have, and what it means for its snapshots.
@@ -512,7 +514,7 @@ func TestPairs(t *testing.T) {
 }
 
 func TestRecords(t *testing.T) {
-	record := corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "stillpoint-group-1", Labels: map[string]string{snapshot.BackupUIDKey: "b1"}}}
+	record := corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "stillpoint-group-1", Labels: map[string]string{api.LabelBackupUID: "b1"}}}
 	for name, c := range map[string]struct {
 		change func(*scene)
 		action Action

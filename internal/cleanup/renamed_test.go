@@ -19,13 +19,14 @@ import (
 	k8stesting "k8s.io/client-go/testing"
 	"k8s.io/utils/ptr"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
 )
 
 func TestContentOfARenamedDriver(t *testing.T) {
 	renaming := &corev1.ConfigMap{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "stillpoint", Labels: map[string]string{config.PluginConfigLabel: "", config.PluginLabel: config.PluginKind}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "stillpoint", Labels: map[string]string{config.PluginConfigLabel: "", api.LabelConfiguration: config.PluginKind}},
 		Data:       map[string]string{config.Key: "version: v1\nrestore: {drivers: [{from: old.csi, to: new.csi}]}\n"},
 	}
 	monday := map[string]string{velerov1.BackupNameLabel: "monday"}

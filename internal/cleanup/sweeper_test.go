@@ -33,9 +33,9 @@ import (
 	crfake "sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
-	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
 // bed is a cluster with an API server, a snapshot controller and a storage, as
@@ -200,7 +200,7 @@ func (b *bed) sweep(between func(), objects ...string) map[string]string {
 }
 
 func failedRecord(s *scene) {
-	s.records = append(s.records, corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "stillpoint-group-1", CreationTimestamp: metav1.NewTime(epoch.Add(-3 * time.Hour)), Labels: map[string]string{snapshot.BackupUIDKey: "b1"}}})
+	s.records = append(s.records, corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "stillpoint-group-1", CreationTimestamp: metav1.NewTime(epoch.Add(-3 * time.Hour)), Labels: map[string]string{api.LabelBackupUID: "b1"}}})
 }
 
 func TestDelete(t *testing.T) {

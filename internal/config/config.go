@@ -21,6 +21,8 @@ import (
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 	goyaml "sigs.k8s.io/yaml/goyaml.v2"
+
+	"stillpoint.io/stillpoint/internal/api"
 )
 
 // The labels that make a ConfigMap of Velero's namespace the configuration.
@@ -32,7 +34,6 @@ import (
 // actions at once. The administrator sets both.
 const (
 	PluginConfigLabel = "velero.io/plugin-config"
-	PluginLabel       = "stillpoint.io/stillpoint"
 	PluginKind        = "Configuration"
 )
 
@@ -59,9 +60,9 @@ func Load(ctx context.Context, client kubernetes.Interface, veleroNamespace stri
 	// By one label only: a ConfigMap that lacks the other one, or has the
 	// wrong kind, would else be passed over without a word. Not by Velero's
 	// own function, since that takes no context.
-	configMaps, err := client.CoreV1().ConfigMaps(veleroNamespace).List(ctx, metav1.ListOptions{LabelSelector: PluginLabel})
+	configMaps, err := client.CoreV1().ConfigMaps(veleroNamespace).List(ctx, metav1.ListOptions{LabelSelector: api.LabelConfiguration})
 	if err != nil {
-		return nil, fmt.Errorf("list ConfigMaps of namespace %s with label %s: %w", veleroNamespace, PluginLabel, err)
+		return nil, fmt.Errorf("list ConfigMaps of namespace %s with label %s: %w", veleroNamespace, api.LabelConfiguration, err)
 	}
 	switch len(configMaps.Items) {
 	case 0:
@@ -74,7 +75,7 @@ func Load(ctx context.Context, client kubernetes.Interface, veleroNamespace stri
 			names = append(names, configMap.Name)
 		}
 		slices.Sort(names)
-		return nil, invalid{fmt.Errorf("%d ConfigMaps of namespace %s have the label %s: %s; remove all but one", len(names), veleroNamespace, PluginLabel, strings.Join(names, ", "))}
+		return nil, invalid{fmt.Errorf("%d ConfigMaps of namespace %s have the label %s: %s; remove all but one", len(names), veleroNamespace, api.LabelConfiguration, strings.Join(names, ", "))}
 	}
 }
 
@@ -89,8 +90,8 @@ func Decode(configMap *corev1.ConfigMap) (*Config, error) {
 }
 
 func decode(configMap *corev1.ConfigMap) (*Config, error) {
-	if kind := configMap.Labels[PluginLabel]; kind != PluginKind {
-		return nil, fmt.Errorf("label %s is %q, must be %q", PluginLabel, kind, PluginKind)
+	if kind := configMap.Labels[api.LabelConfiguration]; kind != PluginKind {
+		return nil, fmt.Errorf("label %s is %q, must be %q", api.LabelConfiguration, kind, PluginKind)
 	}
 	if _, ok := configMap.Labels[PluginConfigLabel]; !ok {
 		return nil, fmt.Errorf("label %s is missing; its value is \"\"", PluginConfigLabel)

@@ -8,6 +8,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
+
+	"stillpoint.io/stillpoint/internal/api"
 )
 
 func configMap(name, doc string) *corev1.ConfigMap {
@@ -64,7 +66,7 @@ func TestDecodeConfigMap(t *testing.T) {
 		err    string
 	}{
 		"wrong kind": {
-			func(c *corev1.ConfigMap) { c.Labels[PluginLabel] = "BackupItemAction" },
+			func(c *corev1.ConfigMap) { c.Labels[api.LabelConfiguration] = "BackupItemAction" },
 			`label stillpoint.io/stillpoint is "BackupItemAction", must be "Configuration"`,
 		},
 		"half of the labels": {

@@ -19,6 +19,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
+
+	"stillpoint.io/stillpoint/internal/api"
 )
 
 const (
@@ -36,7 +38,7 @@ func TestReference(t *testing.T) {
 	var got strings.Builder
 	require.NoError(t, page.Execute(&got, map[string]string{
 		"Note":              "<!-- Made from the types of internal/config: UPDATE_GOLDEN=1 go test ./internal/config -->",
-		"PluginConfigLabel": PluginConfigLabel, "PluginLabel": PluginLabel, "PluginKind": PluginKind, "Key": Key, "Version": Version,
+		"PluginConfigLabel": PluginConfigLabel, "PluginLabel": api.LabelConfiguration, "PluginKind": PluginKind, "Key": Key, "Version": Version,
 		"Keys":    reference(t),
 		"Example": exampleOf(t, activate(string(file))).Data[Key],
 	}))

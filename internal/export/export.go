@@ -21,6 +21,7 @@ import (
 	"k8s.io/utils/clock"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/snapshot"
@@ -116,7 +117,7 @@ func (t *Tracker) snapshot(ctx context.Context, claim string, backup *velerov1.B
 		return velero.OperationProgress{}, err
 	}
 	i := slices.IndexFunc(all, func(vs snapshotv1.VolumeSnapshot) bool {
-		return vs.Labels[velerov1.PVCUIDLabel] == claim && vs.Labels[snapshot.KeptLabel] == ""
+		return vs.Labels[velerov1.PVCUIDLabel] == claim && vs.Labels[api.LabelKept] == ""
 	})
 	if i < 0 {
 		return velero.OperationProgress{Completed: true, Description: "No snapshot is left of the claim"}, nil
@@ -171,7 +172,7 @@ func (t *Tracker) settle(ctx context.Context, operation string, upload *velerov2
 		said += fmt.Sprintf("; the next backup tries again to delete what is kept of earlier ones: %v", err)
 	}
 	for _, target := range slices.Concat(vetoed, more) {
-		said += fmt.Sprintf("; VolumeSnapshot %s stays, it has the annotation %s", target, snapshot.KeepAnnotation)
+		said += fmt.Sprintf("; VolumeSnapshot %s stays, it has the annotation %s", target, api.AnnotationKeepSnapshot)
 	}
 	return said, nil
 }
@@ -190,7 +191,7 @@ func (t *Tracker) targets(ctx context.Context, operation string, upload *velerov
 	var targets []snapshot.Target
 	for _, pair := range pairs {
 		object := pair.Objects()[0]
-		if origin, ours := snapshot.OriginOf(object); ours && origin.BackupUID == string(backup.UID) && follows(operation, backup, object) && object.GetLabels()[snapshot.KeptLabel] == "" {
+		if origin, ours := snapshot.OriginOf(object); ours && origin.BackupUID == string(backup.UID) && follows(operation, backup, object) && object.GetLabels()[api.LabelKept] == "" {
 			targets = append(targets, pair.Target())
 		}
 	}
@@ -217,7 +218,7 @@ func (t *Tracker) surplus(ctx context.Context, operation string, upload *velerov
 		return nil, err
 	}
 	own := slices.IndexFunc(all, func(vs snapshotv1.VolumeSnapshot) bool {
-		return vs.Labels[snapshot.KeptLabel] == claim && (namespace == "" || vs.Namespace == namespace)
+		return vs.Labels[api.LabelKept] == claim && (namespace == "" || vs.Namespace == namespace)
 	})
 	if own < 0 {
 		return nil, nil
@@ -234,7 +235,7 @@ func (t *Tracker) surplus(ctx context.Context, operation string, upload *velerov
 		return nil, err
 	}
 	failed[string(backup.UID)] = progressOfUpload(upload).Err != ""
-	kept, err := snapshot.List(ctx, t.clients.Snapshots, all[own].Namespace, snapshot.Of(installation).String()+","+snapshot.KeptLabel+"="+claim)
+	kept, err := snapshot.List(ctx, t.clients.Snapshots, all[own].Namespace, snapshot.Of(installation).String()+","+api.LabelKept+"="+claim)
 	if err != nil {
 		return nil, err
 	}
@@ -305,7 +306,7 @@ func (t *Tracker) mark(ctx context.Context, claim *corev1.PersistentVolumeClaim,
 	}
 	object := &velerov2alpha1.DataUpload{ObjectMeta: metav1.ObjectMeta{Namespace: uploadNamespace, Name: uploadName}}
 	before := object.DeepCopy()
-	object.Annotations = map[string]string{ContentAnnotation: *vs.Status.BoundVolumeSnapshotContentName}
+	object.Annotations = map[string]string{api.AnnotationContent: *vs.Status.BoundVolumeSnapshotContentName}
 	if err := t.clients.Objects.Patch(ctx, object, crclient.MergeFrom(before)); err != nil {
 		return fmt.Errorf("annotate DataUpload %s: %w", upload, err)
 	}

@@ -20,6 +20,7 @@ import (
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 	crfake "sigs.k8s.io/controller-runtime/pkg/client/fake"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/snapshot"
@@ -55,7 +56,7 @@ func newPlace(phase velerov2alpha1.DataUploadPhase) *place {
 	}
 	p.upload = &velerov2alpha1.DataUpload{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: "velero", Name: "nightly-x", Annotations: map[string]string{ContentAnnotation: "snapcontent-1"},
+			Namespace: "velero", Name: "nightly-x", Annotations: map[string]string{api.AnnotationContent: "snapcontent-1"},
 			Labels: map[string]string{velerov1.AsyncOperationIDLabel: UploadOperation(nightly, data.UID), velerov1.BackupUIDLabel: "b1", velerov1.PVCUIDLabel: "c1"},
 		},
 		Spec:   velerov2alpha1.DataUploadSpec{SourceNamespace: "shop", CSISnapshot: &velerov2alpha1.CSISnapshotSpec{VolumeSnapshot: p.first.Name}},
@@ -77,7 +78,7 @@ func (p *place) tracker(t *testing.T) (*Tracker, *snapshotfake.Clientset, *veler
 	var configuration []runtime.Object
 	if p.document != "" {
 		configuration = append(configuration, &corev1.ConfigMap{
-			ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "c", Labels: map[string]string{config.PluginConfigLabel: "", config.PluginLabel: config.PluginKind}},
+			ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "c", Labels: map[string]string{config.PluginConfigLabel: "", api.LabelConfiguration: config.PluginKind}},
 			Data:       map[string]string{config.Key: "version: v1\n" + p.document},
 		})
 	}
@@ -128,7 +129,7 @@ func TestProgressDeletes(t *testing.T) {
 		"canceled":      {phase: velerov2alpha1.DataUploadPhaseCanceled, left: []string{"2"}, completed: true, err: "the DataUpload is canceled", says: "Canceled; the local snapshot is deleted"},
 		"gone":          {change: func(p *place) { p.upload = nil }, left: []string{"2"}, completed: true, err: "the DataUpload is gone", says: "The DataUpload is gone; the local snapshot is deleted"},
 		"vetoed": {
-			phase: velerov2alpha1.DataUploadPhaseCompleted, change: func(p *place) { p.first.Annotations[snapshot.KeepAnnotation] = "true" },
+			phase: velerov2alpha1.DataUploadPhaseCompleted, change: func(p *place) { p.first.Annotations[api.AnnotationKeepSnapshot] = "true" },
 			left: all, completed: true, says: "stays, it has the annotation stillpoint.io/keep-snapshot",
 		},
 		"another mover": {

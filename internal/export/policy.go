@@ -12,8 +12,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/utils/ptr"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/config"
-	"stillpoint.io/stillpoint/internal/quiesce"
 )
 
 // Policy says what becomes of a volume's snapshots once its data is exported.
@@ -56,20 +56,20 @@ func ofClaim(claim *corev1.PersistentVolumeClaim) (*Policy, error) {
 	reason := func(key string) string {
 		return fmt.Sprintf("annotation %s of PersistentVolumeClaim %s/%s", key, claim.Namespace, claim.Name)
 	}
-	keep, vetoed := claim.Annotations[quiesce.AnnotationKeepSnapshot]
-	value, has := claim.Annotations[quiesce.AnnotationLocalSnapshots]
+	keep, vetoed := claim.Annotations[api.AnnotationKeepSnapshot]
+	value, has := claim.Annotations[api.AnnotationLocalSnapshots]
 	switch {
 	case vetoed && has:
 		return nil, fmt.Errorf("PersistentVolumeClaim %s/%s has both annotation %s and %s; remove one of them",
-			claim.Namespace, claim.Name, quiesce.AnnotationKeepSnapshot, quiesce.AnnotationLocalSnapshots)
+			claim.Namespace, claim.Name, api.AnnotationKeepSnapshot, api.AnnotationLocalSnapshots)
 	case vetoed && keep == "true":
-		return &Policy{Keep: true, Reason: reason(quiesce.AnnotationKeepSnapshot)}, nil
+		return &Policy{Keep: true, Reason: reason(api.AnnotationKeepSnapshot)}, nil
 	case vetoed && keep != "false":
-		return nil, invalid(quiesce.AnnotationKeepSnapshot, keep, "true or false")
+		return nil, invalid(api.AnnotationKeepSnapshot, keep, "true or false")
 	case !has:
 		return nil, nil //nolint:nilnil // nothing said is a valid answer
 	}
-	policy := &Policy{Reason: reason(quiesce.AnnotationLocalSnapshots)}
+	policy := &Policy{Reason: reason(api.AnnotationLocalSnapshots)}
 	count, last := strings.CutPrefix(value, keepLastPrefix)
 	switch {
 	case value == string(config.LocalSnapshotDelete):
@@ -78,11 +78,11 @@ func ofClaim(claim *corev1.PersistentVolumeClaim) (*Policy, error) {
 	case last:
 		n, err := strconv.Atoi(count)
 		if err != nil || n < 1 {
-			return nil, invalid(quiesce.AnnotationLocalSnapshots, value, "keepLast=<number>, at least 1")
+			return nil, invalid(api.AnnotationLocalSnapshots, value, "keepLast=<number>, at least 1")
 		}
 		policy.Keep, policy.Last = true, n
 	default:
-		return nil, invalid(quiesce.AnnotationLocalSnapshots, value, "delete, retain or keepLast=<number>")
+		return nil, invalid(api.AnnotationLocalSnapshots, value, "delete, retain or keepLast=<number>")
 	}
 	return policy, nil
 }

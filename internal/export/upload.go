@@ -8,12 +8,9 @@ import (
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
-
-// ContentAnnotation on a DataUpload names the VolumeSnapshotContent of its
-// snapshot, which can outlive the VolumeSnapshot.
-const ContentAnnotation = "stillpoint.io/volume-snapshot-content"
 
 // Targets are the snapshots that a DataUpload may leave behind: the one that it
 // was made for, and the copy of its objects that Velero's mover makes beside
@@ -24,7 +21,7 @@ func Targets(upload *velerov2alpha1.DataUpload) []snapshot.Target {
 	if upload.Spec.CSISnapshot != nil {
 		targets = append(targets, snapshot.Target{
 			Namespace: upload.Spec.SourceNamespace, Name: upload.Spec.CSISnapshot.VolumeSnapshot,
-			Content: upload.Annotations[ContentAnnotation],
+			Content: upload.Annotations[api.AnnotationContent],
 		})
 	}
 	return targets
@@ -67,7 +64,7 @@ func progressOfUpload(upload *velerov2alpha1.DataUpload) velero.OperationProgres
 // copy that a driver makes of it: both are there when it is ready to use.
 func ProgressOfSnapshot(vs *snapshotv1.VolumeSnapshot) velero.OperationProgress {
 	name := fmt.Sprintf("VolumeSnapshot %s/%s", vs.Namespace, vs.Name)
-	exported := vs.Annotations[snapshot.ExportedAnnotation] == "true"
+	exported := vs.Annotations[api.AnnotationExported] == "true"
 	p := velero.OperationProgress{OperationUnits: "Bytes", Started: vs.CreationTimestamp.Time}
 	status := vs.Status
 	if status == nil {

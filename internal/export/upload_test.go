@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
@@ -74,7 +75,7 @@ func TestProgressOfASnapshot(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			test.want.OperationUnits = "Bytes"
 			assert.Equal(t, test.want, ProgressOfSnapshot(&snapshotv1.VolumeSnapshot{
-				ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "s", Annotations: map[string]string{snapshot.ExportedAnnotation: test.exported}}, Status: test.status,
+				ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "s", Annotations: map[string]string{api.AnnotationExported: test.exported}}, Status: test.status,
 			}))
 		})
 	}
@@ -82,7 +83,7 @@ func TestProgressOfASnapshot(t *testing.T) {
 
 func TestTargets(t *testing.T) {
 	upload := &velerov2alpha1.DataUpload{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "nightly-x", Annotations: map[string]string{ContentAnnotation: "snapcontent-1"}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "nightly-x", Annotations: map[string]string{api.AnnotationContent: "snapcontent-1"}},
 		Spec:       velerov2alpha1.DataUploadSpec{SourceNamespace: "shop", CSISnapshot: &velerov2alpha1.CSISnapshotSpec{VolumeSnapshot: "velero-data-1"}},
 	}
 	assert.Equal(t, []snapshot.Target{

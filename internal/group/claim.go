@@ -19,8 +19,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/export"
-	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
@@ -30,7 +30,7 @@ import (
 // backup goes with the next one.
 const removalLimit = 15 * time.Second
 
-// reasonLimit bounds NoSnapshotAnnotation, in bytes: all annotations of an
+// reasonLimit bounds api.AnnotationNoSnapshot, in bytes: all annotations of an
 // object share 256 KiB.
 const reasonLimit = 4096
 
@@ -126,7 +126,7 @@ func (r *run) without(claim *corev1.PersistentVolumeClaim, reason error) *Answer
 	delete(marked.Annotations, velerov1.DataUploadNameAnnotation)
 	if claim.Status.Phase != corev1.ClaimPending {
 		text := reason.Error()
-		metav1.SetMetaDataAnnotation(&marked.ObjectMeta, NoSnapshotAnnotation, text[:min(len(text), reasonLimit)])
+		metav1.SetMetaDataAnnotation(&marked.ObjectMeta, api.AnnotationNoSnapshot, text[:min(len(text), reasonLimit)])
 	}
 	// The operation sees to it that nothing of a snapshot is left.
 	return &Answer{Claim: marked, Operation: export.SnapshotOperation(claim)}
@@ -191,10 +191,10 @@ func (g *group) markKept(ctx context.Context, m *member, kept types.NamespacedNa
 // pkg/backup/actions/csi/pvc_action.go of Velero 1.18).
 func withSnapshot(claim *corev1.PersistentVolumeClaim, vs *snapshotv1.VolumeSnapshot, backup *velerov1.Backup) *corev1.PersistentVolumeClaim {
 	claim = claim.DeepCopy()
-	delete(claim.Annotations, NoSnapshotAnnotation) // of a backup that it was restored from
-	delete(claim.Annotations, quiesce.AnnotationLevel)
-	if level := vs.Annotations[quiesce.AnnotationLevel]; level != "" {
-		metav1.SetMetaDataAnnotation(&claim.ObjectMeta, quiesce.AnnotationLevel, level)
+	delete(claim.Annotations, api.AnnotationNoSnapshot) // of a backup that it was restored from
+	delete(claim.Annotations, api.AnnotationLevel)
+	if level := vs.Annotations[api.AnnotationLevel]; level != "" {
+		metav1.SetMetaDataAnnotation(&claim.ObjectMeta, api.AnnotationLevel, level)
 	}
 	metav1.SetMetaDataLabel(&claim.ObjectMeta, velerov1.VolumeSnapshotLabel, vs.Name)
 	metav1.SetMetaDataLabel(&claim.ObjectMeta, velerov1.BackupNameLabel, label.GetValidName(backup.Name))

@@ -20,11 +20,6 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshotclass"
 )
 
-// NoSnapshotAnnotation stands on a claim in a backup that has no snapshot of
-// its volume, and says why. Stillpoint's restore action refuses to bring such a
-// claim back empty.
-const NoSnapshotAnnotation = quiesce.AnnotationNoSnapshot
-
 // Groups holds the groups of this process, which Velero starts anew for each
 // backup. It is safe for concurrent use.
 type Groups struct {
@@ -98,7 +93,7 @@ func (g *Groups) run(backup *velerov1.Backup) *run {
 // Claim is Velero's call for a PersistentVolumeClaim. The answer says what is
 // backed up; it is nil when the claim is not handed to Stillpoint. A claim whose
 // volume cannot be snapshotted is an error in the log, and stays in the backup
-// with NoSnapshotAnnotation; an error of this function drops it.
+// with api.AnnotationNoSnapshot; an error of this function drops it.
 func (g *Groups) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (*Answer, error) {
 	r := g.run(backup)
 	verdict, err := r.selection.OfIncluded(ctx, claim)

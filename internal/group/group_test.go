@@ -21,7 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/utils/ptr"
 
-	"stillpoint.io/stillpoint/internal/snapshot"
+	"stillpoint.io/stillpoint/internal/api"
 )
 
 func backup() *velerov1.Backup {
@@ -38,7 +38,7 @@ func claim(request string) *corev1.PersistentVolumeClaim {
 	c := &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: "shop", Name: "data", UID: types.UID("7d0c6b52-91c4-4d0e-8c35-b7b4ef1dfb02"),
-			Labels: map[string]string{"app": "db"}, Annotations: map[string]string{NoSnapshotAnnotation: "of another backup"},
+			Labels: map[string]string{"app": "db"}, Annotations: map[string]string{api.AnnotationNoSnapshot: "of another backup"},
 		},
 		Spec:   corev1.PersistentVolumeClaimSpec{StorageClassName: ptr.To("fast")},
 		Status: corev1.PersistentVolumeClaimStatus{Phase: corev1.ClaimBound},
@@ -104,7 +104,7 @@ func TestClaimWithoutASnapshot(t *testing.T) {
 			c := claim("1Gi")
 			c.Status.Phase = test.phase
 			answer := (&run{Groups: &Groups{log: log}}).without(c, errors.New(test.reason))
-			assert.Equal(t, test.want, answer.Claim.Annotations[NoSnapshotAnnotation])
+			assert.Equal(t, test.want, answer.Claim.Annotations[api.AnnotationNoSnapshot])
 			assert.Empty(t, answer.Additional)
 			assert.Equal(t, "snapshot-"+string(c.UID), answer.Operation, "it sees to what is left")
 			require.Len(t, said.Entries, 1)
@@ -174,18 +174,18 @@ func TestWorkers(t *testing.T) {
 func TestUnclaimed(t *testing.T) {
 	vs := func(claim string, taken bool, kept bool) snapshotv1.VolumeSnapshot {
 		vs := snapshotv1.VolumeSnapshot{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: claim, Labels: map[string]string{velerov1.PVCUIDLabel: claim}}}
-		vs.Annotations = map[string]string{snapshot.ClassReasonAnnotation: "because"}
+		vs.Annotations = map[string]string{api.AnnotationClassReason: "because"}
 		if taken {
 			vs.Annotations[velerov1.VolumeSnapshotHandleAnnotation] = "h"
 		}
 		if kept {
 			vs.Name = "kept-" + claim
-			vs.Labels[snapshot.KeptLabel] = claim
+			vs.Labels[api.LabelKept] = claim
 		}
 		return vs
 	}
 	veleros := vs("veleros", false, false)
-	delete(veleros.Annotations, snapshot.ClassReasonAnnotation)
+	delete(veleros.Annotations, api.AnnotationClassReason)
 	var got []string
 	for _, target := range unclaimed([]snapshotv1.VolumeSnapshot{
 		veleros, vs("taken", true, false), vs("left-out", false, false), vs("uploaded", false, false), vs("uploaded", false, true), vs("dropped", false, true),

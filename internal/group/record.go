@@ -17,7 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"stillpoint.io/stillpoint/internal/snapshot"
+	"stillpoint.io/stillpoint/internal/api"
 )
 
 // A record is a ConfigMap beside Velero that outlives this process: a freeze
@@ -95,7 +95,7 @@ func (g *group) earlier(ctx context.Context) (*record, error) {
 }
 
 func (r *run) listRecords(ctx context.Context) (*corev1.ConfigMapList, error) {
-	list, err := r.clients.Kube.CoreV1().ConfigMaps(r.backup.Namespace).List(ctx, metav1.ListOptions{LabelSelector: snapshot.BackupUIDKey + "=" + string(r.backup.UID)})
+	list, err := r.clients.Kube.CoreV1().ConfigMaps(r.backup.Namespace).List(ctx, metav1.ListOptions{LabelSelector: api.LabelBackupUID + "=" + string(r.backup.UID)})
 	if err != nil {
 		return nil, fmt.Errorf("list the ConfigMaps of backup %s: %w", r.backup.Name, err)
 	}
@@ -110,7 +110,7 @@ func (g *group) begin(ctx context.Context) (*record, error) {
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: g.backup.Namespace,
 			Name:      "stillpoint-group-" + hex.EncodeToString(sum[:8]),
-			Labels:    map[string]string{snapshot.BackupUIDKey: string(g.backup.UID)},
+			Labels:    map[string]string{api.LabelBackupUID: string(g.backup.UID)},
 			OwnerReferences: []metav1.OwnerReference{{
 				APIVersion: velerov1.SchemeGroupVersion.String(), Kind: "Backup", Name: g.backup.Name, UID: g.backup.UID,
 			}},

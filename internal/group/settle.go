@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
@@ -91,7 +92,7 @@ func unclaimed(all []snapshotv1.VolumeSnapshot, uploaded map[string]bool) []snap
 	var targets []snapshot.Target
 	for i := range all {
 		vs := &all[i]
-		_, ours := vs.Annotations[snapshot.ClassReasonAnnotation] // Velero's are marked with the backup's UID, too
+		_, ours := vs.Annotations[api.AnnotationClassReason] // Velero's are marked with the backup's UID, too
 		if ours && vs.Annotations[velerov1.VolumeSnapshotHandleAnnotation] == "" && !uploaded[vs.Labels[velerov1.PVCUIDLabel]] {
 			targets = append(targets, snapshot.TargetOf(vs))
 		}

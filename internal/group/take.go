@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/quiesce"
@@ -197,7 +198,7 @@ func (g *group) profile(m *member, settings *config.Config, volume *corev1.Persi
 	}
 	m.unquiesced = export.Suits(driver, volume, !g.quiesce.InUse(m.claim.Name))
 	exported := driver.Exported(class.Parameters)
-	m.snapshot.Annotations[snapshot.ExportedAnnotation] = strconv.FormatBool(exported)
+	m.snapshot.Annotations[api.AnnotationExported] = strconv.FormatBool(exported)
 	if !boolptr.IsSetToTrue(g.backup.Spec.SnapshotMoveData) {
 		return nil
 	}
@@ -306,7 +307,7 @@ func (g *group) takeFrozen(ctx context.Context) error {
 	}
 	for claim, level := range plan.Unfrozen {
 		if m := g.members[claim]; m != nil {
-			m.snapshot.Annotations[quiesce.AnnotationLevel] = level.Level
+			m.snapshot.Annotations[api.AnnotationLevel] = level.Level
 		}
 	}
 	g.create(ctx)

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/utils/ptr"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/export"
 )
 
@@ -70,7 +71,7 @@ func newUpload(backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim, vs 
 		},
 	}
 	if vs.Status != nil && vs.Status.BoundVolumeSnapshotContentName != nil {
-		upload.Annotations = map[string]string{export.ContentAnnotation: *vs.Status.BoundVolumeSnapshotContentName}
+		upload.Annotations = map[string]string{api.AnnotationContent: *vs.Status.BoundVolumeSnapshotContentName}
 	}
 	if backup.Spec.UploaderConfig != nil && backup.Spec.UploaderConfig.ParallelFilesUpload > 0 {
 		upload.Spec.DataMoverConfig = map[string]string{parallelFilesUpload: strconv.Itoa(backup.Spec.UploaderConfig.ParallelFilesUpload)}

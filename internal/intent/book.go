@@ -19,13 +19,12 @@ import (
 	"k8s.io/utils/clock"
 	kjson "sigs.k8s.io/json"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
 const (
-	// Label is set by Open on the Secret of an intent, with an empty value.
-	Label = "stillpoint.io/intent"
 	// excludeLabel keeps a Secret out of Velero's backups: one that is restored
 	// would undo what nobody has done.
 	excludeLabel = "velero.io/exclude-from-backup"
@@ -93,7 +92,7 @@ func (b *Book) Open(ctx context.Context, i *Intent) error {
 func (b *Book) meta(i *Intent) metav1.ObjectMeta {
 	return metav1.ObjectMeta{
 		Namespace: b.namespace, Name: i.ID,
-		Labels: map[string]string{Label: "", excludeLabel: "true"},
+		Labels: map[string]string{api.LabelJournal: "", excludeLabel: "true"},
 	}
 }
 
@@ -223,9 +222,9 @@ func (b *Book) get(ctx context.Context, id string) (*Intent, error) {
 // List returns all intents, the oldest first. Those that cannot be read are in
 // the error, and the others are returned all the same.
 func (b *Book) List(ctx context.Context) ([]Intent, error) {
-	list, err := b.kube.CoreV1().Secrets(b.namespace).List(ctx, metav1.ListOptions{LabelSelector: Label})
+	list, err := b.kube.CoreV1().Secrets(b.namespace).List(ctx, metav1.ListOptions{LabelSelector: api.LabelJournal})
 	if err != nil {
-		return nil, fmt.Errorf("list Secrets of namespace %s with label %s: %w", b.namespace, Label, err)
+		return nil, fmt.Errorf("list Secrets of namespace %s with label %s: %w", b.namespace, api.LabelJournal, err)
 	}
 	var intents []Intent
 	var errs []error

@@ -20,6 +20,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 	clocktesting "k8s.io/utils/clock/testing"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/workload"
@@ -204,7 +205,7 @@ func TestBookSaysWhatItCannotDo(t *testing.T) {
 	good := scaleUp()
 	require.NoError(t, s.book().Open(t.Context(), good))
 	s.secrets["newer"] = &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "newer", Labels: map[string]string{Label: ""}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "newer", Labels: map[string]string{api.LabelJournal: ""}},
 		Data:       map[string][]byte{"intent": []byte(`{"name": "x", "undo": [{"signal": "TERM"}]}`)},
 	}
 	s.secrets["other"] = &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "other"}}

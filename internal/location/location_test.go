@@ -10,6 +10,8 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"stillpoint.io/stillpoint/internal/api"
 )
 
 func TestDecode(t *testing.T) {
@@ -116,8 +118,8 @@ func TestAdopt(t *testing.T) {
 	}
 	promoted := &corev1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{
-			Name: "pvc-new", Labels: map[string]string{PromotedLabel: "here", corev1.LabelTopologyZone: "west"},
-			Annotations: map[string]string{"pv.kubernetes.io/provisioned-by": "new.csi", "pv.kubernetes.io/bound-by-controller": "yes", replacedBy: "pvc-old"},
+			Name: "pvc-new", Labels: map[string]string{api.LabelPromoted: "here", corev1.LabelTopologyZone: "west"},
+			Annotations: map[string]string{"pv.kubernetes.io/provisioned-by": "new.csi", "pv.kubernetes.io/bound-by-controller": "yes", api.AnnotationReplacedBy: "pvc-old"},
 		},
 		Spec: corev1.PersistentVolumeSpec{
 			PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: "new.csi", VolumeHandle: "v"}},

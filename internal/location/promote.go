@@ -23,17 +23,11 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/utils/ptr"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/cluster"
 )
 
 const (
-	// PromotedLabel is on the claims and volumes that a restore makes on the way
-	// from a snapshot to a PersistentVolume. Its value is the UID of Velero's
-	// namespace.
-	PromotedLabel = "stillpoint.io/promoted"
-	// replacedBy on a promoted volume names the one that Velero creates in its place.
-	replacedBy = "stillpoint.io/replaced-by"
-
 	// pause lies between two looks at something that is to come or go.
 	pause = 200 * time.Millisecond
 	// handover is how long Velero may take to create the volume that it was given.
@@ -68,7 +62,7 @@ func (p *Promoter) Promote(ctx context.Context, claim *corev1.PersistentVolumeCl
 		return nil, err
 	}
 	claim = claim.DeepCopy()
-	metav1.SetMetaDataLabel(&claim.ObjectMeta, PromotedLabel, installation)
+	metav1.SetMetaDataLabel(&claim.ObjectMeta, api.LabelPromoted, installation)
 	metav1.SetMetaDataLabel(&claim.ObjectMeta, velerov1.ExcludeFromBackupLabel, "true")
 	if len(nodes) > 0 {
 		metav1.SetMetaDataAnnotation(&claim.ObjectMeta, kube.KubeAnnSelectedNode, nodes[0])
@@ -165,7 +159,7 @@ func (p *Promoter) trouble(ctx context.Context, claim *corev1.PersistentVolumeCl
 func (p *Promoter) detach(ctx context.Context, claim *corev1.PersistentVolumeClaim, volume *corev1.PersistentVolume) (*corev1.PersistentVolume, error) {
 	volumes := p.clients.Kube.CoreV1().PersistentVolumes()
 	_, err := volumes.Patch(ctx, volume.Name, types.MergePatchType, Merge(map[string]any{
-		"metadata": map[string]any{"labels": map[string]string{PromotedLabel: claim.Labels[PromotedLabel], velerov1.ExcludeFromBackupLabel: "true"}},
+		"metadata": map[string]any{"labels": map[string]string{api.LabelPromoted: claim.Labels[api.LabelPromoted], velerov1.ExcludeFromBackupLabel: "true"}},
 		"spec":     map[string]any{"persistentVolumeReclaimPolicy": corev1.PersistentVolumeReclaimRetain},
 	}), metav1.PatchOptions{})
 	if err != nil {
@@ -319,7 +313,7 @@ func (p *Promoter) Adopt(ctx context.Context, item, promoted *corev1.PersistentV
 		return nil, fmt.Errorf("get PersistentVolume %s: %w", adopted.Name, err)
 	}
 	promoted, err = volumes.Patch(ctx, promoted.Name, types.MergePatchType,
-		Merge(map[string]any{"metadata": map[string]any{"annotations": map[string]string{replacedBy: adopted.Name}}}), metav1.PatchOptions{})
+		Merge(map[string]any{"metadata": map[string]any{"annotations": map[string]string{api.AnnotationReplacedBy: adopted.Name}}}), metav1.PatchOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("note what takes the place of PersistentVolume %s: %w", promoted.Name, err)
 	}
@@ -328,7 +322,7 @@ func (p *Promoter) Adopt(ctx context.Context, item, promoted *corev1.PersistentV
 }
 
 // bindings are annotations of a volume that say how it was bound.
-var bindings = []string{kube.KubeAnnBoundByController, replacedBy}
+var bindings = []string{kube.KubeAnnBoundByController, api.AnnotationReplacedBy}
 
 func adopt(item, promoted *corev1.PersistentVolume) *corev1.PersistentVolume {
 	adopted := item.DeepCopy()
@@ -364,14 +358,14 @@ func (p *Promoter) handOver(ctx context.Context, promoted *corev1.PersistentVolu
 	})
 	if err != nil {
 		p.log.Warnf("PersistentVolume %s was provisioned from a snapshot, and Velero has not created PersistentVolume %s in its place: it is left, "+
-			"with the reclaim policy Retain", promoted.Name, promoted.Annotations[replacedBy])
+			"with the reclaim policy Retain", promoted.Name, promoted.Annotations[api.AnnotationReplacedBy])
 	}
 }
 
 // replaced deletes a promoted volume whose replacement is there.
 func (p *Promoter) replaced(ctx context.Context, promoted *corev1.PersistentVolume) bool {
 	volumes := p.clients.Kube.CoreV1().PersistentVolumes()
-	other, err := volumes.Get(ctx, promoted.Annotations[replacedBy], metav1.GetOptions{})
+	other, err := volumes.Get(ctx, promoted.Annotations[api.AnnotationReplacedBy], metav1.GetOptions{})
 	if err != nil || !equality.Semantic.DeepEqual(other.Spec.PersistentVolumeSource, promoted.Spec.PersistentVolumeSource) {
 		return false
 	}
@@ -399,9 +393,9 @@ func (p *Promoter) left(ctx context.Context) ([]corev1.PersistentVolume, error) 
 	if err != nil {
 		return nil, err
 	}
-	list, err := p.clients.Kube.CoreV1().PersistentVolumes().List(ctx, metav1.ListOptions{LabelSelector: PromotedLabel + "=" + installation})
+	list, err := p.clients.Kube.CoreV1().PersistentVolumes().List(ctx, metav1.ListOptions{LabelSelector: api.LabelPromoted + "=" + installation})
 	if err != nil {
-		return nil, fmt.Errorf("list the PersistentVolumes with the label %s: %w", PromotedLabel, err)
+		return nil, fmt.Errorf("list the PersistentVolumes with the label %s: %w", api.LabelPromoted, err)
 	}
 	return list.Items, nil
 }
@@ -414,7 +408,7 @@ func (p *Promoter) tidy(ctx context.Context) {
 		p.log.Infof("What earlier restores have left is not known: %v", err)
 	}
 	for i := range left {
-		if left[i].Annotations[replacedBy] != "" {
+		if left[i].Annotations[api.AnnotationReplacedBy] != "" {
 			p.replaced(ctx, &left[i])
 		}
 	}

@@ -18,13 +18,12 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/utils/ptr"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
 )
 
 const (
-	// Label is on the pods that Thaw makes, with an empty value.
-	Label = "stillpoint.io/node-thaw"
 	// Command is the subcommand of our program that such a pod runs.
 	Command = "thaw-volumes"
 
@@ -127,7 +126,7 @@ func (t *Thawer) thaw(ctx context.Context, pod *corev1.Pod) error {
 
 // clear removes the pods that processes left which have died.
 func (t *Thawer) clear(ctx context.Context) {
-	pods, err := t.kube.CoreV1().Pods(t.namespace).List(ctx, metav1.ListOptions{LabelSelector: Label})
+	pods, err := t.kube.CoreV1().Pods(t.namespace).List(ctx, metav1.ListOptions{LabelSelector: api.LabelNodeThaw})
 	if err != nil {
 		return
 	}
@@ -145,7 +144,7 @@ func podOf(namespace string, settings *config.NodeThaw, node string, paths []str
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: namespace, GenerateName: "stillpoint-thaw-",
-			Labels: map[string]string{Label: "", "velero.io/exclude-from-backup": "true"},
+			Labels: map[string]string{api.LabelNodeThaw: "", "velero.io/exclude-from-backup": "true"},
 		},
 		Spec: corev1.PodSpec{
 			NodeName:                      node,

@@ -20,6 +20,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 	"sigs.k8s.io/yaml"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
 )
@@ -63,7 +64,7 @@ func TestThaw(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
-			left := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "left", Labels: map[string]string{Label: ""}}}
+			left := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "left", Labels: map[string]string{api.LabelNodeThaw: ""}}}
 			left.Status.Phase = corev1.PodFailed
 			thawer, kube := thawer(t, &config.NodeThaw{Image: "stillpoint:1"}, test.status, left)
 			err := thawer.Thaw(ctx, "node1", []string{"/p", "/q"})

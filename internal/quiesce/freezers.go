@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/discovery"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -69,7 +70,7 @@ func applies(spec *velerov1.BackupResourceHookSpec, pod *corev1.Pod) bool {
 }
 
 // freezers lists what else quiesces the group's workloads.
-func (g *Group) freezers(api discovery.ServerGroupsInterface, backup *velerov1.Backup) []string {
+func (g *Group) freezers(groups discovery.ServerGroupsInterface, backup *velerov1.Backup) []string {
 	var found []string
 	pods := map[string][]string{} // by the hook that they have
 	for _, w := range g.Unit.Workloads {
@@ -89,16 +90,16 @@ func (g *Group) freezers(api discovery.ServerGroupsInterface, backup *velerov1.B
 		found[i] = fmt.Sprintf("Velero runs hooks in %s (%s)", strings.Join(pods[hook], ", "), hook)
 	}
 	for _, part := range g.quiesced() {
-		name := part.said[AnnotationKanister]
+		name := part.said[api.AnnotationKanister]
 		if part.object != nil {
-			name = part.object.Annotations[AnnotationKanister]
+			name = part.object.Annotations[api.AnnotationKanister]
 		}
 		if name == "" {
 			continue
 		}
-		served, err := api.ServerGroups()
+		served, err := groups.ServerGroups()
 		if err == nil && slices.ContainsFunc(served.Groups, func(group metav1.APIGroup) bool { return group.Name == "config.kio.kasten.io" }) {
-			found = append(found, fmt.Sprintf("Kasten K10 is installed and runs blueprint %s in its own backups of %s (annotation %s)", name, part.workload, AnnotationKanister))
+			found = append(found, fmt.Sprintf("Kasten K10 is installed and runs blueprint %s in its own backups of %s (annotation %s)", name, part.workload, api.AnnotationKanister))
 		}
 	}
 	return found

@@ -13,6 +13,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
@@ -404,7 +405,7 @@ func noClaim(what string, pod *corev1.Pod, volume string) error {
 func refused(claim corev1.PersistentVolumeClaim) error {
 	name := fmt.Sprintf("claim %s/%s", claim.Namespace, claim.Name)
 	instead := fmt.Sprintf("quiesce the application with a blueprint of its own, name the file systems to freeze by the annotation %spaths, or leave the claim out by the annotation %s: %s on it",
-		AnnotationOptionPrefix, AnnotationQuiesce, None)
+		api.AnnotationOptionPrefix, api.AnnotationQuiesce, None)
 	if isBlock(claim) {
 		return fmt.Errorf("%s has volumeMode Block: there is no file system to freeze; %s", name, instead)
 	}

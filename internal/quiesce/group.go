@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -95,7 +96,7 @@ func (g *Group) Name() string {
 // two claims, and what the way of each is called in package selection.
 func (g *Group) Split(claim, way, other, otherWay string) error {
 	return fmt.Errorf("the volumes of %s cannot be of one moment: %s, and %s; treat them alike, or give one of the claims an annotation %s of its own",
-		g.Name(), taken(claim, way), taken(other, otherWay), AnnotationQuiesce)
+		g.Name(), taken(claim, way), taken(other, otherWay), api.AnnotationQuiesce)
 }
 
 func taken(claim, way string) string {
@@ -294,8 +295,8 @@ func revisionOf(pod *corev1.Pod) string {
 // a claim that says nothing of the kind would have no effect, so they are an
 // error.
 func hasOwn(claim *corev1.PersistentVolumeClaim) (bool, error) {
-	_, quiesce := claim.Annotations[AnnotationQuiesce]
-	_, kanister := claim.Annotations[AnnotationKanister]
+	_, quiesce := claim.Annotations[api.AnnotationQuiesce]
+	_, kanister := claim.Annotations[api.AnnotationKanister]
 	if quiesce || kanister {
 		return true, nil
 	}
@@ -304,9 +305,9 @@ func hasOwn(claim *corev1.PersistentVolumeClaim) (bool, error) {
 		return false, err
 	}
 	for _, key := range slices.Sorted(maps.Keys(claim.Annotations)) {
-		if slices.Contains(known, key) || strings.HasPrefix(key, AnnotationOptionPrefix) {
+		if slices.Contains(known, key) || strings.HasPrefix(key, api.AnnotationOptionPrefix) {
 			return false, fmt.Errorf("%s: annotation %s has no effect without %s beside it; to set it for all volumes of the workload, annotate the workload",
-				layer.Object, key, AnnotationQuiesce)
+				layer.Object, key, api.AnnotationQuiesce)
 		}
 	}
 	return false, nil
@@ -407,7 +408,7 @@ func templateAnnotations(w workload.Workload) (map[string]string, error) {
 func domain(annotations map[string]string) map[string]string {
 	found := maps.Clone(annotations)
 	maps.DeleteFunc(found, func(key, _ string) bool {
-		return !strings.HasPrefix(key, AnnotationDomain) && !strings.HasPrefix(key, AnnotationOptionPrefix) && key != AnnotationKanister
+		return !strings.HasPrefix(key, api.Domain) && !strings.HasPrefix(key, api.AnnotationOptionPrefix) && key != api.AnnotationKanister
 	})
 	return found
 }

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/resource"
 	"stillpoint.io/stillpoint/internal/workload"
@@ -23,8 +24,8 @@ import (
 // IsAnnotation tells whether a key is one that users write for a quiesce, or
 // looks like one.
 func IsAnnotation(key string) bool {
-	return strings.HasPrefix(key, AnnotationDomain) && !slices.Contains(onClaims, key) ||
-		strings.HasPrefix(key, AnnotationOptionPrefix) || key == AnnotationKanister
+	return strings.HasPrefix(key, api.Domain) && !slices.Contains(onClaims, key) ||
+		strings.HasPrefix(key, api.AnnotationOptionPrefix) || key == api.AnnotationKanister
 }
 
 // object is an annotated object that is no workload, claim or namespace: a
@@ -172,7 +173,7 @@ func (o *object) resolve(namespace *corev1.Namespace) {
 		return
 	}
 	o.settings.Blueprints = nil
-	o.invalid = fmt.Errorf("%s: annotation %s has no effect without %s beside it", o.Ref, slices.Sorted(maps.Keys(o.Annotations))[0], AnnotationQuiesce)
+	o.invalid = fmt.Errorf("%s: annotation %s has no effect without %s beside it", o.Ref, slices.Sorted(maps.Keys(o.Annotations))[0], api.AnnotationQuiesce)
 }
 
 // ours are the annotations that IsAnnotation says yes to.
@@ -184,8 +185,8 @@ func ours(annotations map[string]string) map[string]string {
 
 // decides tells whether annotations name blueprints, or say that there are none.
 func decides(annotations map[string]string) bool {
-	_, quiesce := annotations[AnnotationQuiesce]
-	_, kanister := annotations[AnnotationKanister]
+	_, quiesce := annotations[api.AnnotationQuiesce]
+	_, kanister := annotations[api.AnnotationKanister]
 	return quiesce || kanister
 }
 
@@ -200,7 +201,7 @@ func repeats(of, owner map[string]string) bool {
 			return false
 		}
 	}
-	return owner[AnnotationQuiesce] == of[AnnotationQuiesce] && owner[AnnotationKanister] == of[AnnotationKanister]
+	return owner[api.AnnotationQuiesce] == of[api.AnnotationQuiesce] && owner[api.AnnotationKanister] == of[api.AnnotationKanister]
 }
 
 // repeated is the owner at which the annotations of what has these owners count,

@@ -21,6 +21,7 @@ import (
 	metadatafake "k8s.io/client-go/metadata/fake"
 	clocktesting "k8s.io/utils/clock/testing"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/resource"
 )
@@ -168,7 +169,7 @@ func (w *world) facts(t *testing.T) *Facts {
 // Which volumes annotated objects stand for, and what is frozen together for
 // them.
 func TestGroupOfObjects(t *testing.T) {
-	ask := []string{AnnotationQuiesce, "mongo"}
+	ask := []string{api.AnnotationQuiesce, "mongo"}
 	db := func(a annotations) []runtime.Object {
 		return statefulSet("db", a, pod("db-0", "n1", volume{"pg", "data-0", "/data", ""}), pod("db-1", "n2", volume{"pg", "data-1", "/data", ""}))
 	}
@@ -251,7 +252,7 @@ func TestGroupOfObjects(t *testing.T) {
 		},
 		"all workloads that it joins are quiesced": {
 			objects: [][]runtime.Object{
-				namespace(), claims("data-0", "data-1", "files"), configMap("hooks", ask...), db(annotations{AnnotationQuiesce, "fsfreeze"}), web(annotations{AnnotationQuiesce, "redis"}),
+				namespace(), claims("data-0", "data-1", "files"), configMap("hooks", ask...), db(annotations{api.AnnotationQuiesce, "fsfreeze"}), web(annotations{api.AnnotationQuiesce, "redis"}),
 			},
 			of: "files", asked: true, name: "ConfigMap shop/hooks and Deployment shop/web and StatefulSet shop/db", claims: []string{"data-0", "data-1", "files"},
 		},
@@ -260,24 +261,24 @@ func TestGroupOfObjects(t *testing.T) {
 			of:      "b", asked: true, name: "ConfigMap shop/hooks", claims: []string{"a", "b"},
 		},
 		"a claim with its own annotation is its own": {
-			objects: [][]runtime.Object{namespace(), claims("data-0", "data-1"), annotated("files", AnnotationQuiesce, "fsfreeze"), configMap("hooks", ask...), db(nil), web(nil)},
+			objects: [][]runtime.Object{namespace(), claims("data-0", "data-1"), annotated("files", api.AnnotationQuiesce, "fsfreeze"), configMap("hooks", ask...), db(nil), web(nil)},
 			of:      "files", asked: true, name: "PersistentVolumeClaim shop/files", claims: []string{"files"},
 		},
 		"and the others go without it": {
-			objects: [][]runtime.Object{namespace(), claims("data-0", "data-1"), annotated("files", AnnotationQuiesce, "none"), configMap("hooks", ask...), db(nil), web(nil)},
+			objects: [][]runtime.Object{namespace(), claims("data-0", "data-1"), annotated("files", api.AnnotationQuiesce, "none"), configMap("hooks", ask...), db(nil), web(nil)},
 			of:      "data-0", asked: true, name: "ConfigMap shop/hooks", claims: []string{"data-0", "data-1"},
 		},
 		"the object's hook comes before its workload's": {
 			objects: [][]runtime.Object{
-				namespace(), claims("data-0", "data-1"), custom("Database", "db", AnnotationQuiesce, "mongo", AnnotationOnQuiesceError, "continue"),
-				owned("Database", "db", db(annotations{AnnotationQuiesce, "fsfreeze"})),
+				namespace(), claims("data-0", "data-1"), custom("Database", "db", api.AnnotationQuiesce, "mongo", api.AnnotationOnQuiesceError, "continue"),
+				owned("Database", "db", db(annotations{api.AnnotationQuiesce, "fsfreeze"})),
 			},
 			of: "data-0", asked: true, name: "Database shop/db and StatefulSet shop/db", claims: []string{"data-0", "data-1"},
 		},
 		"and an owner's before its own": {
 			objects: [][]runtime.Object{
-				namespace(), claims("data-0", "data-1"), configMap("a-hook", AnnotationQuiesce, "third"),
-				custom("Database", "all", AnnotationQuiesce, "first"), owned("Database", "all", custom("Cluster", "part", AnnotationQuiesce, "second")), owned("Cluster", "part", db(nil)),
+				namespace(), claims("data-0", "data-1"), configMap("a-hook", api.AnnotationQuiesce, "third"),
+				custom("Database", "all", api.AnnotationQuiesce, "first"), owned("Database", "all", custom("Cluster", "part", api.AnnotationQuiesce, "second")), owned("Cluster", "part", db(nil)),
 			},
 			of: "data-0", asked: true, name: "ConfigMap shop/a-hook and Database shop/all and Cluster shop/part", claims: []string{"data-0", "data-1"},
 		},
@@ -289,37 +290,37 @@ func TestGroupOfObjects(t *testing.T) {
 			of: "three", asked: true, name: "Database shop/a and Database shop/b", claims: []string{"one", "three", "two"},
 		},
 		"none": {
-			objects: [][]runtime.Object{namespace(), claims("data-0", "data-1"), custom("Database", "db", AnnotationQuiesce, "none", AnnotationKanister, "mongo"), owned("Database", "db", db(nil))},
+			objects: [][]runtime.Object{namespace(), claims("data-0", "data-1"), custom("Database", "db", api.AnnotationQuiesce, "none", api.AnnotationKanister, "mongo"), owned("Database", "db", db(nil))},
 			of:      "data-0", name: "StatefulSet shop/db", claims: []string{"data-0", "data-1"},
 		},
 		"none of an object is not its workload's": {
-			objects: [][]runtime.Object{namespace(AnnotationQuiesce, "fsfreeze"), claims("data-0", "data-1"), custom("Database", "db", AnnotationQuiesce, "none"), owned("Database", "db", db(nil))},
+			objects: [][]runtime.Object{namespace(api.AnnotationQuiesce, "fsfreeze"), claims("data-0", "data-1"), custom("Database", "db", api.AnnotationQuiesce, "none"), owned("Database", "db", db(nil))},
 			of:      "data-0", asked: true, name: "StatefulSet shop/db", claims: []string{"data-0", "data-1"},
 		},
 		"unless it is the controller of the pods": {
 			objects: [][]runtime.Object{
-				namespace(AnnotationQuiesce, "fsfreeze"), claims("data"), custom("Cluster", "pg", AnnotationQuiesce, "none"),
+				namespace(api.AnnotationQuiesce, "fsfreeze"), claims("data"), custom("Cluster", "pg", api.AnnotationQuiesce, "none"),
 				owned("Cluster", "pg", bare(pod("pg-1", "n1", volume{"pg", "data", "/data", ""}))),
 			},
 			of: "data", name: "Cluster shop/pg", claims: []string{"data"},
 		},
 		"the controller of the pods is named once": {
 			objects: [][]runtime.Object{
-				namespace(AnnotationQuiesce, "fsfreeze"), claims("data"), custom("Cluster", "pg", ask...),
+				namespace(api.AnnotationQuiesce, "fsfreeze"), claims("data"), custom("Cluster", "pg", ask...),
 				owned("Cluster", "pg", bare(pod("pg-1", "n1", volume{"pg", "data", "/data", ""}))),
 			},
 			of: "data", asked: true, name: "Cluster shop/pg", claims: []string{"data"},
 		},
 		"the namespace's default is for the workload, its other settings for both": {
 			objects: [][]runtime.Object{
-				namespace(AnnotationQuiesce, "fsfreeze", AnnotationOnQuiesceError, "continue"), claims("data-0", "data-1"), custom("Database", "db", ask...), owned("Database", "db", db(nil)),
+				namespace(api.AnnotationQuiesce, "fsfreeze", api.AnnotationOnQuiesceError, "continue"), claims("data-0", "data-1"), custom("Database", "db", ask...), owned("Database", "db", db(nil)),
 			},
 			of: "data-0", asked: true, name: "Database shop/db and StatefulSet shop/db", claims: []string{"data-0", "data-1"}, onError: Continue,
 		},
 		"the strictest of object and workload": {
 			objects: [][]runtime.Object{
-				namespace(), claims("data-0", "data-1"), custom("Database", "db", AnnotationQuiesce, "mongo", AnnotationOnQuiesceError, "continue"),
-				owned("Database", "db", db(annotations{AnnotationQuiesce, "fsfreeze", AnnotationOnQuiesceError, "fail"})),
+				namespace(), claims("data-0", "data-1"), custom("Database", "db", api.AnnotationQuiesce, "mongo", api.AnnotationOnQuiesceError, "continue"),
+				owned("Database", "db", db(annotations{api.AnnotationQuiesce, "fsfreeze", api.AnnotationOnQuiesceError, "fail"})),
 			},
 			of: "data-0", asked: true, name: "Database shop/db and StatefulSet shop/db", claims: []string{"data-0", "data-1"},
 		},
@@ -329,19 +330,19 @@ func TestGroupOfObjects(t *testing.T) {
 			of:      "data-0", asked: true, name: "Database shop/db", claims: []string{"data-0", "data-1"},
 		},
 		"and hides the namespace's default": {
-			objects: [][]runtime.Object{namespace(AnnotationQuiesce, "fsfreeze"), claims("data-0", "data-1"), custom("Database", "db", ask...), owned("Database", "db", db(ask))},
+			objects: [][]runtime.Object{namespace(api.AnnotationQuiesce, "fsfreeze"), claims("data-0", "data-1"), custom("Database", "db", ask...), owned("Database", "db", db(ask))},
 			of:      "data-0", asked: true, name: "Database shop/db", claims: []string{"data-0", "data-1"},
 		},
 		"a copy of less": {
 			objects: [][]runtime.Object{
-				namespace(), claims("data-0", "data-1"), custom("Database", "db", AnnotationKanister, "mongo", AnnotationQuiesceTimeout, "5s", AnnotationOptionPrefix+"user", "x"),
-				owned("Database", "db", db(annotations{AnnotationKanister, "mongo"})),
+				namespace(), claims("data-0", "data-1"), custom("Database", "db", api.AnnotationKanister, "mongo", api.AnnotationQuiesceTimeout, "5s", api.AnnotationOptionPrefix+"user", "x"),
+				owned("Database", "db", db(annotations{api.AnnotationKanister, "mongo"})),
 			},
 			of: "data-0", asked: true, name: "Database shop/db", claims: []string{"data-0", "data-1"},
 		},
 		"other settings are no copy": {
 			objects: [][]runtime.Object{
-				namespace(), claims("data-0", "data-1"), custom("Database", "db", ask...), owned("Database", "db", db(annotations{AnnotationQuiesce, "mongo", AnnotationQuiesceTimeout, "5s"})),
+				namespace(), claims("data-0", "data-1"), custom("Database", "db", ask...), owned("Database", "db", db(annotations{api.AnnotationQuiesce, "mongo", api.AnnotationQuiesceTimeout, "5s"})),
 			},
 			of: "data-0", asked: true, name: "Database shop/db and StatefulSet shop/db", claims: []string{"data-0", "data-1"},
 		},
@@ -378,10 +379,10 @@ func TestGroupOfObjects(t *testing.T) {
 				func() []runtime.Object {
 					all := web(ask)
 					m, _ := meta.Accessor(all[1])
-					m.SetAnnotations(map[string]string{revision: "1", AnnotationQuiesce: "mongo"})
+					m.SetAnnotations(map[string]string{revision: "1", api.AnnotationQuiesce: "mongo"})
 					return all
 				}(),
-				{&appsv1.ControllerRevision{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "x", Annotations: map[string]string{AnnotationQuiesce: "mongo"}}}},
+				{&appsv1.ControllerRevision{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "x", Annotations: map[string]string{api.AnnotationQuiesce: "mongo"}}}},
 			},
 			of: "files", asked: true, name: "Deployment shop/web", claims: []string{"files"},
 		},
@@ -405,12 +406,12 @@ func TestGroupOfObjects(t *testing.T) {
 			of: "files", name: "Deployment shop/web", claims: []string{"files"},
 		},
 		"settings without blueprints": {
-			objects: [][]runtime.Object{namespace(), claims("data-0", "data-1"), custom("Database", "db", AnnotationQuiesceTimeout, "5s"), owned("Database", "db", db(nil))},
+			objects: [][]runtime.Object{namespace(), claims("data-0", "data-1"), custom("Database", "db", api.AnnotationQuiesceTimeout, "5s"), owned("Database", "db", db(nil))},
 			of:      "data-0", name: "Database shop/db and StatefulSet shop/db", claims: []string{"data-0"},
 			text: "Database shop/db: annotation stillpoint.io/quiesce-timeout has no effect without stillpoint.io/quiesce beside it",
 		},
 		"a value that is not valid": {
-			objects: [][]runtime.Object{namespace(), claims("files"), configMap("hooks", AnnotationQuiesce, "mongo", AnnotationOnQuiesceError, "continue", AnnotationQuiesceTimeout, "x"), web(nil)},
+			objects: [][]runtime.Object{namespace(), claims("files"), configMap("hooks", api.AnnotationQuiesce, "mongo", api.AnnotationOnQuiesceError, "continue", api.AnnotationQuiesceTimeout, "x"), web(nil)},
 			of:      "files", asked: true, name: "ConfigMap shop/hooks", claims: []string{"files"}, onError: Continue,
 			text: `ConfigMap shop/hooks: annotation stillpoint.io/quiesce-timeout: "x" is not valid; valid: a duration above 0 and up to 24h, such as 30s, 5m or 1m30s`,
 		},
@@ -443,8 +444,8 @@ func TestGroupOfObjects(t *testing.T) {
 func TestPlanOfObjects(t *testing.T) {
 	can := answer(privileged, true, mounted("8:64", "/data"))
 	w := newWorld(map[string]string{"db-0/pg": can, "db-1/pg": can},
-		namespace(), claims("data-0", "data-1", "idle"), custom("Database", "db", AnnotationQuiesce, "pg,fsfreeze", AnnotationOptionPrefix+"user", "app"),
-		owned("Database", "db", statefulSet("db", annotations{AnnotationQuiesce, "fsfreeze,set"},
+		namespace(), claims("data-0", "data-1", "idle"), custom("Database", "db", api.AnnotationQuiesce, "pg,fsfreeze", api.AnnotationOptionPrefix+"user", "app"),
+		owned("Database", "db", statefulSet("db", annotations{api.AnnotationQuiesce, "fsfreeze,set"},
 			pod("db-0", "n1", volume{"pg", "data-0", "/data", ""}), pod("db-1", "n2", volume{"pg", "data-1", "/data", ""}))),
 		blueprintsOf(map[string]string{
 			"pg":  in("db-0", "{{ .Object.kind }} {{ .Object.spec.replicas }} {{ .Options.user }} {{ not .PVC }}"),
@@ -465,7 +466,7 @@ func TestPlanOfObjects(t *testing.T) {
 func TestAnnotatedSecretIsMasked(t *testing.T) {
 	secret := func() []runtime.Object {
 		s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "login"}, Data: map[string][]byte{"password": []byte("s3cret")}}
-		annotations{AnnotationQuiesce, "pg"}.on(&s.ObjectMeta)
+		annotations{api.AnnotationQuiesce, "pg"}.on(&s.ObjectMeta)
 		return []runtime.Object{s}
 	}
 	w := newWorld(nil, namespace(), claims("data"), secret(), bare(pod("db", "n1", volume{"pg", "data", "/data", ""})),

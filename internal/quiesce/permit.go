@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/blueprint"
 )
 
@@ -31,15 +32,15 @@ func (p part) permit(name string, found *blueprint.Found) error {
 		return nil
 	}
 	if p.object != nil && found.BuiltIn() && !p.controls() {
-		key, value := AnnotationQuiesce, p.object.Annotations[AnnotationQuiesce]
-		if p.object.Annotations[AnnotationKanister] == name {
-			key, value = AnnotationKanister, name
+		key, value := api.AnnotationQuiesce, p.object.Annotations[api.AnnotationQuiesce]
+		if p.object.Annotations[api.AnnotationKanister] == name {
+			key, value = api.AnnotationKanister, name
 		}
 		return invalid(Layer{Object: p.object.String()}, key, value,
 			"recipes for databases only on the Deployment, StatefulSet, DaemonSet or other controller of the pods that run the database, on a Pod, on its claims and on its namespace; elsewhere a blueprint of the administrator")
 	}
 	option := func(key, valid string) error {
-		return invalid(p.settings.origins[key], AnnotationOptionPrefix+key, p.settings.Options[key], valid)
+		return invalid(p.settings.origins[key], api.AnnotationOptionPrefix+key, p.settings.Options[key], valid)
 	}
 	if host := p.settings.Options[optionHost]; !slices.Contains(local, host) && !p.settings.origins[optionHost].Workload {
 		return option(optionHost, "localhost, 127.0.0.1 and ::1; the workload's password is sent to another host only if the annotation is on the workload itself")

@@ -13,6 +13,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
 	kubetesting "k8s.io/client-go/testing"
+
+	"stillpoint.io/stillpoint/internal/api"
 )
 
 // recipes are the built-in blueprints that hand passwords to a client.
@@ -29,7 +31,7 @@ actions:
       args: {command: [save, '{{ index .Options "host" }}']}
 `
 
-func option(key string) string { return AnnotationOptionPrefix + key }
+func option(key string) string { return api.AnnotationOptionPrefix + key }
 
 // using is a pod that uses a Secret in some way.
 func using(change func(spec *corev1.PodSpec)) corev1.Pod {
@@ -65,7 +67,7 @@ func TestRecipesOnObjectsThatAreNoWorkloads(t *testing.T) {
 		return statefulSet("db", nil, pod("db-0", "n1", volume{"db", "data", "/data", ""}))
 	}
 	for _, name := range recipes {
-		for _, key := range []string{AnnotationQuiesce, AnnotationKanister} {
+		for _, key := range []string{api.AnnotationQuiesce, api.AnnotationKanister} {
 			for kind, object := range map[string][][]runtime.Object{
 				"ConfigMap shop/x": {configMap("x", key, name), db()},
 				"Database shop/x":  {custom("Database", "x", key, name), owned("Database", "x", db())},
@@ -79,18 +81,18 @@ func TestRecipesOnObjectsThatAreNoWorkloads(t *testing.T) {
 		}
 	}
 	// A custom resource that is itself the controller of the pods is a workload.
-	plan, _, err := planOf(t, namespace(), claims("data"), custom("Cluster", "x", AnnotationQuiesce, "redis"), owned("Cluster", "x", bare(pod("db-0", "n1", volume{"db", "data", "/data", ""}))))
+	plan, _, err := planOf(t, namespace(), claims("data"), custom("Cluster", "x", api.AnnotationQuiesce, "redis"), owned("Cluster", "x", bare(pod("db-0", "n1", volume{"db", "data", "/data", ""}))))
 	require.NoError(t, err)
 	assert.Len(t, plan.Hooks, 1)
 	// Not if others mount its volumes, too.
-	_, _, err = planOf(t, namespace(), claims("data"), custom("Cluster", "x", AnnotationQuiesce, "redis"), owned("Cluster", "x", bare(pod("db-0", "n1", volume{"db", "data", "/data", ""}))),
+	_, _, err = planOf(t, namespace(), claims("data"), custom("Cluster", "x", api.AnnotationQuiesce, "redis"), owned("Cluster", "x", bare(pod("db-0", "n1", volume{"db", "data", "/data", ""}))),
 		bare(pod("victim", "n1", volume{"db", "data", "/data", ""})))
 	require.ErrorContains(t, err, `Cluster shop/x: annotation stillpoint.io/quiesce: "redis" is not valid`)
 	// What the administrator has made for such objects runs, but sends nothing away.
-	plan, _, err = planOf(t, namespace(), claims("data"), configMap("x", AnnotationQuiesce, "own"), db())
+	plan, _, err = planOf(t, namespace(), claims("data"), configMap("x", api.AnnotationQuiesce, "own"), db())
 	require.NoError(t, err)
 	assert.Len(t, plan.Hooks, 1)
-	_, _, err = planOf(t, namespace(), claims("data"), configMap("x", AnnotationQuiesce, "own", option("host"), "evil"), db())
+	_, _, err = planOf(t, namespace(), claims("data"), configMap("x", api.AnnotationQuiesce, "own", option("host"), "evil"), db())
 	require.ErrorContains(t, err, `ConfigMap shop/x: annotation option.stillpoint.io/host: "evil" is not valid; valid: localhost, `)
 }
 
@@ -107,15 +109,15 @@ func TestForeignHosts(t *testing.T) {
 					assert.False(t, read)
 				})
 			}
-			refused("PersistentVolumeClaim shop/data", namespace(), annotated("data", AnnotationQuiesce, name, option("host"), host), db())
-			refused("Namespace shop", namespace(AnnotationQuiesce, name, option("host"), host), claims("data"), db())
-			refused("Namespace shop", namespace(option("host"), host), claims("data"), db(AnnotationQuiesce, name))
+			refused("PersistentVolumeClaim shop/data", namespace(), annotated("data", api.AnnotationQuiesce, name, option("host"), host), db())
+			refused("Namespace shop", namespace(api.AnnotationQuiesce, name, option("host"), host), claims("data"), db())
+			refused("Namespace shop", namespace(option("host"), host), claims("data"), db(api.AnnotationQuiesce, name))
 		}
 		for place, objects := range map[string][][]runtime.Object{
-			"the workload": {namespace(), claims("data"), db(AnnotationQuiesce, name, option("host"), "db.example.com")},
-			"its pods": {namespace(), claims("data"), statefulSet("db", annotations{AnnotationQuiesce, name},
+			"the workload": {namespace(), claims("data"), db(api.AnnotationQuiesce, name, option("host"), "db.example.com")},
+			"its pods": {namespace(), claims("data"), statefulSet("db", annotations{api.AnnotationQuiesce, name},
 				annotatedPod(pod("db-0", "n1", volume{"db", "data", "/data", ""}), option("host"), "db.example.com"))},
-			"the claim, the host itself": {namespace(), annotated("data", AnnotationQuiesce, name, option("host"), "127.0.0.1"), db()},
+			"the claim, the host itself": {namespace(), annotated("data", api.AnnotationQuiesce, name, option("host"), "127.0.0.1"), db()},
 		} {
 			t.Run(name+" on "+place, func(t *testing.T) {
 				_, _, err := planOf(t, objects...)
@@ -161,7 +163,7 @@ func TestSecretsThatThePodDoesNotUse(t *testing.T) {
 	} {
 		for _, recipe := range recipes {
 			t.Run(name+", "+recipe, func(t *testing.T) {
-				_, read, err := planOf(t, namespace(), claims("data"), statefulSet("db", annotations{AnnotationQuiesce, recipe, option("secret"), "login"}, using(test.change)))
+				_, read, err := planOf(t, namespace(), claims("data"), statefulSet("db", annotations{api.AnnotationQuiesce, recipe, option("secret"), "login"}, using(test.change)))
 				if test.used == "" {
 					require.NoError(t, err)
 					return
@@ -176,7 +178,7 @@ func TestSecretsThatThePodDoesNotUse(t *testing.T) {
 func TestWhatGoesIntoAddresses(t *testing.T) {
 	plan := func(t *testing.T, recipe, key, value string) (*Plan, error) {
 		t.Helper()
-		plan, _, err := planOf(t, namespace(), claims("data"), statefulSet("db", annotations{AnnotationQuiesce, recipe, option(key), value}, using(func(*corev1.PodSpec) {})))
+		plan, _, err := planOf(t, namespace(), claims("data"), statefulSet("db", annotations{api.AnnotationQuiesce, recipe, option(key), value}, using(func(*corev1.PodSpec) {})))
 		return plan, err
 	}
 	for _, recipe := range recipes {

@@ -15,6 +15,7 @@ import (
 	"k8s.io/utils/clock"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
@@ -150,7 +151,7 @@ func (p *Planner) levels(ctx context.Context, plan *Plan, group *Group, files *f
 			return err
 		}
 		p.Warn("Not frozen: claim %s/%s: %s. Its snapshot is crash-consistent, unless another blueprint quiesces what writes to it; the annotation %s: %s on the claim leaves it out",
-			claim.Namespace, claim.Name, level.Why, AnnotationQuiesce, None)
+			claim.Namespace, claim.Name, level.Why, api.AnnotationQuiesce, None)
 	}
 	if len(moving) > 0 && len(group.Claims) > 1 {
 		p.Warn("Not of one moment: the snapshots of %s, since Stillpoint does not freeze %s: each is written to until it is cut", plan.Name, strings.Join(moving, ", "))

@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/utils/clock"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/blueprint"
 )
 
@@ -93,7 +94,7 @@ func annotated(name string, a ...string) []runtime.Object {
 // blueprints are commands that say what they were rendered from.
 func blueprintsOf(texts map[string]string) []runtime.Object {
 	return []runtime.Object{&corev1.ConfigMap{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "blueprints", Labels: map[string]string{blueprint.ConfigMapLabel: ""}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "blueprints", Labels: map[string]string{api.LabelBlueprint: ""}},
 		Data:       texts,
 	}}
 }
@@ -158,95 +159,95 @@ func TestGroup(t *testing.T) {
 			of:      "data", name: "Deployment shop/db", claims: []string{"data"}, onError: Fail,
 		},
 		"no pod runs": {
-			objects: [][]runtime.Object{namespace(AnnotationQuiesce, "fsfreeze"), claims("data")},
+			objects: [][]runtime.Object{namespace(api.AnnotationQuiesce, "fsfreeze"), claims("data")},
 			of:      "data", name: "PersistentVolumeClaim shop/data", claims: []string{"data"}, onError: Fail,
 		},
 		"no pod runs, though the claim asks": {
-			objects: [][]runtime.Object{namespace(), annotated("data", AnnotationQuiesce, "fsfreeze")},
+			objects: [][]runtime.Object{namespace(), annotated("data", api.AnnotationQuiesce, "fsfreeze")},
 			of:      "data", name: "PersistentVolumeClaim shop/data", claims: []string{"data"}, onError: Fail,
 		},
 		"all volumes of the workload": {
 			objects: [][]runtime.Object{
 				namespace(), claims("wal", "data", "other"),
-				deployment("db", annotations{AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "wal", "/wal", ""}, volume{"pg", "data", "/data", ""})),
-				deployment("web", annotations{AnnotationQuiesce, "fsfreeze"}, pod("web-a", "n1", volume{"web", "other", "/data", ""})),
+				deployment("db", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "wal", "/wal", ""}, volume{"pg", "data", "/data", ""})),
+				deployment("web", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("web-a", "n1", volume{"web", "other", "/data", ""})),
 			},
 			of: "wal", asked: true, name: "Deployment shop/db", claims: []string{"data", "wal"}, onError: Fail,
 		},
 		"but those that the backup leaves out": {
 			objects: [][]runtime.Object{
 				namespace(), claims("wal", "data"),
-				deployment("db", annotations{AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "wal", "/wal", ""}, volume{"pg", "data", "/data", ""})),
+				deployment("db", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "wal", "/wal", ""}, volume{"pg", "data", "/data", ""})),
 			},
 			of: "wal", without: "data", asked: true, name: "Deployment shop/db", claims: []string{"wal"}, onError: Fail,
 		},
 		"the namespace's default": {
 			objects: [][]runtime.Object{
-				namespace(AnnotationQuiesce, "fsfreeze", AnnotationOnQuiesceError, "continue"), claims("data-db-0", "data-db-1"),
+				namespace(api.AnnotationQuiesce, "fsfreeze", api.AnnotationOnQuiesceError, "continue"), claims("data-db-0", "data-db-1"),
 				statefulSet("db", nil, pod("db-0", "n1", volume{"pg", "data-db-0", "/data", ""}), pod("db-1", "n2", volume{"pg", "data-db-1", "/data", ""})),
 			},
 			of: "data-db-1", asked: true, name: "StatefulSet shop/db", claims: []string{"data-db-0", "data-db-1"}, onError: Continue,
 		},
 		"none on the workload": {
 			objects: [][]runtime.Object{
-				namespace(AnnotationQuiesce, "fsfreeze"), claims("data"),
-				deployment("db", annotations{AnnotationQuiesce, "none"}, pod("db-a", "n1", volume{"pg", "data", "/data", ""})),
+				namespace(api.AnnotationQuiesce, "fsfreeze"), claims("data"),
+				deployment("db", annotations{api.AnnotationQuiesce, "none"}, pod("db-a", "n1", volume{"pg", "data", "/data", ""})),
 			},
 			of: "data", name: "Deployment shop/db", claims: []string{"data"}, onError: Fail,
 		},
 		"the pods' own annotations": {
 			objects: [][]runtime.Object{
 				namespace(), claims("data"),
-				deployment("db", nil, annotatedPod(pod("db-a", "n1", volume{"pg", "data", "/data", ""}), AnnotationQuiesce, "fsfreeze", "prometheus.io/scrape", "true")),
+				deployment("db", nil, annotatedPod(pod("db-a", "n1", volume{"pg", "data", "/data", ""}), api.AnnotationQuiesce, "fsfreeze", "prometheus.io/scrape", "true")),
 			},
 			of: "data", asked: true, name: "Deployment shop/db", claims: []string{"data"}, onError: Fail,
 		},
 		"a bare pod": {
-			objects: [][]runtime.Object{namespace(), claims("data"), {ptr(annotatedPod(pod("db", "n1", volume{"pg", "data", "/data", ""}), AnnotationKanister, "mongo"))}},
+			objects: [][]runtime.Object{namespace(), claims("data"), {ptr(annotatedPod(pod("db", "n1", volume{"pg", "data", "/data", ""}), api.AnnotationKanister, "mongo"))}},
 			of:      "data", asked: true, name: "Pod shop/db", claims: []string{"data"}, onError: Fail,
 		},
 		"a claim with its own annotation": {
 			objects: [][]runtime.Object{
-				namespace(), claims("data"), annotated("wal", AnnotationQuiesce, "fsfreeze", AnnotationOnQuiesceError, "continue"),
-				deployment("db", annotations{AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "wal", "/wal", ""}, volume{"pg", "data", "/data", ""})),
+				namespace(), claims("data"), annotated("wal", api.AnnotationQuiesce, "fsfreeze", api.AnnotationOnQuiesceError, "continue"),
+				deployment("db", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "wal", "/wal", ""}, volume{"pg", "data", "/data", ""})),
 			},
 			of: "wal", asked: true, name: "PersistentVolumeClaim shop/wal", claims: []string{"wal"}, onError: Continue,
 		},
 		"and without it": {
 			objects: [][]runtime.Object{
-				namespace(), claims("data"), annotated("wal", AnnotationQuiesce, "fsfreeze", AnnotationOnQuiesceError, "continue"),
-				deployment("db", annotations{AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "wal", "/wal", ""}, volume{"pg", "data", "/data", ""})),
+				namespace(), claims("data"), annotated("wal", api.AnnotationQuiesce, "fsfreeze", api.AnnotationOnQuiesceError, "continue"),
+				deployment("db", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "wal", "/wal", ""}, volume{"pg", "data", "/data", ""})),
 			},
 			of: "data", asked: true, name: "Deployment shop/db", claims: []string{"data"}, onError: Fail,
 		},
 		"a claim that wants none": {
 			objects: [][]runtime.Object{
-				namespace(), claims("data"), annotated("cache", AnnotationQuiesce, "none"),
-				deployment("db", annotations{AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "cache", "/c", ""}, volume{"pg", "data", "/data", ""})),
+				namespace(), claims("data"), annotated("cache", api.AnnotationQuiesce, "none"),
+				deployment("db", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "cache", "/c", ""}, volume{"pg", "data", "/data", ""})),
 			},
 			of: "cache", name: "PersistentVolumeClaim shop/cache", claims: []string{"cache"}, onError: Fail,
 		},
 		"two Deployments share a claim": {
 			objects: [][]runtime.Object{
 				namespace(), claims("shared", "a", "b"),
-				deployment("a", annotations{AnnotationQuiesce, "fsfreeze", AnnotationOnQuiesceError, "continue"}, pod("a-1", "n1", volume{"c", "shared", "/s", ""}, volume{"c", "a", "/a", ""})),
-				deployment("b", annotations{AnnotationQuiesce, "redis", AnnotationOnQuiesceError, "continue"}, pod("b-1", "n1", volume{"c", "shared", "/s", ""}, volume{"c", "b", "/b", ""})),
+				deployment("a", annotations{api.AnnotationQuiesce, "fsfreeze", api.AnnotationOnQuiesceError, "continue"}, pod("a-1", "n1", volume{"c", "shared", "/s", ""}, volume{"c", "a", "/a", ""})),
+				deployment("b", annotations{api.AnnotationQuiesce, "redis", api.AnnotationOnQuiesceError, "continue"}, pod("b-1", "n1", volume{"c", "shared", "/s", ""}, volume{"c", "b", "/b", ""})),
 			},
 			of: "a", asked: true, name: "Deployment shop/a and Deployment shop/b", claims: []string{"a", "b", "shared"}, onError: Continue,
 		},
 		"the strictest of two": {
 			objects: [][]runtime.Object{
 				namespace(), claims("shared"),
-				deployment("a", annotations{AnnotationQuiesce, "fsfreeze", AnnotationOnQuiesceError, "continue"}, pod("a-1", "n1", volume{"c", "shared", "/s", ""})),
-				deployment("b", annotations{AnnotationQuiesce, "redis", AnnotationOnQuiesceError, "fail"}, pod("b-1", "n1", volume{"c", "shared", "/s", ""})),
+				deployment("a", annotations{api.AnnotationQuiesce, "fsfreeze", api.AnnotationOnQuiesceError, "continue"}, pod("a-1", "n1", volume{"c", "shared", "/s", ""})),
+				deployment("b", annotations{api.AnnotationQuiesce, "redis", api.AnnotationOnQuiesceError, "fail"}, pod("b-1", "n1", volume{"c", "shared", "/s", ""})),
 			},
 			of: "shared", asked: true, name: "Deployment shop/a and Deployment shop/b", claims: []string{"shared"}, onError: Fail,
 		},
 		"the strictest of two, the first": {
 			objects: [][]runtime.Object{
 				namespace(), claims("shared"),
-				deployment("a", annotations{AnnotationQuiesce, "fsfreeze"}, pod("a-1", "n1", volume{"c", "shared", "/s", ""})),
-				deployment("b", annotations{AnnotationQuiesce, "redis", AnnotationOnQuiesceError, "continue"}, pod("b-1", "n1", volume{"c", "shared", "/s", ""})),
+				deployment("a", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("a-1", "n1", volume{"c", "shared", "/s", ""})),
+				deployment("b", annotations{api.AnnotationQuiesce, "redis", api.AnnotationOnQuiesceError, "continue"}, pod("b-1", "n1", volume{"c", "shared", "/s", ""})),
 			},
 			of: "shared", asked: true, name: "Deployment shop/a and Deployment shop/b", claims: []string{"shared"}, onError: Fail,
 		},
@@ -254,7 +255,7 @@ func TestGroup(t *testing.T) {
 			objects: [][]runtime.Object{
 				namespace(), claims("shared", "a", "b"),
 				deployment("a", nil, pod("a-1", "n1", volume{"c", "shared", "/s", ""}, volume{"c", "a", "/a", ""})),
-				deployment("b", annotations{AnnotationQuiesce, "redis", AnnotationOnQuiesceError, "continue"}, pod("b-1", "n1", volume{"c", "shared", "/s", ""}, volume{"c", "b", "/b", ""})),
+				deployment("b", annotations{api.AnnotationQuiesce, "redis", api.AnnotationOnQuiesceError, "continue"}, pod("b-1", "n1", volume{"c", "shared", "/s", ""}, volume{"c", "b", "/b", ""})),
 				deployment("c", nil, pod("c-1", "n1", volume{"c", "shared", "/s", ""})),
 			},
 			of: "b", asked: true, name: "Deployment shop/b", claims: []string{"b", "shared"}, onError: Continue,
@@ -263,14 +264,14 @@ func TestGroup(t *testing.T) {
 			objects: [][]runtime.Object{
 				namespace(), claims("shared", "a", "b"),
 				deployment("a", nil, pod("a-1", "n1", volume{"c", "shared", "/s", ""}, volume{"c", "a", "/a", ""})),
-				deployment("b", annotations{AnnotationQuiesce, "redis"}, pod("b-1", "n1", volume{"c", "shared", "/s", ""}, volume{"c", "b", "/b", ""})),
+				deployment("b", annotations{api.AnnotationQuiesce, "redis"}, pod("b-1", "n1", volume{"c", "shared", "/s", ""}, volume{"c", "b", "/b", ""})),
 			},
 			of: "a", name: "PersistentVolumeClaim shop/a", claims: []string{"a"}, onError: Fail,
 		},
 		"settings on a claim without quiesce": {
 			objects: [][]runtime.Object{
-				namespace(), annotated("data", AnnotationQuiesceTimeout, "1m", AnnotationOnQuiesceError, "continue", AnnotationOptionPrefix+"user", "x"),
-				deployment("db", annotations{AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "data", "/data", ""})),
+				namespace(), annotated("data", api.AnnotationQuiesceTimeout, "1m", api.AnnotationOnQuiesceError, "continue", api.AnnotationOptionPrefix+"user", "x"),
+				deployment("db", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "data", "/data", ""})),
 			},
 			of: "data", name: "PersistentVolumeClaim shop/data", claims: []string{"data"}, onError: Fail,
 			text: "PersistentVolumeClaim shop/data: annotation option.stillpoint.io/user has no effect without stillpoint.io/quiesce beside it; to set it for all volumes of the workload, annotate the workload",
@@ -282,24 +283,24 @@ func TestGroup(t *testing.T) {
 		},
 		"one claim's error is not the other's": {
 			objects: [][]runtime.Object{
-				namespace(), claims("wal"), annotated("data", AnnotationQuiesceTimeout, "1m"),
-				deployment("db", annotations{AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "data", "/data", ""}, volume{"pg", "wal", "/wal", ""})),
+				namespace(), claims("wal"), annotated("data", api.AnnotationQuiesceTimeout, "1m"),
+				deployment("db", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "data", "/data", ""}, volume{"pg", "wal", "/wal", ""})),
 			},
 			of: "wal", asked: true, name: "Deployment shop/db", claims: []string{"wal"}, onError: Fail,
 		},
 		"pods that disagree": {
 			objects: [][]runtime.Object{
 				namespace(), claims("data"),
-				deployment("db", nil, annotatedPod(pod("db-a", "n1", volume{"pg", "data", "/data", ""}), AnnotationQuiesce, "fsfreeze")),
-				replicaSet("db", "2", annotatedPod(pod("db-b", "n1", volume{"pg", "data", "/data", ""}), AnnotationQuiesce, "fsfreeze", AnnotationQuiesceTimeout, "10s")),
+				deployment("db", nil, annotatedPod(pod("db-a", "n1", volume{"pg", "data", "/data", ""}), api.AnnotationQuiesce, "fsfreeze")),
+				replicaSet("db", "2", annotatedPod(pod("db-b", "n1", volume{"pg", "data", "/data", ""}), api.AnnotationQuiesce, "fsfreeze", api.AnnotationQuiesceTimeout, "10s")),
 			},
 			of: "data", name: "Deployment shop/db", claims: []string{"data"}, onError: Fail,
 			text: "Deployment shop/db: pods db-a and db-b, which are of different revisions, have different quiesce annotations; wait for the rollout to end",
 		},
 		"an invalid value under continue": {
 			objects: [][]runtime.Object{
-				namespace(AnnotationOnQuiesceError, "continue"), claims("data"),
-				deployment("db", annotations{AnnotationQuiesce, "fsfreeze", AnnotationQuiesceTimeout, "soon"}, pod("db-a", "n1", volume{"pg", "data", "/data", ""})),
+				namespace(api.AnnotationOnQuiesceError, "continue"), claims("data"),
+				deployment("db", annotations{api.AnnotationQuiesce, "fsfreeze", api.AnnotationQuiesceTimeout, "soon"}, pod("db-a", "n1", volume{"pg", "data", "/data", ""})),
 			},
 			of: "data", asked: true, name: "Deployment shop/db", claims: []string{"data"}, onError: Continue,
 			text: `Deployment shop/db: annotation stillpoint.io/quiesce-timeout: "soon" is not valid; valid: a duration above 0 and up to 24h, such as 30s, 5m or 1m30s`,
@@ -307,7 +308,7 @@ func TestGroup(t *testing.T) {
 		"an invalid name": {
 			objects: [][]runtime.Object{
 				namespace(), claims("data"),
-				deployment("db", annotations{AnnotationQuiesce, "fs freeze", AnnotationOnQuiesceError, "continue"}, pod("db-a", "n1", volume{"pg", "data", "/data", ""})),
+				deployment("db", annotations{api.AnnotationQuiesce, "fs freeze", api.AnnotationOnQuiesceError, "continue"}, pod("db-a", "n1", volume{"pg", "data", "/data", ""})),
 			},
 			of: "data", name: "Deployment shop/db", claims: []string{"data"}, onError: Continue,
 			text: `Deployment shop/db: annotation stillpoint.io/quiesce: "fs freeze" is not valid; valid: none, or names of blueprints with commas between them, such as postgresql,fsfreeze`,
@@ -335,7 +336,7 @@ func TestGroup(t *testing.T) {
 	})
 
 	t.Run("without quiesce all volumes of the workload are taken together", func(t *testing.T) {
-		group, err := planner(nil, namespace(), claims("wal", "data", "other"), annotated("own", AnnotationQuiesce, "fsfreeze"),
+		group, err := planner(nil, namespace(), claims("wal", "data", "other"), annotated("own", api.AnnotationQuiesce, "fsfreeze"),
 			deployment("db", nil, pod("db-a", "n1", volume{"pg", "wal", "/wal", ""}, volume{"pg", "data", "/data", ""}, volume{"pg", "own", "/own", ""}))).group(t, "wal")
 		require.NoError(t, err)
 		assert.False(t, group.Asked())
@@ -343,7 +344,7 @@ func TestGroup(t *testing.T) {
 	})
 
 	t.Run("the backup cannot be asked", func(t *testing.T) {
-		p := planner(nil, namespace(AnnotationQuiesce, "fsfreeze"), claims("data", "wal"), deployment("db", nil, pod("db-a", "n1", volume{"pg", "data", "/data", ""}, volume{"pg", "wal", "/wal", ""})))
+		p := planner(nil, namespace(api.AnnotationQuiesce, "fsfreeze"), claims("data", "wal"), deployment("db", nil, pod("db-a", "n1", volume{"pg", "data", "/data", ""}, volume{"pg", "wal", "/wal", ""})))
 		group, err := p.group(t, "data")
 		require.NoError(t, err)
 		require.EqualError(t, group.Keep(func(corev1.PersistentVolumeClaim) (bool, error) { return false, errors.New("no answer") }), "no answer")
@@ -363,11 +364,11 @@ func TestAsked(t *testing.T) {
 		asked                 bool
 	}{
 		"nothing":      {nil, nil, false},
-		"workload":     {nil, annotations{AnnotationQuiesce, "fsfreeze"}, true},
-		"namespace":    {annotations{AnnotationKanister, "mongo"}, nil, true},
-		"none":         {annotations{AnnotationKanister, "mongo"}, annotations{AnnotationQuiesce, "none"}, false},
-		"not valid":    {nil, annotations{AnnotationQuiesceTimeout, "x"}, true},
-		"other things": {nil, annotations{AnnotationQuiesceTimeout, "1m"}, false},
+		"workload":     {nil, annotations{api.AnnotationQuiesce, "fsfreeze"}, true},
+		"namespace":    {annotations{api.AnnotationKanister, "mongo"}, nil, true},
+		"none":         {annotations{api.AnnotationKanister, "mongo"}, annotations{api.AnnotationQuiesce, "none"}, false},
+		"not valid":    {nil, annotations{api.AnnotationQuiesceTimeout, "x"}, true},
+		"other things": {nil, annotations{api.AnnotationQuiesceTimeout, "1m"}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := planner(nil, namespace(test.namespace...), claims("data"), deployment("db", test.deployment, pod("db-a", "n1", volume{"pg", "data", "/data", ""})))
@@ -413,8 +414,8 @@ func TestPlan(t *testing.T) {
 		"the file systems of all workloads go last": {
 			objects: [][]runtime.Object{
 				namespace(), claims("shared", "a", "b"),
-				deployment("a", annotations{AnnotationQuiesce, "redis,fsfreeze", AnnotationQuiesceTimeout, "20s"}, pod("a-1", "n1", volume{"c", "shared", "/s", ""}, volume{"c", "a", "/a", ""})),
-				deployment("b", annotations{AnnotationQuiesce, "fsfreeze,mongo", AnnotationPrepareTimeout, "1m", AnnotationQuiesceTimeout, "40s"}, pod("b-1", "n1", volume{"c", "shared", "/s", ""}, volume{"c", "b", "/b", ""})),
+				deployment("a", annotations{api.AnnotationQuiesce, "redis,fsfreeze", api.AnnotationQuiesceTimeout, "20s"}, pod("a-1", "n1", volume{"c", "shared", "/s", ""}, volume{"c", "a", "/a", ""})),
+				deployment("b", annotations{api.AnnotationQuiesce, "fsfreeze,mongo", api.AnnotationPrepareTimeout, "1m", api.AnnotationQuiesceTimeout, "40s"}, pod("b-1", "n1", volume{"c", "shared", "/s", ""}, volume{"c", "b", "/b", ""})),
 				blueprintsOf(map[string]string{"redis": in("{{ index .Deployment.Pods 0 }}", "redis"), "mongo": in("{{ index .Deployment.Pods 0 }}", "mongo")}),
 			},
 			of: "b", name: "Deployment shop/a and Deployment shop/b",
@@ -427,7 +428,7 @@ func TestPlan(t *testing.T) {
 		"only pods of the current revision": {
 			objects: [][]runtime.Object{
 				namespace(), claims("shared"),
-				deployment("a", annotations{AnnotationQuiesce, "redis", revision, "2"}, pod("old", "n1", volume{"c", "shared", "/s", ""})),
+				deployment("a", annotations{api.AnnotationQuiesce, "redis", revision, "2"}, pod("old", "n1", volume{"c", "shared", "/s", ""})),
 				replicaSet("a", "2", pod("z-new", "n1", volume{"c", "shared", "/s", ""})),
 				blueprintsOf(map[string]string{"redis": in("{{ index .Deployment.Pods 0 }}", "{{ len .Deployment.Pods }} {{ index .Deployment.Containers 0 }} {{ .Deployment.PersistentVolumeClaims }}")}),
 			},
@@ -439,7 +440,7 @@ func TestPlan(t *testing.T) {
 		"but file systems in all pods that run": {
 			objects: [][]runtime.Object{
 				namespace(), claims("a", "b"),
-				deployment("a", annotations{AnnotationQuiesce, "fsfreeze", revision, "2"}, pod("old", "n1", volume{"c", "a", "/a", ""})),
+				deployment("a", annotations{api.AnnotationQuiesce, "fsfreeze", revision, "2"}, pod("old", "n1", volume{"c", "a", "/a", ""})),
 				replicaSet("a", "2", pod("z-new", "n1", volume{"c", "b", "/b", ""})),
 			},
 			of: "b", name: "Deployment shop/a", hooks: []string{"fsfreeze"},
@@ -450,7 +451,7 @@ func TestPlan(t *testing.T) {
 		"what templates of a StatefulSet see": {
 			objects: [][]runtime.Object{
 				namespace(), claims("data-db-0", "data-db-1"),
-				statefulSet("db", annotations{AnnotationQuiesce, "pg", AnnotationOptionPrefix + "user", "app"},
+				statefulSet("db", annotations{api.AnnotationQuiesce, "pg", api.AnnotationOptionPrefix + "user", "app"},
 					pod("db-0", "n1", volume{"pg", "data-db-0", "/data", ""}), pod("db-1", "n2", volume{"pg", "data-db-1", "/data", ""})),
 				blueprintsOf(map[string]string{"pg": in("{{ index .StatefulSet.Pods 1 }}", "{{ .Object.kind }} {{ .Object.metadata.name }} {{ .Options.user }} {{ .Time }} {{ not .PVC }} {{ not .Deployment }}")}),
 			},
@@ -461,7 +462,7 @@ func TestPlan(t *testing.T) {
 		},
 		"what templates of the namespace's default see": {
 			objects: [][]runtime.Object{
-				namespace(AnnotationQuiesce, "pg"), claims("data"),
+				namespace(api.AnnotationQuiesce, "pg"), claims("data"),
 				deployment("db", nil, pod("db-1", "n1", volume{"pg", "data", "/data", ""})),
 				blueprintsOf(map[string]string{"pg": in("{{ index .Deployment.Pods 0 }}", "{{ .Object.kind }} {{ .Object.metadata.name }}")}),
 			},
@@ -471,8 +472,8 @@ func TestPlan(t *testing.T) {
 		},
 		"what templates of a claim see, whose freeze is its own": {
 			objects: [][]runtime.Object{
-				namespace(AnnotationQuiesceTimeout, "7s"), claims("a"), annotated("b", AnnotationQuiesce, "pg,fsfreeze"),
-				deployment("db", annotations{AnnotationQuiesce, "fsfreeze"}, pod("db-1", "n1", volume{"pg", "a", "/a", ""}, volume{"pg", "b", "/b", ""})),
+				namespace(api.AnnotationQuiesceTimeout, "7s"), claims("a"), annotated("b", api.AnnotationQuiesce, "pg,fsfreeze"),
+				deployment("db", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("db-1", "n1", volume{"pg", "a", "/a", ""}, volume{"pg", "b", "/b", ""})),
 				blueprintsOf(map[string]string{"pg": in("db-1", "{{ .Object.kind }} {{ .PVC.Name }}")}),
 			},
 			of: "b", name: "PersistentVolumeClaim shop/b", hooks: []string{"pg", "fsfreeze"},
@@ -481,13 +482,13 @@ func TestPlan(t *testing.T) {
 			prepare: 5 * time.Minute, quiesce: 7 * time.Second,
 		},
 		"an unknown blueprint": {
-			objects: [][]runtime.Object{namespace(AnnotationQuiesce, "fsfreze"), claims("data"), deployment("db", nil, pod("db-1", "n1", volume{"pg", "data", "/data", ""}))},
+			objects: [][]runtime.Object{namespace(api.AnnotationQuiesce, "fsfreze"), claims("data"), deployment("db", nil, pod("db-1", "n1", volume{"pg", "data", "/data", ""}))},
 			of:      "data",
 			text: `Deployment shop/db: blueprint fsfreze, which Namespace shop names: blueprint "fsfreze" is not found; there are: Blueprints in namespace shop: none; ` +
 				`ConfigMaps in namespace velero with label stillpoint.io/blueprint: none; built in: fsfreeze, mariadb, mongodb, mysql, postgresql, redis, scale-down`,
 		},
 		"a file system that is not frozen": {
-			objects: [][]runtime.Object{namespace(), claims("data"), statefulSet("db", annotations{AnnotationQuiesce, "fsfreeze"}, pod("db-9", "n1", volume{"pg", "data", "/data", ""}))},
+			objects: [][]runtime.Object{namespace(), claims("data"), statefulSet("db", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("db-9", "n1", volume{"pg", "data", "/data", ""}))},
 			of:      "data",
 			text: "StatefulSet shop/db: blueprint fsfreeze, which StatefulSet shop/db names: blueprint fsfreeze (built in): action backupPrehook: phase freeze: function FreezeFileSystems: " +
 				"claim shop/data cannot be frozen from any container: exec in container pg of pod shop/db-9: exit code 127 (Stillpoint needs sh in the container): sh: not found",
@@ -495,7 +496,7 @@ func TestPlan(t *testing.T) {
 		"a freeze that is thawed elsewhere": {
 			objects: [][]runtime.Object{
 				namespace(), claims("a", "b"),
-				deployment("db", annotations{AnnotationQuiesce, "own"}, pod("db-1", "n1", volume{"pg", "a", "/a", ""}, volume{"pg", "b", "/b", ""})),
+				deployment("db", annotations{api.AnnotationQuiesce, "own"}, pod("db-1", "n1", volume{"pg", "a", "/a", ""}, volume{"pg", "b", "/b", ""})),
 				blueprintsOf(map[string]string{"own": "actions:\n  backupPrehook: {phases: [{func: FreezeFileSystems, name: stop}]}\n  backupPosthook: {phases: [{func: ThawFileSystems, name: go, args: {paths: /a /b}}]}\n"}),
 			},
 			of: "a",
@@ -529,7 +530,7 @@ func TestPlan(t *testing.T) {
 }
 
 func TestWarningsOfABlueprintAreTold(t *testing.T) {
-	p := planner(nil, namespace(AnnotationQuiesce, "pg"), claims("data"), deployment("db", nil, pod("db-1", "n1", volume{"pg", "data", "/data", ""})),
+	p := planner(nil, namespace(api.AnnotationQuiesce, "pg"), claims("data"), deployment("db", nil, pod("db-1", "n1", volume{"pg", "data", "/data", ""})),
 		blueprintsOf(map[string]string{"pg": in("db-1", "x") + "color: red\n"}))
 	var warned []string
 	p.Warn = func(format string, args ...any) { warned = append(warned, fmt.Sprintf(format, args...)) }

@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/util/retry"
 	"k8s.io/utils/clock"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -138,7 +139,7 @@ func (r *Reporter) Failed(ctx context.Context, log logrus.FieldLogger, group *Gr
 	}
 	r.event(group, corev1.EventTypeWarning, reasonFailed, "Backup %s: %v", backup, failed)
 	if group.OnError == Continue {
-		log.Warnf("Quiesce failed; the snapshots will be crash-consistent only, since %s is continue: %v", AnnotationOnQuiesceError, failed)
+		log.Warnf("Quiesce failed; the snapshots will be crash-consistent only, since %s is continue: %v", api.AnnotationOnQuiesceError, failed)
 	}
 }
 

@@ -10,30 +10,8 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/validation"
-)
 
-// Annotations that users write; README explains them.
-const (
-	AnnotationDomain         = "stillpoint.io/"
-	AnnotationQuiesce        = AnnotationDomain + "quiesce"
-	AnnotationPrepareTimeout = AnnotationDomain + "prepare-timeout"
-	AnnotationQuiesceTimeout = AnnotationDomain + "quiesce-timeout"
-	AnnotationOnQuiesceError = AnnotationDomain + "on-quiesce-error"
-	AnnotationOptionPrefix   = "option.stillpoint.io/"
-	// AnnotationNoSnapshot is not the users' to write: it stands on a claim in a
-	// backup that has no snapshot of its volume, and says why. A claim that was
-	// restored without Stillpoint may still carry it.
-	AnnotationNoSnapshot = AnnotationDomain + "no-snapshot"
-	// AnnotationLevel stands on a claim in a backup, and on its VolumeSnapshot, whose
-	// volume Stillpoint was asked to freeze and does not: "filesystem by storage",
-	// "filesystem by driver" or "crash".
-	AnnotationLevel = AnnotationDomain + "level"
-	// AnnotationLocalSnapshots and AnnotationKeepSnapshot are for package export,
-	// which reads them on claims.
-	AnnotationLocalSnapshots = AnnotationDomain + "local-snapshots"
-	AnnotationKeepSnapshot   = AnnotationDomain + "keep-snapshot"
-	// AnnotationKanister is Kasten K10's; its users have it already.
-	AnnotationKanister = "kanister.kasten.io/blueprint"
+	"stillpoint.io/stillpoint/internal/api"
 )
 
 // None in AnnotationQuiesce switches off what a farther object asks for.
@@ -52,11 +30,11 @@ const (
 
 // known are the annotations of our domain; any other is a typing error.
 var known = []string{
-	AnnotationQuiesce, AnnotationPrepareTimeout, AnnotationQuiesceTimeout, AnnotationOnQuiesceError,
+	api.AnnotationQuiesce, api.AnnotationPrepareTimeout, api.AnnotationQuiesceTimeout, api.AnnotationOnQuiesceError,
 }
 
 // onClaims are annotations of our domain that claims have for other reasons.
-var onClaims = []string{AnnotationNoSnapshot, AnnotationLevel, AnnotationLocalSnapshots, AnnotationKeepSnapshot}
+var onClaims = []string{api.AnnotationNoSnapshot, api.AnnotationLevel, api.AnnotationLocalSnapshots, api.AnnotationKeepSnapshot}
 
 // OnError says what becomes of a volume whose workload could not be quiesced.
 type OnError string
@@ -114,19 +92,19 @@ func Resolve(layers []Layer) (Settings, error) {
 		}
 	}
 
-	if layer, value, ok := nearest(layers, AnnotationOnQuiesceError); ok {
+	if layer, value, ok := nearest(layers, api.AnnotationOnQuiesceError); ok {
 		switch OnError(value) {
 		case Fail, Continue:
 			settings.OnError = OnError(value)
 		default:
-			note(invalid(layer, AnnotationOnQuiesceError, value, "fail, continue"))
+			note(invalid(layer, api.AnnotationOnQuiesceError, value, "fail, continue"))
 		}
 	}
-	note(duration(layers, AnnotationPrepareTimeout, &settings.PrepareTimeout))
-	note(duration(layers, AnnotationQuiesceTimeout, &settings.QuiesceTimeout))
+	note(duration(layers, api.AnnotationPrepareTimeout, &settings.PrepareTimeout))
+	note(duration(layers, api.AnnotationQuiesceTimeout, &settings.QuiesceTimeout))
 	for _, layer := range slices.Backward(layers) {
 		for key, value := range layer.Annotations {
-			if option, ok := strings.CutPrefix(key, AnnotationOptionPrefix); ok {
+			if option, ok := strings.CutPrefix(key, api.AnnotationOptionPrefix); ok {
 				settings.Options[option], settings.origins[option] = value, layer
 			}
 		}
@@ -178,7 +156,7 @@ func unknown(layer Layer) error {
 	var keys []string
 	for key := range layer.Annotations {
 		admitted := slices.Contains(known, key) || layer.Claim && slices.Contains(onClaims, key)
-		if strings.HasPrefix(key, AnnotationDomain) && !admitted {
+		if strings.HasPrefix(key, api.Domain) && !admitted {
 			keys = append(keys, key)
 		}
 	}
@@ -187,20 +165,20 @@ func unknown(layer Layer) error {
 	}
 	slices.Sort(keys)
 	return fmt.Errorf("%s: unknown annotation %s; known: %s and %s<key>",
-		layer.Object, strings.Join(keys, ", "), strings.Join(known, ", "), AnnotationOptionPrefix)
+		layer.Object, strings.Join(keys, ", "), strings.Join(known, ", "), api.AnnotationOptionPrefix)
 }
 
 // blueprints reads the two annotations of one object that name blueprints. The
 // application's own come first, the file system's freeze last.
 func blueprints(layer Layer) (names []string, named bool, err error) {
-	list, quiesce := layer.Annotations[AnnotationQuiesce]
-	kanister, k10 := layer.Annotations[AnnotationKanister]
+	list, quiesce := layer.Annotations[api.AnnotationQuiesce]
+	kanister, k10 := layer.Annotations[api.AnnotationKanister]
 	const valid = "none, or names of blueprints with commas between them, such as postgresql,fsfreeze"
 	if k10 {
 		if name := strings.TrimSpace(kanister); len(validation.IsDNS1123Subdomain(name)) == 0 {
 			names = append(names, name)
 		} else {
-			return nil, true, invalid(layer, AnnotationKanister, kanister, "the name of one blueprint")
+			return nil, true, invalid(layer, api.AnnotationKanister, kanister, "the name of one blueprint")
 		}
 	}
 	if quiesce {
@@ -211,7 +189,7 @@ func blueprints(layer Layer) (names []string, named bool, err error) {
 			case name == None && len(fields) == 1:
 				return nil, true, nil
 			case name == None, len(validation.IsDNS1123Subdomain(name)) > 0:
-				return nil, true, invalid(layer, AnnotationQuiesce, list, valid)
+				return nil, true, invalid(layer, api.AnnotationQuiesce, list, valid)
 			case !slices.Contains(names, name):
 				names = append(names, name)
 			}

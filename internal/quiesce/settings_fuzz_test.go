@@ -8,6 +8,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"stillpoint.io/stillpoint/internal/api"
 )
 
 // FuzzResolve writes anything into the annotations of a claim, of its workload
@@ -15,12 +17,12 @@ import (
 // settings that a session can work with.
 func FuzzResolve(f *testing.F) {
 	for _, seed := range [][6]string{
-		{AnnotationQuiesce, "postgresql, fsfreeze", AnnotationKanister, "mongo-hooks", AnnotationOnQuiesceError, "continue"},
-		{AnnotationQuiesce, "none", AnnotationQuiesceTimeout, "1m30s", AnnotationOptionPrefix + "container", "db"},
-		{AnnotationQuiesce, "none,fsfreeze", AnnotationPrepareTimeout, "-1s", AnnotationDomain + "queisce", "x"},
-		{AnnotationKanister, "../velero/blueprint", AnnotationQuiesce, ",", AnnotationQuiesceTimeout, "1e9h"},
-		{AnnotationQuiesce, "fsfreeze,fsfreeze, fsfreeze", AnnotationOptionPrefix, "", AnnotationNoSnapshot, "why"},
-		{AnnotationQuiesce, "a\n---\nb", AnnotationOnQuiesceError, "Fail", AnnotationPrepareTimeout, "9223372036854775807ns"},
+		{api.AnnotationQuiesce, "postgresql, fsfreeze", api.AnnotationKanister, "mongo-hooks", api.AnnotationOnQuiesceError, "continue"},
+		{api.AnnotationQuiesce, "none", api.AnnotationQuiesceTimeout, "1m30s", api.AnnotationOptionPrefix + "container", "db"},
+		{api.AnnotationQuiesce, "none,fsfreeze", api.AnnotationPrepareTimeout, "-1s", api.Domain + "queisce", "x"},
+		{api.AnnotationKanister, "../velero/blueprint", api.AnnotationQuiesce, ",", api.AnnotationQuiesceTimeout, "1e9h"},
+		{api.AnnotationQuiesce, "fsfreeze,fsfreeze, fsfreeze", api.AnnotationOptionPrefix, "", api.AnnotationNoSnapshot, "why"},
+		{api.AnnotationQuiesce, "a\n---\nb", api.AnnotationOnQuiesceError, "Fail", api.AnnotationPrepareTimeout, "9223372036854775807ns"},
 	} {
 		f.Add(seed[0], seed[1], seed[2], seed[3], seed[4], seed[5], byte(len(seed[1])))
 	}
@@ -56,17 +58,17 @@ func FuzzResolve(f *testing.F) {
 			require.Equal(t, layers[settings.SourceLayer].Object, settings.Source)
 			annotations := layers[settings.SourceLayer].Annotations
 			for _, name := range settings.Blueprints {
-				require.Contains(t, annotations[AnnotationQuiesce]+","+annotations[AnnotationKanister], name)
+				require.Contains(t, annotations[api.AnnotationQuiesce]+","+annotations[api.AnnotationKanister], name)
 			}
 		}
 		for option, value := range settings.Options {
-			require.Equal(t, given[AnnotationOptionPrefix+option], value)
+			require.Equal(t, given[api.AnnotationOptionPrefix+option], value)
 		}
 		for key := range given {
-			if strings.HasPrefix(key, AnnotationDomain) {
+			if strings.HasPrefix(key, api.Domain) {
 				require.Contains(t, slices.Concat(known, onClaims), key)
 			}
-			option, ok := strings.CutPrefix(key, AnnotationOptionPrefix)
+			option, ok := strings.CutPrefix(key, api.AnnotationOptionPrefix)
 			_, there := settings.Options[option]
 			require.Equal(t, ok, ok && there)
 		}

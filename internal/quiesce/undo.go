@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/utils/clock"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
@@ -137,7 +138,7 @@ func (u *Undoer) Undo(ctx context.Context, i *intent.Intent, limit time.Duration
 func (u *Undoer) clear(ctx context.Context, i *intent.Intent) {
 	ctx, cancel := context.WithTimeout(ctx, postLimit)
 	defer cancel()
-	pods, err := u.Kube.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{LabelSelector: blueprint.TaskLabel + "=" + i.ID})
+	pods, err := u.Kube.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{LabelSelector: api.LabelTask + "=" + i.ID})
 	if err != nil {
 		return // what is owed does not wait for them, and their label tells whose they are
 	}

@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/utils/clock"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/intent"
@@ -176,7 +177,7 @@ func TestUndoKeepsWhatFails(t *testing.T) {
 // The pods of a session's tasks go with it, and no others.
 func TestUndoClearsPods(t *testing.T) {
 	pod := func(name, owner string) *corev1.Pod {
-		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Labels: map[string]string{blueprint.TaskLabel: owner}}}
+		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Labels: map[string]string{api.LabelTask: owner}}}
 	}
 	for holder, want := range map[intent.Holder][]string{deadHolder: {"other"}, liveHolder: {"left", "other"}} {
 		u := newUndoing(t, pod("left", "stillpoint-intent-x"), pod("other", "stillpoint-intent-y"))

@@ -18,9 +18,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/mapping"
-	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
 // exportsOnly answers whether snapshots of a driver in the backup can be
@@ -65,7 +65,7 @@ func (r *Restorer) restorable(ctx context.Context, known *memory, source mapping
 		return true, nil
 	}
 	var why string
-	switch item.GetAnnotations()[snapshot.ExportedAnnotation] {
+	switch item.GetAnnotations()[api.AnnotationExported] {
 	case "true":
 		return true, nil
 	case "false":

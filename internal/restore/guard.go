@@ -10,8 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"stillpoint.io/stillpoint/internal/group"
-	"stillpoint.io/stillpoint/internal/quiesce"
+	"stillpoint.io/stillpoint/internal/api"
 )
 
 // guard is an error for a claim that would come back empty, or with other data than
@@ -21,8 +20,8 @@ func (r *Restorer) guard(ctx context.Context, item Item, claim, target types.Nam
 	if err := convert(item.BackedUp, backedUp); err != nil {
 		return err
 	}
-	unannotate(item.Object, group.NoSnapshotAnnotation)
-	unannotate(item.Object, quiesce.AnnotationLevel)
+	unannotate(item.Object, api.AnnotationNoSnapshot)
+	unannotate(item.Object, api.AnnotationLevel)
 	lacks, reason, err := r.lacks(ctx, item, backedUp, target)
 	switch {
 	case err != nil:
@@ -61,7 +60,7 @@ func (r *Restorer) lacks(ctx context.Context, item Item, claim *corev1.Persisten
 		}
 	}
 	// A mark on a claim with data is that of an earlier backup.
-	if reason, marked := claim.Annotations[group.NoSnapshotAnnotation]; marked && !saved && !copied {
+	if reason, marked := claim.Annotations[api.AnnotationNoSnapshot]; marked && !saved && !copied {
 		return "snapshot", reason, nil
 	}
 	if moves && volumes {

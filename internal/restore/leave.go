@@ -12,8 +12,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/config"
-	"stillpoint.io/stillpoint/internal/group"
 	"stillpoint.io/stillpoint/internal/selection"
 )
 
@@ -37,7 +37,7 @@ func (l *Leaver) Claim(ctx context.Context, item *unstructured.Unstructured, bac
 	}
 	moves := boolptr.IsSetToTrue(backup.Spec.SnapshotMoveData)
 	if claim.Annotations[velerov1.VolumeSnapshotLabel] != "" {
-		unannotate(item, group.NoSnapshotAnnotation) // the mark of an earlier backup
+		unannotate(item, api.AnnotationNoSnapshot) // the mark of an earlier backup
 		if label.GetValidName(backup.Name) != backup.Name && !moves {
 			l.named.Do(func() {
 				l.Log.Warnf("The name of the backup is too long for a label: %s has more than 63 characters, and Velero's volume information lacks its CSI snapshots. "+
@@ -46,7 +46,7 @@ func (l *Leaver) Claim(ctx context.Context, item *unstructured.Unstructured, bac
 		}
 		return nil
 	}
-	if claim.Spec.VolumeName == "" || claim.Annotations[group.NoSnapshotAnnotation] != "" || selection.Finalizing(backup) {
+	if claim.Spec.VolumeName == "" || claim.Annotations[api.AnnotationNoSnapshot] != "" || selection.Finalizing(backup) {
 		return nil
 	}
 	selected := l.Select(backup)

@@ -24,6 +24,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/snapshot"
 	"stillpoint.io/stillpoint/internal/workload"
 )
@@ -131,7 +132,7 @@ func (r *Restorer) lent(ctx context.Context, l loan, restore *velerov1.Restore) 
 	if apierrors.IsNotFound(err) {
 		return false, nil
 	}
-	if err == nil && vs.Labels[snapshot.RestoreLabel] == "" {
+	if err == nil && vs.Labels[api.LabelRestore] == "" {
 		_, err = snapshots.Patch(ctx, l.snapshot, types.MergePatchType, patch, metav1.PatchOptions{})
 	}
 	if err != nil {
@@ -139,7 +140,7 @@ func (r *Restorer) lent(ctx context.Context, l loan, restore *velerov1.Restore) 
 	}
 	contents := r.snapshots.SnapshotV1().VolumeSnapshotContents()
 	content, err := contents.Get(ctx, l.snapshot, metav1.GetOptions{})
-	if err == nil && content.Labels[snapshot.RestoreLabel] == "" {
+	if err == nil && content.Labels[api.LabelRestore] == "" {
 		_, err = contents.Patch(ctx, l.snapshot, types.MergePatchType, patch, metav1.PatchOptions{})
 	}
 	if err != nil && !apierrors.IsNotFound(err) {
@@ -291,9 +292,9 @@ func judge(f facts) verdict {
 		return verdict{leave, f.name() + " and its content are removed; the storage's snapshot stays the backup's"}
 	}
 	// Whoever made these, it was not this restore.
-	if (f.snapshot != nil && f.snapshot.Labels[snapshot.RestoreLabel] != f.restoreUID) ||
-		(f.content != nil && f.content.Labels[snapshot.RestoreLabel] != f.restoreUID) {
-		return verdict{leave, fmt.Sprintf("%s stays: it or its content lacks the label %s of this restore", f.name(), snapshot.RestoreLabel)}
+	if (f.snapshot != nil && f.snapshot.Labels[api.LabelRestore] != f.restoreUID) ||
+		(f.content != nil && f.content.Labels[api.LabelRestore] != f.restoreUID) {
+		return verdict{leave, fmt.Sprintf("%s stays: it or its content lacks the label %s of this restore", f.name(), api.LabelRestore)}
 	}
 	// Velero gives both the same name; another content would go by its own policy.
 	if f.snapshot != nil && value(f.snapshot.Spec.Source.VolumeSnapshotContentName) != f.loan.snapshot {

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/utils/ptr"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
@@ -76,7 +77,7 @@ func TestJudge(t *testing.T) {
 			f.claim, f.awaitsNode = claim(30*time.Second, corev1.ClaimPending), true
 		}, remain, "Pending"},
 		"another claim needs it": {func(f *facts) { f.others = []string{"copy"} }, leave, "stays for the claims copy, which are Pending"},
-		"of another restore":     {func(f *facts) { f.snapshot.Labels[snapshot.RestoreLabel] = "r2" }, leave, "lacks the label"},
+		"of another restore":     {func(f *facts) { f.snapshot.Labels[api.LabelRestore] = "r2" }, leave, "lacks the label"},
 		"of another content":     {func(f *facts) { f.snapshot.Spec.Source.VolumeSnapshotContentName = ptr.To("other") }, leave, "is not bound to the content"},
 		"unmarked content":       {func(f *facts) { f.content.Labels = nil }, leave, "lacks the label"},
 		"being deleted":          {func(f *facts) { f.snapshot.DeletionTimestamp = ptr.To(metav1.NewTime(now.Add(-time.Minute))) }, remove, ""},
@@ -87,7 +88,7 @@ func TestJudge(t *testing.T) {
 	} {
 		t.Run(title, func(t *testing.T) {
 			marks := func() metav1.ObjectMeta {
-				return metav1.ObjectMeta{Labels: map[string]string{snapshot.RestoreLabel: "r1"}}
+				return metav1.ObjectMeta{Labels: map[string]string{api.LabelRestore: "r1"}}
 			}
 			f := facts{
 				loan: loan{"shop", "data", name}, restoreUID: "r1", now: now, patience: patience,
@@ -145,8 +146,8 @@ func TestWhatAClaimCameFromGoes(t *testing.T) {
 			w, claim := volumeWithClaim(t, "{deletionPolicy: Delete}")
 			vss, err := w.snapshots.SnapshotV1().VolumeSnapshots("shop").List(t.Context(), metav1.ListOptions{})
 			require.NoError(t, err)
-			assert.Equal(t, "5c0d6a3e", vss.Items[0].Labels[snapshot.RestoreLabel])
-			assert.Equal(t, "here", vss.Items[0].Labels[snapshot.InstallationLabel])
+			assert.Equal(t, "5c0d6a3e", vss.Items[0].Labels[api.LabelRestore])
+			assert.Equal(t, "here", vss.Items[0].Labels[api.LabelInstallation])
 
 			progress, err := w.restorer.Progress(t.Context(), w.operation, w.restore)
 			require.NoError(t, err)
@@ -243,14 +244,14 @@ func TestVeto(t *testing.T) {
 	w, claim := volumeWithClaim(t, "")
 	vss, err := w.snapshots.SnapshotV1().VolumeSnapshots("shop").List(t.Context(), metav1.ListOptions{})
 	require.NoError(t, err)
-	metav1.SetMetaDataAnnotation(&vss.Items[0].ObjectMeta, snapshot.KeepAnnotation, "true")
+	metav1.SetMetaDataAnnotation(&vss.Items[0].ObjectMeta, api.AnnotationKeepSnapshot, "true")
 	_, err = w.snapshots.SnapshotV1().VolumeSnapshots("shop").Update(t.Context(), &vss.Items[0], metav1.UpdateOptions{})
 	require.NoError(t, err)
 	w.phase(claim, corev1.ClaimBound)
 	progress, err := w.restorer.Progress(t.Context(), w.operation, w.restore)
 	require.NoError(t, err)
 	assert.True(t, progress.Completed)
-	assert.Contains(t, progress.Description, snapshot.KeepAnnotation)
+	assert.Contains(t, progress.Description, api.AnnotationKeepSnapshot)
 	snapshots, contents := w.left()
 	assert.Equal(t, []int{1, 1}, []int{snapshots, contents})
 }
@@ -270,7 +271,7 @@ func TestOperation(t *testing.T) {
 // left behind, nor another installation's. It has the restore's, where it is for
 // a claim.
 func TestMarksOfCopies(t *testing.T) {
-	restored := map[string]string{snapshot.InstallationLabel: "here", snapshot.RestoreLabel: "5c0d6a3e"}
+	restored := map[string]string{api.LabelInstallation: "here", api.LabelRestore: "5c0d6a3e"}
 	for name, test := range map[string]struct {
 		origin  bool
 		change  func(*target, *Item)
@@ -302,7 +303,7 @@ func TestMarksOfCopies(t *testing.T) {
 				if test.origin {
 					for _, object := range []*unstructured.Unstructured{item.BackedUp, item.Object} {
 						snapshot.Origin{Installation: "there", Backup: "monday", BackupUID: "b0"}.Mark(object)
-						annotate(object, snapshot.ExportedAnnotation, "true")
+						annotate(object, api.AnnotationExported, "true")
 					}
 				}
 				if test.change != nil {

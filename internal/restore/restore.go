@@ -30,6 +30,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/utils/clock"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/mapping"
@@ -452,7 +453,7 @@ func unmark(item *unstructured.Unstructured) {
 	if len(item.GetLabels()) == 0 {
 		item.SetLabels(nil)
 	}
-	unannotate(item, snapshot.ExportedAnnotation)
+	unannotate(item, api.AnnotationExported)
 }
 
 func unannotate(item *unstructured.Unstructured, key string) {

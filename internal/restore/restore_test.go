@@ -30,9 +30,8 @@ import (
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 	crfake "sigs.k8s.io/controller-runtime/pkg/client/fake"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/cluster"
-	"stillpoint.io/stillpoint/internal/group"
-	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
 // The files in testdata are the items of one volume in a backup that Velero
@@ -151,7 +150,7 @@ func (w *target) item(file string) *Item {
 	w.t.Helper()
 	original := backedUp(w.t, file)
 	if kind := original.GetKind(); w.exported != "" && (kind == "VolumeSnapshot" || kind == "VolumeSnapshotContent") {
-		annotate(original, snapshot.ExportedAnnotation, w.exported)
+		annotate(original, api.AnnotationExported, w.exported)
 	}
 	var initialize common.HandlerInitializer
 	switch original.GetKind() {
@@ -498,7 +497,7 @@ func TestUnsavedClaim(t *testing.T) {
 				return
 			}
 			require.NoError(t, err)
-			assert.NotContains(t, made.GetAnnotations(), group.NoSnapshotAnnotation)
+			assert.NotContains(t, made.GetAnnotations(), api.AnnotationNoSnapshot)
 			assert.Contains(t, made.GetAnnotations(), "volume.kubernetes.io/storage-provisioner", "the others stay")
 		})
 	}

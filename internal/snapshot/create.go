@@ -19,11 +19,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/validation"
-)
 
-// ClassReasonAnnotation stands on the VolumeSnapshots that Stillpoint creates
-// and says why they have their class.
-const ClassReasonAnnotation = "stillpoint.io/volume-snapshot-class-reason"
+	"stillpoint.io/stillpoint/internal/api"
+)
 
 // OwnedBy selects the VolumeSnapshots that Stillpoint creates for a backup.
 // Velero's own have the backup's name only, which another Velero may use too.
@@ -44,7 +42,7 @@ func New(installation string, backup *velerov1.Backup, claim *corev1.PersistentV
 			Name:        name(firstPrefix, string(backup.UID), claim.Name, string(claim.UID)),
 			Labels:      map[string]string{},
 			Finalizers:  []string{sourceProtection, boundProtection},
-			Annotations: map[string]string{ClassReasonAnnotation: reason},
+			Annotations: map[string]string{api.AnnotationClassReason: reason},
 		},
 		Spec: snapshotv1.VolumeSnapshotSpec{
 			Source:                  snapshotv1.VolumeSnapshotSource{PersistentVolumeClaimName: &claim.Name},
@@ -58,7 +56,7 @@ func New(installation string, backup *velerov1.Backup, claim *corev1.PersistentV
 	})
 	vs.Labels[excludeLabel] = "true"
 	vs.Labels[velerov1.BackupNameLabel] = label.GetValidName(backup.Name)
-	vs.Labels[velerov1.PVCUIDLabel], vs.Annotations[claimAnnotation] = string(claim.UID), string(claim.UID)
+	vs.Labels[velerov1.PVCUIDLabel], vs.Annotations[api.AnnotationClaimUID] = string(claim.UID), string(claim.UID)
 	Origin{Installation: installation, Backup: backup.Name, BackupUID: string(backup.UID)}.Mark(vs)
 	return vs
 }
@@ -69,10 +67,6 @@ func of(domain, above string) bool { return domain == above || strings.HasSuffix
 // excludeLabel has Velero pass an object over.
 const excludeLabel = velerov1.ExcludeFromBackupLabel
 
-// keepLastAnnotation has the number of snapshots of a claim that are kept beside
-// exports; without it all of them are.
-const keepLastAnnotation = "stillpoint.io/keep-last"
-
 // Kept is a second VolumeSnapshot of a claim, which stays beside the export of
 // the first. Velero does not know it as one of the backup's. last is how many such snapshots of the claim there may be at the
 // most, 0 any number.
@@ -80,9 +74,9 @@ func Kept(first *snapshotv1.VolumeSnapshot, backup *velerov1.Backup, claim *core
 	vs := first.DeepCopy()
 	vs.Name = name(keptPrefix, string(backup.UID), claim.Name, string(claim.UID))
 	delete(vs.Labels, velerov1.BackupNameLabel)
-	vs.Labels[KeptLabel] = string(claim.UID)
+	vs.Labels[api.LabelKept] = string(claim.UID)
 	if last > 0 {
-		vs.Annotations[keepLastAnnotation] = strconv.Itoa(last)
+		vs.Annotations[api.AnnotationKeepLast] = strconv.Itoa(last)
 	}
 	return vs
 }
@@ -95,8 +89,8 @@ func Counted(pairs []Pair, claim string) (kept []snapshotv1.VolumeSnapshot) {
 			continue
 		}
 		vs := p.Snapshot.DeepCopy()
-		if p.Content.Labels[KeptLabel] != "" { // not so in releases before
-			vs.Annotations[keepLastAnnotation] = p.Content.Annotations[keepLastAnnotation]
+		if p.Content.Labels[api.LabelKept] != "" { // not so in releases before
+			vs.Annotations[api.AnnotationKeepLast] = p.Content.Annotations[api.AnnotationKeepLast]
 		}
 		kept = append(kept, *vs)
 	}
@@ -110,7 +104,7 @@ func Counted(pairs []Pair, claim string) (kept []snapshotv1.VolumeSnapshot) {
 // allows.
 func Surplus(kept []snapshotv1.VolumeSnapshot, failed func(*snapshotv1.VolumeSnapshot) bool) (surplus []snapshotv1.VolumeSnapshot) {
 	numbered := slices.DeleteFunc(slices.Clone(kept), func(vs snapshotv1.VolumeSnapshot) bool {
-		return vs.Annotations[keepLastAnnotation] == "" || vs.Status == nil || vs.Status.CreationTime == nil
+		return vs.Annotations[api.AnnotationKeepLast] == "" || vs.Status == nil || vs.Status.CreationTime == nil
 	})
 	slices.SortFunc(numbered, func(a, b snapshotv1.VolumeSnapshot) int {
 		return b.Status.CreationTime.Compare(a.Status.CreationTime.Time)
@@ -118,7 +112,7 @@ func Surplus(kept []snapshotv1.VolumeSnapshot, failed func(*snapshotv1.VolumeSna
 	if len(numbered) == 0 {
 		return nil
 	}
-	last, err := strconv.Atoi(numbered[0].Annotations[keepLastAnnotation])
+	last, err := strconv.Atoi(numbered[0].Annotations[api.AnnotationKeepLast])
 	if err != nil || last < 1 {
 		return nil
 	}

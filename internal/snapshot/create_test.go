@@ -16,6 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"stillpoint.io/stillpoint/internal/api"
 )
 
 func nightly(uid string) *velerov1.Backup {
@@ -40,7 +42,7 @@ func TestNew(t *testing.T) {
 	assert.Equal(t, "shop", vs.Namespace)
 	assert.Equal(t, "data", *vs.Spec.Source.PersistentVolumeClaimName)
 	assert.Equal(t, "fast", *vs.Spec.VolumeSnapshotClassName)
-	assert.Equal(t, "because", vs.Annotations[ClassReasonAnnotation])
+	assert.Equal(t, "because", vs.Annotations[api.AnnotationClassReason])
 	assert.Equal(t, "db", vs.Labels["app"])
 	assert.True(t, OwnedBy(backup).Matches(labels.Set(vs.Labels)))
 	assert.True(t, OfBackup(backup.Name).Matches(labels.Set(vs.Labels)))
@@ -98,10 +100,10 @@ func TestKept(t *testing.T) {
 	assert.True(t, strings.HasPrefix(kept.Name, "kept-data-"), kept.Name)
 	assert.NotContains(t, kept.Labels, velerov1.BackupNameLabel, "Velero would take it for the backup's own")
 	assert.True(t, OwnedBy(backup).Matches(labels.Set(kept.Labels)))
-	assert.Equal(t, "uid-data", kept.Labels[KeptLabel])
+	assert.Equal(t, "uid-data", kept.Labels[api.LabelKept])
 	assert.Equal(t, "true", kept.Labels["velero.io/exclude-from-backup"])
 	assert.Contains(t, first.Labels, velerov1.BackupNameLabel)
-	assert.NotContains(t, first.Labels, KeptLabel)
+	assert.NotContains(t, first.Labels, api.LabelKept)
 }
 
 func TestSurplus(t *testing.T) {

@@ -17,16 +17,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
+
+	"stillpoint.io/stillpoint/internal/api"
 )
 
 const (
-	// nudgeAnnotation changes whenever somebody waits for a content to go. The
-	// CSI sidecar (csi-snapshotter up to 8.2) forgets a content whose
-	// VolumeSnapshot is deleted while the driver cuts the snapshot, and even its
-	// resync passes it over: only a change of the metadata reminds it. The same
-	// change ends the sidecar's back-off after an error of the driver, which
-	// grows to five minutes.
-	nudgeAnnotation = "stillpoint.io/deletion-awaited"
 	// beingDeleted is what the snapshot controller writes on the content of a
 	// VolumeSnapshot that is deleted, and without which the CSI sidecar lets no
 	// content go.
@@ -55,8 +50,8 @@ const (
 	contentProtection = "snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection"
 )
 
-// ErrVetoed says that a user has marked the snapshot with KeepAnnotation.
-var ErrVetoed = errors.New("kept: it has the annotation " + KeepAnnotation + ": \"true\"")
+// ErrVetoed means that a user has marked the snapshot with api.AnnotationKeepSnapshot.
+var ErrVetoed = errors.New("kept: it has the annotation " + api.AnnotationKeepSnapshot + ": \"true\"")
 
 // Target is a snapshot that is to go: a VolumeSnapshot, its content, and what
 // the content stands for in the storage.
@@ -253,7 +248,7 @@ func prepare(ctx context.Context, client versioned.Interface, content *snapshotv
 		change["spec"] = map[string]any{"deletionPolicy": policy}
 	}
 	if content.DeletionTimestamp != nil {
-		annotations[nudgeAnnotation] = time.Now().UTC().Format(time.RFC3339Nano)
+		annotations[api.AnnotationDeletionAwaited] = time.Now().UTC().Format(time.RFC3339Nano)
 	}
 	if _, told := content.Annotations[beingDeleted]; orphan && !told {
 		annotations[beingDeleted] = "yes"

@@ -14,6 +14,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	k8stesting "k8s.io/client-go/testing"
+
+	"stillpoint.io/stillpoint/internal/api"
 )
 
 func leftover(change ...func(*snapshotv1.VolumeSnapshot, *snapshotv1.VolumeSnapshotContent)) (vs *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent) {
@@ -66,10 +68,10 @@ func TestRemove(t *testing.T) {
 func TestRemoveSpares(t *testing.T) {
 	for name, change := range map[string]func(*snapshotv1.VolumeSnapshot, *snapshotv1.VolumeSnapshotContent){
 		"a vetoed VolumeSnapshot": func(vs *snapshotv1.VolumeSnapshot, _ *snapshotv1.VolumeSnapshotContent) {
-			vs.Annotations = map[string]string{KeepAnnotation: "true"}
+			vs.Annotations = map[string]string{api.AnnotationKeepSnapshot: "true"}
 		},
 		"a vetoed content": func(_ *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent) {
-			content.Annotations = map[string]string{KeepAnnotation: "true"}
+			content.Annotations = map[string]string{api.AnnotationKeepSnapshot: "true"}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -136,8 +138,8 @@ func TestRemoveReminds(t *testing.T) {
 		assert.Equal(t, "VolumeSnapshotContent snapcontent-1 being deleted: disk on fire", left)
 		got, err := client.SnapshotV1().VolumeSnapshotContents().Get(t.Context(), content.Name, metav1.GetOptions{})
 		require.NoError(t, err)
-		assert.NotEqual(t, before, got.Annotations[nudgeAnnotation], "the same value would be no event")
-		before = got.Annotations[nudgeAnnotation]
+		assert.NotEqual(t, before, got.Annotations[api.AnnotationDeletionAwaited], "the same value would be no event")
+		before = got.Annotations[api.AnnotationDeletionAwaited]
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()

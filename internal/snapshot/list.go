@@ -14,12 +14,13 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/cluster"
 )
 
 // Of selects what this installation has marked.
 func Of(installation string) labels.Selector {
-	return labels.SelectorFromSet(labels.Set{InstallationLabel: installation})
+	return labels.SelectorFromSet(labels.Set{api.LabelInstallation: installation})
 }
 
 // List lists the VolumeSnapshots of a namespace, or of all, that a selector
@@ -99,7 +100,7 @@ func Marked(ctx context.Context, client versioned.Interface, selector labels.Sel
 	if err != nil {
 		return nil, err
 	}
-	copies, err := List(ctx, client, velero, "!"+InstallationLabel)
+	copies, err := List(ctx, client, velero, "!"+api.LabelInstallation)
 	return Pairs(slices.Concat(marked, copies), contents), err
 }
 

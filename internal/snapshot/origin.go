@@ -15,44 +15,15 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/retry"
-)
 
-// Labels and annotations by which an object of a snapshot tells where it comes
-// from.
-const (
-	// InstallationLabel has the UID of the namespace of the Velero whose Stillpoint
-	// took the snapshot: several Veleros may share a cluster, or a bucket.
-	InstallationLabel = "stillpoint.io/installation"
-	// RestoreLabel has the UID of the Restore that the object was made for.
-	RestoreLabel = "stillpoint.io/restore-uid"
-	// KeptLabel has the UID of the claim that a snapshot was taken of to be kept
-	// beside its export.
-	KeptLabel = "stillpoint.io/kept"
-
-	// BackupUIDKey has the UID of the Backup: an annotation here, and a label on the
-	// records of freezes.
-	BackupUIDKey = "stillpoint.io/backup-uid"
-
-	backupAnnotation = "stillpoint.io/backup"
-	// claimAnnotation has the UID of the claim, as its label has; a data mover's
-	// copy has the annotation only.
-	claimAnnotation = "stillpoint.io/claim-uid"
+	"stillpoint.io/stillpoint/internal/api"
 )
 
 // ClaimOf is the UID of the claim that a VolumeSnapshot or content was taken of, or
 // that a data mover's copy of one is of; "" where Stillpoint did not mark it.
 func ClaimOf(object metav1.Object) string {
-	return cmp.Or(object.GetLabels()[velerov1.PVCUIDLabel], object.GetAnnotations()[claimAnnotation])
+	return cmp.Or(object.GetLabels()[velerov1.PVCUIDLabel], object.GetAnnotations()[api.AnnotationClaimUID])
 }
-
-// ExportedAnnotation tells whether the driver exports a snapshot by itself, so that
-// its handle names the copy: "true" or "false".
-const ExportedAnnotation = "stillpoint.io/exported"
-
-// KeepAnnotation is a user's word, when it is "true" on a VolumeSnapshot or its
-// content, that Stillpoint is not to delete it. On a claim it has a snapshot kept
-// of each backup.
-const KeepAnnotation = "stillpoint.io/keep-snapshot"
 
 // Origin is which backup a snapshot was taken for, and by whom.
 type Origin struct {
@@ -69,13 +40,13 @@ type Origin struct {
 // not mark, and for those whose marks disagree; the backup's name may be missing.
 func OriginOf(object metav1.Object) (Origin, bool) {
 	annotations, labels := object.GetAnnotations(), object.GetLabels()
-	origin := Origin{Backup: annotations[backupAnnotation]}
+	origin := Origin{Backup: annotations[api.AnnotationBackup]}
 	for _, mark := range []struct {
 		into              *string
 		label, annotation string
 	}{
-		{&origin.Installation, labels[InstallationLabel], annotations[InstallationLabel]},
-		{&origin.BackupUID, labels[velerov1.BackupUIDLabel], annotations[BackupUIDKey]},
+		{&origin.Installation, labels[api.LabelInstallation], annotations[api.AnnotationInstallation]},
+		{&origin.BackupUID, labels[velerov1.BackupUIDLabel], annotations[api.AnnotationBackupUID]},
 	} {
 		*mark.into = cmp.Or(mark.label, mark.annotation)
 		if *mark.into == "" || *mark.into != cmp.Or(mark.annotation, mark.label) {
@@ -113,8 +84,8 @@ func (p Pair) Origin(velero string) (origin Origin, marked bool, err error) {
 // Kept is the UID of the claim that a pair was taken of to be kept beside its export,
 // "" for any other, by the same rule as Origin.
 func (p Pair) Kept() string {
-	if p.Content != nil && p.Content.Labels[KeptLabel] != "" {
-		return p.Content.Labels[KeptLabel]
+	if p.Content != nil && p.Content.Labels[api.LabelKept] != "" {
+		return p.Content.Labels[api.LabelKept]
 	}
 	if p.Snapshot == nil {
 		return ""
@@ -122,14 +93,14 @@ func (p Pair) Kept() string {
 	if said, says := OriginOf(p.Snapshot); !says || !named(p.Snapshot, said) {
 		return ""
 	}
-	return p.Snapshot.Labels[KeptLabel]
+	return p.Snapshot.Labels[api.LabelKept]
 }
 
 // named reports whether a VolumeSnapshot has the name that Stillpoint gives to one
 // with these marks. It fits no snapshot that somebody else has taken.
 func named(vs *snapshotv1.VolumeSnapshot, origin Origin) bool {
 	claim, prefix := ClaimOf(vs), firstPrefix
-	if kept := vs.Labels[KeptLabel]; kept != "" {
+	if kept := vs.Labels[api.LabelKept]; kept != "" {
 		claim, prefix = kept, keptPrefix
 	}
 	of := vs.Spec.Source.PersistentVolumeClaimName
@@ -156,14 +127,16 @@ func (o Origin) Mark(object metav1.Object) {
 	if annotations == nil {
 		annotations = map[string]string{}
 	}
-	labels[InstallationLabel], labels[velerov1.BackupUIDLabel] = o.Installation, o.BackupUID
-	annotations[InstallationLabel], annotations[BackupUIDKey], annotations[backupAnnotation] = o.Installation, o.BackupUID, o.Backup
+	labels[api.LabelInstallation], labels[velerov1.BackupUIDLabel] = o.Installation, o.BackupUID
+	annotations[api.AnnotationInstallation], annotations[api.AnnotationBackupUID], annotations[api.AnnotationBackup] = o.Installation, o.BackupUID, o.Backup
 	object.SetLabels(labels)
 	object.SetAnnotations(annotations)
 }
 
 // Vetoed answers whether a user wants the object to stay.
-func Vetoed(object metav1.Object) bool { return object.GetAnnotations()[KeepAnnotation] == "true" }
+func Vetoed(object metav1.Object) bool {
+	return object.GetAnnotations()[api.AnnotationKeepSnapshot] == "true"
+}
 
 // Mark writes an origin on a VolumeSnapshot that Velero took of a claim, and on its
 // content, and has the storage's snapshot outlive them, as MarkContent does. It
@@ -175,9 +148,9 @@ func Mark(ctx context.Context, client versioned.Interface, name string, claim *c
 		return nil, fmt.Errorf("get VolumeSnapshot %s/%s: %w", claim.Namespace, name, err)
 	}
 	before := maps.Clone(vs.Labels)
-	maps.DeleteFunc(vs.Labels, func(key, _ string) bool { return key == KeptLabel || excluded(key) })
+	maps.DeleteFunc(vs.Labels, func(key, _ string) bool { return key == api.LabelKept || excluded(key) })
 	origin.Mark(vs)
-	vs.Labels[velerov1.PVCUIDLabel], vs.Annotations[claimAnnotation] = string(claim.UID), string(claim.UID)
+	vs.Labels[velerov1.PVCUIDLabel], vs.Annotations[api.AnnotationClaimUID] = string(claim.UID), string(claim.UID)
 	// The content first: its marks alone are enough, the others are not.
 	if err := MarkContent(ctx, client, vs); err != nil {
 		return vs, err
@@ -220,18 +193,18 @@ func MarkContent(ctx context.Context, client versioned.Interface, vs *snapshotv1
 		}
 		marks := metav1.ObjectMeta{Labels: map[string]string{}, Annotations: map[string]string{}, ResourceVersion: content.ResourceVersion}
 		origin.Mark(&marks)
-		for _, key := range []string{velerov1.PVCUIDLabel, KeptLabel} {
+		for _, key := range []string{velerov1.PVCUIDLabel, api.LabelKept} {
 			if value, ok := vs.Labels[key]; ok {
 				marks.Labels[key] = value
 			}
 		}
-		for _, key := range []string{claimAnnotation, keepLastAnnotation, ExportedAnnotation} {
+		for _, key := range []string{api.AnnotationClaimUID, api.AnnotationKeepLast, api.AnnotationExported} {
 			if value, ok := vs.Annotations[key]; ok {
 				marks.Annotations[key] = value
 			}
 		}
 		change := map[string]any{"metadata": map[string]any{"labels": marks.Labels, "annotations": marks.Annotations, "resourceVersion": marks.ResourceVersion}}
-		if vs.Labels[KeptLabel] == "" && content.DeletionTimestamp == nil { // a deletion that has begun is carried out
+		if vs.Labels[api.LabelKept] == "" && content.DeletionTimestamp == nil { // a deletion that has begun is carried out
 			change["spec"] = map[string]any{"deletionPolicy": snapshotv1.VolumeSnapshotContentRetain}
 		}
 		patch, err := json.Marshal(change)

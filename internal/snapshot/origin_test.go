@@ -6,6 +6,8 @@ import (
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	"github.com/stretchr/testify/assert"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"stillpoint.io/stillpoint/internal/api"
 )
 
 func TestOrigin(t *testing.T) {
@@ -22,7 +24,7 @@ func TestOrigin(t *testing.T) {
 	}{
 		"marked":                          {marked(func(*snapshotv1.VolumeSnapshot) {}), true},
 		"a mover's copy, without labels":  {marked(func(vs *snapshotv1.VolumeSnapshot) { vs.Labels = nil }), true},
-		"a label of another installation": {marked(func(vs *snapshotv1.VolumeSnapshot) { vs.Labels[InstallationLabel] = "there" }), false},
+		"a label of another installation": {marked(func(vs *snapshotv1.VolumeSnapshot) { vs.Labels[api.LabelInstallation] = "there" }), false},
 		"a label of another backup":       {marked(func(vs *snapshotv1.VolumeSnapshot) { vs.Labels["velero.io/backup-uid"] = "b2" }), false},
 		"Velero's own": {marked(func(vs *snapshotv1.VolumeSnapshot) {
 			vs.Annotations = nil

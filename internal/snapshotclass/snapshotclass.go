@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/config"
 )
 
@@ -26,8 +27,7 @@ const (
 	// On a Backup, or on the template of a Schedule; the driver's name in small
 	// letters follows. Velero's own.
 	backupAnnotation = velerov1.VolumeSnapshotClassDriverBackupAnnotationPrefix + "_"
-	// On a StorageClass.
-	storageClassAnnotation    = "stillpoint.io/volume-snapshot-class"
+	// On a StorageClass, beside api.AnnotationSnapshotClass.
 	storageClassAnnotationK10 = "k10.kasten.io/volume-snapshot-class"
 )
 
@@ -96,7 +96,7 @@ var ofClaim = []rule{
 		if in.StorageClass == nil {
 			return Choice{}, false, nil
 		}
-		return in.named(object("StorageClass", in.StorageClass), in.StorageClass.Annotations, storageClassAnnotation, storageClassAnnotationK10)
+		return in.named(object("StorageClass", in.StorageClass), in.StorageClass.Annotations, api.AnnotationSnapshotClass, storageClassAnnotationK10)
 	},
 }
 

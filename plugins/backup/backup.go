@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/utils/clock"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/bracket"
 	"stillpoint.io/stillpoint/internal/cleanup"
 	"stillpoint.io/stillpoint/internal/cluster"
@@ -195,9 +196,9 @@ func (a *claimAction) Execute(item runtime.Unstructured, backup *velerov1.Backup
 		if selection.Finalizing(backup) {
 			return item, nil, "", nil, nil
 		}
-		unstructured.RemoveNestedField(item.UnstructuredContent(), "metadata", "annotations", quiesce.AnnotationLevel) // an earlier backup's
+		unstructured.RemoveNestedField(item.UnstructuredContent(), "metadata", "annotations", api.AnnotationLevel) // an earlier backup's
 		if level := a.bracket.Level(claim, backup); level != "" {
-			_ = unstructured.SetNestedField(item.UnstructuredContent(), level, "metadata", "annotations", quiesce.AnnotationLevel)
+			_ = unstructured.SetNestedField(item.UnstructuredContent(), level, "metadata", "annotations", api.AnnotationLevel)
 		}
 		a.leave(ctx, item.UnstructuredContent(), backup)
 		return item, nil, a.follow(ctx, claim, backup), nil, nil

@@ -24,8 +24,7 @@ import (
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"stillpoint.io/stillpoint/internal/blueprint"
-	"stillpoint.io/stillpoint/internal/quiesce"
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/tests/cluster"
 	"stillpoint.io/stillpoint/tests/stage"
 )
@@ -189,7 +188,7 @@ func (o planObjects) make(ctx context.Context) error {
 	for _, class := range []client.Object{
 		&storagev1.StorageClass{ObjectMeta: planMeta(types.NamespacedName{Name: planClass}), Provisioner: planDriver, VolumeBindingMode: &waits},
 		&snapshotv1.VolumeSnapshotClass{ObjectMeta: planMeta(types.NamespacedName{Name: planClass}), Driver: planDriver, DeletionPolicy: snapshotv1.VolumeSnapshotContentDelete},
-		planConfigMap(planBlueprint, blueprint.ConfigMapLabel, planDocument),
+		planConfigMap(planBlueprint, api.LabelBlueprint, planDocument),
 		planConfigMap(planPolicies, "", planPolicy),
 	} {
 		if err := o.Create(ctx, class); err != nil {
@@ -362,7 +361,7 @@ func planDeployment(w plannedWorkload) *appsv1.Deployment {
 	meta := planMeta(w.NamespacedName)
 	if w.quiesced {
 		// Long enough for Velero to take as many volumes one after another.
-		meta.Annotations = map[string]string{quiesce.AnnotationQuiesce: planBlueprint, quiesce.AnnotationQuiesceTimeout: "1h"}
+		meta.Annotations = map[string]string{api.AnnotationQuiesce: planBlueprint, api.AnnotationQuiesceTimeout: "1h"}
 	}
 	return &appsv1.Deployment{ObjectMeta: meta, Spec: appsv1.DeploymentSpec{
 		Selector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": w.Name}},

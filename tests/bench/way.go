@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/quiesce"
 )
 
@@ -65,7 +66,7 @@ func parseVolumes(list string) ([]int, error) {
 // annotations that ask for this way, and for this only. An empty value takes
 // one away.
 func (w way) annotations(dirs []string) (deployment, pod map[string]string) {
-	deployment = map[string]string{quiesce.AnnotationQuiesce: "", quiesce.AnnotationQuiesceTimeout: ""}
+	deployment = map[string]string{api.AnnotationQuiesce: "", api.AnnotationQuiesceTimeout: ""}
 	pod = map[string]string{
 		"pre.hook.backup.velero.io/container": "", "pre.hook.backup.velero.io/command": "", "pre.hook.backup.velero.io/on-error": "",
 		"post.hook.backup.velero.io/container": "", "post.hook.backup.velero.io/command": "",
@@ -78,10 +79,10 @@ func (w way) annotations(dirs []string) (deployment, pod map[string]string) {
 		}
 		pod["pre.hook.backup.velero.io/on-error"] = "Fail"
 	case bracket:
-		deployment[quiesce.AnnotationQuiesce] = quiesce.FSFreeze
-		deployment[quiesce.AnnotationQuiesceTimeout] = bracketTimeout
+		deployment[api.AnnotationQuiesce] = quiesce.FSFreeze
+		deployment[api.AnnotationQuiesceTimeout] = bracketTimeout
 	case group, location:
-		deployment[quiesce.AnnotationQuiesce] = quiesce.FSFreeze
+		deployment[api.AnnotationQuiesce] = quiesce.FSFreeze
 	case floor:
 	}
 	return deployment, pod

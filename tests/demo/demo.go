@@ -12,7 +12,7 @@ import (
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/tests/cluster"
 	"stillpoint.io/stillpoint/tests/stage"
 )
@@ -104,7 +104,7 @@ func (d *demo) install(ctx context.Context) error {
 	for _, args := range [][]string{
 		{"apply", "--filename", filepath.Join("deploy", "volume-policy.yaml")},
 		{"create", "configmap", hooks, "--namespace", cluster.VeleroNamespace, "--from-file", filepath.Join(d.example, "blueprint.yaml")},
-		{"label", "configmap", hooks, "--namespace", cluster.VeleroNamespace, blueprint.ConfigMapLabel + "=true"},
+		{"label", "configmap", hooks, "--namespace", cluster.VeleroNamespace, api.LabelBlueprint + "=true"},
 		{"apply", "--filename", filepath.Join(d.example, "app.yaml")},
 	} {
 		if err := d.Run(ctx, "kubectl", args...); err != nil {

@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 
+	"stillpoint.io/stillpoint/internal/api"
 	kanister "stillpoint.io/stillpoint/internal/blueprint"
 	stillpoint "stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/tests/cluster"
@@ -185,7 +186,7 @@ func testTaskPods(t *testing.T, c *cluster.Cluster) {
 		return ctx
 	}
 	pods := func() []corev1.Pod {
-		list, err := c.Client().CoreV1().Pods(namespace).List(t.Context(), metav1.ListOptions{LabelSelector: kanister.TaskLabel + "=e2e"})
+		list, err := c.Client().CoreV1().Pods(namespace).List(t.Context(), metav1.ListOptions{LabelSelector: api.LabelTask + "=e2e"})
 		require.NoError(t, err)
 		return list.Items
 	}

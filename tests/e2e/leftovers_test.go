@@ -18,6 +18,7 @@ import (
 	"k8s.io/utils/ptr"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/snapshot"
 	"stillpoint.io/stillpoint/tests/cluster"
 )
@@ -75,7 +76,7 @@ func TestLeftovers(t *testing.T) {
 		require.NoError(t, c.Objects().List(t.Context(), left, crclient.InNamespace(r.namespace)))
 		require.Len(t, left.Items, 1, "that of the claim which waits for a pod")
 		vs := left.Items[0]
-		assert.NotEmpty(t, vs.Labels[snapshot.RestoreLabel])
+		assert.NotEmpty(t, vs.Labels[api.LabelRestore])
 		_, marked := snapshot.OriginOf(&vs)
 		assert.False(t, marked, "it is not the backup's")
 		assert.Contains(t, r.details(), "until a pod uses it; the sweep removes it later")

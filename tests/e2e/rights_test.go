@@ -28,11 +28,12 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/client-go/tools/clientcmd"
-	"k8s.io/client-go/tools/clientcmd/api"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"k8s.io/utils/clock"
 	"k8s.io/utils/ptr"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"stillpoint.io/stillpoint/internal/api"
 	blueprints "stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/bracket"
 	"stillpoint.io/stillpoint/internal/cleanup"
@@ -286,7 +287,7 @@ func TestRightsThatAreSwitchedOn(t *testing.T) {
 		left.Spec.Containers = []corev1.Container{{Name: "x", Image: cluster.Image, Command: []string{"sleep", "infinity"}}}
 		left.Spec.TerminationGracePeriodSeconds = ptr.To(int64(0))
 		owed := a.owe(clients, intent.Undo{Blueprint: "b", Phase: "task", Task: pod("")}, intent.Undo{Blueprint: "b", Phase: "tenant", Task: pod(a.namespace)})
-		left.Labels[blueprints.TaskLabel] = owed.ID
+		left.Labels[api.LabelTask] = owed.ID
 		require.NoError(t, c.Objects().Create(t.Context(), left))
 		undone := a.release(clients, owed)
 		require.ErrorContains(t, undone.Left, "phase tenant: KubeTask failed (Forbidden)", "its ServiceAccount may not")
@@ -677,10 +678,10 @@ func useAccount(t *testing.T, c *cluster.Cluster, name string) {
 	token, err := c.Client().CoreV1().ServiceAccounts("velero").CreateToken(t.Context(), name, &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
 	require.NoError(t, err)
 	admin := c.RESTConfig()
-	kubeconfig := api.NewConfig()
-	kubeconfig.Clusters["bed"] = &api.Cluster{Server: admin.Host, CertificateAuthorityData: admin.CAData, CertificateAuthority: admin.CAFile}
-	kubeconfig.AuthInfos["account"] = &api.AuthInfo{Token: token.Status.Token}
-	kubeconfig.Contexts["bed"] = &api.Context{Cluster: "bed", AuthInfo: "account", Namespace: corev1.NamespaceDefault}
+	kubeconfig := clientcmdapi.NewConfig()
+	kubeconfig.Clusters["bed"] = &clientcmdapi.Cluster{Server: admin.Host, CertificateAuthorityData: admin.CAData, CertificateAuthority: admin.CAFile}
+	kubeconfig.AuthInfos["account"] = &clientcmdapi.AuthInfo{Token: token.Status.Token}
+	kubeconfig.Contexts["bed"] = &clientcmdapi.Context{Cluster: "bed", AuthInfo: "account", Namespace: corev1.NamespaceDefault}
 	kubeconfig.CurrentContext = "bed"
 	file := filepath.Join(t.TempDir(), "kubeconfig")
 	require.NoError(t, clientcmd.WriteToFile(*kubeconfig, file))

@@ -24,6 +24,7 @@ import (
 	"k8s.io/utils/ptr"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/cleanup"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/snapshot"
@@ -163,7 +164,7 @@ func TestSweepWithoutTheBackup(t *testing.T) {
 	require.NoError(t, c.Objects().Patch(t.Context(), marked, crclient.MergeFrom(before)))
 	a.kubectl("delete", "volumesnapshot", snapshots[0].Name)
 	// The second is wanted by a user, the third by a claim that no pod uses.
-	a.kubectl("annotate", "volumesnapshot", snapshots[1].Name, snapshot.KeepAnnotation+"=true")
+	a.kubectl("annotate", "volumesnapshot", snapshots[1].Name, api.AnnotationKeepSnapshot+"=true")
 	a.waiting(snapshots[2].Name)
 
 	table, code = runSweep(t, "--delete", "--namespace", a.namespace)
@@ -179,7 +180,7 @@ func TestSweepWithoutTheBackup(t *testing.T) {
 	table, code = runSweep(t, "--delete", object(1), object(2))
 	assert.Equal(t, 1, code)
 	assert.Equal(t, 2, strings.Count(table, "NOT DELETED: "), table)
-	a.kubectl("annotate", "volumesnapshot", snapshots[1].Name, snapshot.KeepAnnotation+"-")
+	a.kubectl("annotate", "volumesnapshot", snapshots[1].Name, api.AnnotationKeepSnapshot+"-")
 	a.kubectl("delete", "pvc", "waiting")
 	table, code = runSweep(t, "--delete", "--namespace", a.namespace)
 	assert.Equal(t, 0, code, table)
@@ -217,7 +218,7 @@ func TestRightsOfDeploySufficeToSweep(t *testing.T) {
 	backup := &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: "e2e-" + rand.String(6), UID: types.UID(rand.String(8))}}
 	taken := a.leave(backup, "app-data0")
 	a.restoredFrom(taken)
-	a.kubectl("annotate", "volumesnapshot", taken.Name, snapshot.KeepAnnotation+"=true")
+	a.kubectl("annotate", "volumesnapshot", taken.Name, api.AnnotationKeepSnapshot+"=true")
 
 	clients, log, said := restricted(t, c)
 	table, code := runSweep(t, "--delete", "--namespace", a.namespace)
@@ -226,7 +227,7 @@ func TestRightsOfDeploySufficeToSweep(t *testing.T) {
 	assert.Len(t, a.snapshots(), 2)
 	assert.Len(t, a.stored("app-data0"), 1, "the storage's snapshot is the backup's")
 
-	a.kubectl("annotate", "volumesnapshot", taken.Name, snapshot.KeepAnnotation+"-")
+	a.kubectl("annotate", "volumesnapshot", taken.Name, api.AnnotationKeepSnapshot+"-")
 	none := func(context.Context) (*config.Config, error) { return config.Default(cluster.VeleroNamespace), nil }
 	<-cleanup.NewSweeper(clients, none, clock.RealClock{}).AtBackup(t.Context(), log)
 	assert.Contains(t, said.String(), "Deleted VolumeSnapshot "+a.namespace+"/"+taken.Name)
@@ -241,7 +242,7 @@ func (a *app) restoredFrom(taken *snapshotv1.VolumeSnapshot) {
 	of := &snapshotv1.VolumeSnapshotContent{}
 	require.NoError(a.t, a.c.Objects().Get(a.t.Context(), crclient.ObjectKey{Name: *taken.Status.BoundVolumeSnapshotContentName}, of))
 	labels := map[string]string{
-		snapshot.InstallationLabel: taken.Labels[snapshot.InstallationLabel], snapshot.RestoreLabel: rand.String(8), velerov1.RestoreNameLabel: "e2e-restore",
+		api.LabelInstallation: taken.Labels[api.LabelInstallation], api.LabelRestore: rand.String(8), velerov1.RestoreNameLabel: "e2e-restore",
 	}
 	name := a.namespace + "-restored"
 	require.NoError(a.t, a.c.Objects().Create(a.t.Context(), &snapshotv1.VolumeSnapshotContent{

@@ -17,8 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"stillpoint.io/stillpoint/internal/intent"
-	"stillpoint.io/stillpoint/internal/node"
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/tests/cluster"
 )
 
@@ -90,7 +89,7 @@ func (a *app) nodeThaw() string {
 func noNodePods(t *testing.T, c *cluster.Cluster) {
 	t.Helper()
 	assert.Eventually(t, func() bool {
-		pods, err := c.Client().CoreV1().Pods(cluster.VeleroNamespace).List(t.Context(), metav1.ListOptions{LabelSelector: node.Label})
+		pods, err := c.Client().CoreV1().Pods(cluster.VeleroNamespace).List(t.Context(), metav1.ListOptions{LabelSelector: api.LabelNodeThaw})
 		return err == nil && len(pods.Items) == 0
 	}, 10*time.Second, 100*time.Millisecond)
 }
@@ -185,7 +184,7 @@ func TestBackupFindsWhatIsStillScaledDown(t *testing.T) {
 	c := connect(t)
 	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "scale-down"}})
 	secret := &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: "stillpoint-intent-" + a.namespace, Labels: map[string]string{intent.Label: ""}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: "stillpoint-intent-" + a.namespace, Labels: map[string]string{api.LabelJournal: ""}},
 		Type:       "stillpoint.io/intent",
 		StringData: map[string]string{"intent": `{"name": "Deployment ` + a.namespace + `/app", "namespace": "` + a.namespace + `", "backup": "earlier", "backupUID": "1",
 			"since": "2026-03-01T12:00:00Z", "until": "2026-03-01T12:10:00Z", "holder": {"pod": "velero-gone", "podUID": "1", "host": "velero-gone", "pid": 7},

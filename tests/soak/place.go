@@ -15,7 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/rand"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"stillpoint.io/stillpoint/internal/quiesce"
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/tests/cluster"
 	"stillpoint.io/stillpoint/tests/stage"
 )
@@ -64,7 +64,7 @@ func (p place) setUp(ctx context.Context, w way) error {
 	}
 	if w.quiesce != "" {
 		_, err := p.Kubectl(ctx, nil, "--namespace", p.namespace, "annotate", "statefulset/db",
-			quiesce.AnnotationQuiesce+"="+fmt.Sprintf(w.quiesce, p.database.recipe))
+			api.AnnotationQuiesce+"="+fmt.Sprintf(w.quiesce, p.database.recipe))
 		if err != nil {
 			return err
 		}

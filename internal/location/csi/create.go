@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/location"
 	"stillpoint.io/stillpoint/internal/snapshot"
@@ -98,7 +99,7 @@ func (s *Snapshotter) prepare(ctx context.Context, subject *location.Subject, ta
 		unquiesced: export.Suits(profile, subject.Volume, false),
 	}
 	maps.Copy(t.snapshot.Annotations, tags)
-	t.snapshot.Annotations[snapshot.ExportedAnnotation] = fmt.Sprint(t.exported)
+	t.snapshot.Annotations[api.AnnotationExported] = fmt.Sprint(t.exported)
 	return t, t.follower.Watch(ctx)
 }
 
@@ -220,7 +221,7 @@ func (t *taking) identity(ctx context.Context) (string, error) {
 func (t *taking) secure(ctx context.Context, vs *snapshotv1.VolumeSnapshot) (*snapshotv1.VolumeSnapshotContent, error) {
 	client := t.clients.Snapshots.SnapshotV1()
 	marks := metav1.ObjectMeta{Labels: map[string]string{velerov1.BackupNameLabel: label.GetValidName(t.Backup.Name)}, Annotations: map[string]string{
-		velerov1.DriverNameAnnotation: t.Volume.Spec.CSI.Driver, snapshot.ExportedAnnotation: fmt.Sprint(t.exported),
+		velerov1.DriverNameAnnotation: t.Volume.Spec.CSI.Driver, api.AnnotationExported: fmt.Sprint(t.exported),
 	}}
 	snapshot.Origin{Installation: t.installation, Backup: t.Backup.Name, BackupUID: string(t.Backup.UID)}.Mark(&marks)
 	content, err := client.VolumeSnapshotContents().Patch(ctx, snapshot.TargetOf(vs).Content, types.MergePatchType, location.Merge(map[string]any{

@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/location"
@@ -166,7 +167,7 @@ const (
 // why begins their names.
 func (s *Snapshotter) static(i identity, why, installation string, policy snapshotv1.DeletionPolicy) (*snapshotv1.VolumeSnapshot, *snapshotv1.VolumeSnapshotContent) {
 	content := snapshot.OfHandle(why, s.clients.VeleroNamespace, i.Driver, i.Handle, policy)
-	content.Labels = map[string]string{location.PromotedLabel: installation, velerov1.ExcludeFromBackupLabel: "true"}
+	content.Labels = map[string]string{api.LabelPromoted: installation, velerov1.ExcludeFromBackupLabel: "true"}
 	if i.Class != "" {
 		content.Spec.VolumeSnapshotClassName = &i.Class
 	}

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
@@ -44,7 +45,7 @@ func (s *Snapshotter) find(ctx context.Context, installation, name string) (*rem
 
 // all gets what there is of all snapshots of an installation.
 func (s *Snapshotter) all(ctx context.Context, installation string) ([]*remains, error) {
-	vss, err := s.clients.Dynamic.Resource(snapshots).List(ctx, metav1.ListOptions{LabelSelector: snapshot.InstallationLabel + "=" + installation})
+	vss, err := s.clients.Dynamic.Resource(snapshots).List(ctx, metav1.ListOptions{LabelSelector: api.LabelInstallation + "=" + installation})
 	if err != nil {
 		return nil, fmt.Errorf("list the VolumeSnapshots of %s: %w", version, err)
 	}
