@@ -4,7 +4,6 @@
 package house_test
 
 import (
-	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -26,10 +25,6 @@ type source struct {
 
 // room returns the directory of the file, such as internal/snapshot.
 func (s source) room() string { return filepath.ToSlash(filepath.Dir(s.path)) }
-
-func (s source) place(pos token.Pos) string {
-	return fmt.Sprintf("%s:%d", s.path, s.files.Position(pos).Line)
-}
 
 // sources parses all files of internal/ and plugins/ that are not tests.
 func sources(t *testing.T) []source {
