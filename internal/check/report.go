@@ -14,13 +14,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/utils/ptr"
 
+	"stillpoint.io/stillpoint/internal/annotated"
 	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/group"
 	"stillpoint.io/stillpoint/internal/quiesce"
-	"stillpoint.io/stillpoint/internal/resource"
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
 	"stillpoint.io/stillpoint/internal/workload"
@@ -231,7 +231,7 @@ func (r *Report) noteOnce(format string, args ...any) {
 }
 
 // unread tells of kinds that could not be looked at for annotated objects.
-func (r *Report) unread(kinds []resource.Unread) {
+func (r *Report) unread(kinds []annotated.Unread) {
 	var forbidden, broken []string
 	for _, kind := range kinds {
 		if kind.Broken {

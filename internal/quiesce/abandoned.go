@@ -10,7 +10,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
-	"stillpoint.io/stillpoint/internal/intent"
+	"stillpoint.io/stillpoint/internal/journal"
 )
 
 const (
@@ -44,7 +44,7 @@ func (u *Undoer) AtBackup(ctx context.Context, log logrus.FieldLogger) {
 func (u *Undoer) tidy(ctx context.Context, log logrus.FieldLogger) {
 	told := map[string]bool{}
 	for {
-		standings, err := u.Book.Look(ctx)
+		standings, err := u.Journal.Statuses(ctx)
 		if err != nil && !told[""] {
 			told[""] = true
 			log.Warnf("What earlier backups may have left quiesced is not known for certain, and `stillpoint thaw` tells: %v", err)
@@ -53,15 +53,15 @@ func (u *Undoer) tidy(ctx context.Context, log logrus.FieldLogger) {
 		var wait sync.WaitGroup
 		for _, s := range standings {
 			switch {
-			case s.Gone == "" && !s.Tried.IsZero():
+			case s.HolderGone == "" && !s.Tried.IsZero():
 				busy.Store(true)
 			case !s.Abandoned(), told[s.ID]: // another backup is at work
-			case !s.Due(u.Clock.Now()) && !u.vanished(ctx, s.Intent):
+			case !s.Due(u.Clock.Now()) && !u.vanished(ctx, s.Entry):
 				told[s.ID] = true
 				log.Warnf("%s may still be quiesced by backup %s since %s: %s", s.Name, s.Backup, s.Since.UTC().Format(time.RFC3339), s.Failure)
 			default:
 				wait.Go(func() {
-					if errors.Is(u.release(ctx, log, s.Intent, s.Gone), intent.ErrTaken) {
+					if errors.Is(u.release(ctx, log, s.Entry, s.HolderGone), journal.ErrTaken) {
 						busy.Store(true)
 					}
 				})
@@ -79,14 +79,14 @@ func (u *Undoer) tidy(ctx context.Context, log logrus.FieldLogger) {
 }
 
 // vanished tells that nothing is left of what an intent is about.
-func (u *Undoer) vanished(ctx context.Context, i *intent.Intent) bool {
-	return len(i.Undo) > 0 && !slices.ContainsFunc(i.Undo, func(undo intent.Undo) bool {
+func (u *Undoer) vanished(ctx context.Context, i *journal.Entry) bool {
+	return len(i.Undo) > 0 && !slices.ContainsFunc(i.Undo, func(undo journal.Undo) bool {
 		return vanished(ctx, u.Kube, i, &undo) == ""
 	})
 }
 
 // release releases one intent and logs what came of it.
-func (u *Undoer) release(ctx context.Context, log logrus.FieldLogger, i *intent.Intent, gone string) error {
+func (u *Undoer) release(ctx context.Context, log logrus.FieldLogger, i *journal.Entry, gone string) error {
 	undone, err := u.Undo(ctx, i, atBackupTries)
 	if undone != nil {
 		for _, warning := range undone.Warnings {
@@ -94,7 +94,7 @@ func (u *Undoer) release(ctx context.Context, log logrus.FieldLogger, i *intent.
 		}
 	}
 	switch {
-	case errors.Is(err, intent.ErrTaken):
+	case errors.Is(err, journal.ErrTaken):
 	case err != nil:
 		log.Warnf("Release %s, which backup %s has quiesced: %v", i.Name, i.Backup, err)
 	case undone.Left != nil:

@@ -19,8 +19,8 @@ import (
 	"k8s.io/utils/clock"
 	"k8s.io/utils/lru"
 
+	"stillpoint.io/stillpoint/internal/annotated"
 	"stillpoint.io/stillpoint/internal/cluster"
-	"stillpoint.io/stillpoint/internal/resource"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -34,7 +34,7 @@ type Facts struct {
 	// owners come before what they own.
 	objects []*object
 	// annotated are the workloads among annotated objects.
-	annotated []resource.Object
+	annotated []annotated.Object
 	// line is nil where there are no objects.
 	line lineage
 	// unread says which workloads could not be read.
@@ -49,7 +49,7 @@ func (f *Facts) Unread() error { return f.unread }
 // how many claims there are. Annotated objects are those that survey knows; nil
 // knows none. To freeze by, they must be as they are now, and a workload that
 // cannot be read is an error; otherwise it is noted as unread.
-func Gather(ctx context.Context, kube kubernetes.Interface, survey *resource.Survey, namespace string, now bool) (*Facts, error) {
+func Gather(ctx context.Context, kube kubernetes.Interface, survey *annotated.Survey, namespace string, now bool) (*Facts, error) {
 	facts := &Facts{}
 	var err error
 	if facts.namespace, err = kube.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{}); err != nil {
@@ -73,16 +73,16 @@ func Gather(ctx context.Context, kube kubernetes.Interface, survey *resource.Sur
 	return facts, nil
 }
 
-func (f *Facts) gatherObjects(ctx context.Context, kube kubernetes.Interface, survey *resource.Survey, now bool) error {
+func (f *Facts) gatherObjects(ctx context.Context, kube kubernetes.Interface, survey *annotated.Survey, now bool) error {
 	look := survey.Recent
 	if now {
 		look = survey.Now
 	}
 	view := look(ctx, f.namespace.Name)
 	templates, err := templatesOf(ctx, kube, f.namespace.Name, view)
-	var full *resource.Contents
+	var full *annotated.Contents
 	if now {
-		full = survey.Read(ctx, slices.DeleteFunc(slices.Clone(view.Annotated), func(o resource.Object) bool { return o.Known() }))
+		full = survey.Read(ctx, slices.DeleteFunc(slices.Clone(view.Annotated), func(o annotated.Object) bool { return o.Known() }))
 	}
 	f.takeObjects(view, templates, full)
 	return err
@@ -112,7 +112,7 @@ const (
 type Namespaces struct {
 	kube     kubernetes.Interface
 	metadata metadata.Interface
-	survey   *resource.Survey
+	survey   *annotated.Survey
 	clock    clock.PassiveClock
 	log      logrus.FieldLogger
 
@@ -131,14 +131,14 @@ type gathered struct {
 func NewNamespaces(clients *cluster.Clients, clock clock.PassiveClock, log logrus.FieldLogger) *Namespaces {
 	return &Namespaces{
 		kube: clients.Kube, metadata: clients.Metadata, log: log,
-		survey: resource.NewSurvey(clients.Kube.Discovery(), clients.Metadata, clients.Dynamic, clock, IsAnnotation, log),
+		survey: annotated.NewSurvey(clients.Kube.Discovery(), clients.Metadata, clients.Dynamic, clock, IsAnnotation, log),
 		clock:  clock,
 		recent: lru.New(factsKept),
 	}
 }
 
 // Unread are the kinds that could not be looked at for annotated objects.
-func (n *Namespaces) Unread() []resource.Unread { return n.survey.Unread() }
+func (n *Namespaces) Unread() []annotated.Unread { return n.survey.Unread() }
 
 // Recent gives facts that are a minute old at most: enough for what is not
 // snapshotted yet.

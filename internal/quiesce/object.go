@@ -15,9 +15,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 
+	"stillpoint.io/stillpoint/internal/annotated"
 	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/blueprint"
-	"stillpoint.io/stillpoint/internal/resource"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -32,7 +32,7 @@ func IsAnnotation(key string) bool {
 // custom resource, a ConfigMap, whatever there is. What it asks for is a hook
 // of its own, which is run once in a freeze.
 type object struct {
-	resource.Object
+	annotated.Object
 	// content is the object in full; of facts that are not of now it is what
 	// is known without asking.
 	content  *unstructured.Unstructured
@@ -74,7 +74,7 @@ func (l lineage) ancestors(of types.UID) map[types.UID]bool {
 }
 
 // lineage joins what is known of the namespace.
-func (f *Facts) lineage(view *resource.View) lineage {
+func (f *Facts) lineage(view *annotated.View) lineage {
 	all := lineage{}
 	maps.Copy(all, view.Owners)
 	maps.Copy(all, f.inventory.Owners())
@@ -88,7 +88,7 @@ func (f *Facts) lineage(view *resource.View) lineage {
 
 // takeObjects makes what a survey has seen into what it means. full are the
 // objects as they are now; nil is that the survey's word is good enough.
-func (f *Facts) takeObjects(view *resource.View, templates map[workload.Ref]workload.Template, full *resource.Contents) {
+func (f *Facts) takeObjects(view *annotated.View, templates map[workload.Ref]workload.Template, full *annotated.Contents) {
 	if len(view.Annotated) == 0 {
 		return
 	}
@@ -136,7 +136,7 @@ func compareBool(a, b bool) int {
 
 // newObject reads the annotations of an object. A namespace's are the default
 // of everything but the blueprints: these it names for its workloads.
-func newObject(seen resource.Object, namespace *corev1.Namespace) *object {
+func newObject(seen annotated.Object, namespace *corev1.Namespace) *object {
 	o := &object{Object: seen, claims: map[string]bool{}}
 	o.content = &unstructured.Unstructured{Object: map[string]any{}}
 	o.content.SetAPIVersion(seen.APIVersion)
@@ -151,7 +151,7 @@ func newObject(seen resource.Object, namespace *corev1.Namespace) *object {
 
 // complete takes an object as it is now. It returns false when it is gone, or
 // has no annotation any more.
-func (o *object) complete(full *resource.Contents, namespace *corev1.Namespace) bool {
+func (o *object) complete(full *annotated.Contents, namespace *corev1.Namespace) bool {
 	if err := full.Failed[o.UID]; err != nil {
 		o.invalid = fmt.Errorf("%s asks to be quiesced: %w", o.Ref, err)
 		return true
@@ -227,7 +227,7 @@ func (f *Facts) repeated(annotations map[string]string, owners ...metav1.OwnerRe
 // stand finds out which claims each object stands for: those that it owns, and
 // those of pods and workloads that it owns; where it owns nothing of the kind,
 // all claims of the namespace.
-func (f *Facts) stand(view *resource.View, templates map[workload.Ref]workload.Template) {
+func (f *Facts) stand(view *annotated.View, templates map[workload.Ref]workload.Template) {
 	byUID := map[types.UID]*object{}
 	for _, o := range f.objects {
 		byUID[o.UID] = o
@@ -304,12 +304,12 @@ func (f *Facts) own(claim *corev1.PersistentVolumeClaim) (bool, error) {
 }
 
 // templatesOf reads the templates of the workloads that annotated objects own.
-func templatesOf(ctx context.Context, kube kubernetes.Interface, namespace string, view *resource.View) (map[workload.Ref]workload.Template, error) {
+func templatesOf(ctx context.Context, kube kubernetes.Interface, namespace string, view *annotated.View) (map[workload.Ref]workload.Template, error) {
 	l := lineage(view.Owners)
 	var wanted []workload.Ref
 	for _, ref := range view.Workloads {
 		above := l.ancestors(ref.UID)
-		if slices.ContainsFunc(view.Annotated, func(o resource.Object) bool { return !o.Known() && above[o.UID] }) {
+		if slices.ContainsFunc(view.Annotated, func(o annotated.Object) bool { return !o.Known() && above[o.UID] }) {
 			wanted = append(wanted, ref)
 		}
 	}
@@ -505,7 +505,7 @@ func (f *Facts) Idle() []Idle {
 			})
 		}
 	}
-	idle := func(of resource.Object, why string) {
+	idle := func(of annotated.Object, why string) {
 		all = append(all, Idle{
 			Standing: Standing{Ref: of.Ref, names: of.Names},
 			Text:     fmt.Sprintf("Nothing is run for %s, which is annotated: %s.", of.Ref, why),

@@ -21,9 +21,9 @@ import (
 	metadatafake "k8s.io/client-go/metadata/fake"
 	clocktesting "k8s.io/utils/clock/testing"
 
+	"stillpoint.io/stillpoint/internal/annotated"
 	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/blueprint"
-	"stillpoint.io/stillpoint/internal/resource"
 )
 
 // custom is an object of group db.example.com.
@@ -86,7 +86,7 @@ func owned(kind, name string, objects []runtime.Object) []runtime.Object {
 // world is a cluster with objects of namespace shop, whatever their kinds.
 type world struct {
 	*Planner
-	survey *resource.Survey
+	survey *annotated.Survey
 	log    *logrustest.Hook
 }
 
@@ -147,7 +147,7 @@ func newWorld(answers map[string]string, lists ...[]runtime.Object) *world {
 	}
 	log, hook := logrustest.NewNullLogger()
 	w.log = hook
-	w.survey = resource.NewSurvey(kube.Discovery(), metadatafake.NewSimpleMetadataClient(fakes, all...),
+	w.survey = annotated.NewSurvey(kube.Discovery(), metadatafake.NewSimpleMetadataClient(fakes, all...),
 		dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
 			blueprint.Resource:                                              "BlueprintList",
 			{Version: "v1", Resource: "configmaps"}:                         "ConfigMapList",
@@ -261,11 +261,11 @@ func TestGroupOfObjects(t *testing.T) {
 			of:      "b", asked: true, name: "ConfigMap shop/hooks", claims: []string{"a", "b"},
 		},
 		"a claim with its own annotation is its own": {
-			objects: [][]runtime.Object{namespace(), claims("data-0", "data-1"), annotated("files", api.AnnotationQuiesce, "fsfreeze"), configMap("hooks", ask...), db(nil), web(nil)},
+			objects: [][]runtime.Object{namespace(), claims("data-0", "data-1"), withAnnotations("files", api.AnnotationQuiesce, "fsfreeze"), configMap("hooks", ask...), db(nil), web(nil)},
 			of:      "files", asked: true, name: "PersistentVolumeClaim shop/files", claims: []string{"files"},
 		},
 		"and the others go without it": {
-			objects: [][]runtime.Object{namespace(), claims("data-0", "data-1"), annotated("files", api.AnnotationQuiesce, "none"), configMap("hooks", ask...), db(nil), web(nil)},
+			objects: [][]runtime.Object{namespace(), claims("data-0", "data-1"), withAnnotations("files", api.AnnotationQuiesce, "none"), configMap("hooks", ask...), db(nil), web(nil)},
 			of:      "data-0", asked: true, name: "ConfigMap shop/hooks", claims: []string{"data-0", "data-1"},
 		},
 		"the object's hook comes before its workload's": {
@@ -355,7 +355,7 @@ func TestGroupOfObjects(t *testing.T) {
 		},
 		"a copy on a claim": {
 			objects: [][]runtime.Object{
-				namespace(), owned("Cluster", "pg", annotated("data", ask...)), custom("Cluster", "pg", ask...),
+				namespace(), owned("Cluster", "pg", withAnnotations("data", ask...)), custom("Cluster", "pg", ask...),
 				owned("Cluster", "pg", bare(annotatedPod(pod("pg-1", "n1", volume{"pg", "data", "/data", ""}), ask...))),
 			},
 			of: "data", asked: true, name: "Cluster shop/pg", claims: []string{"data"},

@@ -7,12 +7,12 @@ import (
 	"time"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
-	"stillpoint.io/stillpoint/internal/intent"
+	"stillpoint.io/stillpoint/internal/journal"
 )
 
 // record writes down what is owed from now on.
 func (s *Session) record(ctx context.Context) error {
-	if s.tools.Intents == nil {
+	if s.tools.Journal == nil {
 		return nil
 	}
 	owed := s.plan.Owed
@@ -20,7 +20,7 @@ func (s *Session) record(ctx context.Context) error {
 	// Both hooks may take as long as the pre commands are allowed to.
 	owed.Until = owed.Since.Add(2*s.plan.PrepareTimeout + s.plan.QuiesceTimeout + rescueLimit)
 	owed.Undo = s.undo(s.targets())
-	if err := s.tools.Intents.Open(ctx, &owed); err != nil {
+	if err := s.tools.Journal.Open(ctx, &owed); err != nil {
 		return s.masked(err)
 	}
 	s.owed = &owed
@@ -28,10 +28,10 @@ func (s *Session) record(ctx context.Context) error {
 }
 
 // undo is what somebody else would have to do in our place.
-func (s *Session) undo(targets []*target) []intent.Undo {
-	var undo []intent.Undo
+func (s *Session) undo(targets []*target) []journal.Undo {
+	var undo []journal.Undo
 	for _, t := range targets {
-		u := intent.Undo{Blueprint: t.hook.Blueprint, Phase: t.step.Phase, ByHand: s.byHand(t)}
+		u := journal.Undo{Blueprint: t.hook.Blueprint, Phase: t.step.Phase, ByHand: s.byHand(t)}
 		switch {
 		case t.task != nil:
 			u.Task = t.task
@@ -85,7 +85,7 @@ func (s *Session) amend(ctx context.Context, targets []*target) error {
 		return nil
 	}
 	s.owed.Undo = s.undo(targets)
-	return s.masked(s.tools.Intents.Update(ctx, s.owed))
+	return s.masked(s.tools.Journal.Update(ctx, s.owed))
 }
 
 // settle takes off the record what is undone. What is not is for others to try,
@@ -98,13 +98,13 @@ func (s *Session) settle(ctx context.Context, stuck error) {
 	defer cancel()
 	var err error
 	if stuck == nil {
-		err = s.tools.Intents.Close(ctx, s.owed.ID)
+		err = s.tools.Journal.Close(ctx, s.owed.ID)
 	} else {
-		s.owed.Holder, s.owed.Tried, s.owed.Failure = intent.Holder{}, time.Now(), stuck.Error()
+		s.owed.Holder, s.owed.Tried, s.owed.Failure = journal.Holder{}, time.Now(), stuck.Error()
 		err = s.amend(ctx, s.due())
 	}
 	switch {
-	case errors.Is(err, intent.ErrTaken):
+	case errors.Is(err, journal.ErrTaken):
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.report.Broken != nil { // which is how it was noticed

@@ -109,7 +109,7 @@ func TestForeignHosts(t *testing.T) {
 					assert.False(t, read)
 				})
 			}
-			refused("PersistentVolumeClaim shop/data", namespace(), annotated("data", api.AnnotationQuiesce, name, option("host"), host), db())
+			refused("PersistentVolumeClaim shop/data", namespace(), withAnnotations("data", api.AnnotationQuiesce, name, option("host"), host), db())
 			refused("Namespace shop", namespace(api.AnnotationQuiesce, name, option("host"), host), claims("data"), db())
 			refused("Namespace shop", namespace(option("host"), host), claims("data"), db(api.AnnotationQuiesce, name))
 		}
@@ -117,7 +117,7 @@ func TestForeignHosts(t *testing.T) {
 			"the workload": {namespace(), claims("data"), db(api.AnnotationQuiesce, name, option("host"), "db.example.com")},
 			"its pods": {namespace(), claims("data"), statefulSet("db", annotations{api.AnnotationQuiesce, name},
 				annotatedPod(pod("db-0", "n1", volume{"db", "data", "/data", ""}), option("host"), "db.example.com"))},
-			"the claim, the host itself": {namespace(), annotated("data", api.AnnotationQuiesce, name, option("host"), "127.0.0.1"), db()},
+			"the claim, the host itself": {namespace(), withAnnotations("data", api.AnnotationQuiesce, name, option("host"), "127.0.0.1"), db()},
 		} {
 			t.Run(name+" on "+place, func(t *testing.T) {
 				_, _, err := planOf(t, objects...)

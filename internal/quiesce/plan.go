@@ -9,7 +9,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
-	"stillpoint.io/stillpoint/internal/intent"
+	"stillpoint.io/stillpoint/internal/journal"
 )
 
 // Plan is everything that one session will do, rendered before anything is
@@ -40,7 +40,7 @@ type Plan struct {
 
 	// Owed is the record of what undoes the plan, as far as it is known before the
 	// session has begun.
-	Owed intent.Intent
+	Owed journal.Entry
 
 	// Alternatives gives, for each file system that a post command thaws, the commands
 	// that thaw it in other containers; nil means that there are none.
@@ -53,7 +53,7 @@ type Plan struct {
 	ByHand func(call blueprint.Call) string
 	// Volumes are the file systems that a post command thaws, as their node sees them;
 	// nil knows none.
-	Volumes func(call blueprint.Call) []intent.Volume
+	Volumes func(call blueprint.Call) []journal.Volume
 }
 
 // NotFrozen are the claims that Stillpoint does not freeze, each in a clause.
@@ -123,7 +123,7 @@ func (p *Plan) byHand(call blueprint.Call) string {
 	return p.ByHand(call)
 }
 
-func (p *Plan) volumes(call blueprint.Call) []intent.Volume {
+func (p *Plan) volumes(call blueprint.Call) []journal.Volume {
 	if p.Volumes == nil {
 		return nil
 	}

@@ -19,7 +19,7 @@ import (
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
-	"stillpoint.io/stillpoint/internal/intent"
+	"stillpoint.io/stillpoint/internal/journal"
 	"stillpoint.io/stillpoint/internal/node"
 	"stillpoint.io/stillpoint/internal/workload"
 )
@@ -56,7 +56,7 @@ func NewPlanner(ctx context.Context, clients *cluster.Clients, executor Executor
 	tools := Tools{
 		Executor: executor,
 		Tasks:    tasks,
-		Intents:  intent.NewBook(clients, clock),
+		Journal:  journal.New(clients, clock),
 		Node:     node.New(clients, func(context.Context) (*config.Config, error) { return settings, nil }),
 	}
 	return &Planner{
@@ -85,8 +85,8 @@ func NewPlanner(ctx context.Context, clients *cluster.Clients, executor Executor
 func (p *Planner) Plan(ctx context.Context, group *Group, backup *velerov1.Backup) (*Plan, error) {
 	plan := &Plan{Name: group.Name(), OnError: group.OnError}
 	namespace := group.Claims[0].Namespace
-	plan.Owed = intent.Intent{
-		ID:     intent.NewID(),
+	plan.Owed = journal.Entry{
+		ID:     journal.NewID(),
 		Backup: backup.Name, BackupUID: backup.UID,
 		Name: plan.Name, Namespace: namespace, Objects: group.Objects(),
 	}

@@ -85,7 +85,7 @@ func claims(names ...string) []runtime.Object {
 	return objects
 }
 
-func annotated(name string, a ...string) []runtime.Object {
+func withAnnotations(name string, a ...string) []runtime.Object {
 	c := claim(name)
 	annotations(a).on(&c.ObjectMeta)
 	return []runtime.Object{&c}
@@ -163,7 +163,7 @@ func TestGroup(t *testing.T) {
 			of:      "data", name: "PersistentVolumeClaim shop/data", claims: []string{"data"}, onError: Fail,
 		},
 		"no pod runs, though the claim asks": {
-			objects: [][]runtime.Object{namespace(), annotated("data", api.AnnotationQuiesce, "fsfreeze")},
+			objects: [][]runtime.Object{namespace(), withAnnotations("data", api.AnnotationQuiesce, "fsfreeze")},
 			of:      "data", name: "PersistentVolumeClaim shop/data", claims: []string{"data"}, onError: Fail,
 		},
 		"all volumes of the workload": {
@@ -208,21 +208,21 @@ func TestGroup(t *testing.T) {
 		},
 		"a claim with its own annotation": {
 			objects: [][]runtime.Object{
-				namespace(), claims("data"), annotated("wal", api.AnnotationQuiesce, "fsfreeze", api.AnnotationOnQuiesceError, "continue"),
+				namespace(), claims("data"), withAnnotations("wal", api.AnnotationQuiesce, "fsfreeze", api.AnnotationOnQuiesceError, "continue"),
 				deployment("db", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "wal", "/wal", ""}, volume{"pg", "data", "/data", ""})),
 			},
 			of: "wal", asked: true, name: "PersistentVolumeClaim shop/wal", claims: []string{"wal"}, onError: Continue,
 		},
 		"and without it": {
 			objects: [][]runtime.Object{
-				namespace(), claims("data"), annotated("wal", api.AnnotationQuiesce, "fsfreeze", api.AnnotationOnQuiesceError, "continue"),
+				namespace(), claims("data"), withAnnotations("wal", api.AnnotationQuiesce, "fsfreeze", api.AnnotationOnQuiesceError, "continue"),
 				deployment("db", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "wal", "/wal", ""}, volume{"pg", "data", "/data", ""})),
 			},
 			of: "data", asked: true, name: "Deployment shop/db", claims: []string{"data"}, onError: Fail,
 		},
 		"a claim that wants none": {
 			objects: [][]runtime.Object{
-				namespace(), claims("data"), annotated("cache", api.AnnotationQuiesce, "none"),
+				namespace(), claims("data"), withAnnotations("cache", api.AnnotationQuiesce, "none"),
 				deployment("db", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "cache", "/c", ""}, volume{"pg", "data", "/data", ""})),
 			},
 			of: "cache", name: "PersistentVolumeClaim shop/cache", claims: []string{"cache"}, onError: Fail,
@@ -270,20 +270,20 @@ func TestGroup(t *testing.T) {
 		},
 		"settings on a claim without quiesce": {
 			objects: [][]runtime.Object{
-				namespace(), annotated("data", api.AnnotationQuiesceTimeout, "1m", api.AnnotationOnQuiesceError, "continue", api.AnnotationOptionPrefix+"user", "x"),
+				namespace(), withAnnotations("data", api.AnnotationQuiesceTimeout, "1m", api.AnnotationOnQuiesceError, "continue", api.AnnotationOptionPrefix+"user", "x"),
 				deployment("db", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "data", "/data", ""})),
 			},
 			of: "data", name: "PersistentVolumeClaim shop/data", claims: []string{"data"}, onError: Fail,
 			text: "PersistentVolumeClaim shop/data: annotation option.stillpoint.io/user has no effect without stillpoint.io/quiesce beside it; to set it for all volumes of the workload, annotate the workload",
 		},
 		"a typing error on a claim": {
-			objects: [][]runtime.Object{namespace(), annotated("data", "stillpoint.io/quiesced", "fsfreeze"), deployment("db", nil, pod("db-a", "n1", volume{"pg", "data", "/data", ""}))},
+			objects: [][]runtime.Object{namespace(), withAnnotations("data", "stillpoint.io/quiesced", "fsfreeze"), deployment("db", nil, pod("db-a", "n1", volume{"pg", "data", "/data", ""}))},
 			of:      "data", name: "PersistentVolumeClaim shop/data", claims: []string{"data"}, onError: Fail,
 			text: "PersistentVolumeClaim shop/data: unknown annotation stillpoint.io/quiesced; known: stillpoint.io/quiesce, stillpoint.io/prepare-timeout, stillpoint.io/quiesce-timeout, stillpoint.io/on-quiesce-error and option.stillpoint.io/<key>",
 		},
 		"one claim's error is not the other's": {
 			objects: [][]runtime.Object{
-				namespace(), claims("wal"), annotated("data", api.AnnotationQuiesceTimeout, "1m"),
+				namespace(), claims("wal"), withAnnotations("data", api.AnnotationQuiesceTimeout, "1m"),
 				deployment("db", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "data", "/data", ""}, volume{"pg", "wal", "/wal", ""})),
 			},
 			of: "wal", asked: true, name: "Deployment shop/db", claims: []string{"wal"}, onError: Fail,
@@ -336,7 +336,7 @@ func TestGroup(t *testing.T) {
 	})
 
 	t.Run("without quiesce all volumes of the workload are taken together", func(t *testing.T) {
-		group, err := planner(nil, namespace(), claims("wal", "data", "other"), annotated("own", api.AnnotationQuiesce, "fsfreeze"),
+		group, err := planner(nil, namespace(), claims("wal", "data", "other"), withAnnotations("own", api.AnnotationQuiesce, "fsfreeze"),
 			deployment("db", nil, pod("db-a", "n1", volume{"pg", "wal", "/wal", ""}, volume{"pg", "data", "/data", ""}, volume{"pg", "own", "/own", ""}))).group(t, "wal")
 		require.NoError(t, err)
 		assert.False(t, group.Asked())
@@ -472,7 +472,7 @@ func TestPlan(t *testing.T) {
 		},
 		"what templates of a claim see, whose freeze is its own": {
 			objects: [][]runtime.Object{
-				namespace(api.AnnotationQuiesceTimeout, "7s"), claims("a"), annotated("b", api.AnnotationQuiesce, "pg,fsfreeze"),
+				namespace(api.AnnotationQuiesceTimeout, "7s"), claims("a"), withAnnotations("b", api.AnnotationQuiesce, "pg,fsfreeze"),
 				deployment("db", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("db-1", "n1", volume{"pg", "a", "/a", ""}, volume{"pg", "b", "/b", ""})),
 				blueprintsOf(map[string]string{"pg": in("db-1", "{{ .Object.kind }} {{ .PVC.Name }}")}),
 			},

@@ -14,7 +14,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/config"
-	"stillpoint.io/stillpoint/internal/intent"
+	"stillpoint.io/stillpoint/internal/journal"
 	"stillpoint.io/stillpoint/internal/node"
 	"stillpoint.io/stillpoint/internal/workload"
 )
@@ -36,7 +36,7 @@ func (r *rescue) alternatives(ctx context.Context, call blueprint.Call) [][]blue
 // elsewhere lists, for each volume, the commands that thaw it in running containers
 // other than call's own. They thaw and do nothing else: whatever more call does is for
 // its own container.
-func elsewhere(ctx context.Context, kube kubernetes.Interface, call blueprint.Call, volumes []intent.Volume) [][]blueprint.Call {
+func elsewhere(ctx context.Context, kube kubernetes.Interface, call blueprint.Call, volumes []journal.Volume) [][]blueprint.Call {
 	var claims []string
 	for _, v := range volumes {
 		if !slices.Contains(claims, v.Claim) {
@@ -84,7 +84,7 @@ type outside struct {
 	show     show
 	// node thaws volumes that no container can thaw; nil where it is not to.
 	node    Node
-	volumes []intent.Volume
+	volumes []journal.Volume
 }
 
 // thaw takes one way for each file system, and the node if there is none. It returns
@@ -180,16 +180,16 @@ func (r *rescue) byHand(call blueprint.Call) string {
 }
 
 // volumes are the file systems of the group that call thaws.
-func (r *rescue) volumes(call blueprint.Call) []intent.Volume {
+func (r *rescue) volumes(call blueprint.Call) []journal.Volume {
 	pod := r.pod(call)
 	if pod == nil || !thawsFileSystem(call.Command) {
 		return nil
 	}
-	var volumes []intent.Volume
+	var volumes []journal.Volume
 	for _, mount := range r.mountsOf(call) {
 		for _, claim := range r.group.Claims {
 			if claim.Name == mount.Claim && !mount.Block {
-				volumes = append(volumes, intent.Volume{
+				volumes = append(volumes, journal.Volume{
 					Claim: claim.Name, ClaimUID: claim.UID, MountPath: mount.Path, Node: pod.Spec.NodeName,
 					Path: fmt.Sprintf("%s/pods/%s/volumes/kubernetes.io~csi/%s/mount", config.DefaultKubeletDirectory, pod.UID, claim.Spec.VolumeName),
 				})
@@ -201,9 +201,9 @@ func (r *rescue) volumes(call blueprint.Call) []intent.Volume {
 
 // named are the volumes that a command names by their mount paths, or by a directory
 // below; all of them where it names none.
-func named(command []string, volumes []intent.Volume) []intent.Volume {
+func named(command []string, volumes []journal.Volume) []journal.Volume {
 	for _, below := range []bool{false, true} {
-		found := slices.DeleteFunc(slices.Clone(volumes), func(v intent.Volume) bool { return !namesPath(command, v.MountPath, below) })
+		found := slices.DeleteFunc(slices.Clone(volumes), func(v journal.Volume) bool { return !namesPath(command, v.MountPath, below) })
 		if len(found) > 0 {
 			return found
 		}
@@ -243,7 +243,7 @@ func (r *rescue) ends(hook *Hook, call blueprint.Call) bool {
 }
 
 // byNode are the paths of volumes on each node.
-func byNode(volumes []intent.Volume) map[string][]string {
+func byNode(volumes []journal.Volume) map[string][]string {
 	paths := map[string][]string{}
 	for _, volume := range volumes {
 		if !slices.Contains(paths[volume.Node], volume.Path) {

@@ -13,7 +13,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
-	"stillpoint.io/stillpoint/internal/intent"
+	"stillpoint.io/stillpoint/internal/journal"
 )
 
 const (
@@ -45,7 +45,7 @@ type Tools struct {
 	// Tasks runs what acts through the API server; nil can run nothing.
 	Tasks Tasks
 	// Intents keeps on record what is owed; nil keeps nothing.
-	Intents Intents
+	Journal Intents
 	// Node thaws file systems from their node; nil where nobody allows it.
 	Node Node
 
@@ -59,10 +59,10 @@ type Tasks interface {
 	Held(ctx context.Context, task *blueprint.Task) error
 }
 
-// Intents is intent.Book.
+// Intents is journal.Journal.
 type Intents interface {
-	Open(ctx context.Context, owed *intent.Intent) error
-	Update(ctx context.Context, owed *intent.Intent) error
+	Open(ctx context.Context, owed *journal.Entry) error
+	Update(ctx context.Context, owed *journal.Entry) error
 	Close(ctx context.Context, id string) error
 }
 
@@ -82,7 +82,7 @@ type Session struct {
 
 	pres  []*pre
 	posts []*post // in the order in which they run
-	owed  *intent.Intent
+	owed  *journal.Entry
 
 	thaw   sync.Once
 	thawed chan struct{}

@@ -24,7 +24,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
-	"stillpoint.io/stillpoint/internal/intent"
+	"stillpoint.io/stillpoint/internal/journal"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -126,12 +126,12 @@ func TestTimerHoldsNoDescriptorOfTheScript(t *testing.T) {
 // unwritable keeps nothing on record.
 type unwritable struct{ Intents }
 
-func (unwritable) Open(context.Context, *intent.Intent) error { return errors.New("forbidden") }
+func (unwritable) Open(context.Context, *journal.Entry) error { return errors.New("forbidden") }
 
 func TestNoShellIsLeftWithoutARecord(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		app := newApplication(t)
-		_, err := Freeze(t.Context(), Tools{Executor: h, Intents: unwritable{}}, app.plan(), quiet())
+		_, err := Freeze(t.Context(), Tools{Executor: h, Journal: unwritable{}}, app.plan(), quiet())
 		require.EqualError(t, err, "nothing was frozen: forbidden")
 		for _, container := range []string{"db", "side"} {
 			require.Len(t, h.pids(container), 2)
@@ -292,25 +292,25 @@ func (k kernel) plan() *Plan {
 // ledger remembers what is owed.
 type ledger struct {
 	mu   sync.Mutex
-	owed []intent.Undo
+	owed []journal.Undo
 }
 
-func (l *ledger) set(undo []intent.Undo) error {
+func (l *ledger) set(undo []journal.Undo) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.owed = undo
 	return nil
 }
 
-func (l *ledger) Open(_ context.Context, i *intent.Intent) error   { return l.set(i.Undo) }
-func (l *ledger) Update(_ context.Context, i *intent.Intent) error { return l.set(i.Undo) }
+func (l *ledger) Open(_ context.Context, i *journal.Entry) error   { return l.set(i.Undo) }
+func (l *ledger) Update(_ context.Context, i *journal.Entry) error { return l.set(i.Undo) }
 func (l *ledger) Close(context.Context, string) error              { return l.set(nil) }
 
 // A freeze that is not known to have ended is told, and stays guarded and on record.
 func TestFreezeThatCannotBeConfirmed(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		k, owed := newKernel(t), &ledger{}
-		_, err := Freeze(t.Context(), Tools{Executor: h, Intents: owed, patience: time.Second}, k.plan(), quiet())
+		_, err := Freeze(t.Context(), Tools{Executor: h, Journal: owed, patience: time.Second}, k.plan(), quiet())
 		require.ErrorContains(t, err, "it has not ended at prepare-timeout 1s and can still complete")
 		require.ErrorContains(t, err, "MAY STILL BE FROZEN")
 		require.ErrorAs(t, err, &stuckError{})

@@ -20,7 +20,7 @@ import (
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
-	"stillpoint.io/stillpoint/internal/intent"
+	"stillpoint.io/stillpoint/internal/journal"
 	"stillpoint.io/stillpoint/internal/node"
 )
 
@@ -40,7 +40,7 @@ const (
 
 // Undoer completes intents in the place of those who made them.
 type Undoer struct {
-	Book     *intent.Book
+	Journal  *journal.Journal
 	Kube     kubernetes.Interface
 	Executor Executor
 	Tasks    Tasks
@@ -72,7 +72,7 @@ func NewUndoer(clients *cluster.Clients, settings func(context.Context) (*config
 		return config.HelperPods{}
 	}
 	return &Undoer{
-		Book:     intent.NewBook(clients, clock),
+		Journal:  journal.New(clients, clock),
 		Kube:     clients.Kube,
 		Executor: cluster.NewExecutor(clients),
 		Tasks:    tasks,
@@ -81,22 +81,22 @@ func NewUndoer(clients *cluster.Clients, settings func(context.Context) (*config
 	}
 }
 
-// Undo does what is left of an intent that Book.List has returned, in its order,
+// Undo does what is left of an intent that Journal.List has returned, in its order,
 // and tries again what fails, for limit; a task that is under way is given 5 minutes
 // all the same. One that fails does not keep the next waiting. When all is done the
 // intent is deleted; otherwise it stays, with what is left, and the objects get an
-// event. The error is intent.ErrTaken when another process is at it.
+// event. The error is journal.ErrTaken when another process is at it.
 //
 // A guard that stands in a container does its command by itself once its session
 // is dead, so such a command is run once more and may fail. A file system's
 // thaw may not: it outlives guard and container.
-func (u *Undoer) Undo(ctx context.Context, i *intent.Intent, limit time.Duration) (*Undone, error) {
-	gone, err := u.Book.Gone(ctx, i)
+func (u *Undoer) Undo(ctx context.Context, i *journal.Entry, limit time.Duration) (*Undone, error) {
+	gone, err := u.Journal.HolderGone(ctx, i)
 	if err != nil {
 		return nil, err
 	}
 	deadline := u.Clock.Now().Add(limit)
-	if err := u.Book.Claim(ctx, i, deadline.Add(undoTaskLimit+graceOfClaim)); err != nil {
+	if err := u.Journal.Claim(ctx, i, deadline.Add(undoTaskLimit+graceOfClaim)); err != nil {
 		return nil, err
 	}
 	if gone != "" {
@@ -135,7 +135,7 @@ func (u *Undoer) Undo(ctx context.Context, i *intent.Intent, limit time.Duration
 
 // clear deletes the pods that tasks of a dead session have left, before anything
 // is undone that they may still be doing.
-func (u *Undoer) clear(ctx context.Context, i *intent.Intent) {
+func (u *Undoer) clear(ctx context.Context, i *journal.Entry) {
 	ctx, cancel := context.WithTimeout(ctx, postLimit)
 	defer cancel()
 	pods, err := u.Kube.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{LabelSelector: api.LabelTask + "=" + i.ID})
@@ -148,33 +148,33 @@ func (u *Undoer) clear(ctx context.Context, i *intent.Intent) {
 }
 
 // settle writes down what came of it.
-func (u *Undoer) settle(ctx context.Context, i *intent.Intent, left []*owed, result *Undone) error {
+func (u *Undoer) settle(ctx context.Context, i *journal.Entry, left []*owed, result *Undone) error {
 	if len(left) == 0 {
 		if !result.Vanished {
 			u.event(ctx, i, corev1.EventTypeNormal, reasonThawed, fmt.Sprintf("Released what backup %s had quiesced", i.Backup))
 		}
-		if err := u.Book.Close(ctx, i.ID); err != nil && !errors.Is(err, intent.ErrTaken) {
+		if err := u.Journal.Close(ctx, i.ID); err != nil && !errors.Is(err, journal.ErrTaken) {
 			return err
 		}
 		return nil
 	}
 	var failures []error
-	var undo []intent.Undo
+	var undo []journal.Undo
 	for _, o := range left {
 		failures = append(failures, o.failure)
 		undo = append(undo, *o.Undo)
 	}
 	result.Left = fmt.Errorf("%s MAY STILL BE QUIESCED by backup %s: %w", i.Name, i.Backup, errors.Join(failures...))
-	i.Undo, i.Holder, i.Tried, i.Failure = undo, intent.Holder{}, u.Clock.Now(), errors.Join(failures...).Error()
+	i.Undo, i.Holder, i.Tried, i.Failure = undo, journal.Holder{}, u.Clock.Now(), errors.Join(failures...).Error()
 	u.event(ctx, i, corev1.EventTypeWarning, reasonStillFrozen, result.Left.Error())
-	return u.Book.Update(ctx, i)
+	return u.Journal.Update(ctx, i)
 }
 
 // owed is a step on its way.
 type owed struct {
 	*Undoer
-	*intent.Undo
-	of *intent.Intent
+	*journal.Undo
+	of *journal.Entry
 	// dead tells that its session is, so that a guard has run.
 	dead    bool
 	tries   int
@@ -206,7 +206,7 @@ func (o *owed) do(ctx context.Context) (warning string, err error) {
 
 // vanished says why nothing is left of what a step undoes; "" is that something
 // may be. What has the same name and another UID is another object.
-func vanished(ctx context.Context, kube kubernetes.Interface, i *intent.Intent, undo *intent.Undo) string {
+func vanished(ctx context.Context, kube kubernetes.Interface, i *journal.Entry, undo *journal.Undo) string {
 	namespace := ""
 	switch {
 	case undo.Task != nil:
@@ -366,7 +366,7 @@ func withoutURL(err error) error {
 }
 
 // event sends an event to the objects. It is sent at once: this process may end.
-func (u *Undoer) event(ctx context.Context, i *intent.Intent, eventType, reason, message string) {
+func (u *Undoer) event(ctx context.Context, i *journal.Entry, eventType, reason, message string) {
 	for _, ref := range i.Objects {
 		// That the event is missing changes nothing; what it says is in the result.
 		_ = sendEvent(ctx, u.Kube, u.Clock, ref, eventType, reason, message)

@@ -25,7 +25,7 @@ import (
 	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
-	"stillpoint.io/stillpoint/internal/intent"
+	"stillpoint.io/stillpoint/internal/journal"
 	"stillpoint.io/stillpoint/internal/node"
 	"stillpoint.io/stillpoint/internal/workload"
 )
@@ -79,28 +79,28 @@ func newUndoing(t *testing.T, objects ...runtime.Object) *undoing {
 	}
 	clients := &cluster.Clients{Kube: u.kube, VeleroNamespace: "velero"}
 	u.Undoer = &Undoer{
-		Book: intent.NewBook(clients, clock.RealClock{}), Kube: u.kube, Executor: u.host,
+		Journal: journal.New(clients, clock.RealClock{}), Kube: u.kube, Executor: u.host,
 		Tasks: u.tasks, Nodes: u.nodes, Clock: clock.RealClock{},
 	}
 	return u
 }
 
 // owe opens an intent and returns it as another process lists it.
-func (u *undoing) owe(t *testing.T, holder intent.Holder, undo ...intent.Undo) *intent.Intent {
+func (u *undoing) owe(t *testing.T, holder journal.Holder, undo ...journal.Undo) *journal.Entry {
 	t.Helper()
-	require.NoError(t, u.Book.Open(t.Context(), &intent.Intent{
+	require.NoError(t, u.Journal.Open(t.Context(), &journal.Entry{
 		ID: "stillpoint-intent-x", Backup: "nightly", Name: "StatefulSet shop/db", Namespace: "shop", Holder: holder, Undo: undo,
 		Objects: []workload.Ref{{APIVersion: "apps/v1", Kind: "StatefulSet", Namespace: "shop", Name: "db"}},
 	}))
-	list, err := u.Book.List(t.Context())
+	list, err := u.Journal.List(t.Context())
 	require.NoError(t, err)
 	require.Len(t, list, 1)
 	return &list[0]
 }
 
-func (u *undoing) list(t *testing.T) []intent.Intent {
+func (u *undoing) list(t *testing.T) []journal.Entry {
 	t.Helper()
-	list, err := u.Book.List(t.Context())
+	list, err := u.Journal.List(t.Context())
 	require.NoError(t, err)
 	return list
 }
@@ -117,8 +117,8 @@ func (u *undoing) events(t *testing.T) []string {
 }
 
 var (
-	deadHolder = intent.Holder{Pod: "velero-0", PodUID: "0", PID: 7}
-	liveHolder = intent.Here()
+	deadHolder = journal.Holder{Pod: "velero-0", PodUID: "0", PID: 7}
+	liveHolder = journal.Here()
 )
 
 func exitWith(container string, code int) *blueprint.Call {
@@ -129,9 +129,9 @@ func TestUndoInOrder(t *testing.T) {
 	u, app := newUndoing(t), newApplication(t)
 	first, last := app.call("db", "first"), app.call("side", "last")
 	owed := u.owe(t, deadHolder,
-		intent.Undo{Blueprint: "b", Phase: "first", Call: &first, Guarded: true},
-		intent.Undo{Blueprint: "b", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "shop"}},
-		intent.Undo{Blueprint: "b", Phase: "last", Call: &last},
+		journal.Undo{Blueprint: "b", Phase: "first", Call: &first, Guarded: true},
+		journal.Undo{Blueprint: "b", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "shop"}},
+		journal.Undo{Blueprint: "b", Phase: "last", Call: &last},
 	)
 	undone, err := u.Undo(t.Context(), owed, left)
 	require.NoError(t, err)
@@ -150,8 +150,8 @@ func TestUndoKeepsWhatFails(t *testing.T) {
 	u.tasks.failures, u.tasks.err = 1, errors.New("deployment shop/db: conflict")
 	call := app.call("db", "unlock")
 	owed := u.owe(t, deadHolder,
-		intent.Undo{Blueprint: "scale", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "shop"}, ByHand: "run by hand: kubectl scale"},
-		intent.Undo{Blueprint: "lock", Phase: "unlock", Call: &call},
+		journal.Undo{Blueprint: "scale", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "shop"}, ByHand: "run by hand: kubectl scale"},
+		journal.Undo{Blueprint: "lock", Phase: "unlock", Call: &call},
 	)
 	undone, err := u.Undo(t.Context(), owed, left)
 	require.NoError(t, err)
@@ -162,7 +162,7 @@ func TestUndoKeepsWhatFails(t *testing.T) {
 	require.Len(t, kept, 1)
 	assert.Equal(t, failure, kept[0].Failure)
 	require.Len(t, kept[0].Undo, 1)
-	gone, err := u.Book.Gone(t.Context(), &kept[0])
+	gone, err := u.Journal.HolderGone(t.Context(), &kept[0])
 	require.NoError(t, err)
 	assert.Equal(t, "the last try has failed", gone, "others may try at once")
 	assert.False(t, kept[0].Due(time.Now()), "but do not by themselves")
@@ -179,7 +179,7 @@ func TestUndoClearsPods(t *testing.T) {
 	pod := func(name, owner string) *corev1.Pod {
 		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Labels: map[string]string{api.LabelTask: owner}}}
 	}
-	for holder, want := range map[intent.Holder][]string{deadHolder: {"other"}, liveHolder: {"left", "other"}} {
+	for holder, want := range map[journal.Holder][]string{deadHolder: {"other"}, liveHolder: {"left", "other"}} {
 		u := newUndoing(t, pod("left", "stillpoint-intent-x"), pod("other", "stillpoint-intent-y"))
 		_, err := u.Undo(t.Context(), u.owe(t, holder), left)
 		require.NoError(t, err)
@@ -196,7 +196,7 @@ func TestUndoClearsPods(t *testing.T) {
 func TestUndoTriesAgain(t *testing.T) {
 	u := newUndoing(t)
 	u.tasks.failures, u.tasks.err = 1, errors.New("conflict")
-	undone, err := u.Undo(t.Context(), u.owe(t, deadHolder, intent.Undo{Task: &blueprint.Task{Func: "KubeOps", Namespace: "shop"}}), 5*time.Second)
+	undone, err := u.Undo(t.Context(), u.owe(t, deadHolder, journal.Undo{Task: &blueprint.Task{Func: "KubeOps", Namespace: "shop"}}), 5*time.Second)
 	require.NoError(t, err)
 	require.NoError(t, undone.Left)
 	assert.Equal(t, []string{"KubeOps"}, u.tasks.done)
@@ -207,37 +207,37 @@ func TestUndoFailures(t *testing.T) {
 		return &blueprint.Task{Func: function, Namespace: "shop", Args: blueprint.Args{"command": "hunter2"}}
 	}
 	for name, test := range map[string]struct {
-		undo    intent.Undo
-		holder  intent.Holder
+		undo    journal.Undo
+		holder  journal.Holder
 		err     error // of tasks
 		left    string
 		warning string
 	}{
 		"its guard has run it": {
-			undo: intent.Undo{Call: exitWith("db", 3), Guarded: true}, holder: deadHolder,
+			undo: journal.Undo{Call: exitWith("db", 3), Guarded: true}, holder: deadHolder,
 			warning: "exit code 3 in container db of pod shop/db-0: what it printed is not shown, since it can hold secrets; its guard has run it before, or ended with its container",
 		},
 		"its guard has not run it": {
-			undo: intent.Undo{Call: exitWith("db", 3), Guarded: true}, holder: liveHolder,
+			undo: journal.Undo{Call: exitWith("db", 3), Guarded: true}, holder: liveHolder,
 			left: "exit code 3 in container db of pod shop/db-0: what it printed is not shown, since it can hold secrets; no way to undo it by hand is known",
 		},
 		"no guard": {
-			undo: intent.Undo{Call: exitWith("db", 3), ByHand: "run ***"}, holder: deadHolder,
+			undo: journal.Undo{Call: exitWith("db", 3), ByHand: "run ***"}, holder: deadHolder,
 			left: "exit code 3 in container db of pod shop/db-0: what it printed is not shown, since it can hold secrets; run ***",
 		},
 		"lost": {
-			undo: intent.Undo{Unknown: "phase x needs the output of phase dump"}, holder: deadHolder,
+			undo: journal.Undo{Unknown: "phase x needs the output of phase dump"}, holder: deadHolder,
 			left: "phase x needs the output of phase dump; no way to undo it by hand is known",
 		},
 		"neither command nor task": {
-			undo: intent.Undo{}, holder: deadHolder, left: "there is neither a command nor a task; no way to undo it by hand is known",
+			undo: journal.Undo{}, holder: deadHolder, left: "there is neither a command nor a task; no way to undo it by hand is known",
 		},
 		"task of which little is told": {
-			undo: intent.Undo{Task: task("KubeTask")}, holder: deadHolder, err: errors.New("pod said hunter2"),
+			undo: journal.Undo{Task: task("KubeTask")}, holder: deadHolder, err: errors.New("pod said hunter2"),
 			left: "KubeTask failed (no reason of the API server's); its error is not shown, since it can hold secrets; no way to undo it by hand is known",
 		},
 		"namespace is gone": {
-			undo: intent.Undo{Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "gone"}}, holder: deadHolder, err: errors.New("not found"),
+			undo: journal.Undo{Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "gone"}}, holder: deadHolder, err: errors.New("not found"),
 			warning: "namespace gone is gone, and what was quiesced with it",
 		},
 	} {
@@ -317,13 +317,13 @@ func TestUndoFileSystem(t *testing.T) {
 				u.host.broken[container] = true
 			}
 			u.host.path = t.TempDir()
-			journal := filepath.Join(u.host.path, "journal")
-			script := fmt.Sprintf("#!/bin/sh\necho \"$2\" >>%s; [ -z '%s' ] || { echo '%s' >&2; exit 1; }\n", journal, test.says, test.says)
+			executed := filepath.Join(u.host.path, "journal")
+			script := fmt.Sprintf("#!/bin/sh\necho \"$2\" >>%s; [ -z '%s' ] || { echo '%s' >&2; exit 1; }\n", executed, test.says, test.says)
 			require.NoError(t, os.WriteFile(filepath.Join(u.host.path, "fsfreeze"), []byte(script), 0o755))
-			owed := u.owe(t, deadHolder, intent.Undo{
+			owed := u.owe(t, deadHolder, journal.Undo{
 				Blueprint: "fsfreeze", Phase: "thaw", Guarded: true, ByHand: "thaw it",
 				Call:    &blueprint.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{"fsfreeze", "--unfreeze", "/data"}},
-				Volumes: []intent.Volume{{Claim: "data", MountPath: "/data", Node: "node1", Path: path}},
+				Volumes: []journal.Volume{{Claim: "data", MountPath: "/data", Node: "node1", Path: path}},
 			})
 			undone, err := u.Undo(t.Context(), owed, max(test.limit, left))
 			require.NoError(t, err)
@@ -338,7 +338,7 @@ func TestUndoFileSystem(t *testing.T) {
 			} else {
 				assert.Equal(t, []string{test.warning}, undone.Warnings)
 			}
-			assert.Equal(t, test.journal, application{journal}.lines(t))
+			assert.Equal(t, test.journal, application{executed}.lines(t))
 			if test.node != nil {
 				assert.Equal(t, []string{"node1:" + path}, test.node.done)
 			}
@@ -361,19 +361,19 @@ func TestAtBackup(t *testing.T) {
 	assert.Empty(t, messages())
 	assert.Len(t, u.kube.Actions(), 1)
 
-	owed := u.owe(t, deadHolder, intent.Undo{Blueprint: "scale", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "shop"}})
+	owed := u.owe(t, deadHolder, journal.Undo{Blueprint: "scale", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "shop"}})
 	u.AtBackup(t.Context(), log)
 	assert.Equal(t, []string{"warning: Released StatefulSet shop/db, which backup nightly had quiesced since " + owed.Since.UTC().Format(time.RFC3339) + ": pod velero-0 is gone"}, messages())
 	assert.Equal(t, []string{"ScaleWorkload"}, u.tasks.done)
 
 	// Another backup is at work.
-	u.owe(t, liveHolder, intent.Undo{Unknown: "x"})
+	u.owe(t, liveHolder, journal.Undo{Unknown: "x"})
 	u.AtBackup(t.Context(), log)
 	assert.Empty(t, messages())
-	require.NoError(t, u.Book.Close(t.Context(), "stillpoint-intent-x"))
+	require.NoError(t, u.Journal.Close(t.Context(), "stillpoint-intent-x"))
 
 	// What was tried just now is told of, and not tried again.
-	u.owe(t, deadHolder, intent.Undo{Blueprint: "b", Phase: "p", Unknown: "the output is lost"})
+	u.owe(t, deadHolder, journal.Undo{Blueprint: "b", Phase: "p", Unknown: "the output is lost"})
 	u.AtBackup(t.Context(), log)
 	assert.Equal(t, []string{"warning: StatefulSet shop/db MAY STILL BE QUIESCED by backup nightly: blueprint b, phase p: the output is lost; no way to undo it by hand is known"}, messages())
 	u.AtBackup(t.Context(), log)
@@ -381,7 +381,7 @@ func TestAtBackup(t *testing.T) {
 	again := messages()
 	require.Len(t, again, 1)
 	assert.Contains(t, again[0], "warning: StatefulSet shop/db may still be quiesced by backup nightly since")
-	require.NoError(t, u.Book.Close(t.Context(), "stillpoint-intent-x"))
+	require.NoError(t, u.Journal.Close(t.Context(), "stillpoint-intent-x"))
 }
 
 // What could not be released is nothing to warn of once its namespace is gone, and
@@ -390,7 +390,7 @@ func TestAtBackupForgetsWhatVanished(t *testing.T) {
 	u := newUndoing(t)
 	log, said := logtest.NewNullLogger()
 	u.tasks.failures, u.tasks.err = 100, errors.New("not found")
-	owed := u.owe(t, deadHolder, intent.Undo{Blueprint: "scale", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "shop"}})
+	owed := u.owe(t, deadHolder, journal.Undo{Blueprint: "scale", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "shop"}})
 	_, err := u.Undo(t.Context(), owed, left)
 	require.NoError(t, err)
 	u.AtBackup(t.Context(), log)
@@ -412,7 +412,7 @@ func TestAtBackupForgetsWhatVanished(t *testing.T) {
 func TestWhatVanishesBetweenTwoTriesIsNotReleased(t *testing.T) {
 	u := newUndoing(t)
 	u.tasks.failures, u.tasks.err = 100, errors.New("not found")
-	owed := u.owe(t, deadHolder, intent.Undo{Blueprint: "scale", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "shop"}})
+	owed := u.owe(t, deadHolder, journal.Undo{Blueprint: "scale", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "shop"}})
 	time.AfterFunc(undoPause/2, func() {
 		_ = u.kube.CoreV1().Namespaces().Delete(context.Background(), "shop", metav1.DeleteOptions{})
 	})
@@ -428,9 +428,9 @@ func TestWhatVanishesBetweenTwoTriesIsNotReleased(t *testing.T) {
 func TestAtBackupWaits(t *testing.T) {
 	u := newUndoing(t)
 	log, said := logtest.NewNullLogger()
-	owed := u.owe(t, deadHolder, intent.Undo{Unknown: "x"})
-	require.NoError(t, u.Book.Claim(t.Context(), owed, time.Now().Add(time.Minute)))
-	time.AfterFunc(700*time.Millisecond, func() { _ = u.Book.Close(context.Background(), owed.ID) })
+	owed := u.owe(t, deadHolder, journal.Undo{Unknown: "x"})
+	require.NoError(t, u.Journal.Claim(t.Context(), owed, time.Now().Add(time.Minute)))
+	time.AfterFunc(700*time.Millisecond, func() { _ = u.Journal.Close(context.Background(), owed.ID) })
 	start := time.Now()
 	u.AtBackup(t.Context(), log)
 	assert.GreaterOrEqual(t, time.Since(start), 700*time.Millisecond)

@@ -11,23 +11,23 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/duration"
 
-	"stillpoint.io/stillpoint/internal/intent"
+	"stillpoint.io/stillpoint/internal/journal"
 )
 
 // list is what is quiesced at a moment.
 type list struct {
-	entries []intent.Standing
+	entries []journal.Status
 	now     time.Time
 }
 
 // choose picks what the flags say.
-func (l *list) choose(f *flags) ([]intent.Standing, error) {
+func (l *list) choose(f *flags) ([]journal.Status, error) {
 	for _, name := range f.names {
-		if !slices.ContainsFunc(l.entries, func(e intent.Standing) bool { return e.ID == name }) {
+		if !slices.ContainsFunc(l.entries, func(e journal.Status) bool { return e.ID == name }) {
 			return nil, fmt.Errorf("there is no %s; stillpoint thaw lists the names", name)
 		}
 	}
-	var chosen []intent.Standing
+	var chosen []journal.Status
 	for _, e := range l.entries {
 		if f.all || (f.abandoned && e.Abandoned()) || slices.Contains(f.names, e.ID) || slices.Contains(f.namespaces, e.Namespace) {
 			chosen = append(chosen, e)
@@ -49,9 +49,9 @@ func (l *list) table(to io.Writer) error {
 		switch {
 		case e.Abandoned():
 			abandoned++
-			holder = "nobody: " + e.Gone
-		case e.Gone != "":
-			holder = "backup " + e.Again + ", which has quiesced it again"
+			holder = "nobody: " + e.HolderGone
+		case e.HolderGone != "":
+			holder = "backup " + e.FrozenAgainBy + ", which has quiesced it again"
 		}
 		var owed []string
 		for _, undo := range e.Undo {
@@ -82,7 +82,7 @@ func advice(abandoned int) string {
 }
 
 // step says what is owed, and nothing of a command: that can hold secrets.
-func step(undo intent.Undo) string {
+func step(undo journal.Undo) string {
 	name := undo.Blueprint + "/" + undo.Phase
 	switch {
 	case undo.Unknown != "":
@@ -104,15 +104,15 @@ func (l *list) json(to io.Writer) error {
 		Gone string `json:"gone,omitempty"`
 	}
 	type owed struct {
-		Blueprint string          `json:"blueprint"`
-		Phase     string          `json:"phase"`
-		Pod       string          `json:"pod,omitempty"`
-		Container string          `json:"container,omitempty"`
-		Func      string          `json:"func,omitempty"`
-		Guarded   bool            `json:"guarded"`
-		Unknown   string          `json:"unknown,omitempty"`
-		ByHand    string          `json:"byHand,omitempty"`
-		Volumes   []intent.Volume `json:"volumes,omitempty"`
+		Blueprint string           `json:"blueprint"`
+		Phase     string           `json:"phase"`
+		Pod       string           `json:"pod,omitempty"`
+		Container string           `json:"container,omitempty"`
+		Func      string           `json:"func,omitempty"`
+		Guarded   bool             `json:"guarded"`
+		Unknown   string           `json:"unknown,omitempty"`
+		ByHand    string           `json:"byHand,omitempty"`
+		Volumes   []journal.Volume `json:"volumes,omitempty"`
 	}
 	type quiesced struct {
 		Name      string    `json:"name"`
@@ -131,7 +131,7 @@ func (l *list) json(to io.Writer) error {
 	for _, e := range l.entries {
 		q := quiesced{
 			Name: e.ID, Quiesced: e.Name, Namespace: e.Namespace, Backup: e.Backup, Since: e.Since, Until: e.Until,
-			Holder:    holder{Pod: e.Holder.Pod, Host: e.Holder.Host, PID: e.Holder.PID, Gone: e.Gone},
+			Holder:    holder{Pod: e.Holder.Pod, Host: e.Holder.Host, PID: e.Holder.PID, Gone: e.HolderGone},
 			Abandoned: e.Abandoned(), Owed: []owed{}, Tried: e.Tried, Failure: e.Failure,
 		}
 		for _, undo := range e.Undo {

@@ -12,7 +12,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"stillpoint.io/stillpoint/internal/cluster"
-	"stillpoint.io/stillpoint/internal/intent"
+	"stillpoint.io/stillpoint/internal/journal"
 )
 
 const (
@@ -58,8 +58,8 @@ func due(ctx context.Context) bool {
 		return false
 	}
 	// An error is of some of them.
-	abandoned, _ := intent.NewBook(clients, clock.RealClock{}).Abandoned(ctx)
-	return slices.ContainsFunc(abandoned, func(i intent.Intent) bool { return i.Due(time.Now()) })
+	abandoned, _ := journal.New(clients, clock.RealClock{}).Abandoned(ctx)
+	return slices.ContainsFunc(abandoned, func(i journal.Entry) bool { return i.Due(time.Now()) })
 }
 
 // release starts `stillpoint thaw --abandoned` in a session of its own.

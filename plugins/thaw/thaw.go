@@ -17,7 +17,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
-	"stillpoint.io/stillpoint/internal/intent"
+	"stillpoint.io/stillpoint/internal/journal"
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/plugins/command"
 )
@@ -107,7 +107,7 @@ func (f *flags) Run(ctx context.Context, stdout, stderr io.Writer) (amiss bool, 
 	undoer := quiesce.NewUndoer(clients, func(ctx context.Context) (*config.Config, error) {
 		return config.Load(ctx, clients.Kube, clients.VeleroNamespace)
 	}, clock.RealClock{})
-	standings, err := undoer.Book.Look(ctx)
+	standings, err := undoer.Journal.Statuses(ctx)
 	if err != nil && len(standings) == 0 {
 		return false, err
 	}
@@ -148,16 +148,16 @@ func (f *flags) Run(ctx context.Context, stdout, stderr io.Writer) (amiss bool, 
 	return amiss, nil
 }
 
-func (f *flags) release(ctx context.Context, undoer *quiesce.Undoer, e intent.Standing) (said string, err error) {
+func (f *flags) release(ctx context.Context, undoer *quiesce.Undoer, e journal.Status) (said string, err error) {
 	if f.forget {
-		if err := undoer.Book.Close(ctx, e.ID); err != nil {
+		if err := undoer.Journal.Close(ctx, e.ID); err != nil {
 			return "", err
 		}
 		return fmt.Sprintf("Forgot %s: %s, quiesced by backup %s\n", e.ID, e.Name, e.Backup), nil
 	}
 	holder := e.Holder // which this process is next
-	undone, err := undoer.Undo(ctx, e.Intent, f.timeout)
-	if errors.Is(err, intent.ErrTaken) {
+	undone, err := undoer.Undo(ctx, e.Entry, f.timeout)
+	if errors.Is(err, journal.ErrTaken) {
 		return fmt.Sprintf("%s: somebody else has released it, or is about to\n", e.ID), nil
 	}
 	if err != nil {
@@ -174,7 +174,7 @@ func (f *flags) release(ctx context.Context, undoer *quiesce.Undoer, e intent.St
 	} else {
 		said += fmt.Sprintf("Released %s, which backup %s had quiesced since %s\n", e.Name, e.Backup, clockTime(e.Since))
 	}
-	if e.Gone == "" {
+	if e.HolderGone == "" {
 		said += fmt.Sprintf("%s was holding it: the snapshots that backup %s takes of it are not consistent\n", holder, e.Backup)
 	}
 	return said, nil

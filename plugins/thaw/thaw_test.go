@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
-	"stillpoint.io/stillpoint/internal/intent"
+	"stillpoint.io/stillpoint/internal/journal"
 	"stillpoint.io/stillpoint/plugins/command"
 )
 
@@ -82,24 +82,24 @@ func golden(t *testing.T, name string, got []byte) {
 
 func quiesced() *list {
 	noon := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
-	holder := intent.Holder{Pod: "velero-6d5b8", PodUID: "1", Host: "velero-6d5b8", PID: 31}
-	return &list{now: noon, entries: []intent.Standing{
-		{Intent: &intent.Intent{
+	holder := journal.Holder{Pod: "velero-6d5b8", PodUID: "1", Host: "velero-6d5b8", PID: 31}
+	return &list{now: noon, entries: []journal.Status{
+		{Entry: &journal.Entry{
 			ID: "stillpoint-intent-b5kqz8w2xn", Name: "Deployment shop/web", Namespace: "shop", Backup: "nightly-20260301",
 			Since: noon.Add(-26 * time.Hour), Until: noon.Add(-25 * time.Hour),
 			Tried: noon.Add(-3 * time.Minute), Failure: "blueprint dump, phase unlock: phase unlock needs the output of phase dump, which ended with the process that knew it; do by hand what phase unlock of backupPosthook would: KubeExec\nblueprint scale-down, phase up: deployments.apps \"web\" not found; do by hand what phase up would: ScaleWorkload Deployment shop/web to 3 replicas",
-			Undo: []intent.Undo{
+			Undo: []journal.Undo{
 				{Blueprint: "dump", Phase: "unlock", Unknown: "phase unlock needs the output of phase dump, which ended with the process that knew it", ByHand: "do by hand what phase unlock of backupPosthook would: KubeExec"},
 				{Blueprint: "scale-down", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Args: blueprint.Args{"replicas": "3"}}, ByHand: "do by hand what phase up would: ScaleWorkload Deployment shop/web to 3 replicas"},
 			},
-		}, Gone: "the last try has failed"},
-		{Intent: &intent.Intent{
+		}, HolderGone: "the last try has failed"},
+		{Entry: &journal.Entry{
 			ID: "stillpoint-intent-x7t2m4vq9c", Name: "StatefulSet office/db", Namespace: "office", Backup: "office-1",
 			Since: noon.Add(-8 * time.Second), Until: noon.Add(10 * time.Minute), Holder: holder,
-			Undo: []intent.Undo{{
+			Undo: []journal.Undo{{
 				Blueprint: "fsfreeze", Phase: "thaw", Guarded: true, ByHand: "run by hand: kubectl exec -n office db-0 -c db -- 'fsfreeze' '--unfreeze' '/data'",
 				Call:    &blueprint.Call{Namespace: "office", Pod: "db-0", Container: "db", Command: []string{"sh", "-c", "SECRET"}},
-				Volumes: []intent.Volume{{Claim: "data-db-0", MountPath: "/data", Node: "node1", Path: "/var/lib/kubelet/pods/1/volumes/kubernetes.io~csi/pv1/mount"}},
+				Volumes: []journal.Volume{{Claim: "data-db-0", MountPath: "/data", Node: "node1", Path: "/var/lib/kubelet/pods/1/volumes/kubernetes.io~csi/pv1/mount"}},
 			}},
 		}},
 	}}

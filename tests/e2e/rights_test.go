@@ -41,7 +41,7 @@ import (
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/group"
-	"stillpoint.io/stillpoint/internal/intent"
+	"stillpoint.io/stillpoint/internal/journal"
 	"stillpoint.io/stillpoint/internal/location/csi"
 	"stillpoint.io/stillpoint/internal/location/externalstorage"
 	"stillpoint.io/stillpoint/internal/node"
@@ -154,12 +154,12 @@ func settingsOf(clients *stillpoint.Clients) func(context.Context) (*config.Conf
 }
 
 // owe records what a dead process is owed, as its session would.
-func (a *app) owe(clients *stillpoint.Clients, undo ...intent.Undo) *intent.Intent {
+func (a *app) owe(clients *stillpoint.Clients, undo ...journal.Undo) *journal.Entry {
 	a.t.Helper()
-	book := intent.NewBook(clients, clock.RealClock{})
-	i := &intent.Intent{
+	book := journal.New(clients, clock.RealClock{})
+	i := &journal.Entry{
 		Name: "Deployment " + a.namespace + "/app", Namespace: a.namespace, Backup: "e2e-rights",
-		Holder:  intent.Holder{Pod: "velero-gone", PodUID: "1", PID: 7},
+		Holder:  journal.Holder{Pod: "velero-gone", PodUID: "1", PID: 7},
 		Objects: []workload.Ref{{APIVersion: "apps/v1", Kind: "Deployment", Namespace: a.namespace, Name: "app"}},
 	}
 	require.NoError(a.t, book.Open(a.t.Context(), i))
@@ -170,10 +170,10 @@ func (a *app) owe(clients *stillpoint.Clients, undo ...intent.Undo) *intent.Inte
 }
 
 // release completes what is owed, as the start of a plugin does.
-func (a *app) release(clients *stillpoint.Clients, owed *intent.Intent) *quiesce.Undone {
+func (a *app) release(clients *stillpoint.Clients, owed *journal.Entry) *quiesce.Undone {
 	a.t.Helper()
 	undoer := quiesce.NewUndoer(clients, settingsOf(clients), clock.RealClock{})
-	abandoned, err := undoer.Book.Abandoned(a.t.Context())
+	abandoned, err := undoer.Journal.Abandoned(a.t.Context())
 	require.NoError(a.t, err)
 	for i := range abandoned {
 		if abandoned[i].ID == owed.ID {
@@ -191,7 +191,7 @@ func (a *app) release(clients *stillpoint.Clients, owed *intent.Intent) *quiesce
 func thawRights(t *testing.T, a *app, clients *stillpoint.Clients) {
 	t.Helper()
 	a.kubectl("scale", "deployment/grouped", "--replicas=0")
-	owed := a.owe(clients, intent.Undo{Blueprint: "scale-down", Phase: "up", Task: &blueprints.Task{
+	owed := a.owe(clients, journal.Undo{Blueprint: "scale-down", Phase: "up", Task: &blueprints.Task{
 		Func: "ScaleWorkload", Namespace: a.namespace, Kind: "Deployment", Name: "grouped", Args: map[string]any{"replicas": 1, "waitForReady": true},
 	}})
 	table, code := runThaw(t)
@@ -286,7 +286,7 @@ func TestRightsThatAreSwitchedOn(t *testing.T) {
 		left := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: a.namespace, Name: "left", Labels: map[string]string{}}}
 		left.Spec.Containers = []corev1.Container{{Name: "x", Image: cluster.Image, Command: []string{"sleep", "infinity"}}}
 		left.Spec.TerminationGracePeriodSeconds = ptr.To(int64(0))
-		owed := a.owe(clients, intent.Undo{Blueprint: "b", Phase: "task", Task: pod("")}, intent.Undo{Blueprint: "b", Phase: "tenant", Task: pod(a.namespace)})
+		owed := a.owe(clients, journal.Undo{Blueprint: "b", Phase: "task", Task: pod("")}, journal.Undo{Blueprint: "b", Phase: "tenant", Task: pod(a.namespace)})
 		left.Labels[api.LabelTask] = owed.ID
 		require.NoError(t, c.Objects().Create(t.Context(), left))
 		undone := a.release(clients, owed)

@@ -1,4 +1,4 @@
-package intent
+package journal
 
 import (
 	"bytes"
@@ -115,7 +115,7 @@ func (f facts) near(h Holder) bool {
 }
 
 // gone says why nobody holds an intent any more; "" while somebody may.
-func (f facts) gone(i *Intent) string {
+func (f facts) gone(i *Entry) string {
 	h := i.Holder
 	if h == (Holder{}) {
 		return "the last try has failed"

@@ -1,4 +1,4 @@
-package intent
+package journal
 
 import (
 	"cmp"
@@ -36,7 +36,7 @@ const (
 
 // Book is where the intents of one Velero are kept, which are Secrets in its
 // namespace. It is safe for concurrent use, but an Intent is not.
-type Book struct {
+type Journal struct {
 	kube      kubernetes.Interface
 	namespace string
 	clock     clock.PassiveClock
@@ -55,8 +55,8 @@ type held struct {
 }
 
 // NewBook returns the Book of a Velero.
-func NewBook(clients *cluster.Clients, clock clock.PassiveClock) *Book {
-	return &Book{
+func New(clients *cluster.Clients, clock clock.PassiveClock) *Journal {
+	return &Journal{
 		kube: clients.Kube, namespace: clients.VeleroNamespace, clock: clock,
 		held: map[string]held{}, closing: map[string]bool{},
 	}
@@ -67,7 +67,7 @@ func NewID() string { return prefix + rand.String(10) }
 
 // Open writes an intent down, with one request. Nothing may be frozen before it
 // has returned. It fills in ID, Since and Holder where they are empty.
-func (b *Book) Open(ctx context.Context, i *Intent) error {
+func (b *Journal) Open(ctx context.Context, i *Entry) error {
 	i.ID = cmp.Or(i.ID, NewID())
 	if i.Since.IsZero() {
 		i.Since = b.clock.Now()
@@ -89,14 +89,14 @@ func (b *Book) Open(ctx context.Context, i *Intent) error {
 	return nil
 }
 
-func (b *Book) meta(i *Intent) metav1.ObjectMeta {
+func (b *Journal) meta(i *Entry) metav1.ObjectMeta {
 	return metav1.ObjectMeta{
 		Namespace: b.namespace, Name: i.ID,
 		Labels: map[string]string{api.LabelJournal: "", excludeLabel: "true"},
 	}
 }
 
-func (b *Book) hold(i *Intent, version string) {
+func (b *Journal) hold(i *Entry, version string) {
 	i.version = version
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -105,7 +105,7 @@ func (b *Book) hold(i *Intent, version string) {
 
 // Update writes down what has changed about an intent that this process has
 // opened or claimed. The error is ErrTaken when it is not this process's any more.
-func (b *Book) Update(ctx context.Context, i *Intent) error {
+func (b *Journal) Update(ctx context.Context, i *Entry) error {
 	err := b.write(ctx, i)
 	if apierrors.IsConflict(err) {
 		// An answer of the API server may have been lost on its way.
@@ -129,7 +129,7 @@ func (b *Book) Update(ctx context.Context, i *Intent) error {
 }
 
 // write is conditional on the version.
-func (b *Book) write(ctx context.Context, i *Intent) error {
+func (b *Journal) write(ctx context.Context, i *Entry) error {
 	data, err := encode(i)
 	if err != nil {
 		return err
@@ -144,7 +144,7 @@ func (b *Book) write(ctx context.Context, i *Intent) error {
 	return nil
 }
 
-func (b *Book) failed(id string, err error) error {
+func (b *Journal) failed(id string, err error) error {
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		err = ErrTaken
 	}
@@ -153,7 +153,7 @@ func (b *Book) failed(id string, err error) error {
 
 // Claim makes this process the holder of an intent that List has returned, until
 // then. The error is ErrTaken when somebody else was quicker.
-func (b *Book) Claim(ctx context.Context, i *Intent, until time.Time) error {
+func (b *Journal) Claim(ctx context.Context, i *Entry, until time.Time) error {
 	before := *i
 	i.Holder, i.Until, i.Tried = Here(), until, b.clock.Now()
 	if err := b.write(ctx, i); err != nil {
@@ -167,14 +167,14 @@ func (b *Book) Claim(ctx context.Context, i *Intent, until time.Time) error {
 // when it is not this process's any more: then somebody else has undone what it
 // stood for, perhaps before this process has. It may be called again after any
 // other error.
-func (b *Book) Close(ctx context.Context, id string) error {
+func (b *Journal) Close(ctx context.Context, id string) error {
 	b.mu.Lock()
 	known, ours := b.held[id]
 	asked := b.closing[id]
 	b.mu.Unlock()
 	err := b.remove(ctx, id, known.version)
 	if apierrors.IsConflict(err) && ours {
-		var now *Intent
+		var now *Entry
 		if now, err = b.get(ctx, id); err == nil {
 			err = ErrTaken
 			if now.Holder == known.holder {
@@ -203,7 +203,7 @@ func (b *Book) Close(ctx context.Context, id string) error {
 	return nil
 }
 
-func (b *Book) remove(ctx context.Context, id, version string) error {
+func (b *Journal) remove(ctx context.Context, id, version string) error {
 	options := metav1.DeleteOptions{}
 	if version != "" {
 		options.Preconditions = &metav1.Preconditions{ResourceVersion: &version}
@@ -211,7 +211,7 @@ func (b *Book) remove(ctx context.Context, id, version string) error {
 	return b.kube.CoreV1().Secrets(b.namespace).Delete(ctx, id, options)
 }
 
-func (b *Book) get(ctx context.Context, id string) (*Intent, error) {
+func (b *Journal) get(ctx context.Context, id string) (*Entry, error) {
 	secret, err := b.kube.CoreV1().Secrets(b.namespace).Get(ctx, id, metav1.GetOptions{})
 	if err != nil {
 		return nil, err
@@ -221,12 +221,12 @@ func (b *Book) get(ctx context.Context, id string) (*Intent, error) {
 
 // List returns all intents, the oldest first. Those that cannot be read are in
 // the error, and the others are returned all the same.
-func (b *Book) List(ctx context.Context) ([]Intent, error) {
+func (b *Journal) List(ctx context.Context) ([]Entry, error) {
 	list, err := b.kube.CoreV1().Secrets(b.namespace).List(ctx, metav1.ListOptions{LabelSelector: api.LabelJournal})
 	if err != nil {
 		return nil, fmt.Errorf("list Secrets of namespace %s with label %s: %w", b.namespace, api.LabelJournal, err)
 	}
-	var intents []Intent
+	var intents []Entry
 	var errs []error
 	for i := range list.Items {
 		intent, err := decode(&list.Items[i])
@@ -236,38 +236,38 @@ func (b *Book) List(ctx context.Context) ([]Intent, error) {
 		}
 		intents = append(intents, *intent)
 	}
-	slices.SortFunc(intents, func(a, b Intent) int {
+	slices.SortFunc(intents, func(a, b Entry) int {
 		return cmp.Or(a.Since.Compare(b.Since), strings.Compare(a.ID, b.ID))
 	})
 	return intents, errors.Join(errs...)
 }
 
 // Standing is how an intent stands.
-type Standing struct {
-	*Intent
+type Status struct {
+	*Entry
 	// Gone says why nobody holds it any more; "" while somebody may.
-	Gone string
+	HolderGone string
 	// Again is the backup that has quiesced the same thing again and holds it; ""
 	// is none. What would undo the one would undo the other.
-	Again string
+	FrozenAgainBy string
 }
 
 // Abandoned tells that it is for whoever comes next to undo it.
-func (s Standing) Abandoned() bool { return s.Gone != "" && s.Again == "" }
+func (s Status) Abandoned() bool { return s.HolderGone != "" && s.FrozenAgainBy == "" }
 
 // Look lists all intents as List does, and how they stand.
-func (b *Book) Look(ctx context.Context) ([]Standing, error) {
+func (b *Journal) Statuses(ctx context.Context) ([]Status, error) {
 	intents, failed := b.List(ctx)
-	standings := make([]Standing, len(intents))
+	standings := make([]Status, len(intents))
 	for j := range intents {
-		gone, err := b.Gone(ctx, &intents[j])
-		standings[j] = Standing{Intent: &intents[j], Gone: gone}
+		gone, err := b.HolderGone(ctx, &intents[j])
+		standings[j] = Status{Entry: &intents[j], HolderGone: gone}
 		failed = errors.Join(failed, err)
 	}
 	for j := range standings {
 		for _, other := range standings {
-			if other.Gone == "" && other.Tried.IsZero() && other.ID != standings[j].ID && other.sameAs(standings[j].Intent) {
-				standings[j].Again = other.Backup
+			if other.HolderGone == "" && other.Tried.IsZero() && other.ID != standings[j].ID && other.sameAs(standings[j].Entry) {
+				standings[j].FrozenAgainBy = other.Backup
 			}
 		}
 	}
@@ -275,7 +275,7 @@ func (b *Book) Look(ctx context.Context) ([]Standing, error) {
 }
 
 // sameAs tells that two intents are about the same thing, wholly or in part.
-func (i *Intent) sameAs(other *Intent) bool {
+func (i *Entry) sameAs(other *Entry) bool {
 	return i.Namespace == other.Namespace && (i.Name == other.Name || slices.ContainsFunc(i.Objects, func(ref workload.Ref) bool {
 		return slices.Contains(other.Objects, ref)
 	}))
@@ -284,12 +284,12 @@ func (i *Intent) sameAs(other *Intent) bool {
 // Abandoned returns the intents that are for whoever comes next to undo: nobody
 // holds them any more, as far as that can be seen from here, or a thing again that
 // they are about.
-func (b *Book) Abandoned(ctx context.Context) ([]Intent, error) {
-	standings, err := b.Look(ctx)
-	var abandoned []Intent
+func (b *Journal) Abandoned(ctx context.Context) ([]Entry, error) {
+	standings, err := b.Statuses(ctx)
+	var abandoned []Entry
 	for _, s := range standings {
 		if s.Abandoned() {
-			abandoned = append(abandoned, *s.Intent)
+			abandoned = append(abandoned, *s.Entry)
 		}
 	}
 	return abandoned, err
@@ -297,7 +297,7 @@ func (b *Book) Abandoned(ctx context.Context) ([]Intent, error) {
 
 // Gone says why nobody holds an intent any more; "" while somebody may. It sends
 // a request where the holder is in another pod.
-func (b *Book) Gone(ctx context.Context, i *Intent) (string, error) {
+func (b *Journal) HolderGone(ctx context.Context, i *Entry) (string, error) {
 	f := facts{now: b.clock.Now(), here: Here(), started: started}
 	if i.Holder.Pod != "" && !f.near(i.Holder) {
 		pod, err := b.kube.CoreV1().Pods(b.namespace).Get(ctx, i.Holder.Pod, metav1.GetOptions{})
@@ -311,7 +311,7 @@ func (b *Book) Gone(ctx context.Context, i *Intent) (string, error) {
 	return f.gone(i), nil
 }
 
-func encode(i *Intent) (map[string][]byte, error) {
+func encode(i *Entry) (map[string][]byte, error) {
 	text, err := json.Marshal(i)
 	if err != nil {
 		return nil, fmt.Errorf("record what undoes the quiescing of %s: %w", i.Name, err)
@@ -324,8 +324,8 @@ func encode(i *Intent) (map[string][]byte, error) {
 
 // decode is strict: a step with a part that is not understood must not pass for
 // one that is done.
-func decode(secret *corev1.Secret) (*Intent, error) {
-	i := &Intent{}
+func decode(secret *corev1.Secret) (*Entry, error) {
+	i := &Entry{}
 	unknown, err := kjson.UnmarshalStrict(secret.Data[secretKey], i)
 	if err == nil {
 		err = errors.Join(unknown...)

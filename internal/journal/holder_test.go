@@ -1,4 +1,4 @@
-package intent
+package journal
 
 import (
 	"encoding/base64"
@@ -68,7 +68,7 @@ func TestFactsGone(t *testing.T) {
 				ticks, ok := test.processes[pid]
 				return ticks, ok
 			}}
-			assert.Equal(t, test.want, f.gone(&Intent{Holder: test.holder, Since: noon.Add(-time.Minute), Until: test.until}))
+			assert.Equal(t, test.want, f.gone(&Entry{Holder: test.holder, Since: noon.Add(-time.Minute), Until: test.until}))
 		})
 	}
 }

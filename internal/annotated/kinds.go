@@ -1,7 +1,4 @@
-// Package resource finds the objects of a namespace, of whatever kind, that
-// carry annotations of ours, and who owns what there. It reads metadata only,
-// and asks for each kind once where it can.
-package resource
+package annotated
 
 import (
 	"cmp"

@@ -1,4 +1,4 @@
-package intent
+package journal
 
 import (
 	"context"
@@ -108,14 +108,14 @@ func sent(object runtime.Object) *corev1.Secret {
 	return &corev1.Secret{}
 }
 
-func (s *server) book() *Book {
-	return NewBook(&cluster.Clients{Kube: s, VeleroNamespace: "velero"}, clocktesting.NewFakePassiveClock(noon))
+func (s *server) book() *Journal {
+	return New(&cluster.Clients{Kube: s, VeleroNamespace: "velero"}, clocktesting.NewFakePassiveClock(noon))
 }
 
 var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
-func scaleUp() *Intent {
-	return &Intent{
+func scaleUp() *Entry {
+	return &Entry{
 		Name: "Deployment shop/db", Namespace: "shop", Backup: "nightly",
 		Undo: []Undo{{Blueprint: "scale", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Args: blueprint.Args{"replicas": int64(3)}}}},
 	}
@@ -226,7 +226,7 @@ func TestGone(t *testing.T) {
 		"another": {Holder{Pod: "velero-1", PodUID: "0"}, "pod velero-1 is gone"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			gone, err := s.book().Gone(t.Context(), &Intent{Holder: test.holder})
+			gone, err := s.book().HolderGone(t.Context(), &Entry{Holder: test.holder})
 			require.NoError(t, err)
 			assert.Equal(t, test.want, gone)
 		})
@@ -234,7 +234,7 @@ func TestGone(t *testing.T) {
 	s.PrependReactor("get", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
 		return true, nil, errors.New("no answer")
 	})
-	_, err := s.book().Gone(context.Background(), &Intent{Holder: Holder{Pod: "velero-1", PodUID: "1", PID: 7}})
+	_, err := s.book().HolderGone(context.Background(), &Entry{Holder: Holder{Pod: "velero-1", PodUID: "1", PID: 7}})
 	require.EqualError(t, err, "look whether process 7 of pod velero-1 lives: get pod velero/velero-1: no answer")
 }
 
@@ -243,15 +243,15 @@ func TestGone(t *testing.T) {
 func TestLook(t *testing.T) {
 	web := workload.Ref{Kind: "Deployment", Namespace: "shop", Name: "web"}
 	for name, test := range map[string]struct {
-		other Intent
+		other Entry
 		want  string
 	}{
-		"another thing":        {Intent{Name: "Deployment shop/web", Namespace: "shop", Backup: "now"}, ""},
-		"another namespace":    {Intent{Name: "Deployment shop/db", Namespace: "office", Backup: "now"}, ""},
-		"the same thing":       {Intent{Name: "Deployment shop/db", Namespace: "shop", Backup: "now"}, "now"},
-		"a part of it":         {Intent{Name: "x", Namespace: "shop", Backup: "now", Objects: []workload.Ref{web}}, "now"},
-		"nobody holds that":    {Intent{Name: "Deployment shop/db", Namespace: "shop", Backup: "now", Holder: Holder{Pod: "velero-1"}}, ""},
-		"somebody releases it": {Intent{Name: "Deployment shop/db", Namespace: "shop", Backup: "now", Tried: noon}, ""},
+		"another thing":        {Entry{Name: "Deployment shop/web", Namespace: "shop", Backup: "now"}, ""},
+		"another namespace":    {Entry{Name: "Deployment shop/db", Namespace: "office", Backup: "now"}, ""},
+		"the same thing":       {Entry{Name: "Deployment shop/db", Namespace: "shop", Backup: "now"}, "now"},
+		"a part of it":         {Entry{Name: "x", Namespace: "shop", Backup: "now", Objects: []workload.Ref{web}}, "now"},
+		"nobody holds that":    {Entry{Name: "Deployment shop/db", Namespace: "shop", Backup: "now", Holder: Holder{Pod: "velero-1"}}, ""},
+		"somebody releases it": {Entry{Name: "Deployment shop/db", Namespace: "shop", Backup: "now", Tried: noon}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newServer()
@@ -259,20 +259,20 @@ func TestLook(t *testing.T) {
 			left.Since, left.Holder, left.Objects = noon.Add(-time.Hour), Holder{Pod: "velero-0"}, []workload.Ref{web}
 			require.NoError(t, s.book().Open(t.Context(), left))
 			require.NoError(t, s.book().Open(t.Context(), &test.other))
-			standings, err := s.book().Look(t.Context())
+			standings, err := s.book().Statuses(t.Context())
 			require.NoError(t, err)
 			require.Len(t, standings, 2)
-			assert.Equal(t, "pod velero-0 is gone", standings[0].Gone)
-			assert.Equal(t, test.want, standings[0].Again)
+			assert.Equal(t, "pod velero-0 is gone", standings[0].HolderGone)
+			assert.Equal(t, test.want, standings[0].FrozenAgainBy)
 			assert.Equal(t, test.want == "", standings[0].Abandoned())
-			assert.Empty(t, standings[1].Again)
+			assert.Empty(t, standings[1].FrozenAgainBy)
 		})
 	}
 }
 
 func TestDue(t *testing.T) {
-	assert.True(t, (&Intent{}).Due(noon))
-	assert.True(t, (&Intent{Tried: noon}).Due(noon), "whoever began has died")
-	assert.False(t, (&Intent{Tried: noon, Failure: "x"}).Due(noon.Add(time.Minute)))
-	assert.True(t, (&Intent{Tried: noon, Failure: "x"}).Due(noon.Add(5*time.Minute)))
+	assert.True(t, (&Entry{}).Due(noon))
+	assert.True(t, (&Entry{Tried: noon}).Due(noon), "whoever began has died")
+	assert.False(t, (&Entry{Tried: noon, Failure: "x"}).Due(noon.Add(time.Minute)))
+	assert.True(t, (&Entry{Tried: noon, Failure: "x"}).Due(noon.Add(5*time.Minute)))
 }

@@ -1,8 +1,4 @@
-// Package intent keeps a record in the cluster of every thaw that is owed: what
-// is quiesced now, by which backup, and what undoes it. It outlives the process
-// that froze, so that the next one, or a person, can do what that one cannot any
-// more.
-package intent
+package journal
 
 import (
 	"errors"
@@ -16,7 +12,7 @@ import (
 
 // Intent is a thaw that is owed. Its commands can hold secrets: Name and ByHand
 // are what may be shown of it.
-type Intent struct {
+type Entry struct {
 	// ID is the name of the Secret that holds the intent. Open gives one where it
 	// is empty; NewID makes one before that.
 	ID string `json:"-"`
@@ -56,7 +52,7 @@ const pauseOfTries = 5 * time.Minute
 
 // Due tells that an abandoned intent may be tried without being asked: one that
 // has failed just now would fail again.
-func (i *Intent) Due(now time.Time) bool {
+func (i *Entry) Due(now time.Time) bool {
 	return i.Failure == "" || now.Sub(i.Tried) >= pauseOfTries
 }
 
