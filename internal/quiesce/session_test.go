@@ -109,8 +109,11 @@ func (h *host) disconnect() {
 	}
 }
 
-// eachShell runs a test in every shell that containers are likely to have.
+// eachShell runs a test in every shell that containers are likely to have, beside
+// other tests: they wait more than they compute.
 func eachShell(t *testing.T, test func(t *testing.T, h *host)) {
+	t.Helper()
+	t.Parallel()
 	for _, shell := range []string{"dash", "bash", "busybox sh"} {
 		t.Run(strings.Fields(shell)[0], func(t *testing.T) {
 			t.Parallel()

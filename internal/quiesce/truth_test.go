@@ -146,6 +146,7 @@ func TestNoShellIsLeftWithoutARecord(t *testing.T) {
 // A command that takes long, such as the thaw of a Windows guest, is neither killed nor
 // repeated: by its guard, and where none stands.
 func TestPostCommandThatTakesLong(t *testing.T) {
+	t.Parallel()
 	for name, guarded := range map[string]bool{"with a guard": true, "without one": false} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -194,6 +194,7 @@ func TestUndoClearsPods(t *testing.T) {
 }
 
 func TestUndoTriesAgain(t *testing.T) {
+	t.Parallel()
 	u := newUndoing(t)
 	u.tasks.failures, u.tasks.err = 1, errors.New("conflict")
 	undone, err := u.Undo(t.Context(), u.owe(t, deadHolder, journal.Undo{Task: &blueprint.Task{Func: "KubeOps", Namespace: "shop"}}), 5*time.Second)
@@ -264,6 +265,7 @@ func TestUndoFailures(t *testing.T) {
 // A file system is to be thawed for certain: its freeze outlives the container
 // that a guard stood in.
 func TestUndoFileSystem(t *testing.T) {
+	t.Parallel()
 	pod := func(name, path string) *corev1.Pod {
 		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name}}
 		p.Spec.Containers = []corev1.Container{{Name: "main-" + name, VolumeMounts: []corev1.VolumeMount{{Name: "v", MountPath: path}}}}
@@ -410,6 +412,7 @@ func TestAtBackupForgetsWhatVanished(t *testing.T) {
 
 // It makes no difference at which try.
 func TestWhatVanishesBetweenTwoTriesIsNotReleased(t *testing.T) {
+	t.Parallel()
 	u := newUndoing(t)
 	u.tasks.failures, u.tasks.err = 100, errors.New("not found")
 	owed := u.owe(t, deadHolder, journal.Undo{Blueprint: "scale", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "shop"}})

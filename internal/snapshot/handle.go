@@ -46,6 +46,7 @@ func DeleteByHandle(ctx context.Context, client versioned.Interface, content *sn
 	content.Finalizers = []string{contentProtection}
 	target := Target{Namespace: content.Spec.VolumeSnapshotRef.Namespace, Name: content.Name, Content: content.Name}
 	var known bool
+	var last string // what was in the way, by the last answer that the deadline did not cut off
 	for pause := removalFirst; ; pause = min(2*pause, removalPause) {
 		var left string
 		found, err := contents.Get(ctx, content.Name, metav1.GetOptions{})
@@ -63,12 +64,15 @@ func DeleteByHandle(ctx context.Context, client versioned.Interface, content *sn
 			known = known || answered(found)
 			left, err = Remove(ctx, client, target)
 		}
+		if err != nil {
+			left = err.Error()
+		}
+		if ctx.Err() == nil || last == "" {
+			last = left
+		}
 		select {
 		case <-ctx.Done():
-			if err != nil {
-				left = err.Error()
-			}
-			return fmt.Errorf("delete snapshot %s of driver %s: %s", ptr.Deref(content.Spec.Source.SnapshotHandle, ""), content.Spec.Driver, left)
+			return fmt.Errorf("delete snapshot %s of driver %s: %s", ptr.Deref(content.Spec.Source.SnapshotHandle, ""), content.Spec.Driver, last)
 		case <-time.After(pause):
 		}
 	}

@@ -5,6 +5,7 @@
 package faults
 
 import (
+	"flag"
 	"log/slog"
 	"os"
 	"testing"
@@ -14,9 +15,16 @@ import (
 	blueprints "stillpoint.io/stillpoint/internal/blueprint"
 )
 
+// atOnce is how many tests run at the same time. They wait more than they compute.
+const atOnce = "8"
+
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == blueprints.RenderCommand {
 		os.Exit(blueprints.ServeTemplates(os.Stdin, os.Stdout))
+	}
+	flag.Parse()
+	if err := flag.Set("test.parallel", atOnce); err != nil {
+		panic(err)
 	}
 	klog.SetSlogLogger(slog.New(slog.DiscardHandler)) // connections that end with their test
 	// Velero's own action polls each second instead of every five.
