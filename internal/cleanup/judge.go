@@ -18,7 +18,6 @@ import (
 
 	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/config"
-	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
@@ -418,7 +417,7 @@ func (f *facts) ofUpload(s subject, backup *velerov1.Backup) verdict {
 	v := remove("%s and has no DataUpload of it", stateOf(backup))
 	if upload != nil {
 		mover = upload.Spec.DataMover
-		if !export.Ended(upload) {
+		if !Ended(upload) {
 			return hold("%s, but its DataUpload %s is %s: the export is not confirmed", stateOf(backup), upload.Name, phase(upload.Status.Phase, nil))
 		}
 		v = remove("DataUpload %s of backup %s is %s", upload.Name, backup.Name, upload.Status.Phase)
@@ -517,7 +516,7 @@ func (f *facts) ofBereft(s subject) verdict {
 // namespace, and has the backup's UID. what the object is to it is for the reason.
 func (f *facts) ofMover(upload *velerov2alpha1.DataUpload, what string) verdict {
 	switch {
-	case !export.Ended(upload):
+	case !Ended(upload):
 		return stand("%s of DataUpload %s, which is %s", what, upload.Name, phase(upload.Status.Phase, nil))
 	case !f.config.DeletesSnapshotsOf(upload.Spec.DataMover):
 		return f.keptBy(upload.Spec.DataMover)

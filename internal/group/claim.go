@@ -20,8 +20,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"stillpoint.io/stillpoint/internal/api"
-	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/snapshot"
+	"stillpoint.io/stillpoint/internal/upload"
 )
 
 // removalLimit is how long a call of Velero's waits for snapshots to go that cannot be
@@ -68,20 +68,20 @@ func (g *group) answer(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 	answer := &Answer{Claim: withSnapshot(claim, vs, g.backup)}
 	g.provisionable(ctx, answer.Claim)
 	if boolptr.IsSetToTrue(g.backup.Spec.SnapshotMoveData) {
-		upload, err := g.upload(ctx, answer.Claim, vs)
+		moving, err := g.upload(ctx, answer.Claim, vs)
 		if err != nil {
 			g.drop(ctx, m)
 			return g.without(claim, err)
 		}
-		metav1.SetMetaDataAnnotation(&answer.Claim.ObjectMeta, velerov1.DataUploadNameAnnotation, upload.Namespace+"/"+upload.Name)
-		answer.Operation = upload.Labels[velerov1.AsyncOperationIDLabel]
-		answer.Update = []velero.ResourceIdentifier{{GroupResource: uploads, Namespace: upload.Namespace, Name: upload.Name}}
+		metav1.SetMetaDataAnnotation(&answer.Claim.ObjectMeta, velerov1.DataUploadNameAnnotation, moving.Namespace+"/"+moving.Name)
+		answer.Operation = moving.Labels[velerov1.AsyncOperationIDLabel]
+		answer.Update = []velero.ResourceIdentifier{{GroupResource: uploads, Namespace: moving.Namespace, Name: moving.Name}}
 		return answer
 	}
 	answer.Additional = []velero.ResourceIdentifier{{GroupResource: kuberesource.VolumeSnapshots, Namespace: vs.Namespace, Name: vs.Name}}
 	m.answered.Store(vs)
 	raiseRequest(answer.Claim, vs)
-	answer.Operation = export.SnapshotOperation(claim)
+	answer.Operation = upload.SnapshotOperation(claim)
 	return answer
 }
 
@@ -129,7 +129,7 @@ func (r *run) without(claim *corev1.PersistentVolumeClaim, reason error) *Answer
 		metav1.SetMetaDataAnnotation(&marked.ObjectMeta, api.AnnotationNoSnapshot, text[:min(len(text), reasonLimit)])
 	}
 	// The operation sees to it that nothing of a snapshot is left.
-	return &Answer{Claim: marked, Operation: export.SnapshotOperation(claim)}
+	return &Answer{Claim: marked, Operation: upload.SnapshotOperation(claim)}
 }
 
 // secureAll has all snapshots outlive their VolumeSnapshots as soon as they are cut,

@@ -15,7 +15,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"stillpoint.io/stillpoint/internal/api"
-	"stillpoint.io/stillpoint/internal/export"
+	"stillpoint.io/stillpoint/internal/upload"
 )
 
 // uploads are Velero's DataUploads, as resources.
@@ -40,7 +40,7 @@ func (g *group) upload(ctx context.Context, claim *corev1.PersistentVolumeClaim,
 }
 
 func newUpload(backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim, vs *snapshotv1.VolumeSnapshot, driver string) *velerov2alpha1.DataUpload {
-	upload := &velerov2alpha1.DataUpload{
+	created := &velerov2alpha1.DataUpload{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace:    backup.Namespace,
 			GenerateName: backup.Name + "-",
@@ -52,7 +52,7 @@ func newUpload(backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim, vs 
 				velerov1.BackupNameLabel:       label.GetValidName(backup.Name),
 				velerov1.BackupUIDLabel:        string(backup.UID),
 				velerov1.PVCUIDLabel:           string(claim.UID),
-				velerov1.AsyncOperationIDLabel: export.UploadOperation(backup, claim.UID),
+				velerov1.AsyncOperationIDLabel: upload.Operation(backup, claim.UID),
 			},
 		},
 		Spec: velerov2alpha1.DataUploadSpec{
@@ -71,10 +71,10 @@ func newUpload(backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim, vs 
 		},
 	}
 	if vs.Status != nil && vs.Status.BoundVolumeSnapshotContentName != nil {
-		upload.Annotations = map[string]string{api.AnnotationContent: *vs.Status.BoundVolumeSnapshotContentName}
+		created.Annotations = map[string]string{api.AnnotationContent: *vs.Status.BoundVolumeSnapshotContentName}
 	}
 	if backup.Spec.UploaderConfig != nil && backup.Spec.UploaderConfig.ParallelFilesUpload > 0 {
-		upload.Spec.DataMoverConfig = map[string]string{parallelFilesUpload: strconv.Itoa(backup.Spec.UploaderConfig.ParallelFilesUpload)}
+		created.Spec.DataMoverConfig = map[string]string{parallelFilesUpload: strconv.Itoa(backup.Spec.UploaderConfig.ParallelFilesUpload)}
 	}
-	return upload
+	return created
 }

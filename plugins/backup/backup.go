@@ -23,7 +23,6 @@ import (
 	"stillpoint.io/stillpoint/internal/cleanup"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
-	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/group"
 	"stillpoint.io/stillpoint/internal/location/csi"
 	"stillpoint.io/stillpoint/internal/location/externalstorage"
@@ -31,6 +30,7 @@ import (
 	"stillpoint.io/stillpoint/internal/restore"
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
+	"stillpoint.io/stillpoint/internal/upload"
 	"stillpoint.io/stillpoint/plugins/snapshotter"
 )
 
@@ -49,7 +49,7 @@ type Shared struct {
 	err     error
 	bracket *bracket.Bracket
 	groups  *group.Groups
-	tracker *export.Tracker
+	tracker *upload.Tracker
 	classes *snapshotclass.Catalogue
 	clients *cluster.Clients
 	settler *csi.Settler
@@ -75,7 +75,7 @@ func (s *Shared) connect(log logrus.FieldLogger) error {
 		classes := snapshotclass.NewCatalogue(clients, clock)
 		reporter := quiesce.NewReporter(clients.Kube)
 		s.bracket = bracket.New(clients, namespaces, classes, reporter, s.csi(), log)
-		s.tracker = export.New(clients, clock, log)
+		s.tracker = upload.NewTracker(clients, clock, log)
 		s.clients, s.classes, s.settler = clients, classes, csi.NewSettler(clients)
 		s.groups = group.New(clients, namespaces, classes, reporter, s.csi(), log)
 		settings := func(ctx context.Context) (*config.Config, error) {

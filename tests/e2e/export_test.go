@@ -19,7 +19,7 @@ import (
 	"k8s.io/utils/ptr"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
-	"stillpoint.io/stillpoint/internal/export"
+	"stillpoint.io/stillpoint/internal/cleanup"
 	"stillpoint.io/stillpoint/tests/cluster"
 )
 
@@ -65,7 +65,7 @@ func (a *app) sweepAfterUploads(b *backup) {
 	require.NoError(a.t, a.c.Objects().List(a.t.Context(), list, crclient.MatchingLabels{velerov1.BackupNameLabel: b.name}))
 	for i := range list.Items {
 		upload := &list.Items[i]
-		if export.Ended(upload) {
+		if cleanup.Ended(upload) {
 			continue
 		}
 		runSweep(a.t, "--delete", "--timeout", "10s")

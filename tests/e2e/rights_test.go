@@ -39,7 +39,6 @@ import (
 	"stillpoint.io/stillpoint/internal/cleanup"
 	stillpoint "stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
-	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/group"
 	"stillpoint.io/stillpoint/internal/journal"
 	"stillpoint.io/stillpoint/internal/location/csi"
@@ -49,6 +48,7 @@ import (
 	"stillpoint.io/stillpoint/internal/restore"
 	"stillpoint.io/stillpoint/internal/snapshot"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
+	"stillpoint.io/stillpoint/internal/upload"
 	"stillpoint.io/stillpoint/internal/workload"
 	"stillpoint.io/stillpoint/plugins/snapshotter"
 	"stillpoint.io/stillpoint/tests/cluster"
@@ -72,7 +72,7 @@ func TestRightsOfDeploySuffice(t *testing.T) {
 	t.Run("groups", func(t *testing.T) {
 		groupRights(t, c, a, func() *group.Groups {
 			return group.New(clients, quiesce.NewNamespaces(clients, clock.RealClock{}, log), classes, reporter, true, log)
-		}, export.New(clients, clock.RealClock{}, log), said)
+		}, upload.NewTracker(clients, clock.RealClock{}, log), said)
 	})
 	t.Run("check", func(t *testing.T) {
 		table, code := runCheck(t, "--namespace", a.namespace)
@@ -438,7 +438,7 @@ func bracketRights(t *testing.T, c *cluster.Cluster, a *app, b *bracket.Bracket,
 
 // groupRights takes a group in one process, goes on in a second one and clears
 // up in a third, as after two deaths of the plugin.
-func groupRights(t *testing.T, c *cluster.Cluster, a *app, process func() *group.Groups, tracker *export.Tracker, said *bytes.Buffer) {
+func groupRights(t *testing.T, c *cluster.Cluster, a *app, process func() *group.Groups, tracker *upload.Tracker, said *bytes.Buffer) {
 	t.Helper()
 	claim := func(i int) *corev1.PersistentVolumeClaim {
 		found, err := c.Client().CoreV1().PersistentVolumeClaims(a.namespace).Get(t.Context(), fmt.Sprintf("grouped-data%d", i), metav1.GetOptions{})

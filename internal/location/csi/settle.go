@@ -12,8 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"stillpoint.io/stillpoint/internal/cluster"
-	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/snapshot"
+	"stillpoint.io/stillpoint/internal/upload"
 )
 
 // operation begins the ids of the operations that follow snapshots of locations.
@@ -73,7 +73,7 @@ func (s *Settler) Progress(ctx context.Context, id string, backup *velerov1.Back
 	if len(left) == 0 {
 		return velero.OperationProgress{Completed: true, Description: "The storage holds the snapshot for this backup"}, nil
 	}
-	progress := export.ProgressOfSnapshot(&left[0])
+	progress := upload.ProgressOfSnapshot(&left[0])
 	switch {
 	case !progress.Completed || progress.Err != "":
 		return progress, nil

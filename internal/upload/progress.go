@@ -1,4 +1,4 @@
-package export
+package upload
 
 import (
 	"cmp"
@@ -9,26 +9,7 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 
 	"stillpoint.io/stillpoint/internal/api"
-	"stillpoint.io/stillpoint/internal/snapshot"
 )
-
-// Targets are the snapshots that a DataUpload may leave behind: the one that it
-// was made for, and the copy of its objects that Velero's mover makes beside
-// itself and names after itself (CSISnapshotExposer in pkg/exposer of Velero
-// 1.18).
-func Targets(upload *velerov2alpha1.DataUpload) []snapshot.Target {
-	targets := []snapshot.Target{{Namespace: upload.Namespace, Name: upload.Name, Content: upload.Name}}
-	if upload.Spec.CSISnapshot != nil {
-		targets = append(targets, snapshot.Target{
-			Namespace: upload.Spec.SourceNamespace, Name: upload.Spec.CSISnapshot.VolumeSnapshot,
-			Content: upload.Annotations[api.AnnotationContent],
-		})
-	}
-	return targets
-}
-
-// Ended answers whether nothing more comes of a DataUpload.
-func Ended(upload *velerov2alpha1.DataUpload) bool { return progressOfUpload(upload).Completed }
 
 // progressOfUpload is what Velero's own action tells of a DataUpload. One that is
 // gone has failed.

@@ -1,4 +1,4 @@
-package export
+package upload
 
 import (
 	"testing"
@@ -8,14 +8,11 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/apis/velero/shared"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 
 	"stillpoint.io/stillpoint/internal/api"
-	"stillpoint.io/stillpoint/internal/config"
-	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
 func TestProgressOfAnUpload(t *testing.T) {
@@ -79,25 +76,4 @@ func TestProgressOfASnapshot(t *testing.T) {
 			}))
 		})
 	}
-}
-
-func TestTargets(t *testing.T) {
-	upload := &velerov2alpha1.DataUpload{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "nightly-x", Annotations: map[string]string{api.AnnotationContent: "snapcontent-1"}},
-		Spec:       velerov2alpha1.DataUploadSpec{SourceNamespace: "shop", CSISnapshot: &velerov2alpha1.CSISnapshotSpec{VolumeSnapshot: "velero-data-1"}},
-	}
-	assert.Equal(t, []snapshot.Target{
-		{Namespace: "velero", Name: "nightly-x", Content: "nightly-x"},
-		{Namespace: "shop", Name: "velero-data-1", Content: "snapcontent-1"},
-	}, Targets(upload))
-}
-
-func TestSuits(t *testing.T) {
-	volume := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pv"}, Spec: corev1.PersistentVolumeSpec{AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}}}
-	assert.NoError(t, Suits(config.DriverProfile{Name: "d"}, volume, false))
-	assert.EqualError(t, Suits(config.DriverProfile{Name: "d", AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}}, volume, true),
-		"PersistentVolume pv has the access modes [ReadWriteMany]; driver d can snapshot [ReadWriteOnce], by its profile in the configuration")
-	needs := config.DriverProfile{Name: "d", Quiesce: config.QuiesceRequired}
-	assert.NoError(t, Suits(needs, volume, true))
-	assert.ErrorContains(t, Suits(needs, volume, false), "PersistentVolume pv is in use and its workload is not quiesced")
 }

@@ -1,4 +1,4 @@
-package export
+package upload
 
 import (
 	"context"
@@ -22,6 +22,7 @@ import (
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/internal/api"
+	"stillpoint.io/stillpoint/internal/cleanup"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/snapshot"
@@ -29,15 +30,15 @@ import (
 
 // What the ids of operations begin with.
 const (
-	// uploadOperation is of a DataUpload that Stillpoint created; the DataUpload
+	// uploadPrefix is of a DataUpload that Stillpoint created; the DataUpload
 	// has the id as a label.
-	uploadOperation = string(velerov1.AsyncOperationIDPrefixDataUpload)
-	// foreignOperation is of a DataUpload that Velero created. The claim's UID
+	uploadPrefix = string(velerov1.AsyncOperationIDPrefixDataUpload)
+	// foreignPrefix is of a DataUpload that Velero created. The claim's UID
 	// follows.
-	foreignOperation = "export-"
-	// snapshotOperation is of a snapshot that no data mover exports. The claim's
+	foreignPrefix = "export-"
+	// snapshotPrefix is of a snapshot that no data mover exports. The claim's
 	// UID follows.
-	snapshotOperation = "snapshot-"
+	snapshotPrefix = "snapshot-"
 )
 
 const (
@@ -73,21 +74,21 @@ type list struct {
 	items []snapshotv1.VolumeSnapshot
 }
 
-// New returns a Tracker.
-func New(clients *cluster.Clients, clock clock.PassiveClock, log logrus.FieldLogger) *Tracker {
+// NewTracker returns a Tracker.
+func NewTracker(clients *cluster.Clients, clock clock.PassiveClock, log logrus.FieldLogger) *Tracker {
 	return &Tracker{clients: clients, clock: clock, log: log, lists: map[types.UID]list{}}
 }
 
-// UploadOperation is the id of the operation that follows a DataUpload of
+// Operation is the id of the operation that follows a DataUpload of
 // Stillpoint's. It is a label's value, too, and so at most 63 characters long.
-func UploadOperation(backup *velerov1.Backup, claim types.UID) string {
-	return label.GetValidName(uploadOperation + string(backup.UID) + "." + string(claim))
+func Operation(backup *velerov1.Backup, claim types.UID) string {
+	return label.GetValidName(uploadPrefix + string(backup.UID) + "." + string(claim))
 }
 
 // SnapshotOperation is the id of the operation that follows the snapshot of a
 // claim which no data mover exports.
 func SnapshotOperation(claim *corev1.PersistentVolumeClaim) string {
-	return snapshotOperation + string(claim.UID)
+	return snapshotPrefix + string(claim.UID)
 }
 
 // Progress tells how an operation stands. Trouble that may pass is told in the
@@ -96,9 +97,9 @@ func (t *Tracker) Progress(ctx context.Context, operation string, backup *velero
 	var progress velero.OperationProgress
 	var err error
 	switch {
-	case strings.HasPrefix(operation, snapshotOperation):
-		progress, err = t.snapshot(ctx, strings.TrimPrefix(operation, snapshotOperation), backup)
-	case strings.HasPrefix(operation, uploadOperation), strings.HasPrefix(operation, foreignOperation):
+	case strings.HasPrefix(operation, snapshotPrefix):
+		progress, err = t.snapshot(ctx, strings.TrimPrefix(operation, snapshotPrefix), backup)
+	case strings.HasPrefix(operation, uploadPrefix), strings.HasPrefix(operation, foreignPrefix):
 		progress, err = t.upload(ctx, operation, backup)
 	default:
 		return progress, fmt.Errorf("operation ID %s is invalid", operation)
@@ -182,7 +183,7 @@ func (t *Tracker) settle(ctx context.Context, operation string, upload *velerov2
 // makes that before it lets go of the other.
 func (t *Tracker) targets(ctx context.Context, operation string, upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) ([]snapshot.Target, error) {
 	if upload != nil {
-		return Targets(upload), nil
+		return cleanup.Targets(upload), nil
 	}
 	pairs, err := snapshot.Marked(ctx, t.clients.Snapshots, snapshot.OwnedBy(backup), backup.Namespace)
 	if err != nil {
@@ -202,14 +203,14 @@ func (t *Tracker) targets(ctx context.Context, operation string, upload *velerov
 // content is of.
 func follows(operation string, backup *velerov1.Backup, object metav1.Object) bool {
 	claim := snapshot.ClaimOf(object)
-	return operation == foreignOperation+claim || operation == UploadOperation(backup, types.UID(claim))
+	return operation == foreignPrefix+claim || operation == Operation(backup, types.UID(claim))
 }
 
 // surplus are the kept snapshots of an operation's claim that newer ones take the
 // place of, or this backup's where the storage has not cut it. They are looked for
 // beside the claim only, and one counts only where its content has its marks, too.
 func (t *Tracker) surplus(ctx context.Context, operation string, upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) ([]snapshot.Target, error) {
-	claim, namespace := strings.TrimPrefix(operation, foreignOperation), ""
+	claim, namespace := strings.TrimPrefix(operation, foreignPrefix), ""
 	if upload != nil {
 		claim, namespace = upload.Labels[velerov1.PVCUIDLabel], upload.Spec.SourceNamespace
 	}
@@ -281,7 +282,7 @@ func (t *Tracker) Veleros(ctx context.Context, claim *corev1.PersistentVolumeCla
 	if upload == "" {
 		return ""
 	}
-	return foreignOperation + string(claim.UID)
+	return foreignPrefix + string(claim.UID)
 }
 
 // mark marks the VolumeSnapshot of a claim, its content, and the DataUpload whose name is
@@ -317,7 +318,7 @@ func (t *Tracker) mark(ctx context.Context, claim *corev1.PersistentVolumeClaim,
 // backup is cancelled, and does not look at the error; what it does not bring to
 // an end is left to the sweep. It can be repeated.
 func (t *Tracker) Cancel(ctx context.Context, operation string, backup *velerov1.Backup) error {
-	if strings.HasPrefix(operation, snapshotOperation) {
+	if strings.HasPrefix(operation, snapshotPrefix) {
 		return nil // the snapshot is the backup's
 	}
 	deletes, _, err := t.deletes(ctx, backup.Spec.DataMover)
@@ -361,7 +362,7 @@ func (t *Tracker) Cancel(ctx context.Context, operation string, backup *velerov1
 // find returns the DataUpload of an operation, nil when there is none.
 func (t *Tracker) find(ctx context.Context, operation string, backup *velerov1.Backup) (*velerov2alpha1.DataUpload, error) {
 	by := crclient.MatchingLabels{velerov1.AsyncOperationIDLabel: operation}
-	if claim, foreign := strings.CutPrefix(operation, foreignOperation); foreign {
+	if claim, foreign := strings.CutPrefix(operation, foreignPrefix); foreign {
 		by = crclient.MatchingLabels{velerov1.BackupUIDLabel: string(backup.UID), velerov1.PVCUIDLabel: claim}
 	}
 	list := &velerov2alpha1.DataUploadList{}

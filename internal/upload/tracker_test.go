@@ -1,4 +1,4 @@
-package export
+package upload
 
 import (
 	"testing"
@@ -57,7 +57,7 @@ func newPlace(phase velerov2alpha1.DataUploadPhase) *place {
 	p.upload = &velerov2alpha1.DataUpload{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: "velero", Name: "nightly-x", Annotations: map[string]string{api.AnnotationContent: "snapcontent-1"},
-			Labels: map[string]string{velerov1.AsyncOperationIDLabel: UploadOperation(nightly, data.UID), velerov1.BackupUIDLabel: "b1", velerov1.PVCUIDLabel: "c1"},
+			Labels: map[string]string{velerov1.AsyncOperationIDLabel: Operation(nightly, data.UID), velerov1.BackupUIDLabel: "b1", velerov1.PVCUIDLabel: "c1"},
 		},
 		Spec:   velerov2alpha1.DataUploadSpec{SourceNamespace: "shop", CSISnapshot: &velerov2alpha1.CSISnapshotSpec{VolumeSnapshot: p.first.Name}},
 		Status: velerov2alpha1.DataUploadStatus{Phase: phase},
@@ -90,7 +90,7 @@ func (p *place) tracker(t *testing.T) (*Tracker, *snapshotfake.Clientset, *veler
 	log, _ := logtest.NewNullLogger()
 	backup := nightly.DeepCopy()
 	backup.Spec.DataMover = p.mover
-	return New(&cluster.Clients{
+	return NewTracker(&cluster.Clients{
 		Kube: fake.NewClientset(configuration...), Objects: client, Remembered: client, Snapshots: snapshots, VeleroNamespace: "velero",
 	}, clock.RealClock{}, log), snapshots, backup
 }
@@ -159,7 +159,7 @@ func TestProgressDeletes(t *testing.T) {
 				c.change(p)
 			}
 			tracker, snapshots, backup := p.tracker(t)
-			progress, err := tracker.Progress(t.Context(), UploadOperation(nightly, data.UID), backup)
+			progress, err := tracker.Progress(t.Context(), Operation(nightly, data.UID), backup)
 			require.NoError(t, err)
 			assert.Equal(t, c.completed, progress.Completed, progress.Description)
 			assert.Equal(t, c.err, progress.Err)
@@ -212,7 +212,7 @@ func TestProgressCountsDown(t *testing.T) {
 	add("2", 0, nightly, "here", func(vs *snapshotv1.VolumeSnapshot, _ *snapshotv1.VolumeSnapshotContent) {
 		require.NoError(t, snapshots.Tracker().Delete(snapshotv1.SchemeGroupVersion.WithResource("volumesnapshots"), vs.Namespace, vs.Name))
 	})
-	_, err := tracker.Progress(t.Context(), UploadOperation(nightly, data.UID), backup)
+	_, err := tracker.Progress(t.Context(), Operation(nightly, data.UID), backup)
 	require.NoError(t, err)
 	assert.ElementsMatch(t, []string{"2", "snapcontent-2", "others", "snapcontent-others", "elsewhere", "snapcontent-elsewhere", "forged"}, left(t, snapshots))
 }
@@ -222,7 +222,7 @@ func TestCancelLeavesStrangers(t *testing.T) {
 	p.mover = "acme"
 	tracker, snapshots, backup := p.tracker(t)
 	for range 2 {
-		require.NoError(t, tracker.Cancel(t.Context(), UploadOperation(nightly, data.UID), backup))
+		require.NoError(t, tracker.Cancel(t.Context(), Operation(nightly, data.UID), backup))
 	}
 	upload := &velerov2alpha1.DataUpload{}
 	require.NoError(t, tracker.clients.Objects.Get(t.Context(), crclient.ObjectKeyFromObject(p.upload), upload))
