@@ -16,10 +16,10 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/plugin/framework"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 
-	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/location/csi"
 	"stillpoint.io/stillpoint/internal/location/externalstorage"
 	"stillpoint.io/stillpoint/internal/node"
+	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/plugins/backup"
 	"stillpoint.io/stillpoint/plugins/check"
 	"stillpoint.io/stillpoint/plugins/delete"
@@ -34,7 +34,7 @@ func main() {
 	// the server's pod.
 	handshake := framework.Handshake()
 	if os.Getenv(handshake.MagicCookieKey) != handshake.MagicCookieValue {
-		commands := map[string]command{"check": check.Run, "sweep": sweep.Run, "thaw": thaw.Run, node.Command: thawVolumes, blueprint.RenderCommand: renderTemplates}
+		commands := map[string]command{"check": check.Run, "sweep": sweep.Run, "thaw": thaw.Run, node.Command: thawVolumes, render.Command: renderTemplates}
 		if len(os.Args) > 1 && commands[os.Args[1]] != nil {
 			os.Exit(run(commands[os.Args[1]], os.Args[2:]))
 		}
@@ -86,7 +86,7 @@ func thawVolumes(_ context.Context, args []string, stdout, stderr io.Writer) int
 
 // renderTemplates is what a process of ours runs that renders templates for another.
 func renderTemplates(context.Context, []string, io.Writer, io.Writer) int {
-	return blueprint.ServeTemplates(os.Stdin, os.Stdout)
+	return render.Serve(os.Stdin, os.Stdout)
 }
 
 func enabled(features, name string) bool {

@@ -1,7 +1,3 @@
-// Package blueprint reads Kanister's blueprints, finds the one that an
-// annotation names, and renders its hooks into steps. It runs those that act
-// through the API server; commands in containers, and the order of it all, are
-// the work of package quiesce.
 package blueprint
 
 import (
@@ -115,11 +111,11 @@ func (b *Blueprint) WithoutHooks() string {
 	}
 	return fmt.Sprintf("it has neither %s nor %s, and its actions (%s) do not run here, since Velero backs up the volumes and restores them; "+
 		"to quiesce the workload, name a blueprint with these hooks, or a built-in recipe, in the annotation stillpoint.io/quiesce (built in: %s), and remove this name",
-		Prehook, Posthook, strings.Join(names, ", "), list(slices.Collect(maps.Keys(builtIns()))))
+		Prehook, Posthook, strings.Join(names, ", "), List(slices.Collect(maps.Keys(BuiltIns()))))
 }
 
-// title is how errors call the blueprint.
-func (b *Blueprint) title() string {
+// Title is how errors call the blueprint.
+func (b *Blueprint) Title() string {
 	if b.Source == "" {
 		return fmt.Sprintf("blueprint %s", b.Name)
 	}
@@ -224,9 +220,9 @@ func mistakes(bp *Blueprint) []string {
 // of the next one, "..." may not.
 var boundary = regexp.MustCompile(`(?m)^(---(?:[ \t]|\r?$)|\.\.\.[ \t]*\r?$)`)
 
-// documents splits a YAML stream. The YAML library reads the first document
+// Documents splits a YAML stream. The YAML library reads the first document
 // and says nothing of those behind it, so none may be left in one piece.
-func documents(stream []byte) [][]byte {
+func Documents(stream []byte) [][]byte {
 	var docs [][]byte
 	for _, doc := range boundary.Split(string(stream), -1) {
 		if !blank(doc) {
@@ -236,11 +232,11 @@ func documents(stream []byte) [][]byte {
 	return docs
 }
 
-// flat is documents, with the items of a List in its place: that is what
+// flat is Documents, with the items of a List in its place: that is what
 // `kubectl get blueprints -o yaml` prints.
 func flat(stream []byte) [][]byte {
 	var docs [][]byte
-	for _, doc := range documents(stream) {
+	for _, doc := range Documents(stream) {
 		var list struct {
 			Kind  string            `json:"kind"`
 			Items []json.RawMessage `json:"items"`
@@ -264,4 +260,12 @@ func blank(doc string) bool {
 		}
 	}
 	return true
+}
+
+// List writes names for a message: sorted, or "none".
+func List(names []string) string {
+	if len(names) == 0 {
+		return "none"
+	}
+	return strings.Join(slices.Sorted(slices.Values(names)), ", ")
 }

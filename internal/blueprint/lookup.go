@@ -45,7 +45,7 @@ type Found struct {
 }
 
 // BuiltIn reports whether the blueprint is one of Stillpoint's recipes.
-func (f *Found) BuiltIn() bool { return f.Source == builtIn }
+func (b *Blueprint) BuiltIn() bool { return b.Source == builtIn }
 
 // Finder looks blueprints up by name.
 type Finder struct {
@@ -126,7 +126,7 @@ func (f *Finder) Find(ctx context.Context, name, workloadNamespace string) (*Fou
 		return nil, err
 	}
 	if found == nil {
-		found = builtIns()[name]
+		found = BuiltIns()[name]
 	}
 	if found == nil {
 		return nil, f.notFound(ctx, name, workloadNamespace, entries, broken)
@@ -193,7 +193,7 @@ func newFound(bp *Blueprint, source Source, warnings []string) *Found {
 			strings.Join(names, ", "), Prehook, Posthook))
 	}
 	for _, w := range warnings {
-		found.Warnings = append(found.Warnings, fmt.Sprintf("%s: %s", bp.title(), w))
+		found.Warnings = append(found.Warnings, fmt.Sprintf("%s: %s", bp.Title(), w))
 	}
 	return found
 }
@@ -280,7 +280,7 @@ func (f *Finder) notFound(ctx context.Context, name, workloadNamespace string, e
 		for _, object := range objects.Items {
 			names = append(names, object.GetName())
 		}
-		there = append(there, fmt.Sprintf("Blueprints in namespace %s: %s", namespace, list(names)))
+		there = append(there, fmt.Sprintf("Blueprints in namespace %s: %s", namespace, List(names)))
 	}
 	var names []string
 	for _, entry := range entries {
@@ -289,8 +289,8 @@ func (f *Finder) notFound(ctx context.Context, name, workloadNamespace string, e
 		}
 	}
 	there = append(there,
-		fmt.Sprintf("ConfigMaps in namespace %s with label %s: %s", f.velero, api.LabelBlueprint, list(names)),
-		fmt.Sprintf("built in: %s", list(slices.Collect(maps.Keys(builtIns())))))
+		fmt.Sprintf("ConfigMaps in namespace %s with label %s: %s", f.velero, api.LabelBlueprint, List(names)),
+		fmt.Sprintf("built in: %s", List(slices.Collect(maps.Keys(BuiltIns())))))
 	for _, b := range broken {
 		there = append(there, "not a blueprint: "+b)
 	}
@@ -300,9 +300,9 @@ func (f *Finder) notFound(ctx context.Context, name, workloadNamespace string, e
 //go:embed builtin/*.yaml
 var builtInFiles embed.FS
 
-// builtIns are the blueprints of this program by name. A file among them that
+// BuiltIns are the blueprints of this program by name. A file among them that
 // is no blueprint fails the tests, so it cannot be here.
-var builtIns = sync.OnceValue(func() map[string]*Found {
+var BuiltIns = sync.OnceValue(func() map[string]*Found {
 	byName := map[string]*Found{}
 	files, err := builtInFiles.ReadDir("builtin")
 	if err != nil {

@@ -16,11 +16,12 @@ import (
 
 	"stillpoint.io/stillpoint/internal/annotated"
 	"stillpoint.io/stillpoint/internal/api"
-	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/export"
+	"stillpoint.io/stillpoint/internal/function"
 	"stillpoint.io/stillpoint/internal/group"
 	"stillpoint.io/stillpoint/internal/quiesce"
+	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
 	"stillpoint.io/stillpoint/internal/workload"
@@ -438,14 +439,14 @@ func last(name string) int {
 }
 
 // commands are those of a hook's steps, without secrets.
-func commands(steps []*blueprint.Step, mask blueprint.Masker) []Command {
+func commands(steps []*render.Step, mask render.Masker) []Command {
 	all := []Command{}
 	for _, step := range steps {
 		switch {
 		case step.Needs != "":
 			all = append(all, Command{Phase: step.Phase, Task: step.Func, Needs: step.Needs})
 		case step.Task != nil:
-			all = append(all, Command{Phase: step.Phase, Task: mask.Mask(step.Task.String())})
+			all = append(all, Command{Phase: step.Phase, Task: mask.Mask(function.Describe(step.Task))})
 		}
 		for _, call := range step.Calls {
 			command := Command{Phase: step.Phase, Namespace: call.Namespace, Pod: mask.Mask(call.Pod), Container: mask.Mask(call.Container)}

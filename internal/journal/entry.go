@@ -5,8 +5,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
-
-	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -58,10 +57,10 @@ func (i *Entry) Due(now time.Time) bool {
 
 // Undo is one step of an intent. It has either a Call, a Task or Unknown.
 type Undo struct {
-	Blueprint string          `json:"blueprint"`
-	Phase     string          `json:"phase"`
-	Call      *blueprint.Call `json:"call,omitempty"`
-	Task      *blueprint.Task `json:"task,omitempty"`
+	Blueprint string       `json:"blueprint"`
+	Phase     string       `json:"phase"`
+	Call      *render.Call `json:"call,omitempty"`
+	Task      *render.Task `json:"task,omitempty"`
 	// Guarded tells that a guard stands in the container: it runs the command by
 	// itself when its session dies.
 	Guarded bool `json:"guarded,omitempty"`

@@ -21,8 +21,8 @@ import (
 	clocktesting "k8s.io/utils/clock/testing"
 
 	"stillpoint.io/stillpoint/internal/api"
-	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -117,7 +117,7 @@ var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 func scaleUp() *Entry {
 	return &Entry{
 		Name: "Deployment shop/db", Namespace: "shop", Backup: "nightly",
-		Undo: []Undo{{Blueprint: "scale", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Args: blueprint.Args{"replicas": int64(3)}}}},
+		Undo: []Undo{{Blueprint: "scale", Phase: "up", Task: &render.Task{Func: "ScaleWorkload", Args: render.Args{"replicas": int64(3)}}}},
 	}
 }
 
@@ -131,7 +131,7 @@ func TestBook(t *testing.T) {
 	require.NotNil(t, secret)
 	assert.Equal(t, map[string]string{"stillpoint.io/intent": "", "velero.io/exclude-from-backup": "true"}, secret.Labels)
 
-	i.Undo = append(i.Undo, Undo{Blueprint: "late", Call: &blueprint.Call{Pod: "db-0", Command: []string{"unlock"}}})
+	i.Undo = append(i.Undo, Undo{Blueprint: "late", Call: &render.Call{Pod: "db-0", Command: []string{"unlock"}}})
 	require.NoError(t, book.Update(t.Context(), i))
 	found, err := s.book().List(t.Context())
 	require.NoError(t, err)

@@ -17,6 +17,7 @@ import (
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -96,13 +97,13 @@ func newFileSystems(executor Executor, namespace string, claims []corev1.Persist
 // functions are those of the built-in blueprint, for one hook and its workload's pods. Args:
 // container to freeze from, paths to freeze (separated by blanks or commas);
 // without them all claims are frozen, each from the first container that can.
-func (f *fileSystems) functions(pods []corev1.Pod) map[string]blueprint.Function {
+func (f *fileSystems) functions(pods []corev1.Pod) map[string]render.Function {
 	f.hooks++
 	hook := f.hooks
-	function := func(command func(at place) []string) blueprint.Function {
-		return blueprint.Function{
+	function := func(command func(at place) []string) render.Function {
+		return render.Function{
 			Optional: []string{"container", "paths"},
-			Calls: func(ctx context.Context, args blueprint.Args) ([]blueprint.Call, error) {
+			Calls: func(ctx context.Context, args render.Args) ([]render.Call, error) {
 				container, err := args.String("container")
 				if err != nil {
 					return nil, err
@@ -116,10 +117,10 @@ func (f *fileSystems) functions(pods []corev1.Pod) map[string]blueprint.Function
 				if err != nil {
 					return nil, err
 				}
-				var calls []blueprint.Call
+				var calls []render.Call
 				for _, place := range places {
 					if words := command(place); words != nil {
-						calls = append(calls, blueprint.Call{
+						calls = append(calls, render.Call{
 							Namespace: place.container.Namespace, Pod: place.container.Pod, Container: place.container.Name,
 							Command: words,
 						})
@@ -129,7 +130,7 @@ func (f *fileSystems) functions(pods []corev1.Pod) map[string]blueprint.Function
 			},
 		}
 	}
-	return map[string]blueprint.Function{
+	return map[string]render.Function{
 		freezeFunction: function(func(at place) []string {
 			if at.flush {
 				return []string{"sync", "-f", at.path}
@@ -146,8 +147,8 @@ func (f *fileSystems) functions(pods []corev1.Pod) map[string]blueprint.Function
 }
 
 // flushes write out every file system that hooks freeze.
-func flushes(hooks []Hook) []blueprint.Call {
-	var calls []blueprint.Call
+func flushes(hooks []Hook) []render.Call {
+	var calls []render.Call
 	for _, hook := range hooks {
 		for _, step := range hook.Pre {
 			if step.Func != freezeFunction {
@@ -186,14 +187,14 @@ func unthawed(hook Hook) error {
 }
 
 // placeOf is where a call of one of our functions acts: the path comes last.
-func placeOf(call blueprint.Call) place {
+func placeOf(call render.Call) place {
 	return place{container: containerOf(call), path: call.Command[len(call.Command)-1]}
 }
 
 // otherFreezes looks at the commands of a blueprint that run fsfreeze by themselves:
 // an error where that is on what the storage freezes, and a warning where the
 // built-in blueprint freezes in the same pod.
-func (f *fileSystems) otherFreezes(ctx context.Context, hook Hook, flushes []blueprint.Call, warn func(format string, args ...any)) error {
+func (f *fileSystems) otherFreezes(ctx context.Context, hook Hook, flushes []render.Call, warn func(format string, args ...any)) error {
 	for _, step := range hook.Pre {
 		for _, call := range step.Calls {
 			if step.Func == freezeFunction || !thawsFileSystem(call.Command) {
@@ -207,7 +208,7 @@ func (f *fileSystems) otherFreezes(ctx context.Context, hook Hook, flushes []blu
 						hook.Blueprint, step.Phase, at, mount.Mountpoint, by, FSFreeze)
 				}
 			}
-			if slices.ContainsFunc(flushes, func(other blueprint.Call) bool { return other.Pod == call.Pod }) {
+			if slices.ContainsFunc(flushes, func(other render.Call) bool { return other.Pod == call.Pod }) {
 				warn("Quiesced twice: phase %s of blueprint %s runs fsfreeze in %s, and so does the blueprint %s in the same pod. A file system that is frozen already cannot be frozen again, which fails the quiesce. Name one of the two",
 					step.Phase, hook.Blueprint, at, FSFreeze)
 			}

@@ -12,10 +12,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-
-	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/render"
 )
 
 // prober answers probes, by "pod/container"; any other container has no shell.
@@ -355,17 +354,17 @@ func TestAVolumeOfTwoWorkloadsIsFrozenOnce(t *testing.T) {
 func TestFunctionsFreezeAndThawTheSame(t *testing.T) {
 	pods := []corev1.Pod{pod("db-0", "n1", volume{"pg", "data", "/data", ""}, volume{"pg", "wal", "/my wal", ""}, volume{"freezer", "wal", "/wal", ""})}
 	for name, test := range map[string]struct {
-		args  blueprint.Args
+		args  render.Args
 		paths []string
 		text  string
 	}{
-		"no args":             {blueprint.Args{}, []string{"/data", "/my wal"}, ""},
-		"absent args":         {blueprint.Args{"container": "", "paths": ""}, []string{"/data", "/my wal"}, ""},
-		"container":           {blueprint.Args{"container": "pg"}, []string{"/data", "/my wal"}, ""},
-		"blanks between":      {blueprint.Args{"paths": " /wal \t/data\n"}, []string{"/wal", "/data"}, ""},
-		"commas between":      {blueprint.Args{"paths": "/wal,/data, "}, []string{"/wal", "/data"}, ""},
-		"container is a list": {blueprint.Args{"container": []any{"pg"}}, nil, "args.container: is a list, must be a string"},
-		"paths is a list":     {blueprint.Args{"paths": []any{"/wal"}}, nil, "args.paths: is a list, must be a string"},
+		"no args":             {render.Args{}, []string{"/data", "/my wal"}, ""},
+		"absent args":         {render.Args{"container": "", "paths": ""}, []string{"/data", "/my wal"}, ""},
+		"container":           {render.Args{"container": "pg"}, []string{"/data", "/my wal"}, ""},
+		"blanks between":      {render.Args{"paths": " /wal \t/data\n"}, []string{"/wal", "/data"}, ""},
+		"commas between":      {render.Args{"paths": "/wal,/data, "}, []string{"/wal", "/data"}, ""},
+		"container is a list": {render.Args{"container": []any{"pg"}}, nil, "args.container: is a list, must be a string"},
+		"paths is a list":     {render.Args{"paths": []any{"/wal"}}, nil, "args.paths: is a list, must be a string"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			files := newFileSystems(&prober{answers: map[string]string{

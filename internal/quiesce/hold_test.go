@@ -14,9 +14,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-
-	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/render"
 )
 
 // client is a stand-in for a database's client: each line is a statement, which is
@@ -36,18 +35,18 @@ func newDatabase(t *testing.T) database {
 }
 
 func (d database) plan(begin, end string) *Plan {
-	call := blueprint.Call{
+	call := render.Call{
 		Namespace: "shop", Pod: "db-0", Container: "db",
 		Command: []string{"sh", "-c", client, "client", d.pid, d.journal},
 		Env:     map[string]string{"PGPASSWORD": "it's $ecret\nindeed", sessionVariable: "session-1"},
-		Hold:    &blueprint.Hold{Begin: begin, End: end},
+		Hold:    &render.Hold{Begin: begin, End: end},
 	}
 	return &Plan{
 		Name: "StatefulSet shop/db",
 		Hooks: []Hook{{
 			Blueprint: "postgresql",
-			Pre:       []*blueprint.Step{{Phase: "lock", Func: holdFunction, Calls: []blueprint.Call{call}}},
-			Post:      []*blueprint.Step{{Phase: "unlock", Func: releaseFunction, Calls: []blueprint.Call{call}}},
+			Pre:       []*render.Step{{Phase: "lock", Func: holdFunction, Calls: []render.Call{call}}},
+			Post:      []*render.Step{{Phase: "unlock", Func: releaseFunction, Calls: []render.Call{call}}},
 		}},
 		PrepareTimeout: 10 * time.Second,
 		QuiesceTimeout: 10 * time.Second,

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -47,18 +48,18 @@ type inPods struct {
 	session   string // names the plan's clients
 }
 
-func (p inPods) functions() map[string]blueprint.Function {
+func (p inPods) functions() map[string]render.Function {
 	options := []string{"container", "pods", "env"}
-	return map[string]blueprint.Function{
+	return map[string]render.Function{
 		runFunction: {
 			Required: []string{"command"},
 			Optional: options,
-			Calls:    func(_ context.Context, args blueprint.Args) ([]blueprint.Call, error) { return p.calls(args) },
+			Calls:    func(_ context.Context, args render.Args) ([]render.Call, error) { return p.calls(args) },
 		},
 		holdFunction: {
 			Required: []string{"command", "begin", "end"},
 			Optional: options,
-			Calls: func(_ context.Context, args blueprint.Args) ([]blueprint.Call, error) {
+			Calls: func(_ context.Context, args render.Args) ([]render.Call, error) {
 				begin, err := args.String("begin")
 				if err != nil {
 					return nil, err
@@ -74,7 +75,7 @@ func (p inPods) functions() map[string]blueprint.Function {
 				}
 				calls, err := p.calls(args)
 				for i := range calls {
-					calls[i].Hold = &blueprint.Hold{Begin: begin, End: end}
+					calls[i].Hold = &render.Hold{Begin: begin, End: end}
 				}
 				return calls, err
 			},
@@ -82,19 +83,19 @@ func (p inPods) functions() map[string]blueprint.Function {
 		releaseFunction: {
 			Required: []string{"phase"},
 			// What it releases is known when both hooks are: see pairs.
-			Calls: func(_ context.Context, args blueprint.Args) ([]blueprint.Call, error) {
+			Calls: func(_ context.Context, args render.Args) ([]render.Call, error) {
 				phase, err := args.String("phase")
 				if err != nil || phase == "" {
 					return nil, errors.Join(errors.New("args.phase is empty"), err)
 				}
-				return []blueprint.Call{{Namespace: p.namespace, Command: []string{phase}}}, nil
+				return []render.Call{{Namespace: p.namespace, Command: []string{phase}}}, nil
 			},
 		},
 	}
 }
 
 // calls are those of one command in the pods that args name.
-func (p inPods) calls(args blueprint.Args) ([]blueprint.Call, error) {
+func (p inPods) calls(args render.Args) ([]render.Call, error) {
 	command, err := args.Strings("command")
 	if err != nil {
 		return nil, err
@@ -119,13 +120,13 @@ func (p inPods) calls(args blueprint.Args) ([]blueprint.Call, error) {
 	if err != nil {
 		return nil, err
 	}
-	var calls []blueprint.Call
+	var calls []render.Call
 	for i := range pods {
 		container, err := p.container(&pods[i], named)
 		if err != nil {
 			return nil, err
 		}
-		call := blueprint.Call{
+		call := render.Call{
 			Namespace: p.namespace, Pod: pods[i].Name, Container: container,
 			Command: slices.Clone(command), Env: map[string]string{sessionVariable: p.session},
 		}
@@ -158,7 +159,7 @@ func (p inPods) container(pod *corev1.Pod, named string) (string, error) {
 	return "", fmt.Errorf("no running container of pod %s/%s mounts a claim; name one by args.container", pod.Namespace, pod.Name)
 }
 
-func environment(args blueprint.Args) (map[string]string, error) {
+func environment(args render.Args) (map[string]string, error) {
 	env := map[string]string{}
 	switch given := args["env"].(type) {
 	case nil:
@@ -167,7 +168,7 @@ func environment(args blueprint.Args) (map[string]string, error) {
 			if len(validation.IsCIdentifier(name)) > 0 {
 				return nil, fmt.Errorf("args.env: %q is not the name of a variable", name)
 			}
-			value, err := blueprint.Args(given).String(name)
+			value, err := render.Args(given).String(name)
 			if err != nil {
 				return nil, fmt.Errorf("args.env: %w", err)
 			}
@@ -182,7 +183,7 @@ func environment(args blueprint.Args) (map[string]string, error) {
 // pairs gives each phase that releases sessions the calls of the phase that holds
 // them. A session that nobody releases is an error, and so is a release of none.
 func pairs(hook *Hook) error {
-	held := map[string]*blueprint.Step{}
+	held := map[string]*render.Step{}
 	var names []string
 	for _, step := range hook.Pre {
 		if step.Func == holdFunction {

@@ -4,13 +4,13 @@ import (
 	"os"
 	"testing"
 
-	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/render"
 )
 
 // TestMain makes the program of the tests what renders their templates.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == blueprint.RenderCommand {
-		os.Exit(blueprint.ServeTemplates(os.Stdin, os.Stdout))
+	if len(os.Args) > 1 && os.Args[1] == render.Command {
+		os.Exit(render.Serve(os.Stdin, os.Stdout))
 	}
 	os.Exit(m.Run())
 }

@@ -17,7 +17,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/annotated"
 	"stillpoint.io/stillpoint/internal/api"
-	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -342,13 +342,13 @@ func (o *object) current() []corev1.Pod {
 }
 
 // mask knows the values of an annotated Secret, which templates see as .Object.
-func (p part) mask() blueprint.Masker {
+func (p part) mask() render.Masker {
 	if p.object == nil || p.object.Kind != "Secret" {
-		return blueprint.Masker{}
+		return render.Masker{}
 	}
 	data, _, err := unstructured.NestedStringMap(p.source, "data")
 	if err != nil {
-		return blueprint.Masker{}
+		return render.Masker{}
 	}
 	var values [][]byte
 	for _, value := range data {
@@ -356,7 +356,7 @@ func (p part) mask() blueprint.Masker {
 			values = append(values, plain)
 		}
 	}
-	return blueprint.NewMasker(values...)
+	return render.NewMasker(values...)
 }
 
 // joined is the unit of a claim, together with the units of all claims that

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"sync"
 
-	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/render"
 )
 
 // open starts the shells of all pre and post commands side by side.
@@ -57,7 +57,7 @@ func (o *opening) wait() error {
 
 // start opens a shell for a call. A container without one can be told to run a
 // command all the same, but nothing can stand guard in it.
-func (s *Session) start(ctx context.Context, o *opening, hook *Hook, step *blueprint.Step, call blueprint.Call, script string, place **shell) {
+func (s *Session) start(ctx context.Context, o *opening, hook *Hook, step *render.Step, call render.Call, script string, place **shell) {
 	o.Go(func() {
 		opened, err := openShell(ctx, s.tools.Executor, call, script, s.show)
 		switch {
@@ -113,7 +113,7 @@ func (s *Session) closePres() {
 }
 
 // holder is the target that has the client of a call of HoldSession.
-func (s *Session) holder(hook *Hook, call blueprint.Call) *target {
+func (s *Session) holder(hook *Hook, call render.Call) *target {
 	for _, t := range s.targets() {
 		if t.hook == hook && t.call.Hold != nil && containerOf(t.call) == containerOf(call) && *t.call.Hold == *call.Hold {
 			return t

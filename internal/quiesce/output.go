@@ -5,7 +5,8 @@ import (
 	"sync"
 	"time"
 
-	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/function"
+	"stillpoint.io/stillpoint/internal/render"
 )
 
 const (
@@ -30,7 +31,7 @@ const lineEnd = "stillpoint: end"
 type show func(said string, cut bool) string
 
 // plainly shows the output of a command that was given no secret.
-func plainly(said string, cut bool) string { return blueprint.Masker{}.Tail(said, tailLimit, cut) }
+func plainly(said string, cut bool) string { return render.Masker{}.Tail(said, tailLimit, cut) }
 
 // output is what a command prints: its end, and the lines with outputs of its phase.
 type output struct {
@@ -82,7 +83,7 @@ func (o *output) take() {
 		default:
 		}
 	}
-	if bytes.Contains(text, []byte(blueprint.OutputMark)) {
+	if bytes.Contains(text, []byte(function.OutputMark)) {
 		if o.outputs.Len()+len(text) > outputLimit {
 			o.full = true
 		} else {

@@ -7,8 +7,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-
-	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/function"
+	"stillpoint.io/stillpoint/internal/render"
 )
 
 // Wherever the output of a command is cut, on its way through the buffer and for the
@@ -20,10 +20,10 @@ func TestErrorsShowNoPartOfASecret(t *testing.T) {
 			for _, into := range []int{1, len(secret) / 2, len(secret) - 1} {
 				app := newApplication(t)
 				plan := app.plan()
-				plan.Mask = blueprint.NewMasker([]byte(secret))
+				plan.Mask = render.NewMasker([]byte(secret))
 				// The last size bytes begin within the secret.
 				said := fmt.Sprintf("printf %%s%%s%%s '%s' '%s' '%s' >&2; exit 7", strings.Repeat("=", 3000), secret, strings.Repeat("+", size-into))
-				plan.Hooks[1].Pre = step("freeze", blueprint.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{"sh", "-c", said}})
+				plan.Hooks[1].Pre = step("freeze", render.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{"sh", "-c", said}})
 				_, err := Freeze(t.Context(), Tools{Executor: h}, plan, quiet())
 				require.ErrorContains(t, err, "exit code 7: ")
 				_, shown, _ := strings.Cut(err.Error(), "exit code 7: ")
@@ -37,7 +37,7 @@ func TestErrorsShowNoPartOfASecret(t *testing.T) {
 
 func TestOutputKeepsItsEndAndItsOutputs(t *testing.T) {
 	o := newOutput(plainly)
-	mark := blueprint.OutputMark + ` {"key": "a", "value": "b"}`
+	mark := function.OutputMark + ` {"key": "a", "value": "b"}`
 	for _, part := range []string{"one\ntw", "o\n" + mark[:5], mark[5:] + "\n", strings.Repeat("x", keptLimit), "\nlast" + lineEnd[:3], lineEnd[3:] + "\n"} {
 		n, err := o.Write([]byte(part))
 		require.NoError(t, err)

@@ -7,7 +7,9 @@ import (
 	"time"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/function"
 	"stillpoint.io/stillpoint/internal/journal"
+	"stillpoint.io/stillpoint/internal/render"
 )
 
 // record writes down what is owed from now on.
@@ -52,12 +54,12 @@ func (s *Session) undo(targets []*target) []journal.Undo {
 
 // endClient is a command that ends a held client, whatever has become of those who
 // held it. Its process is known by its environment.
-func endClient(t *target) blueprint.Call {
+func endClient(t *target) render.Call {
 	client := ""
 	if t.guard != nil {
 		client = t.guard.process
 	}
-	return blueprint.Call{
+	return render.Call{
 		Namespace: t.call.Namespace, Pod: t.call.Pod, Container: t.call.Container,
 		Command: []string{"sh", "-c", endClientScript, "stillpoint", client, t.call.Env[sessionVariable]},
 	}
@@ -68,7 +70,7 @@ func (s *Session) byHand(t *target) string {
 	var text string
 	switch {
 	case t.task != nil:
-		text = "do by hand what phase " + t.step.Phase + " would: " + t.task.String()
+		text = "do by hand what phase " + t.step.Phase + " would: " + function.Describe(t.task)
 	case t.step.Needs != "":
 		text = fmt.Sprintf("do by hand what phase %s of %s would: %s", t.step.Phase, blueprint.Posthook, t.step.Func)
 	case t.call.Hold != nil:

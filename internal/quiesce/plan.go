@@ -7,9 +7,9 @@ import (
 	"slices"
 	"time"
 
-	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/journal"
+	"stillpoint.io/stillpoint/internal/render"
 )
 
 // Plan is everything that one session will do, rendered before anything is
@@ -29,14 +29,14 @@ type Plan struct {
 	// Flush are commands that write out what file systems still hold in memory,
 	// while the application runs on, so that the freeze has little left to do.
 	// They may fail: the freeze writes out the rest.
-	Flush []blueprint.Call
+	Flush []render.Call
 
 	// Unfrozen are claims of whose file systems a freeze was asked for, and which
 	// Stillpoint does not freeze.
 	Unfrozen map[string]Level
 
 	// Mask knows the secret values that the commands contain.
-	Mask blueprint.Masker
+	Mask render.Masker
 
 	// Owed is the record of what undoes the plan, as far as it is known before the
 	// session has begun.
@@ -44,16 +44,16 @@ type Plan struct {
 
 	// Alternatives gives, for each file system that a post command thaws, the commands
 	// that thaw it in other containers; nil means that there are none.
-	Alternatives func(ctx context.Context, call blueprint.Call) [][]blueprint.Call
+	Alternatives func(ctx context.Context, call render.Call) [][]render.Call
 	// Gone reports whether no process of call's container can be left; nil knows none.
-	Gone func(ctx context.Context, call blueprint.Call) bool
+	Gone func(ctx context.Context, call render.Call) bool
 	// Ends reports whether a hook itself ends the pod of a call; nil ends none.
-	Ends func(hook *Hook, call blueprint.Call) bool
+	Ends func(hook *Hook, call render.Call) bool
 	// ByHand tells a person how to run a post command; nil says nothing.
-	ByHand func(call blueprint.Call) string
+	ByHand func(call render.Call) string
 	// Volumes are the file systems that a post command thaws, as their node sees them;
 	// nil knows none.
-	Volumes func(call blueprint.Call) []journal.Volume
+	Volumes func(call render.Call) []journal.Volume
 }
 
 // NotFrozen are the claims that Stillpoint does not freeze, each in a clause.
@@ -68,21 +68,21 @@ func (p *Plan) NotFrozen() []string {
 // Hook is one blueprint's part of a plan.
 type Hook struct {
 	Blueprint string
-	Pre, Post []*blueprint.Step
+	Pre, Post []*render.Step
 	// Script renders what cannot be rendered before a phase has run, and is told
 	// what phases put out; nil where everything is rendered.
-	Script *blueprint.Script
+	Script *render.Script
 }
 
 // waiting tells whether a phase of the posthook is not rendered yet.
 func (h *Hook) waiting() bool {
-	return slices.ContainsFunc(h.Post, func(step *blueprint.Step) bool { return step.Needs != "" })
+	return slices.ContainsFunc(h.Post, func(step *render.Step) bool { return step.Needs != "" })
 }
 
 // prepares tells whether a pre command of the blueprint runs in container.
 func (h *Hook) prepares(container cluster.Container) bool {
-	return slices.ContainsFunc(h.Pre, func(step *blueprint.Step) bool {
-		return slices.ContainsFunc(step.Calls, func(call blueprint.Call) bool {
+	return slices.ContainsFunc(h.Pre, func(step *render.Step) bool {
+		return slices.ContainsFunc(step.Calls, func(call render.Call) bool {
 			return containerOf(call) == container
 		})
 	})
@@ -102,28 +102,28 @@ func (p *Plan) Blueprints() []string {
 	return names
 }
 
-func (p *Plan) alternatives(ctx context.Context, call blueprint.Call) [][]blueprint.Call {
+func (p *Plan) alternatives(ctx context.Context, call render.Call) [][]render.Call {
 	if p.Alternatives == nil {
 		return nil
 	}
 	return p.Alternatives(ctx, call)
 }
 
-func (p *Plan) gone(ctx context.Context, call blueprint.Call) bool {
+func (p *Plan) gone(ctx context.Context, call render.Call) bool {
 	return p.Gone != nil && p.Gone(ctx, call)
 }
 
 // ends reports whether the loss of a target's guard is no surprise.
 func (p *Plan) ends(t *target) bool { return p.Ends != nil && p.Ends(t.hook, t.call) }
 
-func (p *Plan) byHand(call blueprint.Call) string {
+func (p *Plan) byHand(call render.Call) string {
 	if p.ByHand == nil {
 		return "no way to undo it is known"
 	}
 	return p.ByHand(call)
 }
 
-func (p *Plan) volumes(call blueprint.Call) []journal.Volume {
+func (p *Plan) volumes(call render.Call) []journal.Volume {
 	if p.Volumes == nil {
 		return nil
 	}

@@ -19,8 +19,10 @@ import (
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/function"
 	"stillpoint.io/stillpoint/internal/journal"
 	"stillpoint.io/stillpoint/internal/node"
+	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -32,7 +34,7 @@ type Planner struct {
 	Finder   *blueprint.Finder
 	// Tasks are looked ahead at: what they need is checked, and what they put out
 	// told, where that can be known.
-	Tasks *blueprint.Tasks
+	Tasks *function.Tasks
 	Clock clock.PassiveClock
 	// Tools are what a session of a plan of this planner works with.
 	Tools Tools
@@ -50,7 +52,7 @@ func NewPlanner(ctx context.Context, clients *cluster.Clients, executor Executor
 		return nil, err
 	}
 	clock := clock.RealClock{}
-	tasks := blueprint.NewTasks(clients)
+	tasks := function.NewTasks(clients)
 	tasks.Warn = warn
 	tasks.Pods = func(context.Context) config.HelperPods { return settings.HelperPods }
 	tools := Tools{
@@ -125,7 +127,7 @@ func (p *Planner) Plan(ctx context.Context, group *Group, backup *velerov1.Backu
 	}
 	rescue := &rescue{kube: p.Kube, group: group}
 	plan.Alternatives, plan.ByHand, plan.Volumes = rescue.alternatives, rescue.byHand, rescue.volumes
-	plan.Ends, plan.Gone = rescue.ends, func(ctx context.Context, call blueprint.Call) bool { return containerGone(ctx, p.Kube, call) }
+	plan.Ends, plan.Gone = rescue.ends, func(ctx context.Context, call render.Call) bool { return containerGone(ctx, p.Kube, call) }
 	return plan, nil
 }
 
@@ -178,9 +180,9 @@ func shorter(a, b time.Duration) time.Duration {
 	return min(a, b)
 }
 
-func (p *Planner) hook(ctx context.Context, name string, part part, files *fileSystems, started time.Time, session string) (Hook, blueprint.Masker, error) {
+func (p *Planner) hook(ctx context.Context, name string, part part, files *fileSystems, started time.Time, session string) (Hook, render.Masker, error) {
 	hook := Hook{Blueprint: name}
-	var mask blueprint.Masker
+	var mask render.Masker
 	found, err := p.Finder.Find(ctx, name, part.workload.Namespace)
 	if err != nil {
 		return hook, mask, err
@@ -201,13 +203,13 @@ func (p *Planner) hook(ctx context.Context, name string, part part, files *fileS
 			return hook, mask, err
 		}
 	}
-	functions := blueprint.KubeFunctions(blueprint.NewPods(p.Kube))
-	maps.Copy(functions, blueprint.TaskFunctions(p.Tasks))
+	functions := function.KubeFunctions(function.NewPods(p.Kube))
+	maps.Copy(functions, function.TaskFunctions(p.Tasks))
 	maps.Copy(functions, files.functions(part.workload.Pods))
 	maps.Copy(functions, inPods{part.workload.Namespace, part.reachable(), session}.functions())
-	renderer := &blueprint.Renderer{
+	renderer := &render.Renderer{
 		Functions: functions,
-		Objects:   blueprint.NewObjects(p.Kube),
+		Objects:   render.NewObjects(p.Kube),
 		ConfineTo: found.ConfinedTo,
 	}
 	script, mask, err := renderer.Script(ctx, found.Blueprint, part.params(started))
@@ -248,9 +250,9 @@ func (p part) reachable() []corev1.Pod {
 
 // ends reports whether steps scale the workload to 0, which ends pods that nothing
 // else could quiesce.
-func (p part) ends(steps []*blueprint.Step) bool {
-	return slices.ContainsFunc(steps, func(step *blueprint.Step) bool {
-		return step.Task != nil && step.Task.Ends(p.workload.Kind, p.workload.Namespace, p.workload.Name)
+func (p part) ends(steps []*render.Step) bool {
+	return slices.ContainsFunc(steps, func(step *render.Step) bool {
+		return step.Task != nil && function.Ends(step.Task, p.workload.Kind, p.workload.Namespace, p.workload.Name)
 	})
 }
 
@@ -293,18 +295,18 @@ func states(pod *corev1.Pod) string {
 }
 
 // params are what templates see.
-func (p part) params(started time.Time) blueprint.Params {
+func (p part) params(started time.Time) render.Params {
 	w := p.workload
-	params := blueprint.Params{
+	params := render.Params{
 		Object:    p.source,
-		Namespace: &blueprint.Namespace{Name: w.Namespace, Namespace: w.Namespace},
+		Namespace: &render.Namespace{Name: w.Namespace, Namespace: w.Namespace},
 		Options:   p.settings.Options,
 		Time:      started.UTC().Format(time.RFC3339Nano),
 	}
 	if p.claim != nil {
-		params.PVC = &blueprint.PVC{Name: p.claim.Name, Namespace: p.claim.Namespace}
+		params.PVC = &render.PVC{Name: p.claim.Name, Namespace: p.claim.Namespace}
 	}
-	described := blueprint.Deployment{
+	described := render.Deployment{
 		Name: w.Name, Namespace: w.Namespace,
 		PersistentVolumeClaims: map[string]map[string]string{},
 	}
@@ -324,10 +326,10 @@ func (p part) params(started time.Time) blueprint.Params {
 	case "Deployment":
 		params.Deployment = &described
 	case "StatefulSet":
-		set := blueprint.StatefulSet(described)
+		set := render.StatefulSet(described)
 		params.StatefulSet = &set
 	case "DeploymentConfig":
-		config := blueprint.DeploymentConfig(described)
+		config := render.DeploymentConfig(described)
 		params.DeploymentConfig = &config
 	}
 	return params

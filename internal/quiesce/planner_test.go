@@ -20,6 +20,8 @@ import (
 
 	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/function"
+	"stillpoint.io/stillpoint/internal/render"
 )
 
 const revision = "deployment.kubernetes.io/revision"
@@ -117,7 +119,7 @@ func planner(answers map[string]string, objects ...[]runtime.Object) *Planner {
 		map[schema.GroupVersionResource]string{blueprint.Resource: "BlueprintList"})
 	return &Planner{
 		Kube: kube, Executor: &prober{answers: answers}, Finder: blueprint.NewFinder(kube, dynamic, "velero", nil),
-		Warn: func(string, ...any) {}, Driver: noProfile, Clock: clock.RealClock{}, Tasks: &blueprint.Tasks{},
+		Warn: func(string, ...any) {}, Driver: noProfile, Clock: clock.RealClock{}, Tasks: &function.Tasks{},
 	}
 }
 
@@ -383,7 +385,7 @@ func TestAsked(t *testing.T) {
 
 // commands are a plan's, in the order of the pre commands, as
 // "pod/container: command".
-func commands(hooks []Hook, steps func(Hook) []*blueprint.Step) []string {
+func commands(hooks []Hook, steps func(Hook) []*render.Step) []string {
 	var all []string
 	for _, hook := range hooks {
 		for _, step := range steps(hook) {
@@ -395,8 +397,8 @@ func commands(hooks []Hook, steps func(Hook) []*blueprint.Step) []string {
 	return all
 }
 
-func pres(h Hook) []*blueprint.Step  { return h.Pre }
-func posts(h Hook) []*blueprint.Step { return h.Post }
+func pres(h Hook) []*render.Step  { return h.Pre }
+func posts(h Hook) []*render.Step { return h.Post }
 
 func TestPlan(t *testing.T) {
 	can := answer(privileged, true, mounted("8:16", "/a"), mounted("8:32", "/b"), mounted("8:48", "/s"), mounted("8:64", "/data"))

@@ -10,8 +10,9 @@ import (
 	"strings"
 	"time"
 
-	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/function"
+	"stillpoint.io/stillpoint/internal/render"
 )
 
 // prepare runs the pre commands, step by step, and then holds.
@@ -130,7 +131,7 @@ func (s *Session) complete(ctx context.Context, hook *Hook) error {
 }
 
 // render renders a phase that had to wait.
-func (s *Session) render(ctx context.Context, hook *Hook, step *blueprint.Step) error {
+func (s *Session) render(ctx context.Context, hook *Hook, step *render.Step) error {
 	err := hook.Script.Render(ctx, step)
 	if step.Task != nil {
 		step.Task.Owner = s.plan.Owed.ID
@@ -293,7 +294,7 @@ func (s *Session) dismiss(ctx context.Context, hook *Hook) {
 	}
 }
 
-func (s *Session) runTask(ctx context.Context, task *blueprint.Task) (map[string]any, error) {
+func (s *Session) runTask(ctx context.Context, task *render.Task) (map[string]any, error) {
 	if s.tools.Tasks == nil {
 		return nil, fmt.Errorf("function %s: there is nothing here to run it", task.Func)
 	}
@@ -312,7 +313,7 @@ func (s *Session) outputs(printed []*output) (map[string]any, error) {
 		if output.full {
 			return nil, fmt.Errorf("the phase's output is longer than %d bytes", outputLimit)
 		}
-		outputs, err := blueprint.ParseOutputs(output.outputs.Bytes())
+		outputs, err := function.ParseOutputs(output.outputs.Bytes())
 		if err != nil {
 			return nil, s.masked(err)
 		}

@@ -11,11 +11,11 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
-
-	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/function"
 	"stillpoint.io/stillpoint/internal/journal"
 	"stillpoint.io/stillpoint/internal/node"
+	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -29,14 +29,14 @@ type rescue struct {
 
 // alternatives lists, for each file system that call thaws, the commands that thaw it
 // in other running containers.
-func (r *rescue) alternatives(ctx context.Context, call blueprint.Call) [][]blueprint.Call {
+func (r *rescue) alternatives(ctx context.Context, call render.Call) [][]render.Call {
 	return elsewhere(ctx, r.kube, call, r.volumes(call))
 }
 
 // elsewhere lists, for each volume, the commands that thaw it in running containers
 // other than call's own. They thaw and do nothing else: whatever more call does is for
 // its own container.
-func elsewhere(ctx context.Context, kube kubernetes.Interface, call blueprint.Call, volumes []journal.Volume) [][]blueprint.Call {
+func elsewhere(ctx context.Context, kube kubernetes.Interface, call render.Call, volumes []journal.Volume) [][]render.Call {
 	var claims []string
 	for _, v := range volumes {
 		if !slices.Contains(claims, v.Claim) {
@@ -47,7 +47,7 @@ func elsewhere(ctx context.Context, kube kubernetes.Interface, call blueprint.Ca
 	if err != nil || len(claims) == 0 {
 		return nil
 	}
-	ways := make([][]blueprint.Call, len(claims))
+	ways := make([][]render.Call, len(claims))
 	for i := range pods.Items {
 		pod := &pods.Items[i]
 		running := workload.RunningContainers(pod)
@@ -56,7 +56,7 @@ func elsewhere(ctx context.Context, kube kubernetes.Interface, call blueprint.Ca
 			if of < 0 || mount.Block || (pod.Name == call.Pod && mount.Container == call.Container) || !slices.Contains(running, mount.Container) {
 				continue
 			}
-			ways[of] = append(ways[of], blueprint.Call{
+			ways[of] = append(ways[of], render.Call{
 				Namespace: call.Namespace, Pod: pod.Name, Container: mount.Container,
 				Command: []string{"fsfreeze", "--unfreeze", mount.Path},
 			})
@@ -67,7 +67,7 @@ func elsewhere(ctx context.Context, kube kubernetes.Interface, call blueprint.Ca
 
 // containerGone reports whether no process of call's container can be left. The kubelet reports
 // the end of a container, and lets its pod go, only once all of them have ended.
-func containerGone(ctx context.Context, kube kubernetes.Interface, call blueprint.Call) bool {
+func containerGone(ctx context.Context, kube kubernetes.Interface, call render.Call) bool {
 	pod, err := kube.CoreV1().Pods(call.Namespace).Get(ctx, call.Pod, metav1.GetOptions{})
 	if err != nil {
 		return apierrors.IsNotFound(err)
@@ -89,7 +89,7 @@ type outside struct {
 
 // thaw takes one way for each file system, and the node if there is none. It returns
 // where that was.
-func (o outside) thaw(ctx context.Context, ways [][]blueprint.Call) (tried try, where string, err error) {
+func (o outside) thaw(ctx context.Context, ways [][]render.Call) (tried try, where string, err error) {
 	if tried, where, err = o.fromContainers(ctx, ways); err == nil || o.node == nil || len(o.volumes) == 0 {
 		return tried, where, err
 	}
@@ -103,7 +103,7 @@ func (o outside) thaw(ctx context.Context, ways [][]blueprint.Call) (tried try, 
 	return tried, where, onNode
 }
 
-func (o outside) fromContainers(ctx context.Context, ways [][]blueprint.Call) (tried try, where string, err error) {
+func (o outside) fromContainers(ctx context.Context, ways [][]render.Call) (tried try, where string, err error) {
 	all, err := try{reply: undone}, errNowhere
 	var from []string
 	for _, calls := range ways {
@@ -144,7 +144,7 @@ func (o outside) onNodes(ctx context.Context) (tried try, where string, err erro
 }
 
 // pod is call's pod as it was when the plan was made.
-func (r *rescue) pod(call blueprint.Call) *corev1.Pod {
+func (r *rescue) pod(call render.Call) *corev1.Pod {
 	for _, w := range r.group.Unit.Workloads {
 		for i := range w.Pods {
 			if w.Pods[i].Name == call.Pod && w.Pods[i].Namespace == call.Namespace {
@@ -155,7 +155,7 @@ func (r *rescue) pod(call blueprint.Call) *corev1.Pod {
 	return nil
 }
 
-func (r *rescue) mountsOf(call blueprint.Call) []workload.Mount {
+func (r *rescue) mountsOf(call render.Call) []workload.Mount {
 	pod := r.pod(call)
 	if pod == nil {
 		return nil
@@ -165,7 +165,7 @@ func (r *rescue) mountsOf(call blueprint.Call) []workload.Mount {
 
 // byHand tells a person what to run: the same command, and on the node what
 // thaws the volumes it stands for.
-func (r *rescue) byHand(call blueprint.Call) string {
+func (r *rescue) byHand(call render.Call) string {
 	text := fmt.Sprintf("run by hand: kubectl exec -n %s %s -c %s -- %s", call.Namespace, call.Pod, call.Container, quote(call.Command))
 	var thaws []string
 	node := ""
@@ -180,7 +180,7 @@ func (r *rescue) byHand(call blueprint.Call) string {
 }
 
 // volumes are the file systems of the group that call thaws.
-func (r *rescue) volumes(call blueprint.Call) []journal.Volume {
+func (r *rescue) volumes(call render.Call) []journal.Volume {
 	pod := r.pod(call)
 	if pod == nil || !thawsFileSystem(call.Command) {
 		return nil
@@ -213,7 +213,7 @@ func named(command []string, volumes []journal.Volume) []journal.Volume {
 
 // ends reports whether a hook itself ends the pod of a call, and with it a guard that
 // stands there: it scales or changes the pod, a controller of it, or what owns that.
-func (r *rescue) ends(hook *Hook, call blueprint.Call) bool {
+func (r *rescue) ends(hook *Hook, call render.Call) bool {
 	pod := r.pod(call)
 	if pod == nil {
 		return false
@@ -234,7 +234,7 @@ func (r *rescue) ends(hook *Hook, call blueprint.Call) bool {
 			continue
 		}
 		if slices.ContainsFunc(owners, func(o metav1.OwnerReference) bool {
-			return step.Task.Changes(pod.Namespace, o.APIVersion, o.Kind, o.Name)
+			return function.Changes(step.Task, pod.Namespace, o.APIVersion, o.Kind, o.Name)
 		}) {
 			return true
 		}

@@ -7,8 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
-
-	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -27,8 +26,8 @@ func rescueFor(planned corev1.Pod, now ...corev1.Pod) *rescue {
 	}
 }
 
-func thaw(path string) blueprint.Call {
-	return blueprint.Call{Namespace: "shop", Pod: "db-0", Container: "pg", Command: []string{"fsfreeze", "--unfreeze", path}}
+func thaw(path string) render.Call {
+	return render.Call{Namespace: "shop", Pod: "db-0", Container: "pg", Command: []string{"fsfreeze", "--unfreeze", path}}
 }
 
 func TestAlternatives(t *testing.T) {
@@ -43,7 +42,7 @@ func TestAlternatives(t *testing.T) {
 	for name, test := range map[string]struct {
 		planned corev1.Pod
 		now     []corev1.Pod
-		call    blueprint.Call
+		call    render.Call
 		want    []string // pod/container: last word of the command
 	}{
 		"a sidecar, at its own path": {
@@ -84,12 +83,12 @@ func TestAlternatives(t *testing.T) {
 		"a command that does more": {
 			planned: own,
 			now:     []corev1.Pod{pod("db-1", "n1", volume{"side", "data", "/f", ""})},
-			call:    blueprint.Call{Namespace: "shop", Pod: "db-0", Container: "pg", Command: []string{"rm lock", "kill -CONT 1", "fsfreeze -u '/data'; start"}}, want: []string{"db-1/side: /f"},
+			call:    render.Call{Namespace: "shop", Pod: "db-0", Container: "pg", Command: []string{"rm lock", "kill -CONT 1", "fsfreeze -u '/data'; start"}}, want: []string{"db-1/side: /f"},
 		},
 		"a command that thaws no file system": {
 			planned: own,
 			now:     []corev1.Pod{pod("db-1", "n1", volume{"side", "data", "/f", ""})},
-			call:    blueprint.Call{Namespace: "shop", Pod: "db-0", Container: "pg", Command: []string{"rm", "-f", "/data/lock"}},
+			call:    render.Call{Namespace: "shop", Pod: "db-0", Container: "pg", Command: []string{"rm", "-f", "/data/lock"}},
 		},
 		"not from a raw device":                   {own, []corev1.Pod{device}, thaw("/data"), nil},
 		"not from a container that does not run":  {own, []corev1.Pod{dead}, thaw("/data"), nil},
@@ -115,7 +114,7 @@ func TestAlternatives(t *testing.T) {
 func TestByHand(t *testing.T) {
 	own := pod("db-0", "n1", volume{"pg", "data", "/data", ""}, volume{"pg", "cache", "/c", ""}, volume{"pg", "wal", "/wal", ""}, volume{"side", "wal", "/w", ""})
 	for name, test := range map[string]struct {
-		call blueprint.Call
+		call render.Call
 		text string
 	}{
 		"node, volume and command": {
@@ -124,11 +123,11 @@ func TestByHand(t *testing.T) {
 				"fsfreeze --unfreeze /var/lib/kubelet/pods/uid-db-0/volumes/kubernetes.io~csi/pv-data/mount (claim data, in pg at /data)",
 		},
 		"a command with quotes": {
-			blueprint.Call{Namespace: "shop", Pod: "db-0", Container: "metrics", Command: []string{"sh", "-c", "echo 'resume'"}},
+			render.Call{Namespace: "shop", Pod: "db-0", Container: "metrics", Command: []string{"sh", "-c", "echo 'resume'"}},
 			`run by hand: kubectl exec -n shop db-0 -c metrics -- 'sh' '-c' 'echo '\''resume'\'''`,
 		},
 		"a pod that the plan knows not": {
-			blueprint.Call{Namespace: "shop", Pod: "proxy", Container: "c", Command: []string{"resume"}},
+			render.Call{Namespace: "shop", Pod: "proxy", Container: "c", Command: []string{"resume"}},
 			"run by hand: kubectl exec -n shop proxy -c c -- 'resume'",
 		},
 	} {

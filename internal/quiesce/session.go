@@ -10,10 +10,9 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
-
-	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/journal"
+	"stillpoint.io/stillpoint/internal/render"
 )
 
 const (
@@ -52,11 +51,11 @@ type Tools struct {
 	patience time.Duration // in the place of rescueLimit, for tests
 }
 
-// Tasks runs a task until it is done, or ctx ends; blueprint.Tasks is the real one.
+// Tasks runs a task until it is done, or ctx ends; function.Tasks is the real one.
 type Tasks interface {
-	Run(ctx context.Context, task *blueprint.Task) (outputs map[string]any, err error)
+	Run(ctx context.Context, task *render.Task) (outputs map[string]any, err error)
 	// Held returns an error if what a task of a prehook has done did not last.
-	Held(ctx context.Context, task *blueprint.Task) error
+	Held(ctx context.Context, task *render.Task) error
 }
 
 // Intents is journal.Journal.
@@ -95,7 +94,7 @@ type Session struct {
 	dismissed bool      // guards have left whose freeze was refused
 
 	mu       sync.Mutex
-	mask     blueprint.Masker
+	mask     render.Masker
 	frozenAt time.Time
 	report   Report
 }
@@ -116,7 +115,7 @@ type Report struct {
 // pre is a phase that runs before the snapshots.
 type pre struct {
 	hook    *Hook
-	step    *blueprint.Step
+	step    *render.Step
 	runners []*runner
 	task    progress // where the phase has a task
 }
@@ -133,7 +132,7 @@ type progress struct {
 // runner is a pre command, ready to start.
 type runner struct {
 	progress
-	call  blueprint.Call
+	call  render.Call
 	shell *shell // nil where the container has none, and for a held client
 	// held is whose client the command talks to.
 	held *target
@@ -142,7 +141,7 @@ type runner struct {
 // post is a phase that runs after them.
 type post struct {
 	hook    *Hook
-	step    *blueprint.Step
+	step    *render.Step
 	targets []*target
 }
 
@@ -150,8 +149,8 @@ type post struct {
 // with neither, a phase that cannot be rendered yet.
 type target struct {
 	*post
-	call  blueprint.Call
-	task  *blueprint.Task
+	call  render.Call
+	task  *render.Task
 	guard *shell
 	// undoes are the pre commands whose effect the target undoes; always says that it
 	// runs whatever has begun.
@@ -211,7 +210,7 @@ func (s *Session) flush(ctx context.Context) <-chan error {
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, s.plan.PrepareTimeout)
 		defer cancel()
-		err := each(s.plan.Flush, func(call blueprint.Call) error {
+		err := each(s.plan.Flush, func(call render.Call) error {
 			said := newOutput(plainly)
 			if err := s.tools.Executor.Exec(ctx, containerOf(call), call.Command, cluster.Streams{Stderr: said}); err != nil {
 				return fmt.Errorf("%s in %s: %w: %s", quote(call.Command), containerOf(call), err, said.String())
@@ -239,7 +238,7 @@ func (s *Session) targets() []*target {
 	return targets
 }
 
-func (s *Session) masker() blueprint.Masker {
+func (s *Session) masker() render.Masker {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.mask
@@ -397,7 +396,7 @@ func (e maskedError) Error() string { return e.text }
 
 func (e maskedError) Is(target error) bool { return errors.Is(e.cause, target) }
 
-func containerOf(call blueprint.Call) cluster.Container {
+func containerOf(call render.Call) cluster.Container {
 	return cluster.Container{Namespace: call.Namespace, Pod: call.Pod, Name: call.Container}
 }
 

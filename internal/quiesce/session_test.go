@@ -14,9 +14,8 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-
-	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/render"
 )
 
 // host runs commands in real shells on this machine, in the place of
@@ -140,8 +139,8 @@ func newApplication(t *testing.T) application {
 	return application{filepath.Join(t.TempDir(), "journal")}
 }
 
-func (a application) call(container, line string) blueprint.Call {
-	return blueprint.Call{Namespace: "shop", Pod: "db-0", Container: container, Command: []string{"sh", "-c", fmt.Sprintf("echo %s >>%s", line, a.journal)}}
+func (a application) call(container, line string) render.Call {
+	return render.Call{Namespace: "shop", Pod: "db-0", Container: container, Command: []string{"sh", "-c", fmt.Sprintf("echo %s >>%s", line, a.journal)}}
 }
 
 func (a application) lines(t *testing.T) []string {
@@ -154,8 +153,8 @@ func (a application) lines(t *testing.T) []string {
 	return strings.Fields(string(content))
 }
 
-func step(name string, calls ...blueprint.Call) []*blueprint.Step {
-	return []*blueprint.Step{{Phase: name, Func: "KubeExec", Calls: calls}}
+func step(name string, calls ...render.Call) []*render.Step {
+	return []*render.Step{{Phase: name, Func: "KubeExec", Calls: calls}}
 }
 
 func (a application) plan() *Plan {
@@ -238,7 +237,7 @@ func TestPostRunsWhereverPreHasBegun(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		app := newApplication(t)
 		plan := app.plan()
-		failing := blueprint.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{"sh", "-c", "echo disk is on fire >&2; exit 7"}}
+		failing := render.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{"sh", "-c", "echo disk is on fire >&2; exit 7"}}
 		plan.Hooks[1].Pre = step("freeze", failing)
 		plan.Hooks = append(plan.Hooks, Hook{Blueprint: "never", Pre: step("a", app.call("other", "never")), Post: step("b", app.call("other", "undo-never"))})
 		_, err := Freeze(t.Context(), Tools{Executor: h}, plan, quiet())
@@ -264,7 +263,7 @@ func TestPreThatHangsIsKilled(t *testing.T) {
 		app := newApplication(t)
 		plan := app.plan()
 		plan.PrepareTimeout = time.Second
-		hanging := blueprint.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{"sleep", "30"}}
+		hanging := render.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{"sleep", "30"}}
 		plan.Hooks[1].Pre = step("freeze", hanging)
 		begun := time.Now()
 		_, err := Freeze(t.Context(), Tools{Executor: h}, plan, quiet())
@@ -279,9 +278,9 @@ func TestAnotherContainerThawsForOneThatDied(t *testing.T) {
 		app := newApplication(t)
 		plan := app.plan()
 		plan.Hooks[1].Post[0].Calls[0].Command[2] += " # fsfreeze"
-		plan.Alternatives = func(_ context.Context, call blueprint.Call) [][]blueprint.Call {
+		plan.Alternatives = func(_ context.Context, call render.Call) [][]render.Call {
 			call.Container = "rescuer"
-			return [][]blueprint.Call{{call}}
+			return [][]render.Call{{call}}
 		}
 		session, err := Freeze(t.Context(), Tools{Executor: h}, plan, quiet())
 		require.NoError(t, err)
@@ -302,7 +301,7 @@ func TestPostIsTriedAgain(t *testing.T) {
 		app := newApplication(t)
 		plan := app.plan()
 		marker := filepath.Join(t.TempDir(), "tried")
-		plan.Hooks[1].Post = step("thaw", blueprint.Call{
+		plan.Hooks[1].Post = step("thaw", render.Call{
 			Namespace: "shop", Pod: "db-0", Container: "side",
 			Command: []string{"sh", "-c", fmt.Sprintf("test -e %s || { touch %s; exit 1; }; echo thaw >>%s", marker, marker, app.journal)},
 		})

@@ -12,8 +12,8 @@ import (
 	"strings"
 	"time"
 
-	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/render"
 )
 
 // Executor runs a command in a container; cluster.Executor is the real one.
@@ -84,7 +84,7 @@ type shell struct {
 // openShell starts script in a call's container, hands it the call and waits
 // until it is armed. The shell outlives ctx. Errors have what show lets through of
 // the output.
-func openShell(ctx context.Context, executor Executor, call blueprint.Call, script string, show show) (*shell, error) {
+func openShell(ctx context.Context, executor Executor, call render.Call, script string, show show) (*shell, error) {
 	container := containerOf(call)
 	life, hangUp := context.WithCancel(context.WithoutCancel(ctx))
 	stdin, typed := io.Pipe()
@@ -126,7 +126,7 @@ func openShell(ctx context.Context, executor Executor, call blueprint.Call, scri
 	return s, nil
 }
 
-func (s *shell) arm(ctx context.Context, call blueprint.Call) error {
+func (s *shell) arm(ctx context.Context, call render.Call) error {
 	var message strings.Builder
 	write := func(mark, text string) {
 		if text == "" {

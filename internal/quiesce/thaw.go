@@ -12,8 +12,8 @@ import (
 	"sync"
 	"time"
 
-	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/render"
 )
 
 // post runs the due post commands: phases one after another, commands of a
@@ -133,7 +133,7 @@ func (s *Session) settled(t *target) bool {
 }
 
 // limit is how long a post command may take.
-func (s *Session) limit(call blueprint.Call) time.Duration {
+func (s *Session) limit(call render.Call) time.Duration {
 	if thawsFileSystem(call.Command) {
 		return postLimit
 	}
@@ -206,7 +206,7 @@ func (s *Session) order(ctx context.Context, t *target) (done bool, err error) {
 
 // judge reads the answer of a script: a word, the exit code, and whether a freeze was
 // under way.
-func judge(call blueprint.Call, printed *output, answer string) (try, error) {
+func judge(call render.Call, printed *output, answer string) (try, error) {
 	code, freezing := strings.CutSuffix(answer, " freezing")
 	code = code[strings.LastIndexByte(code, ' ')+1:]
 	if code == "thawed" {
@@ -219,7 +219,7 @@ func judge(call blueprint.Call, printed *output, answer string) (try, error) {
 	return tried, nil
 }
 
-func (s *Session) tryTask(ctx context.Context, task *blueprint.Task) (map[string]any, error) {
+func (s *Session) tryTask(ctx context.Context, task *render.Task) (map[string]any, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.plan.PrepareTimeout)
 	defer cancel()
 	outputs, err := s.runTask(ctx, task)
@@ -340,7 +340,7 @@ func (s *Session) stuck(t *target, failure error) error {
 }
 
 // once runs a post command in a shell of its own.
-func (s *Session) once(ctx context.Context, call blueprint.Call) (map[string]any, try, error) {
+func (s *Session) once(ctx context.Context, call render.Call) (map[string]any, try, error) {
 	tried, err := runOnce(ctx, s.tools.Executor, call, s.limit(call), s.show)
 	if err != nil {
 		return nil, tried, s.masked(err)
@@ -352,7 +352,7 @@ func (s *Session) once(ctx context.Context, call blueprint.Call) (map[string]any
 // runOnce runs a call that undoes something, in a shell of its own, or in none
 // where the container has none. The error has what the command printed as show
 // returns it; that a file system is not frozen is none.
-func runOnce(ctx context.Context, executor Executor, call blueprint.Call, limit time.Duration, show show) (try, error) {
+func runOnce(ctx context.Context, executor Executor, call render.Call, limit time.Duration, show show) (try, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit+killLimit)
 	defer cancel()
 	shell, err := openShell(ctx, executor, call, runnerScript, show)

@@ -21,10 +21,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
-
-	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/journal"
+	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -161,7 +160,7 @@ func TestPostCommandThatTakesLong(t *testing.T) {
 			if !guarded {
 				session.posts[0].targets[0].guard.close()
 				session.posts[0].targets[0] = &target{post: session.posts[0], call: slow, always: true}
-				plan.Ends = func(*Hook, blueprint.Call) bool { return true }
+				plan.Ends = func(*Hook, render.Call) bool { return true }
 			}
 			session.Thaw(t.Context())
 			require.NoError(t, session.Report().Stuck)
@@ -213,14 +212,14 @@ func TestStillFrozenIsSentAtOnce(t *testing.T) {
 }
 
 func TestGuardsThatAHookEndsItself(t *testing.T) {
-	task := func(function string, args blueprint.Args) *Hook {
-		return &Hook{Pre: []*blueprint.Step{{Phase: "p", Task: &blueprint.Task{Func: function, Args: args, Namespace: "shop"}}}}
+	task := func(function string, args render.Args) *Hook {
+		return &Hook{Pre: []*render.Step{{Phase: "p", Task: &render.Task{Func: function, Args: args, Namespace: "shop"}}}}
 	}
 	scale := func(kind, name string) *Hook {
-		return task("ScaleWorkload", blueprint.Args{"kind": kind, "name": name, "replicas": "0", "namespace": "shop"})
+		return task("ScaleWorkload", render.Args{"kind": kind, "name": name, "replicas": "0", "namespace": "shop"})
 	}
 	ops := func(verb, group, resource, name string) *Hook {
-		return task("KubeOps", blueprint.Args{"operation": verb, "namespace": "shop", "objectReference": map[string]any{"apiVersion": "v1", "group": group, "resource": resource, "name": name}})
+		return task("KubeOps", render.Args{"operation": verb, "namespace": "shop", "objectReference": map[string]any{"apiVersion": "v1", "group": group, "resource": resource, "name": name}})
 	}
 	own := pod("db-0", "n1", volume{"pg", "data", "/data", ""})
 	own.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "StatefulSet", Name: "db"}}
@@ -238,12 +237,12 @@ func TestGuardsThatAHookEndsItself(t *testing.T) {
 		"deletes another pod":        {ops("delete", "", "pods", "db-1"), false},
 		"patches a ConfigMap":        {ops("patch", "", "configmaps", "db"), false},
 		"creates a pod of its name":  {ops("create", "", "pods", "db-0"), false},
-		"runs a pod":                 {task("KubeTask", blueprint.Args{}), false},
+		"runs a pod":                 {task("KubeTask", render.Args{}), false},
 		"does nothing by the server": {&Hook{Pre: step("freeze", thaw("/data"))}, false},
 	} {
 		t.Run(name, func(t *testing.T) { assert.Equal(t, test.want, r.ends(test.hook, thaw("/data"))) })
 	}
-	assert.False(t, r.ends(scale("StatefulSet", "db"), blueprint.Call{Namespace: "shop", Pod: "other"}))
+	assert.False(t, r.ends(scale("StatefulSet", "db"), render.Call{Namespace: "shop", Pod: "other"}))
 }
 
 // kernel is a program fsfreeze whose freeze waits until it is let go, whatever is
@@ -280,8 +279,8 @@ esac
 }
 
 func (k kernel) plan() *Plan {
-	call := func(option string) blueprint.Call {
-		return blueprint.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{k.dir + "/fsfreeze", option, k.dir}} // never the machine's own
+	call := func(option string) render.Call {
+		return render.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{k.dir + "/fsfreeze", option, k.dir}} // never the machine's own
 	}
 	return &Plan{
 		Name:           "StatefulSet shop/db",

@@ -17,11 +17,12 @@ import (
 	"k8s.io/utils/clock"
 
 	"stillpoint.io/stillpoint/internal/api"
-	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/function"
 	"stillpoint.io/stillpoint/internal/journal"
 	"stillpoint.io/stillpoint/internal/node"
+	"stillpoint.io/stillpoint/internal/render"
 )
 
 const (
@@ -63,7 +64,7 @@ type Undone struct {
 
 // NewUndoer returns an Undoer for a cluster.
 func NewUndoer(clients *cluster.Clients, settings func(context.Context) (*config.Config, error), clock clock.Clock) *Undoer {
-	tasks := blueprint.NewTasks(clients)
+	tasks := function.NewTasks(clients)
 	// A configuration that is not valid must not keep anything quiesced.
 	tasks.Pods = func(ctx context.Context) config.HelperPods {
 		if c, err := settings(ctx); err == nil {
@@ -329,12 +330,12 @@ func (o *owed) confirmed(tried try) bool {
 }
 
 // call runs a command in its container, directly where that has no shell.
-func (o *owed) call(ctx context.Context, call blueprint.Call) (try, error) {
+func (o *owed) call(ctx context.Context, call render.Call) (try, error) {
 	tried, err := runOnce(ctx, o.Executor, call, o.limit(call), hidden(call))
 	return tried, withoutURL(err)
 }
 
-func (o *owed) limit(call blueprint.Call) time.Duration {
+func (o *owed) limit(call render.Call) time.Duration {
 	if thawsFileSystem(call.Command) {
 		return undoThawLimit
 	}
@@ -343,7 +344,7 @@ func (o *owed) limit(call blueprint.Call) time.Duration {
 
 // hidden shows of what a call has printed only what a thaw says that does nothing else:
 // all other output can hold secrets, and their values are not known here.
-func hidden(call blueprint.Call) show {
+func hidden(call render.Call) show {
 	if _, alone := fileSystem(call.Command); alone {
 		return plainly
 	}

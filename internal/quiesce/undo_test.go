@@ -23,10 +23,10 @@ import (
 	"k8s.io/utils/clock"
 
 	"stillpoint.io/stillpoint/internal/api"
-	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/journal"
 	"stillpoint.io/stillpoint/internal/node"
+	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -49,9 +49,9 @@ func (d *deed) do(what string) error {
 	return nil
 }
 
-func (d *deed) Held(context.Context, *blueprint.Task) error { return nil }
+func (d *deed) Held(context.Context, *render.Task) error { return nil }
 
-func (d *deed) Run(_ context.Context, task *blueprint.Task) (map[string]any, error) {
+func (d *deed) Run(_ context.Context, task *render.Task) (map[string]any, error) {
 	return nil, d.do(task.Func)
 }
 
@@ -121,8 +121,8 @@ var (
 	liveHolder = journal.Here()
 )
 
-func exitWith(container string, code int) *blueprint.Call {
-	return &blueprint.Call{Namespace: "shop", Pod: "db-0", Container: container, Command: []string{"sh", "-c", fmt.Sprintf("echo the password is hunter2; exit %d", code)}}
+func exitWith(container string, code int) *render.Call {
+	return &render.Call{Namespace: "shop", Pod: "db-0", Container: container, Command: []string{"sh", "-c", fmt.Sprintf("echo the password is hunter2; exit %d", code)}}
 }
 
 func TestUndoInOrder(t *testing.T) {
@@ -130,7 +130,7 @@ func TestUndoInOrder(t *testing.T) {
 	first, last := app.call("db", "first"), app.call("side", "last")
 	owed := u.owe(t, deadHolder,
 		journal.Undo{Blueprint: "b", Phase: "first", Call: &first, Guarded: true},
-		journal.Undo{Blueprint: "b", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "shop"}},
+		journal.Undo{Blueprint: "b", Phase: "up", Task: &render.Task{Func: "ScaleWorkload", Namespace: "shop"}},
 		journal.Undo{Blueprint: "b", Phase: "last", Call: &last},
 	)
 	undone, err := u.Undo(t.Context(), owed, left)
@@ -150,7 +150,7 @@ func TestUndoKeepsWhatFails(t *testing.T) {
 	u.tasks.failures, u.tasks.err = 1, errors.New("deployment shop/db: conflict")
 	call := app.call("db", "unlock")
 	owed := u.owe(t, deadHolder,
-		journal.Undo{Blueprint: "scale", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "shop"}, ByHand: "run by hand: kubectl scale"},
+		journal.Undo{Blueprint: "scale", Phase: "up", Task: &render.Task{Func: "ScaleWorkload", Namespace: "shop"}, ByHand: "run by hand: kubectl scale"},
 		journal.Undo{Blueprint: "lock", Phase: "unlock", Call: &call},
 	)
 	undone, err := u.Undo(t.Context(), owed, left)
@@ -197,15 +197,15 @@ func TestUndoTriesAgain(t *testing.T) {
 	t.Parallel()
 	u := newUndoing(t)
 	u.tasks.failures, u.tasks.err = 1, errors.New("conflict")
-	undone, err := u.Undo(t.Context(), u.owe(t, deadHolder, journal.Undo{Task: &blueprint.Task{Func: "KubeOps", Namespace: "shop"}}), 5*time.Second)
+	undone, err := u.Undo(t.Context(), u.owe(t, deadHolder, journal.Undo{Task: &render.Task{Func: "KubeOps", Namespace: "shop"}}), 5*time.Second)
 	require.NoError(t, err)
 	require.NoError(t, undone.Left)
 	assert.Equal(t, []string{"KubeOps"}, u.tasks.done)
 }
 
 func TestUndoFailures(t *testing.T) {
-	task := func(function string) *blueprint.Task {
-		return &blueprint.Task{Func: function, Namespace: "shop", Args: blueprint.Args{"command": "hunter2"}}
+	task := func(function string) *render.Task {
+		return &render.Task{Func: function, Namespace: "shop", Args: render.Args{"command": "hunter2"}}
 	}
 	for name, test := range map[string]struct {
 		undo    journal.Undo
@@ -238,7 +238,7 @@ func TestUndoFailures(t *testing.T) {
 			left: "KubeTask failed (no reason of the API server's); its error is not shown, since it can hold secrets; no way to undo it by hand is known",
 		},
 		"namespace is gone": {
-			undo: journal.Undo{Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "gone"}}, holder: deadHolder, err: errors.New("not found"),
+			undo: journal.Undo{Task: &render.Task{Func: "ScaleWorkload", Namespace: "gone"}}, holder: deadHolder, err: errors.New("not found"),
 			warning: "namespace gone is gone, and what was quiesced with it",
 		},
 	} {
@@ -324,7 +324,7 @@ func TestUndoFileSystem(t *testing.T) {
 			require.NoError(t, os.WriteFile(filepath.Join(u.host.path, "fsfreeze"), []byte(script), 0o755))
 			owed := u.owe(t, deadHolder, journal.Undo{
 				Blueprint: "fsfreeze", Phase: "thaw", Guarded: true, ByHand: "thaw it",
-				Call:    &blueprint.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{"fsfreeze", "--unfreeze", "/data"}},
+				Call:    &render.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{"fsfreeze", "--unfreeze", "/data"}},
 				Volumes: []journal.Volume{{Claim: "data", MountPath: "/data", Node: "node1", Path: path}},
 			})
 			undone, err := u.Undo(t.Context(), owed, max(test.limit, left))
@@ -363,7 +363,7 @@ func TestAtBackup(t *testing.T) {
 	assert.Empty(t, messages())
 	assert.Len(t, u.kube.Actions(), 1)
 
-	owed := u.owe(t, deadHolder, journal.Undo{Blueprint: "scale", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "shop"}})
+	owed := u.owe(t, deadHolder, journal.Undo{Blueprint: "scale", Phase: "up", Task: &render.Task{Func: "ScaleWorkload", Namespace: "shop"}})
 	u.AtBackup(t.Context(), log)
 	assert.Equal(t, []string{"warning: Released StatefulSet shop/db, which backup nightly had quiesced since " + owed.Since.UTC().Format(time.RFC3339) + ": pod velero-0 is gone"}, messages())
 	assert.Equal(t, []string{"ScaleWorkload"}, u.tasks.done)
@@ -392,7 +392,7 @@ func TestAtBackupForgetsWhatVanished(t *testing.T) {
 	u := newUndoing(t)
 	log, said := logtest.NewNullLogger()
 	u.tasks.failures, u.tasks.err = 100, errors.New("not found")
-	owed := u.owe(t, deadHolder, journal.Undo{Blueprint: "scale", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "shop"}})
+	owed := u.owe(t, deadHolder, journal.Undo{Blueprint: "scale", Phase: "up", Task: &render.Task{Func: "ScaleWorkload", Namespace: "shop"}})
 	_, err := u.Undo(t.Context(), owed, left)
 	require.NoError(t, err)
 	u.AtBackup(t.Context(), log)
@@ -415,7 +415,7 @@ func TestWhatVanishesBetweenTwoTriesIsNotReleased(t *testing.T) {
 	t.Parallel()
 	u := newUndoing(t)
 	u.tasks.failures, u.tasks.err = 100, errors.New("not found")
-	owed := u.owe(t, deadHolder, journal.Undo{Blueprint: "scale", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Namespace: "shop"}})
+	owed := u.owe(t, deadHolder, journal.Undo{Blueprint: "scale", Phase: "up", Task: &render.Task{Func: "ScaleWorkload", Namespace: "shop"}})
 	time.AfterFunc(undoPause/2, func() {
 		_ = u.kube.CoreV1().Namespaces().Delete(context.Background(), "shop", metav1.DeleteOptions{})
 	})

@@ -9,9 +9,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-
-	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/journal"
+	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/plugins/command"
 )
 
@@ -90,7 +89,7 @@ func quiesced() *list {
 			Tried: noon.Add(-3 * time.Minute), Failure: "blueprint dump, phase unlock: phase unlock needs the output of phase dump, which ended with the process that knew it; do by hand what phase unlock of backupPosthook would: KubeExec\nblueprint scale-down, phase up: deployments.apps \"web\" not found; do by hand what phase up would: ScaleWorkload Deployment shop/web to 3 replicas",
 			Undo: []journal.Undo{
 				{Blueprint: "dump", Phase: "unlock", Unknown: "phase unlock needs the output of phase dump, which ended with the process that knew it", ByHand: "do by hand what phase unlock of backupPosthook would: KubeExec"},
-				{Blueprint: "scale-down", Phase: "up", Task: &blueprint.Task{Func: "ScaleWorkload", Args: blueprint.Args{"replicas": "3"}}, ByHand: "do by hand what phase up would: ScaleWorkload Deployment shop/web to 3 replicas"},
+				{Blueprint: "scale-down", Phase: "up", Task: &render.Task{Func: "ScaleWorkload", Args: render.Args{"replicas": "3"}}, ByHand: "do by hand what phase up would: ScaleWorkload Deployment shop/web to 3 replicas"},
 			},
 		}, HolderGone: "the last try has failed"},
 		{Entry: &journal.Entry{
@@ -98,7 +97,7 @@ func quiesced() *list {
 			Since: noon.Add(-8 * time.Second), Until: noon.Add(10 * time.Minute), Holder: holder,
 			Undo: []journal.Undo{{
 				Blueprint: "fsfreeze", Phase: "thaw", Guarded: true, ByHand: "run by hand: kubectl exec -n office db-0 -c db -- 'fsfreeze' '--unfreeze' '/data'",
-				Call:    &blueprint.Call{Namespace: "office", Pod: "db-0", Container: "db", Command: []string{"sh", "-c", "SECRET"}},
+				Call:    &render.Call{Namespace: "office", Pod: "db-0", Container: "db", Command: []string{"sh", "-c", "SECRET"}},
 				Volumes: []journal.Volume{{Claim: "data-db-0", MountPath: "/data", Node: "node1", Path: "/var/lib/kubelet/pods/1/volumes/kubernetes.io~csi/pv1/mount"}},
 			}},
 		}},

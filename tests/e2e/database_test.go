@@ -138,7 +138,7 @@ func TestRecipes(t *testing.T) {
 // The MongoDB lock that people have, unchanged, and the built-in recipe, with a
 // mongosh that writes down how it is called: there is no MongoDB to be had here.
 func testMongoDBLock(t *testing.T, c *cluster.Cluster) {
-	document, err := os.ReadFile("../../internal/blueprint/testdata/mongodb-hooks.yaml")
+	document, err := os.ReadFile("../../internal/function/testdata/mongodb-hooks.yaml")
 	require.NoError(t, err)
 	blueprint(t, c, string(document))
 	a := &app{t: t, c: c, namespace: c.Namespace(t, "e2e")}

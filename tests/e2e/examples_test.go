@@ -107,7 +107,7 @@ func TestExamplesAreListed(t *testing.T) {
 func TestExampleOfMongoDBIsUnchanged(t *testing.T) {
 	var published, ours map[string]any
 	for file, into := range map[string]*map[string]any{
-		"../../internal/blueprint/testdata/mongodb-hooks.yaml":       &published,
+		"../../internal/function/testdata/mongodb-hooks.yaml":        &published,
 		filepath.Join(examplesDir, "mongodb-lock", "blueprint.yaml"): &ours,
 	} {
 		document, err := os.ReadFile(file)

@@ -20,8 +20,9 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"stillpoint.io/stillpoint/internal/api"
-	kanister "stillpoint.io/stillpoint/internal/blueprint"
 	stillpoint "stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/function"
+	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/tests/cluster"
 )
 
@@ -145,7 +146,7 @@ func testEveryFunctionOfKanister(t *testing.T, c *cluster.Cluster) {
 }
 
 // tasks run as quiesce runs them, without a backup around them.
-func tasks(t *testing.T, c *cluster.Cluster) *kanister.Tasks {
+func tasks(t *testing.T, c *cluster.Cluster) *function.Tasks {
 	t.Helper()
 	config := c.RESTConfig()
 	clients := &stillpoint.Clients{Config: config, Objects: c.Objects(), VeleroNamespace: cluster.VeleroNamespace}
@@ -154,23 +155,23 @@ func tasks(t *testing.T, c *cluster.Cluster) *kanister.Tasks {
 	require.NoError(t, err)
 	clients.Dynamic, err = dynamic.NewForConfig(config)
 	require.NoError(t, err)
-	made := kanister.NewTasks(clients)
+	made := function.NewTasks(clients)
 	made.Warn = t.Logf
 	return made
 }
 
 // task goes through JSON, as one that another process undoes.
-func task(t *testing.T, namespace, confinedTo, function string, args kanister.Args) *kanister.Task {
+func task(t *testing.T, namespace, confinedTo, function string, args render.Args) *render.Task {
 	t.Helper()
-	written, err := json.Marshal(kanister.Task{Func: function, Args: args, Namespace: namespace, ConfinedTo: confinedTo, Owner: "e2e"})
+	written, err := json.Marshal(render.Task{Func: function, Args: args, Namespace: namespace, ConfinedTo: confinedTo, Owner: "e2e"})
 	require.NoError(t, err)
-	read := &kanister.Task{}
+	read := &render.Task{}
 	require.NoError(t, json.Unmarshal(written, read))
 	return read
 }
 
-func shell(command string) kanister.Args {
-	return kanister.Args{"image": cluster.Image, "command": []any{"sh", "-c", command}, "podOverride": map[string]any{
+func shell(command string) render.Args {
+	return render.Args{"image": cluster.Image, "command": []any{"sh", "-c", command}, "podOverride": map[string]any{
 		"terminationGracePeriodSeconds": 1, "securityContext": map[string]any{"runAsUser": 65534},
 	}}
 }
@@ -221,7 +222,7 @@ func testTaskPods(t *testing.T, c *cluster.Cluster) {
 	_, err = run.Run(within(30*time.Second), task(t, namespace, "", "KubeTask", bad))
 	require.ErrorContains(t, err, "container container waits: ")
 
-	outputs, err = run.Run(within(time.Minute), task(t, namespace, "", "MultiContainerRun", kanister.Args{
+	outputs, err = run.Run(within(time.Minute), task(t, namespace, "", "MultiContainerRun", render.Args{
 		"initImage": cluster.Image, "initCommand": []any{"sh", "-c", "mkfifo /shared/pipe"},
 		"backgroundImage": cluster.Image, "backgroundCommand": []any{"sh", "-c", "echo 7 >/shared/pipe"},
 		"outputImage": cluster.Image, "outputCommand": []any{"sh", "-c", `read n </shared/pipe; echo "###Phase-output###: {\"key\":\"n\",\"value\":\"$n\"}"`},
@@ -258,19 +259,19 @@ func testConfinedTasksHaveTheRightsOfTheirServiceAccount(t *testing.T, c *cluste
 	run := tasks(t, c)
 	namespace := c.Namespace(t, "e2e")
 	other := c.Namespace(t, "e2e")
-	try := func(task *kanister.Task) error {
+	try := func(task *render.Task) error {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
 		_, err := run.Run(ctx, task)
 		return err
 	}
-	create := kanister.Args{"operation": "create", "spec": map[string]any{
+	create := render.Args{"operation": "create", "spec": map[string]any{
 		"apiVersion": "v1", "kind": "ConfigMap", "metadata": map[string]any{"name": "made"}, "data": map[string]any{"a": "b"},
 	}}
-	for name, refused := range map[string]*kanister.Task{
+	for name, refused := range map[string]*render.Task{
 		"KubeTask":      task(t, namespace, namespace, "KubeTask", shell("true")),
 		"KubeOps":       task(t, namespace, namespace, "KubeOps", create),
-		"ScaleWorkload": task(t, namespace, namespace, "ScaleWorkload", kanister.Args{"kind": "Deployment", "name": "app", "replicas": 0}),
+		"ScaleWorkload": task(t, namespace, namespace, "ScaleWorkload", render.Args{"kind": "Deployment", "name": "app", "replicas": 0}),
 		"WaitV2":        task(t, namespace, namespace, "WaitV2", waitForSecret(namespace)),
 	} {
 		err := try(refused)
@@ -288,15 +289,15 @@ func testConfinedTasksHaveTheRightsOfTheirServiceAccount(t *testing.T, c *cluste
 	}))
 	require.Eventually(t, func() bool { return try(task(t, namespace, namespace, "KubeOps", create)) == nil }, 20*time.Second, time.Second)
 	require.NoError(t, try(task(t, namespace, namespace, "KubeTask", shell("true"))))
-	elsewhere := kanister.Args{"operation": "create", "namespace": other, "spec": create["spec"]}
+	elsewhere := render.Args{"operation": "create", "namespace": other, "spec": create["spec"]}
 	require.ErrorContains(t, try(task(t, namespace, namespace, "KubeOps", elsewhere)), "is out of reach")
-	require.ErrorContains(t, try(task(t, namespace, namespace, "KubeOps", kanister.Args{"operation": "create", "spec": map[string]any{
+	require.ErrorContains(t, try(task(t, namespace, namespace, "KubeOps", render.Args{"operation": "create", "spec": map[string]any{
 		"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": "made-by-a-tenant"},
 	}})), "what is of no namespace is out of reach")
 }
 
-func waitForSecret(namespace string) kanister.Args {
-	return kanister.Args{"timeout": "2s", "conditions": map[string]any{"anyOf": []any{map[string]any{
+func waitForSecret(namespace string) render.Args {
+	return render.Args{"timeout": "2s", "conditions": map[string]any{"anyOf": []any{map[string]any{
 		"condition":       "true",
 		"objectReference": map[string]any{"apiVersion": "v1", "resource": "secrets", "name": "any", "namespace": namespace},
 	}}}}
@@ -324,7 +325,7 @@ func testScaleWaitsForPodsToGo(t *testing.T, c *cluster.Cluster) {
 		scale := func(replicas any) map[string]any {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			outputs, err := run.Run(ctx, task(t, namespace, "", "ScaleWorkload", kanister.Args{"kind": kind, "name": name, "replicas": replicas}))
+			outputs, err := run.Run(ctx, task(t, namespace, "", "ScaleWorkload", render.Args{"kind": kind, "name": name, "replicas": replicas}))
 			require.NoError(t, err)
 			return outputs
 		}

@@ -5,7 +5,7 @@ import (
 	"os"
 	"testing"
 
-	kanister "stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/tests/cluster"
 )
 
@@ -14,8 +14,8 @@ import (
 const atOnce = "4"
 
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == kanister.RenderCommand {
-		os.Exit(kanister.ServeTemplates(os.Stdin, os.Stdout))
+	if len(os.Args) > 1 && os.Args[1] == render.Command {
+		os.Exit(render.Serve(os.Stdin, os.Stdout))
 	}
 	flag.Parse()
 	if err := flag.Set("test.parallel", atOnce); err != nil {

@@ -34,7 +34,6 @@ import (
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/internal/api"
-	blueprints "stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/bracket"
 	"stillpoint.io/stillpoint/internal/cleanup"
 	stillpoint "stillpoint.io/stillpoint/internal/cluster"
@@ -45,6 +44,7 @@ import (
 	"stillpoint.io/stillpoint/internal/location/externalstorage"
 	"stillpoint.io/stillpoint/internal/node"
 	"stillpoint.io/stillpoint/internal/quiesce"
+	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/restore"
 	"stillpoint.io/stillpoint/internal/snapshot"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
@@ -191,7 +191,7 @@ func (a *app) release(clients *stillpoint.Clients, owed *journal.Entry) *quiesce
 func thawRights(t *testing.T, a *app, clients *stillpoint.Clients) {
 	t.Helper()
 	a.kubectl("scale", "deployment/grouped", "--replicas=0")
-	owed := a.owe(clients, journal.Undo{Blueprint: "scale-down", Phase: "up", Task: &blueprints.Task{
+	owed := a.owe(clients, journal.Undo{Blueprint: "scale-down", Phase: "up", Task: &render.Task{
 		Func: "ScaleWorkload", Namespace: a.namespace, Kind: "Deployment", Name: "grouped", Args: map[string]any{"replicas": 1, "waitForReady": true},
 	}})
 	table, code := runThaw(t)
@@ -277,8 +277,8 @@ func TestRightsThatAreSwitchedOn(t *testing.T) {
 		noNodePods(t, c)
 	})
 	t.Run("tasks", func(t *testing.T) {
-		pod := func(confinedTo string) *blueprints.Task {
-			return &blueprints.Task{
+		pod := func(confinedTo string) *render.Task {
+			return &render.Task{
 				Func: "KubeTask", Namespace: a.namespace, ConfinedTo: confinedTo, Owner: "e2e",
 				Args: map[string]any{"namespace": a.namespace, "image": cluster.Image, "command": []any{"true"}},
 			}

@@ -11,16 +11,15 @@ import (
 	"testing"
 
 	"k8s.io/klog/v2"
-
-	blueprints "stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/render"
 )
 
 // atOnce is how many tests run at the same time. They wait more than they compute.
 const atOnce = "8"
 
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == blueprints.RenderCommand {
-		os.Exit(blueprints.ServeTemplates(os.Stdin, os.Stdout))
+	if len(os.Args) > 1 && os.Args[1] == render.Command {
+		os.Exit(render.Serve(os.Stdin, os.Stdout))
 	}
 	flag.Parse()
 	if err := flag.Set("test.parallel", atOnce); err != nil {
