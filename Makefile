@@ -4,6 +4,7 @@
 
 GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null)
 IMAGE   ?= stillpoint:$(VERSION)
 TESTBED := build/testbed
 LINT    := build/golangci-lint
@@ -27,7 +28,7 @@ help:
 
 .PHONY: build/stillpoint build/testbed build/demo build/recovery build/bench build/soak
 build/stillpoint:
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o $@ ./plugins
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.release=$(VERSION) -X main.commit=$(COMMIT)" -o $@ ./plugins
 build/testbed:
 	CGO_ENABLED=0 $(GO) build -o $@ ./tests/cluster/cmd/testbed
 build/demo build/recovery build/bench:
@@ -95,7 +96,7 @@ $(LINT): tests/tools/go.mod tests/tools/go.sum
 
 ## The plugin's image; IMAGE names it.
 image:
-	docker build -t $(IMAGE) .
+	docker build --build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) -t $(IMAGE) .
 
 ## Start the test bed's cluster, or use the one that runs.
 cluster-up: build/stillpoint build/testbed

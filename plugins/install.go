@@ -6,35 +6,42 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"stillpoint.io/stillpoint/plugins/command"
 )
 
 // target is where `velero plugin add` mounts the server's plugin directory.
 const target = "/target"
 
-const usage = `stillpoint is a Velero plugin set: the Velero server starts it.
+const long = `stillpoint is a Velero plugin set: the Velero server starts it.
 
   velero plugin add IMAGE      adds it to a server
-  stillpoint check             tells what a backup would do, and what would fail;
-                               see stillpoint check --help
-  stillpoint sweep             finds snapshots that are left of backups that are
-                               over; see stillpoint sweep --help
-  stillpoint thaw              tells what is quiesced now, and releases it; see
-                               stillpoint thaw --help
+  stillpoint check             predicts what a backup would do
   stillpoint [DIRECTORY]       copies itself into DIRECTORY, /target by default,
                                which is what its image does in the server's pod`
 
-// install copies this program into the plugin directory. The image is made
-// FROM scratch: there is no shell and no cp to do it.
-func install(args []string) error {
-	directory := target
-	switch {
-	case len(args) == 1 && args[0] != "-h" && args[0] != "--help":
-		directory = args[0]
-	case len(args) > 0:
-		return errors.New(usage)
+// install returns the root command, which copies this program into a directory.
+func install() *cobra.Command {
+	return &cobra.Command{
+		Use: "stillpoint [DIRECTORY]", Long: long,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := copySelf(append(args, target)[0]); err != nil {
+				fmt.Fprintf(c.ErrOrStderr(), "stillpoint: %v\n", err)
+				return command.Exit(1)
+			}
+			return nil
+		},
 	}
+}
+
+// copySelf copies this program into the plugin directory. The image is made
+// FROM scratch: there is no shell and no cp to do it.
+func copySelf(directory string) error {
 	if info, err := os.Stat(directory); err != nil || !info.IsDir() {
-		return fmt.Errorf("%s is not a directory\n\n%s", directory, usage)
+		return fmt.Errorf("%s is not a directory; see stillpoint --help", directory)
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -44,7 +51,7 @@ func install(args []string) error {
 }
 
 // copyProgram puts a program in its place in one step, so that a server that is
-// just starting never runs half of it.
+// starting never runs half of it.
 func copyProgram(from, to string) error {
 	source, err := os.Open(from)
 	if err != nil {

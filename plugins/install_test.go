@@ -1,12 +1,16 @@
 package main
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"stillpoint.io/stillpoint/internal/node"
+	"stillpoint.io/stillpoint/plugins/command"
 )
 
 func TestEnabled(t *testing.T) {
@@ -26,7 +30,7 @@ func TestEnabled(t *testing.T) {
 	}
 }
 
-// left are the names of what is in a directory.
+// left returns the names of the files in a directory.
 func left(t *testing.T, directory string) []string {
 	t.Helper()
 	entries, err := os.ReadDir(directory)
@@ -88,7 +92,7 @@ func TestCopyProgram(t *testing.T) {
 func TestInstall(t *testing.T) {
 	t.Run("itself", func(t *testing.T) {
 		directory := t.TempDir()
-		require.NoError(t, install([]string{directory}))
+		require.NoError(t, copySelf(directory))
 		self, err := os.Executable()
 		require.NoError(t, err)
 		want, err := os.Stat(self)
@@ -101,36 +105,49 @@ func TestInstall(t *testing.T) {
 
 	file := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
-	const usage = `stillpoint is a Velero plugin set: the Velero server starts it.
-
-  velero plugin add IMAGE      adds it to a server
-  stillpoint check             tells what a backup would do, and what would fail;
-                               see stillpoint check --help
-  stillpoint sweep             finds snapshots that are left of backups that are
-                               over; see stillpoint sweep --help
-  stillpoint thaw              tells what is quiesced now, and releases it; see
-                               stillpoint thaw --help
-  stillpoint [DIRECTORY]       copies itself into DIRECTORY, /target by default,
-                               which is what its image does in the server's pod`
 	for name, test := range map[string]struct {
 		args []string
+		code int
 		text string
 	}{
-		"-h":                  {[]string{"-h"}, usage},
-		"--help":              {[]string{"--help"}, usage},
-		"too many":            {[]string{"a", "b"}, usage},
-		"no directory":        {[]string{file + "-gone"}, file + "-gone is not a directory\n\n" + usage},
-		"a file":              {[]string{file}, file + " is not a directory\n\n" + usage},
-		"flags of the server": {[]string{"--features", "EnableCSI"}, usage},
+		"too many":            {[]string{"a", "b"}, 2, "stillpoint: accepts at most 1 arg(s), received 2; see stillpoint --help\n"},
+		"no directory":        {[]string{file + "-gone"}, 1, "stillpoint: " + file + "-gone is not a directory; see stillpoint --help\n"},
+		"a file":              {[]string{file}, 1, "stillpoint: " + file + " is not a directory; see stillpoint --help\n"},
+		"flags of the server": {[]string{"--features", "EnableCSI"}, 2, "stillpoint: unknown flag: --features; see stillpoint --help\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			require.EqualError(t, install(test.args), test.text)
+			var stdout, stderr bytes.Buffer
+			assert.Equal(t, test.code, command.Execute(t.Context(), root(), test.args, &stdout, &stderr))
+			assert.Equal(t, test.text, stderr.String())
+			assert.Empty(t, stdout.String())
 		})
 	}
 	t.Run("no argument", func(t *testing.T) {
 		if _, err := os.Stat(target); err == nil {
-			t.Skip(target, "is there")
+			t.Skip(target, "exists")
 		}
-		require.EqualError(t, install(nil), "/target is not a directory\n\n"+usage)
+		var stderr bytes.Buffer
+		assert.Equal(t, 1, command.Execute(t.Context(), root(), nil, &stderr, &stderr))
+		assert.Equal(t, "stillpoint: /target is not a directory; see stillpoint --help\n", stderr.String())
 	})
+	t.Run("help", func(t *testing.T) {
+		var stdout, stderr bytes.Buffer
+		assert.Equal(t, 0, command.Execute(t.Context(), root(), []string{"--help"}, &stdout, &stderr))
+		for _, text := range []string{long, "\n  check ", "\n  sweep ", "\n  thaw ", "\n  version ", "\n  completion ", "-h, --help"} {
+			assert.Contains(t, stdout.String(), text)
+		}
+		assert.NotContains(t, stdout.String(), node.Command)
+		assert.Empty(t, stderr.String())
+	})
+}
+
+func TestVersion(t *testing.T) {
+	var stdout, stderr bytes.Buffer
+	assert.Equal(t, 0, command.Execute(t.Context(), root(), []string{"version"}, &stdout, &stderr))
+	assert.Regexp(t, `^version:    \S+
+commit:     \S+
+Go:         go1\.\S+
+Velero API: v1\.\S+
+$`, stdout.String())
+	assert.Equal(t, 2, command.Execute(t.Context(), root(), []string{"version", "x"}, &stdout, &stderr))
 }

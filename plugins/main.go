@@ -1,17 +1,13 @@
-// Command stillpoint is the plugin set: Velero starts it with the arguments of
-// its own server and calls it over go-plugin. In its image it is the entrypoint
-// too, and then installs itself into Velero's plugin directory.
 package main
 
 import (
 	"context"
-	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"strings"
 
 	"github.com/hashicorp/go-plugin"
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"github.com/vmware-tanzu/velero/pkg/plugin/framework"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
@@ -22,6 +18,7 @@ import (
 	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/plugins/backup"
 	"stillpoint.io/stillpoint/plugins/check"
+	"stillpoint.io/stillpoint/plugins/command"
 	"stillpoint.io/stillpoint/plugins/delete"
 	"stillpoint.io/stillpoint/plugins/restore"
 	"stillpoint.io/stillpoint/plugins/sweep"
@@ -29,20 +26,11 @@ import (
 )
 
 func main() {
-	// Velero says who is calling by go-plugin's handshake; without it this is a
-	// person with a command, or a container that `velero plugin add` has put into
-	// the server's pod.
+	// Velero sets the variable of go-plugin's handshake; without it, a user has called,
+	// or the container that `velero plugin add` has put into the server's pod.
 	handshake := framework.Handshake()
 	if os.Getenv(handshake.MagicCookieKey) != handshake.MagicCookieValue {
-		commands := map[string]command{"check": check.Run, "sweep": sweep.Run, "thaw": thaw.Run, node.Command: thawVolumes, render.Command: renderTemplates}
-		if len(os.Args) > 1 && commands[os.Args[1]] != nil {
-			os.Exit(run(commands[os.Args[1]], os.Args[2:]))
-		}
-		if err := install(os.Args[1:]); err != nil {
-			fmt.Fprintf(os.Stderr, "stillpoint: %v\n", err)
-			os.Exit(1)
-		}
-		return
+		os.Exit(run(os.Args[1:]))
 	}
 	defer plugin.CleanupClients()
 	defer thaw.AtStart(handshake.MagicCookieKey)()
@@ -67,28 +55,34 @@ func main() {
 		Serve()
 }
 
-// command is what a person runs; it returns its exit code.
-type command func(ctx context.Context, args []string, stdout, stderr io.Writer) int
-
-func run(command command, args []string) int {
-	// A stream to a container that is gone ends with noise about a closed pipe; what
-	// it means is in the errors.
+// run executes a command and returns its exit code.
+func run(args []string) int {
+	// A stream to a container that is gone ends with noise about a closed pipe; the
+	// commands' errors say what it means.
 	utilruntime.ErrorHandlers = nil //nolint:reassign // there is no other way
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	return command(ctx, args, os.Stdout, os.Stderr)
+	return command.Execute(ctx, root(), args, os.Stdout, os.Stderr)
 }
 
-// thawVolumes is what the pod of a thaw on a node runs; no person needs it.
-func thawVolumes(_ context.Context, args []string, stdout, stderr io.Writer) int {
-	return node.ThawVolumes(args, stdout, stderr)
+func root() *cobra.Command {
+	// The pod of a thaw on a node runs the first, the plugin itself the second.
+	thawVolumes := &cobra.Command{
+		Use: node.Command, Hidden: true, DisableFlagParsing: true,
+		RunE: func(_ *cobra.Command, paths []string) error {
+			return command.Exit(node.ThawVolumes(paths, os.Stdout, os.Stderr))
+		},
+	}
+	renderTemplates := &cobra.Command{
+		Use: render.Command, Hidden: true,
+		RunE: func(*cobra.Command, []string) error {
+			return command.Exit(render.Serve(os.Stdin, os.Stdout))
+		},
+	}
+	return command.Tree(install(), check.New(), sweep.New(), thaw.New(), version(), thawVolumes, renderTemplates)
 }
 
-// renderTemplates is what a process of ours runs that renders templates for another.
-func renderTemplates(context.Context, []string, io.Writer, io.Writer) int {
-	return render.Serve(os.Stdin, os.Stdout)
-}
-
+// enabled reports whether the list of features contains name.
 func enabled(features, name string) bool {
 	for feature := range strings.SplitSeq(features, ",") {
 		if strings.TrimSpace(feature) == name {

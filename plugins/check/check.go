@@ -1,5 +1,5 @@
-// Package check is the command `stillpoint check`: its flags, and how it prints
-// what package internal/check has found.
+// Package check is the command `stillpoint check`: its flags and what they mean.
+// Package internal/check does the work and prints the report.
 package check
 
 import (
@@ -10,7 +10,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/spf13/pflag"
+	"github.com/spf13/cobra"
 	"k8s.io/utils/clock"
 
 	"stillpoint.io/stillpoint/internal/check"
@@ -18,7 +18,7 @@ import (
 	"stillpoint.io/stillpoint/plugins/command"
 )
 
-const usage = `stillpoint check tells what a backup would do, and what would fail, without
+const long = `stillpoint check tells what a backup would do, and what would fail, without
 doing it. It changes nothing; in containers it runs the probes of the plan.
 
   stillpoint check                             a backup of all namespaces
@@ -28,10 +28,7 @@ doing it. It changes nothing; in containers it runs the probes of the plan.
   kubectl -n velero exec deploy/velero -c velero -- /plugins/stillpoint check
 
 It ends with 0 when nothing is known that would fail, with 1 when a backup would
-fail for any volume, with 2 for wrong usage and when the cluster cannot be read.
-
-Flags:
-`
+fail for any volume, with 2 for wrong usage and when the cluster cannot be read.`
 
 // flags are the command line's.
 type flags struct {
@@ -43,13 +40,16 @@ type flags struct {
 	serverArgs string
 }
 
-// Run runs the command and returns its exit code.
-func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	return command.Run(ctx, "check", usage, &flags{}, args, stdout, stderr)
-}
+// New returns the command.
+func New() *cobra.Command { return (&flags{}).command() }
 
-// Define adds the flags to set.
-func (f *flags) Define(set *pflag.FlagSet) {
+func (f *flags) command() *cobra.Command {
+	c := &cobra.Command{
+		Use: "check", Short: "Predict what a backup would do, and what would fail", Long: long,
+		Args: f.validate,
+		RunE: func(c *cobra.Command, _ []string) error { return f.run(c.Context(), c.OutOrStdout()) },
+	}
+	set := c.Flags()
 	set.StringSliceVarP(&f.Namespaces, "namespace", "n", nil, "`namespace` to look at; may be given several times (default: all of the backup)")
 	set.StringVar(&f.workload, "workload", "", "`kind/name` of the only workload to look at, such as deployment/db")
 	set.StringVar(&f.Schedule, "schedule", "", "`name` of the schedule whose next backup is checked")
@@ -57,16 +57,18 @@ func (f *flags) Define(set *pflag.FlagSet) {
 	set.BoolVar(&f.move, "snapshot-move-data", false, "whether the backup moves data (default: the server's)")
 	set.StringToStringVar(&f.Labels, "labels", nil, "labels of the backup, `key=value`")
 	set.StringToStringVar(&f.Annotations, "annotations", nil, "annotations of the backup, `key=value`")
-	f.format.Define(set, "`format`: table or json")
+	f.format.AddFlag(set, "`format`: table or json")
 	f.connection.AddFlags(set)
 	set.StringVar(&f.Deployment, "velero-deployment", "velero", "`name` of the Velero server's Deployment, whose flags say how backups are made")
 	set.StringVar(&f.serverArgs, "server-args", "", "`flags` of the Velero server, where its Deployment cannot be read: \"--features=EnableCSI --item-block-worker-count=2\"; NAME=VALUE is its environment")
+	return c
 }
 
-// Validate says what is wrong with what was given, and takes over the rest.
-func (f *flags) Validate(set *pflag.FlagSet) error {
-	if set.NArg() > 0 {
-		return fmt.Errorf("unknown argument %q", set.Arg(0))
+// validate checks the command line and completes the options from it.
+func (f *flags) validate(c *cobra.Command, args []string) error {
+	set := c.Flags()
+	if len(args) > 0 {
+		return fmt.Errorf("unknown argument %q", args[0])
 	}
 	if err := f.format.Validate(); err != nil {
 		return err
@@ -106,7 +108,7 @@ var kinds = map[string][]string{
 	"Pod":         {"pods", "po"},
 }
 
-// kindOf is the kind that a user means; one that is not known is taken as it is.
+// kindOf returns the kind that name stands for; an unknown name is returned as it is.
 func kindOf(name string) string {
 	for kind, others := range kinds {
 		if strings.EqualFold(kind, name) || slices.Contains(others, strings.ToLower(name)) {
@@ -116,20 +118,27 @@ func kindOf(name string) string {
 	return name
 }
 
-// Run checks; amiss is that a backup would fail for at least one volume.
-func (f *flags) Run(ctx context.Context, stdout, _ io.Writer) (amiss bool, err error) {
+// run checks; problems mean that a backup would fail for at least one volume.
+func (f *flags) run(ctx context.Context, stdout io.Writer) error {
 	glance := cluster.NewGlance()
 	f.connection.Wrap = glance.Wrap
 	clients, err := f.connection.Open()
 	if err != nil {
-		return false, err
+		return err
 	}
 	report, err := check.New(clients, cluster.NewExecutor(clients), clock.RealClock{}, glance.Forget).Check(ctx, f.Options)
 	if err != nil {
-		return false, err
+		return err
 	}
+	show := report.Table
 	if f.format.JSON() {
-		return report.Fails, report.JSON(stdout)
+		show = report.JSON
 	}
-	return report.Fails, report.Table(stdout)
+	if err := show(stdout); err != nil {
+		return err
+	}
+	if report.Fails {
+		return command.Problems
+	}
+	return nil
 }

@@ -1,5 +1,3 @@
-// Package command is the frame that Stillpoint's commands have in common: flags,
-// --help, what is printed where, and exit codes.
 package command
 
 import (
@@ -8,79 +6,84 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
 
-// Exit codes.
+// Exit is an error that only sets the exit code: the command has printed the rest.
+type Exit int
+
+// Error implements error.
+func (e Exit) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
 const (
-	fine     = 0
-	amiss    = 1 // what that is each command's help says
-	notKnown = 2 // wrong usage, or the cluster cannot be read
+	// Problems means that the command completed and found problems; each command's
+	// help says which.
+	Problems Exit = 1
+	// failed means wrong usage, or that the cluster cannot be read.
+	failed = 2
 )
 
-// Flags are those of one call of a command.
-type Flags interface {
-	// Define adds them to set.
-	Define(set *pflag.FlagSet)
-	// Validate says what is wrong with what was given, arguments included.
-	Validate(set *pflag.FlagSet) error
-	// Run does what was asked for. The error is that this is not known: what has
-	// been found out and is not well is amiss.
-	Run(ctx context.Context, stdout, stderr io.Writer) (amiss bool, err error)
+const help = `{{.Long}}
+{{if .HasAvailableSubCommands}}
+Commands:
+{{range .Commands}}{{if .IsAvailableCommand}}  {{rpad .Name .NamePadding}} {{.Short}}
+{{end}}{{end}}{{end}}{{if .HasAvailableLocalFlags}}
+Flags:
+{{.LocalFlags.FlagUsagesWrapped 80}}{{end}}`
+
+// Tree puts commands below root and returns it. Each lists its flags in the order in
+// which it defines them.
+func Tree(root *cobra.Command, commands ...*cobra.Command) *cobra.Command {
+	root.SilenceErrors, root.SilenceUsage = true, true
+	root.PersistentFlags().BoolP("help", "h", false, "show this help")
+	root.SetHelpTemplate(help)
+	root.SetFlagErrorFunc(wrongUsage)
+	for _, c := range append(commands, root) {
+		c.Flags().SortFlags = false
+		if validate := c.Args; validate != nil {
+			c.Args = func(c *cobra.Command, args []string) error {
+				if err := validate(c, args); err != nil {
+					return wrongUsage(c, err)
+				}
+				return nil
+			}
+		}
+	}
+	root.AddCommand(commands...)
+	return root
 }
 
-// Run runs a command and returns its exit code. Its help is usage and its flags.
-func Run(ctx context.Context, name, usage string, flags Flags, args []string, stdout, stderr io.Writer) int {
-	set := setOf(name, flags)
-	switch err := parse(set, flags, args); {
-	case errors.Is(err, pflag.ErrHelp):
-		fmt.Fprint(stdout, usage+set.FlagUsagesWrapped(80))
-		return fine
-	case err != nil:
-		fmt.Fprintf(stderr, "stillpoint %s: %v; see stillpoint %s --help\n", name, err, name)
-		return notKnown
-	}
-	bad, err := flags.Run(ctx, stdout, stderr)
+func wrongUsage(c *cobra.Command, err error) error {
+	return fmt.Errorf("%w; see %s --help", err, c.CommandPath())
+}
+
+// Execute runs the command that args name and returns its exit code.
+func Execute(ctx context.Context, root *cobra.Command, args []string, stdout, stderr io.Writer) int {
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	c, err := root.ExecuteContextC(ctx)
+	var exit Exit
 	switch {
-	case err != nil:
-		fmt.Fprintf(stderr, "stillpoint %s: %v\n", name, err)
-		return notKnown
-	case bad:
-		return amiss
-	default:
-		return fine
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return int(exit)
 	}
+	fmt.Fprintf(stderr, "%s: %v\n", c.CommandPath(), err)
+	return failed
 }
 
-// Parse reads arguments into flags.
-func Parse(name string, flags Flags, args []string) error {
-	return parse(setOf(name, flags), flags, args)
-}
-
-func parse(set *pflag.FlagSet, flags Flags, args []string) error {
-	if err := set.Parse(args); err != nil {
-		return err
-	}
-	return flags.Validate(set)
-}
-
-func setOf(name string, flags Flags) *pflag.FlagSet {
-	set := pflag.NewFlagSet("stillpoint "+name, pflag.ContinueOnError)
-	set.SortFlags = false
-	set.Usage = func() {}
-	flags.Define(set)
-	return set
-}
-
-// Format is a flag for how something is printed.
+// Format is the flag --output.
 type Format struct{ name string }
 
-// Define adds the flag to set; of what it is the format, usage says.
-func (f *Format) Define(set *pflag.FlagSet, usage string) {
+// AddFlag defines the flag; usage says what is printed in the format.
+func (f *Format) AddFlag(set *pflag.FlagSet, usage string) {
 	set.StringVarP(&f.name, "output", "o", "table", usage)
 }
 
-// Validate says that there is no such format.
+// Validate returns an error for an unknown format.
 func (f *Format) Validate() error {
 	if f.name != "table" && f.name != "json" {
 		return fmt.Errorf("--output %q: must be table or json", f.name)
@@ -88,5 +91,5 @@ func (f *Format) Validate() error {
 	return nil
 }
 
-// JSON tells that it is for programs.
+// JSON reports whether the output is for programs.
 func (f *Format) JSON() bool { return f.name == "json" }

@@ -1,5 +1,5 @@
-// Package sweep is the command `stillpoint sweep`: its flags, and how it prints
-// what package internal/cleanup has found and deleted.
+// Package sweep is the command `stillpoint sweep`: its flags and what they mean.
+// Packages internal/cleanup and internal/location/externalstorage find and delete.
 package sweep
 
 import (
@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
-	"github.com/spf13/pflag"
+	"github.com/spf13/cobra"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/utils/clock"
 
@@ -23,7 +23,7 @@ import (
 	"stillpoint.io/stillpoint/plugins/command"
 )
 
-const usage = `stillpoint sweep finds the snapshots that are left of backups and restores that
+const long = `stillpoint sweep finds the snapshots that are left of backups and restores that
 are over. It deletes nothing without --delete.
 
   stillpoint sweep                             what there is, and why
@@ -33,10 +33,7 @@ are over. It deletes nothing without --delete.
   kubectl -n velero exec deploy/velero -c velero -- /plugins/stillpoint sweep
 
 It ends with 0, with 1 when something could not be deleted, with 2 for wrong
-usage and when the cluster cannot be read.
-
-Flags:
-`
+usage and when the cluster cannot be read.`
 
 // flags are the command line's.
 type flags struct {
@@ -47,24 +44,31 @@ type flags struct {
 	timeout    time.Duration
 }
 
-// Run runs the command and returns its exit code.
-func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	return command.Run(ctx, "sweep", usage, &flags{}, args, stdout, stderr)
-}
+// New returns the command.
+func New() *cobra.Command { return (&flags{}).command() }
 
-// Define adds the flags to set.
-func (f *flags) Define(set *pflag.FlagSet) {
+func (f *flags) command() *cobra.Command {
+	c := &cobra.Command{
+		Use: "sweep", Short: "Find and delete leftover snapshots of backups and restores that are over", Long: long,
+		Args: f.validate,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return f.run(c.Context(), c.OutOrStdout(), c.ErrOrStderr())
+		},
+	}
+	set := c.Flags()
 	set.BoolVar(&f.remove, "delete", false, "delete what the table says; without it nothing is changed")
 	set.DurationVar(&f.timeout, "timeout", 2*time.Minute, "how long to wait until what is deleted is gone from the storage, and to try again")
 	set.StringSliceVarP(&f.Namespaces, "namespace", "n", nil, "`namespace` of VolumeSnapshots to look at; may be given several times (default: all)")
 	set.BoolVar(&f.All, "all", false, "show what is not left over, too, and why")
-	f.format.Define(set, "`format`: table or json")
+	f.format.AddFlag(set, "`format`: table or json")
 	f.connection.AddFlags(set)
+	return c
 }
 
-// Validate says what is wrong with what was given, and takes the names.
-func (f *flags) Validate(set *pflag.FlagSet) error {
-	f.Objects = set.Args()
+// validate checks the command line and takes the names from it.
+func (f *flags) validate(c *cobra.Command, args []string) error {
+	set := c.Flags()
+	f.Objects = args
 	for _, object := range f.Objects {
 		if namespace, name, ok := strings.Cut(object, "/"); !ok || namespace == "" || name == "" || strings.Contains(name, "/") {
 			return fmt.Errorf("argument %q: must be namespace/name of a VolumeSnapshot, or content/name", object)
@@ -91,11 +95,11 @@ func (f *flags) Validate(set *pflag.FlagSet) error {
 	return nil
 }
 
-// Run sweeps; amiss is that something is left that was to be deleted.
-func (f *flags) Run(ctx context.Context, stdout, stderr io.Writer) (amiss bool, err error) {
+// run sweeps; problems mean that a deletion failed.
+func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) error {
 	clients, err := f.connection.Open()
 	if err != nil {
-		return false, err
+		return err
 	}
 	settings := func(ctx context.Context) (*config.Config, error) {
 		return config.Load(ctx, clients.Kube, clients.VeleroNamespace)
@@ -103,14 +107,14 @@ func (f *flags) Run(ctx context.Context, stdout, stderr io.Writer) (amiss bool, 
 	sweeper := cleanup.NewSweeper(clients, settings, clock.RealClock{})
 	report, err := sweeper.Find(ctx, f.Options)
 	if err != nil {
-		return false, err
+		return err
 	}
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	external := externalstorage.New(clients, nil, log)
 	others, err := f.external(ctx, external, stderr)
 	if err != nil {
-		return false, err
+		return err
 	}
 	for _, l := range others {
 		report.External = append(report.External, cleanup.External{
@@ -119,21 +123,22 @@ func (f *flags) Run(ctx context.Context, stdout, stderr io.Writer) (amiss bool, 
 		})
 	}
 	if f.format.JSON() {
-		return false, report.JSON(stdout)
+		return report.JSON(stdout)
 	}
 	if err := report.Table(stdout); err != nil || !f.remove {
-		return false, err
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
+	var result error
 	tell := func(line string, err error) {
 		to := stdout
 		if err != nil {
-			amiss, to = true, stderr
+			result, to = command.Problems, stderr
 		}
 		fmt.Fprintln(to, line)
 	}
-	sweeper.Delete(ctx, report, func(result cleanup.Result) { tell(result.Line(), result.Err) })
+	sweeper.Delete(ctx, report, func(r cleanup.Result) { tell(r.Line(), r.Err) })
 	for i, l := range others {
 		if !l.Over {
 			continue
@@ -142,11 +147,11 @@ func (f *flags) Run(ctx context.Context, stdout, stderr io.Writer) (amiss bool, 
 		err := external.Discard(ctx, l)
 		tell(report.External[i].Line(time.Since(begun), err), err)
 	}
-	return amiss, nil
+	return result
 }
 
-// external finds what is left of the snapshot API before CSI's. Whoever may not
-// list it is told so, and of all else.
+// external finds leftovers of the snapshot API before CSI's. A user who may not list
+// them gets a note, and all other leftovers.
 func (f *flags) external(ctx context.Context, snapshotter *externalstorage.Snapshotter, stderr io.Writer) ([]externalstorage.Leftover, error) {
 	if len(f.Namespaces)+len(f.Objects) > 0 {
 		return nil, nil

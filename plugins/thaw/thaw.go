@@ -1,9 +1,7 @@
-// Package thaw is the command `stillpoint thaw`: its flags, how it prints what is
-// quiesced now, and the look that a plugin takes when it starts. What is released
-// is package quiesce's.
 package thaw
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +10,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/spf13/pflag"
+	"github.com/spf13/cobra"
 	"k8s.io/utils/clock"
 
 	"stillpoint.io/stillpoint/internal/cluster"
@@ -22,7 +20,7 @@ import (
 	"stillpoint.io/stillpoint/plugins/command"
 )
 
-const usage = `stillpoint thaw lists what is quiesced now, and releases it when it is told what.
+const long = `stillpoint thaw lists what is quiesced now, and releases it when it is told what.
 
   stillpoint thaw                  what is quiesced, since when and by which backup
   stillpoint thaw --abandoned      release what no process holds any more, which
@@ -37,10 +35,7 @@ What a running backup holds is released as well when it is named, or by -n and
 --all: the snapshots that the backup takes are not consistent then, and it says so.
 
 It ends with 0, with 1 when something could not be released, with 2 for wrong
-usage and when the cluster cannot be read.
-
-Flags:
-`
+usage and when the cluster cannot be read.`
 
 // flags are the command line's.
 type flags struct {
@@ -53,25 +48,32 @@ type flags struct {
 	timeout        time.Duration
 }
 
-// Run runs the command and returns its exit code.
-func Run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	return command.Run(ctx, "thaw", usage, &flags{}, args, stdout, stderr)
-}
+// New returns the command.
+func New() *cobra.Command { return (&flags{}).command() }
 
-// Define adds the flags to set.
-func (f *flags) Define(set *pflag.FlagSet) {
+func (f *flags) command() *cobra.Command {
+	c := &cobra.Command{
+		Use: "thaw", Short: "List what is quiesced now, and release it", Long: long,
+		Args: f.validate,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return f.run(c.Context(), c.OutOrStdout(), c.ErrOrStderr())
+		},
+	}
+	set := c.Flags()
 	set.BoolVar(&f.abandoned, "abandoned", false, "release what no process holds any more")
 	set.BoolVar(&f.all, "all", false, "release everything")
 	set.StringSliceVarP(&f.namespaces, "namespace", "n", nil, "release what is quiesced in this `namespace`; may be given several times")
 	set.BoolVar(&f.forget, "forget", false, "delete the records that are named: what they stand for was undone by hand, or is not to be")
 	set.DurationVar(&f.timeout, "timeout", 2*time.Minute, "how long to try again what fails")
-	f.format.Define(set, "`format` of the list: table or json")
+	f.format.AddFlag(set, "`format` of the list: table or json")
 	f.connection.AddFlags(set)
+	return c
 }
 
-// Validate says what is wrong with what was given, and takes the names.
-func (f *flags) Validate(set *pflag.FlagSet) error {
-	f.names = set.Args()
+// validate checks the command line and takes the names from it.
+func (f *flags) validate(c *cobra.Command, args []string) error {
+	set := c.Flags()
+	f.names = args
 	ways := 0
 	for _, way := range []bool{f.all, f.abandoned, len(f.namespaces) > 0, len(f.names) > 0} {
 		if way {
@@ -98,37 +100,39 @@ func (f *flags) Validate(set *pflag.FlagSet) error {
 	return nil
 }
 
-// Run lists or releases; amiss is that something is left that was to be released.
-func (f *flags) Run(ctx context.Context, stdout, stderr io.Writer) (amiss bool, err error) {
+// run lists or releases; problems mean that a record could not be read or released.
+func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) error {
 	clients, err := f.connection.Open()
 	if err != nil {
-		return false, err
+		return err
 	}
 	undoer := quiesce.NewUndoer(clients, func(ctx context.Context) (*config.Config, error) {
 		return config.Load(ctx, clients.Kube, clients.VeleroNamespace)
 	}, clock.RealClock{})
 	standings, err := undoer.Journal.Statuses(ctx)
 	if err != nil && len(standings) == 0 {
-		return false, err
+		return err
 	}
 	found := &list{entries: standings, now: time.Now()}
-	if err != nil { // the others are told of, and released
+	var result error
+	if err != nil { // the others are listed and released
 		fmt.Fprintf(stderr, "stillpoint thaw: %v\n", err)
-		amiss = true
+		result = command.Problems
 	}
 	if !f.all && !f.abandoned && len(f.namespaces) == 0 && len(f.names) == 0 {
+		show := found.table
 		if f.format.JSON() {
-			return amiss, found.json(stdout)
+			show = found.json
 		}
-		return amiss, found.table(stdout)
+		return cmp.Or(show(stdout), result)
 	}
 	chosen, err := found.choose(f)
 	if err != nil {
-		return false, err
+		return err
 	}
 	if len(chosen) == 0 {
 		fmt.Fprintln(stdout, "There is nothing to release.")
-		return amiss, nil
+		return result
 	}
 	var wait sync.WaitGroup
 	var mu sync.Mutex
@@ -139,13 +143,13 @@ func (f *flags) Run(ctx context.Context, stdout, stderr io.Writer) (amiss bool, 
 			defer mu.Unlock()
 			fmt.Fprint(stdout, said)
 			if failed != nil {
-				amiss = true
+				result = command.Problems
 				fmt.Fprintf(stderr, "NOT RELEASED: %s: %s\n", e.ID, oneLine(failed.Error()))
 			}
 		})
 	}
 	wait.Wait()
-	return amiss, nil
+	return result
 }
 
 func (f *flags) release(ctx context.Context, undoer *quiesce.Undoer, e journal.Status) (said string, err error) {

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"stillpoint.io/stillpoint/internal/journal"
@@ -16,7 +17,11 @@ import (
 
 func parse(args []string) (*flags, error) {
 	f := &flags{}
-	return f, command.Parse("thaw", f, args)
+	c := f.command()
+	if err := c.ParseFlags(args); err != nil {
+		return nil, err
+	}
+	return f, f.validate(c, c.Flags().Args())
 }
 
 func TestParse(t *testing.T) {
@@ -56,15 +61,18 @@ func TestRun(t *testing.T) {
 	t.Setenv("KUBECONFIG", "")
 	t.Setenv("HOME", t.TempDir())
 	var stdout, stderr bytes.Buffer
-	assert.Equal(t, 0, Run(t.Context(), []string{"--help"}, &stdout, &stderr))
+	run := func(args ...string) int {
+		return command.Execute(t.Context(), command.Tree(&cobra.Command{Use: "stillpoint"}, New()), append([]string{"thaw"}, args...), &stdout, &stderr)
+	}
+	assert.Equal(t, 0, run("--help"))
 	golden(t, "help.txt", stdout.Bytes())
 	assert.Empty(t, stderr.String())
 
-	assert.Equal(t, 2, Run(t.Context(), []string{"-x"}, &stdout, &stderr))
+	assert.Equal(t, 2, run("-x"))
 	assert.Equal(t, "stillpoint thaw: unknown shorthand flag: 'x' in -x; see stillpoint thaw --help\n", stderr.String())
 
 	stderr.Reset()
-	assert.Equal(t, 2, Run(t.Context(), []string{"--kubeconfig", "/nowhere"}, &stdout, &stderr))
+	assert.Equal(t, 2, run("--kubeconfig", "/nowhere"))
 	assert.Contains(t, stderr.String(), "stillpoint thaw: find the API server: ")
 }
 

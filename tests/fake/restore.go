@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	logrustest "github.com/sirupsen/logrus/hooks/test"
+	"github.com/spf13/cobra"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	riav1 "github.com/vmware-tanzu/velero/pkg/plugin/velero/restoreitemaction/v1"
@@ -17,6 +18,7 @@ import (
 	"stillpoint.io/stillpoint/internal/location/csi"
 	"stillpoint.io/stillpoint/plugins/backup"
 	"stillpoint.io/stillpoint/plugins/check"
+	"stillpoint.io/stillpoint/plugins/command"
 	deletion "stillpoint.io/stillpoint/plugins/delete"
 	"stillpoint.io/stillpoint/plugins/restore"
 	"stillpoint.io/stillpoint/plugins/sweep"
@@ -126,16 +128,8 @@ func (b *Bed) Command(name string, args ...string) (code int, stdout, stderr str
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	b.Connect(func() {
-		switch name {
-		case "check":
-			code = check.Run(ctx, args, &out, &failed)
-		case "sweep":
-			code = sweep.Run(ctx, args, &out, &failed)
-		case "thaw":
-			code = thaw.Run(ctx, args, &out, &failed)
-		default:
-			b.T.Fatalf("there is no command %q; there are check, sweep, thaw", name)
-		}
+		root := command.Tree(&cobra.Command{Use: "stillpoint"}, check.New(), sweep.New(), thaw.New())
+		code = command.Execute(ctx, root, append([]string{name}, args...), &out, &failed)
 	})
 	return code, out.String(), failed.String()
 }
