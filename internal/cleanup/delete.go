@@ -3,28 +3,18 @@ package cleanup
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"sync"
-	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/workqueue"
 
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-const (
-	// atOnce is how many objects are deleted at the same time.
-	atOnce = 8
-	// firstLook and lastLook bound the time between two looks at what is to go.
-	firstLook = 100 * time.Millisecond
-	lastLook  = 2 * time.Second
-)
-
-// errSpared says that a finding is not what it was.
-var errSpared = errors.New("it is kept now")
+// atOnce is how many objects are deleted at the same time.
+const atOnce = 8
 
 // removal is one finding on its way out.
 type removal struct {
@@ -60,7 +50,7 @@ func (r *removal) still(ctx context.Context) error {
 	finding := facts.find(*subject, r.named)
 	facts.spareShared(&finding)
 	if finding.Action != r.finding.Action {
-		return fmt.Errorf("%w: %s", errSpared, finding.Reason)
+		return fmt.Errorf("%w: %s", snapshot.ErrKept, finding.Reason)
 	}
 	return nil
 }
@@ -90,35 +80,10 @@ func (r *removal) record(ctx context.Context) error {
 	return nil
 }
 
-// insist goes on until the finding is gone, as the storage has confirmed, or
-// until ctx ends. What is in the way then is the error.
-func (r *removal) insist(ctx context.Context) error {
-	for pause := firstLook; ; pause = min(2*pause, lastLook) {
-		left, err := r.ask(ctx)
-		switch {
-		case errors.Is(err, errSpared) || errors.Is(err, snapshot.ErrVetoed) || (err == nil && left == ""):
-			return err
-		case err == nil:
-			err = errors.New(left)
-		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-time.After(pause):
-		}
-	}
-}
+// insist asks until the finding is gone, as the storage has confirmed.
+func (r *removal) insist(ctx context.Context) error { return snapshot.UntilGone(ctx, r.ask) }
 
 // sideBySide calls do for each of the removals.
 func sideBySide(removals []*removal, do func(*removal)) {
-	slots := make(chan struct{}, atOnce)
-	var wait sync.WaitGroup
-	for _, r := range removals {
-		slots <- struct{}{}
-		wait.Go(func() {
-			defer func() { <-slots }()
-			do(r)
-		})
-	}
-	wait.Wait()
+	workqueue.ParallelizeUntil(context.Background(), atOnce, len(removals), func(i int) { do(removals[i]) })
 }

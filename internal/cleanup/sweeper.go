@@ -196,7 +196,7 @@ func (s *Sweeper) AtBackup(ctx context.Context, log logrus.FieldLogger) <-chan s
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
-			case errors.Is(err, errSpared), errors.Is(err, snapshot.ErrVetoed):
+			case errors.Is(err, snapshot.ErrKept):
 				log.Infof("%s %s stays: %v", r.finding.Kind, r.finding.Object(), err)
 			case err != nil:
 				stay = append(stay, fmt.Sprintf("%s: %v", r.finding.Object(), err))

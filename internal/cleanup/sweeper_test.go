@@ -256,17 +256,17 @@ func TestDeleteLooksAgain(t *testing.T) {
 			require.NoError(t, b.get(t.Context(), "nightly", backup))
 			backup.Status.Phase = velerov1.BackupPhaseInProgress
 			require.NoError(t, b.clients.Objects.Update(t.Context(), backup))
-		}, "it is kept now: backup nightly is InProgress"},
+		}, "kept: backup nightly is InProgress"},
 		"a veto": {func(t *testing.T, b *bed) {
 			vs := newScene(ours, vetoed).vs
 			_, err := b.snapshots.SnapshotV1().VolumeSnapshots("shop").Update(t.Context(), vs, metav1.UpdateOptions{})
 			require.NoError(t, err)
-		}, "it is kept now: annotation stillpoint.io/keep-snapshot"},
+		}, "kept: annotation stillpoint.io/keep-snapshot"},
 		"a claim": {func(t *testing.T, b *bed) {
 			claim := newScene(pending(dataSource("snapshot.storage.k8s.io", "VolumeSnapshot", "snap"))).claims[0]
 			_, err := b.kube.CoreV1().PersistentVolumeClaims("shop").Create(t.Context(), &claim, metav1.CreateOptions{})
 			require.NoError(t, err)
-		}, "it is kept now: claim shop/waiting is Pending and needs it"},
+		}, "kept: claim shop/waiting is Pending and needs it"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBed(t, newScene(ours))

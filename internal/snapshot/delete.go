@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 
 	"stillpoint.io/stillpoint/internal/api"
 )
@@ -50,8 +52,13 @@ const (
 	contentProtection = "snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection"
 )
 
-// ErrVetoed means that a user has marked the snapshot with api.AnnotationKeepSnapshot.
-var ErrVetoed = errors.New("kept: it has the annotation " + api.AnnotationKeepSnapshot + ": \"true\"")
+// ErrKept is the error of an object that is not to be deleted; another attempt does
+// not change that.
+var ErrKept = errors.New("kept")
+
+// ErrVetoed is the ErrKept of a snapshot that a user has marked with
+// api.AnnotationKeepSnapshot.
+var ErrVetoed = fmt.Errorf("%w: it has the annotation %s: \"true\"", ErrKept, api.AnnotationKeepSnapshot)
 
 // Target is a snapshot that is to go: a VolumeSnapshot, its content, and what
 // the content stands for in the storage.
@@ -78,8 +85,7 @@ func TargetOf(vs *snapshotv1.VolumeSnapshot) Target {
 func (t Target) String() string { return t.Namespace + "/" + t.Name }
 
 // Delete removes the VolumeSnapshots of claims that selector matches, with what
-// they stand for in the storage. It waits until they are gone, for as long as
-// ctx allows; what is left then is an error.
+// they stand for in the storage, as RemoveAll does.
 func Delete(ctx context.Context, client versioned.Interface, namespace string, selector labels.Selector, claims ...string) error {
 	list, err := List(ctx, client, namespace, selector.String())
 	if err != nil {
@@ -95,22 +101,26 @@ func Delete(ctx context.Context, client versioned.Interface, namespace string, s
 	return DeleteAll(ctx, client, targets...)
 }
 
-// DeleteAll is RemoveAll where a user's veto is no error.
+// DeleteAll is RemoveAll for callers that do not report vetoes.
 func DeleteAll(ctx context.Context, client versioned.Interface, targets ...Target) error {
 	_, err := RemoveAll(ctx, client, targets...)
 	return err
 }
 
 // RemoveAll removes snapshots side by side and waits until they are gone, for as
-// long as ctx allows; what is left then is an error. Those that users want to
-// stay are returned.
+// long as ctx allows; what is left then is an error. It returns those that a user
+// wants to keep.
 func RemoveAll(ctx context.Context, client versioned.Interface, targets ...Target) (vetoed []Target, err error) {
 	errs := make([]error, len(targets))
-	var wait sync.WaitGroup
+	var all sync.WaitGroup
 	for i, target := range targets {
-		wait.Go(func() { errs[i] = target.insist(ctx, client) })
+		all.Go(func() {
+			if err := UntilGone(ctx, func(ctx context.Context) (string, error) { return Remove(ctx, client, target) }); err != nil {
+				errs[i] = fmt.Errorf("delete VolumeSnapshot %s: %w", target, err)
+			}
+		})
 	}
-	wait.Wait()
+	all.Wait()
 	for i, target := range targets {
 		if errors.Is(errs[i], ErrVetoed) {
 			vetoed, errs[i] = append(vetoed, target), nil
@@ -119,21 +129,30 @@ func RemoveAll(ctx context.Context, client versioned.Interface, targets ...Targe
 	return vetoed, errors.Join(errs...)
 }
 
-func (t Target) insist(ctx context.Context, client versioned.Interface) error {
-	for pause := removalFirst; ; pause = min(2*pause, removalPause) {
-		left, err := Remove(ctx, client, t)
-		if ctx.Err() == nil && (errors.Is(err, ErrVetoed) || err == nil && left == "") {
-			return err
+// UntilGone calls remove until nothing is left, until the error is ErrKept, or until
+// ctx ends, with longer and longer pauses. The error reports what prevents the
+// removal.
+func UntilGone(ctx context.Context, remove func(context.Context) (left string, err error)) error {
+	var problem error
+	pauses := wait.Backoff{Duration: removalFirst, Factor: 2, Steps: math.MaxInt32, Cap: removalPause}
+	err := pauses.DelayFunc().Until(ctx, true, true, func(ctx context.Context) (bool, error) {
+		left, err := remove(ctx)
+		switch {
+		case errors.Is(err, ErrKept):
+			return false, err
+		case err != nil:
+			problem = err
+		case left != "":
+			problem = errors.New(left)
+		default:
+			return ctx.Err() == nil, nil // an answer after the end is not reliable
 		}
-		select {
-		case <-ctx.Done():
-			if err == nil {
-				err = errors.New(cmp.Or(left, "not known whether it is gone"))
-			}
-			return fmt.Errorf("delete VolumeSnapshot %s: %w", t, err)
-		case <-time.After(pause):
-		}
+		return false, nil
+	})
+	if err != nil && ctx.Err() != nil && !errors.Is(err, ErrKept) {
+		return cmp.Or(problem, errors.New("not known whether it is gone"))
 	}
+	return err
 }
 
 // Remove does what is to be done now for a snapshot to go, and tells what is

@@ -1,12 +1,12 @@
 package snapshot
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"strings"
-	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	"github.com/kubernetes-csi/external-snapshotter/client/v6/clientset/versioned"
@@ -46,36 +46,28 @@ func DeleteByHandle(ctx context.Context, client versioned.Interface, content *sn
 	content.Finalizers = []string{contentProtection}
 	target := Target{Namespace: content.Spec.VolumeSnapshotRef.Namespace, Name: content.Name, Content: content.Name}
 	var known bool
-	var last string // what was in the way, by the last answer that the deadline did not cut off
-	for pause := removalFirst; ; pause = min(2*pause, removalPause) {
-		var left string
+	err := UntilGone(ctx, func(ctx context.Context) (string, error) {
 		found, err := contents.Get(ctx, content.Name, metav1.GetOptions{})
 		switch {
 		case apierrors.IsNotFound(err) && known:
-			return nil
+			return "", nil
 		case apierrors.IsNotFound(err):
 			// Also where one that the driver was never asked about has just gone.
-			found, err = contents.Create(ctx, content, metav1.CreateOptions{})
-			left = "VolumeSnapshotContent " + content.Name + " is being created"
-			if err == nil {
-				left = unanswered(found)
+			if found, err = contents.Create(ctx, content, metav1.CreateOptions{}); err != nil {
+				return "", fmt.Errorf("create VolumeSnapshotContent %s: %w", content.Name, err)
 			}
-		case err == nil:
-			known = known || answered(found)
-			left, err = Remove(ctx, client, target)
+			return unanswered(found), nil
+		case err != nil:
+			return "", fmt.Errorf("get VolumeSnapshotContent %s: %w", content.Name, err)
 		}
-		if err != nil {
-			left = err.Error()
-		}
-		if ctx.Err() == nil || last == "" {
-			last = left
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("delete snapshot %s of driver %s: %s", ptr.Deref(content.Spec.Source.SnapshotHandle, ""), content.Spec.Driver, last)
-		case <-time.After(pause):
-		}
+		known = known || answered(found)
+		left, err := Remove(ctx, client, target)
+		return cmp.Or(left, "VolumeSnapshotContent "+content.Name+" being deleted"), err
+	})
+	if err != nil {
+		return fmt.Errorf("delete snapshot %s of driver %s: %w", ptr.Deref(content.Spec.Source.SnapshotHandle, ""), content.Spec.Driver, err)
 	}
+	return nil
 }
 
 // answered reports whether a content may be deleted with its snapshot. One made of
