@@ -70,13 +70,13 @@ func (b *Bracket) adviseClass(ctx context.Context, claim *corev1.PersistentVolum
 		b.log.Warnf("Claim %s/%s: whether Velero took the right VolumeSnapshotClass is not known: %v", claim.Namespace, claim.Name, err)
 		return
 	}
-	taken := snapshotclass.Velero(input)
+	taken, _ := input.Velero().Class()
 	choice, err := snapshotclass.Choose(input)
 	if err != nil {
 		b.log.Warnf("Claim %s/%s: Velero took VolumeSnapshotClass %s, although %v", claim.Namespace, claim.Name, taken, err)
 		return
 	}
-	if mend := snapshotclass.Mend(input, choice); mend != "" {
+	if mend := input.Velero().Annotation(choice.Class); mend != "" {
 		b.log.Warnf("Claim %s/%s: Velero took VolumeSnapshotClass %s and not %s, which it should have by the %s; annotate the claim with %s",
 			claim.Namespace, claim.Name, taken, choice.Class.Name, choice.Reason, mend)
 	}

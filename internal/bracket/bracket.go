@@ -6,7 +6,6 @@ package bracket
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"sync"
 	"time"
@@ -24,6 +23,7 @@ import (
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
+	velerofacts "stillpoint.io/stillpoint/internal/velero"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -213,7 +213,7 @@ func keyOf(backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim) claimKe
 // taken the snapshot. An error says that the snapshot is not what was asked
 // for; it is deleted then.
 func (b *Bracket) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) error {
-	if claim.Annotations[velerov1.VolumeSnapshotLabel] != "" && !selection.Finalizing(backup) {
+	if claim.Annotations[velerov1.VolumeSnapshotLabel] != "" && !velerofacts.Finalizing(backup) {
 		b.advise(ctx, claim, backup)
 	}
 	b.mu.Lock()
@@ -223,7 +223,7 @@ func (b *Bracket) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim
 	switch {
 	case f != nil:
 		return f.leave(ctx, claim)
-	case claim.Annotations[velerov1.VolumeSnapshotLabel] == "" || selection.Finalizing(backup) || (decided && !passed):
+	case claim.Annotations[velerov1.VolumeSnapshotLabel] == "" || velerofacts.Finalizing(backup) || (decided && !passed):
 		return nil
 	}
 	// Velero's action has taken a snapshot, and this process was not called before.
@@ -340,10 +340,6 @@ func (b *Bracket) block(ctx context.Context, facts *quiesce.Facts, unit workload
 	}
 	return related
 }
-
-// pollInterval is that of the server, whose environment a plugin inherits. It is
-// how long Velero takes per volume at least.
-func pollInterval() time.Duration { return PollInterval(os.Getenv(EarlyPolling)) }
 
 // tooMany is an error when Velero's polls alone would outlast the freeze: all
 // volumes but the last are waited for.

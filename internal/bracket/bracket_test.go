@@ -4,7 +4,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -40,17 +39,6 @@ func TestTooMany(t *testing.T) {
 			} else {
 				require.EqualError(t, err, test.text)
 			}
-		})
-	}
-}
-
-func TestPollInterval(t *testing.T) {
-	for value, want := range map[string]time.Duration{
-		"": 5 * time.Second, "true": time.Second, "1": time.Second, "T": time.Second, "false": 5 * time.Second, "yes": 5 * time.Second,
-	} {
-		t.Run(value, func(t *testing.T) {
-			t.Setenv("CSI_SNAPSHOT_EARLY_FREQUENT_POLLING", value)
-			assert.Equal(t, want, pollInterval())
 		})
 	}
 }

@@ -18,6 +18,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/snapshot"
+	"stillpoint.io/stillpoint/internal/velero"
 )
 
 const (
@@ -139,7 +140,7 @@ func (f *freeze) begin(ctx context.Context) error {
 	if err != nil || plan.Empty() {
 		return err
 	}
-	if err := tooMany(len(f.group.Claims), pollInterval(), plan.QuiesceTimeout); err != nil {
+	if err := tooMany(len(f.group.Claims), velero.PollInterval(), plan.QuiesceTimeout); err != nil {
 		return err
 	}
 	if err := f.findTwin(ctx); err != nil {
@@ -297,7 +298,7 @@ func (f *freeze) patience() (limit time.Duration, awaited string) {
 		return creationLimit, next
 	case all != "":
 		// Velero has to notice the cut of the one before.
-		return creationLimit + pollInterval(), all
+		return creationLimit + velero.PollInterval(), all
 	}
 	return 0, ""
 }

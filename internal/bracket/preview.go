@@ -2,7 +2,6 @@ package bracket
 
 import (
 	"context"
-	"strconv"
 	"time"
 
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
@@ -10,10 +9,6 @@ import (
 
 	"stillpoint.io/stillpoint/internal/quiesce"
 )
-
-// EarlyPolling is the variable in a Velero server's environment that has it
-// look for the cut of a snapshot every second.
-const EarlyPolling = "CSI_SNAPSHOT_EARLY_FREQUENT_POLLING"
 
 // Preview tells with which others the volume of a claim would be frozen in a
 // backup, and freezes nothing; nil without an error is that nothing would be.
@@ -42,14 +37,4 @@ func Refusal(claims []corev1.PersistentVolumeClaim, backup *velerov1.Backup, pol
 		return err
 	}
 	return tooMany(len(claims), poll, timeout)
-}
-
-// PollInterval is how often a server looks whether a snapshot has been cut,
-// where EarlyPolling has that value in its environment: with it every second,
-// else every five (volume_snapshot.go of Velero 1.18, WaitUntilVSCHandleIsReady).
-func PollInterval(early string) time.Duration {
-	if on, err := strconv.ParseBool(early); err == nil && on {
-		return time.Second
-	}
-	return 5 * time.Second
 }

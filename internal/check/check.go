@@ -35,6 +35,7 @@ import (
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
+	"stillpoint.io/stillpoint/internal/velero"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -78,7 +79,7 @@ func New(clients *cluster.Clients, executor quiesce.Executor, clock clock.Passiv
 type visit struct {
 	*Checker
 	options    Options
-	server     Server
+	server     velero.Server
 	backup     *velerov1.Backup
 	selection  *selection.Selection
 	namespaces *quiesce.Namespaces
@@ -138,19 +139,19 @@ func (c *Checker) Check(ctx context.Context, options Options) (*Report, error) {
 }
 
 // server reads the flags of the Velero server.
-func (c *Checker) server(ctx context.Context, options Options) (Server, error) {
+func (c *Checker) server(ctx context.Context, options Options) (velero.Server, error) {
 	if len(options.ServerArgs) > 0 {
-		return ServerOf(options.ServerArgs)
+		return velero.ServerOf(options.ServerArgs)
 	}
 	deployment, err := c.clients.Kube.AppsV1().Deployments(c.clients.VeleroNamespace).Get(ctx, options.Deployment, metav1.GetOptions{})
 	if err != nil {
-		return Server{}, fmt.Errorf("read the Velero server's Deployment: %w; name it by --velero-namespace and --velero-deployment, or say the server's flags by --server-args", err)
+		return velero.Server{}, fmt.Errorf("read the Velero server's Deployment: %w; name it by --velero-namespace and --velero-deployment, or say the server's flags by --server-args", err)
 	}
-	return ReadServer(deployment)
+	return velero.ReadServer(deployment)
 }
 
 // backup makes the Backup that is checked.
-func (c *Checker) backup(ctx context.Context, options Options, server Server) (*velerov1.Backup, error) {
+func (c *Checker) backup(ctx context.Context, options Options, server velero.Server) (*velerov1.Backup, error) {
 	backup := &velerov1.Backup{}
 	backup.Namespace, backup.Name = c.clients.VeleroNamespace, "check"
 	backup.Labels, backup.Annotations = maps.Clone(options.Labels), maps.Clone(options.Annotations)
@@ -165,7 +166,7 @@ func (c *Checker) backup(ctx context.Context, options Options, server Server) (*
 		if err := c.clients.Objects.Get(ctx, key, schedule); err != nil {
 			return nil, fmt.Errorf("get Schedule %s: %w", key, err)
 		}
-		backup = ofSchedule(schedule)
+		backup = velero.BackupOf(schedule)
 	}
 	marked, err := c.clients.Kube.CoreV1().Namespaces().List(ctx, metav1.ListOptions{LabelSelector: velerov1.ExcludeFromBackupLabel + "=true"})
 	if err != nil {
@@ -411,10 +412,10 @@ func (v *visit) class(ctx context.Context, of *volume) {
 		}
 	}
 	if of.verdict.Path == selection.Velero {
-		of.taken = snapshotclass.Velero(input)
+		of.taken, _ = input.Velero().Class()
 	}
 	if of.choice, of.classErr = snapshotclass.Choose(input); of.classErr == nil && of.verdict.Path == selection.Velero {
-		of.mend = snapshotclass.Mend(input, of.choice)
+		of.mend = input.Velero().Annotation(of.choice.Class)
 	}
 	settings, err := v.classes.Settings(ctx)
 	if err != nil {

@@ -487,13 +487,6 @@ func TestSchedule(t *testing.T) {
 	assert.Equal(t, "namespace shop is not in the backup", report.Units[0].Volumes[0].Reason)
 }
 
-func TestOfSchedule(t *testing.T) {
-	of := ofSchedule(schedule(nil))
-	assert.Equal(t, map[string]string{"team": "shop", "velero.io/schedule-name": "nightly"}, of.Labels)
-	of = ofSchedule(schedule(func(s *velerov1.Schedule) { s.Spec.Template.Labels = map[string]string{"own": "x"} }))
-	assert.Equal(t, map[string]string{"own": "x", "velero.io/schedule-name": "nightly"}, of.Labels)
-}
-
 // The global volume policies hand over what the backup says nothing of.
 func TestGlobalPolicies(t *testing.T) {
 	s := newScene(t, "--global-backup-volume-policies-configmap=policies")
@@ -571,44 +564,3 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
-func TestServer(t *testing.T) {
-	for arguments, want := range map[string]Server{
-		"server": {VolumeGroupLabel: "velero.io/volume-group", Workers: 1, Poll: 5 * time.Second},
-		"server --features EnableAPIGroupVersions,EnableCSI --unknown x --item-block-worker-count=3 CSI_SNAPSHOT_EARLY_FREQUENT_POLLING=true": {
-			CSI: true, VolumeGroupLabel: "velero.io/volume-group", Workers: 3, Poll: time.Second,
-		},
-		"server --features=EnableCSI --features=": {VolumeGroupLabel: "velero.io/volume-group", Workers: 1, Poll: 5 * time.Second},
-		"--default-snapshot-move-data --default-volumes-to-fs-backup=true --volume-group-snapshot-label-key=x --global-backup-volume-policies-configmap g": {
-			SnapshotMoveData: true, VolumesToFSBackup: true, VolumeGroupLabel: "x", GlobalPolicies: "g", Workers: 1, Poll: 5 * time.Second,
-		},
-	} {
-		t.Run(arguments, func(t *testing.T) {
-			server, err := ServerOf(strings.Fields(arguments))
-			require.NoError(t, err)
-			want.Source = "--server-args"
-			assert.Equal(t, want, server)
-		})
-	}
-	_, err := ServerOf([]string{"--default-snapshot-move-data=perhaps"})
-	require.ErrorContains(t, err, "--server-args: invalid argument")
-}
-
-// The server's defaults hold where the backup says nothing.
-func TestComplete(t *testing.T) {
-	server := Server{SnapshotMoveData: true, VolumesToFSBackup: true, VolumeGroupLabel: "group", GlobalPolicies: "global"}
-	backup := server.Complete(&velerov1.Backup{}, []string{"left"})
-	assert.True(t, *backup.Spec.SnapshotMoveData)
-	assert.True(t, *backup.Spec.DefaultVolumesToFsBackup)
-	assert.Equal(t, "group", backup.Spec.VolumeGroupSnapshotLabelKey)
-	assert.Equal(t, []string{"left"}, backup.Spec.ExcludedNamespaces)
-	assert.Equal(t, 10*time.Minute, backup.Spec.CSISnapshotTimeout.Duration)
-	assert.Equal(t, "global", backup.Annotations[velerov1.GlobalBackupVolumePolicyConfigMapAnnotation])
-
-	own := &velerov1.Backup{Spec: velerov1.BackupSpec{SnapshotMoveData: ptr.To(false), DefaultVolumesToFsBackup: ptr.To(false), VolumeGroupSnapshotLabelKey: "own"}}
-	own.Spec.CSISnapshotTimeout.Duration = time.Minute
-	backup = server.Complete(own, nil)
-	assert.False(t, *backup.Spec.SnapshotMoveData)
-	assert.False(t, *backup.Spec.DefaultVolumesToFsBackup)
-	assert.Equal(t, "own", backup.Spec.VolumeGroupSnapshotLabelKey)
-	assert.Equal(t, time.Minute, backup.Spec.CSISnapshotTimeout.Duration)
-}

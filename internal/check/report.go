@@ -19,11 +19,11 @@ import (
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/function"
-	"stillpoint.io/stillpoint/internal/group"
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
+	"stillpoint.io/stillpoint/internal/velero"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -194,7 +194,7 @@ func (v volume) snapshotted() bool {
 
 func (v volume) name() string { return v.claim.Namespace + "/" + v.claim.Name }
 
-func newReport(server Server, backup *velerov1.Backup, options Options) *Report {
+func newReport(server velero.Server, backup *velerov1.Backup, options Options) *Report {
 	r := &Report{
 		Backup: Backup{
 			Server: server.Source, Schedule: options.Schedule, Namespaces: options.Namespaces,
@@ -269,7 +269,7 @@ func (r *Report) finish() *Report {
 		return slices.ContainsFunc(u.Volumes, func(v Volume) bool { return v.Path == PathGroup })
 	})
 	if ours && r.Backup.ItemBlockWorkers > 1 {
-		r.Warnings = append(r.Warnings, fmt.Sprintf("The server has %d workers. %s", r.Backup.ItemBlockWorkers, group.WorkersWarning))
+		r.Warnings = append(r.Warnings, fmt.Sprintf("The server has %d workers. %s", r.Backup.ItemBlockWorkers, velero.WorkersWarning))
 	}
 	return r
 }

@@ -22,6 +22,7 @@ import (
 	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/snapshot"
 	"stillpoint.io/stillpoint/internal/upload"
+	velerofacts "stillpoint.io/stillpoint/internal/velero"
 )
 
 // removalLimit is how long a call of Velero's waits for snapshots to go that cannot be
@@ -75,7 +76,7 @@ func (g *group) answer(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 		}
 		metav1.SetMetaDataAnnotation(&answer.Claim.ObjectMeta, velerov1.DataUploadNameAnnotation, moving.Namespace+"/"+moving.Name)
 		answer.Operation = moving.Labels[velerov1.AsyncOperationIDLabel]
-		answer.Update = []velero.ResourceIdentifier{{GroupResource: uploads, Namespace: moving.Namespace, Name: moving.Name}}
+		answer.Update = []velero.ResourceIdentifier{{GroupResource: velerofacts.DataUploads, Namespace: moving.Namespace, Name: moving.Name}}
 		return answer
 	}
 	answer.Additional = []velero.ResourceIdentifier{{GroupResource: kuberesource.VolumeSnapshots, Namespace: vs.Namespace, Name: vs.Name}}

@@ -12,13 +12,10 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
-	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/utils/ptr"
 
 	"stillpoint.io/stillpoint/internal/api"
@@ -117,30 +114,6 @@ func TestClaimWithoutASnapshot(t *testing.T) {
 // quiet is a log that is kept for the test.
 func quiet() (logrus.FieldLogger, *logrustest.Hook) { return logrustest.NewNullLogger() }
 
-func TestUpload(t *testing.T) {
-	b, c := backup(), claim("1Gi")
-	upload := newUpload(b, c, taken(""), "csi.example.com")
-	assert.Equal(t, velerov2alpha1.DataUploadSpec{
-		SnapshotType:          velerov2alpha1.SnapshotTypeCSI,
-		CSISnapshot:           &velerov2alpha1.CSISnapshotSpec{VolumeSnapshot: "velero-data-1", StorageClass: "fast", SnapshotClass: "snap", Driver: "csi.example.com"},
-		SourcePVC:             "data",
-		SourceNamespace:       "shop",
-		DataMover:             "acme",
-		BackupStorageLocation: "default",
-		DataMoverConfig:       map[string]string{"ParallelFilesUpload": "7"},
-		OperationTimeout:      metav1.Duration{Duration: time.Minute},
-	}, upload.Spec)
-	assert.Equal(t, "velero", upload.Namespace)
-	assert.Equal(t, "nightly-", upload.GenerateName)
-	require.Len(t, upload.OwnerReferences, 1)
-	assert.Equal(t, b.UID, upload.OwnerReferences[0].UID)
-	for key, value := range upload.Labels {
-		assert.Empty(t, validation.IsValidLabelValue(value), key)
-	}
-	assert.Equal(t, string(c.UID), upload.Labels[velerov1.PVCUIDLabel])
-	assert.True(t, strings.HasPrefix(upload.Labels[velerov1.AsyncOperationIDLabel], "du-"))
-}
-
 func TestRecordOfAnEarlierProcess(t *testing.T) {
 	left := func(phase string) *record {
 		return &record{ConfigMap: &corev1.ConfigMap{Data: map[string]string{recordPhase: phase, recordReason: "disk on fire"}}}
@@ -150,25 +123,6 @@ func TestRecordOfAnEarlierProcess(t *testing.T) {
 	require.EqualError(t, left(phaseFailed).failed(), "disk on fire")
 	require.ErrorIs(t, left(phaseBegun).failed(), errDied)
 	require.ErrorIs(t, left("").failed(), errDied)
-}
-
-func TestWorkers(t *testing.T) {
-	for name, test := range map[string]struct {
-		args []string
-		want int
-	}{
-		"not set":      {[]string{"server", "--features=EnableCSI"}, 1},
-		"with equals":  {[]string{"server", "--item-block-worker-count=8"}, 8},
-		"with a blank": {[]string{"server", "--item-block-worker-count", "4", "--x"}, 4},
-		"no number":    {[]string{"server", "--item-block-worker-count=many"}, 1},
-		"at the end":   {[]string{"server", "--item-block-worker-count"}, 1},
-	} {
-		t.Run(name, func(t *testing.T) {
-			server := &appsv1.Deployment{}
-			server.Spec.Template.Spec.Containers = []corev1.Container{{Command: []string{"/velero"}, Args: test.args}}
-			assert.Equal(t, test.want, Workers(server))
-		})
-	}
 }
 
 func TestUnclaimed(t *testing.T) {

@@ -24,6 +24,7 @@ import (
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/snapshot"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
+	"stillpoint.io/stillpoint/internal/velero"
 )
 
 const (
@@ -33,10 +34,6 @@ const (
 	// atOnce is how many requests create a group's snapshots at the same time.
 	atOnce = 32
 )
-
-// DefaultTimeout is the csiSnapshotTimeout that a Velero server gives a Backup
-// which has none.
-const DefaultTimeout = 10 * time.Minute
 
 // group is the volumes that are snapshotted together.
 type group struct {
@@ -402,7 +399,7 @@ func (g *group) timeout() time.Duration {
 	if timeout := g.backup.Spec.CSISnapshotTimeout.Duration; timeout > 0 {
 		return timeout
 	}
-	return DefaultTimeout
+	return velero.SnapshotTimeout
 }
 
 // reaction is how long the snapshot controller may show no sign of life.

@@ -15,6 +15,7 @@ import (
 	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/selection"
+	"stillpoint.io/stillpoint/internal/velero"
 )
 
 // Leaver works on claims that are backed up, so that a restore brings them back. It
@@ -46,7 +47,7 @@ func (l *Leaver) Claim(ctx context.Context, item *unstructured.Unstructured, bac
 		}
 		return nil
 	}
-	if claim.Spec.VolumeName == "" || claim.Annotations[api.AnnotationNoSnapshot] != "" || selection.Finalizing(backup) {
+	if claim.Spec.VolumeName == "" || claim.Annotations[api.AnnotationNoSnapshot] != "" || velero.Finalizing(backup) {
 		return nil
 	}
 	selected := l.Select(backup)

@@ -7,6 +7,8 @@ import (
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"stillpoint.io/stillpoint/internal/velero"
 )
 
 const (
@@ -149,7 +151,7 @@ func TestFilterPoliciesThatVeleroRefuses(t *testing.T) {
 		s.filtered(document)
 		require.NoError(t, s.selection(t).Policies(t.Context()))
 		s.backup.Spec.IncludedResources = []string{"pvc"}
-		require.ErrorIs(t, s.selection(t).Policies(t.Context()), errOldFilters)
+		require.ErrorIs(t, s.selection(t).Policies(t.Context()), velero.ErrOldFilters)
 	}
 	s := newScene()
 	s.filtered(namespaced("[shop]", "kinds: [pvc], names: ['[']"))

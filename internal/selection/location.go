@@ -15,6 +15,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/location/csi"
 	"stillpoint.io/stillpoint/internal/location/externalstorage"
+	"stillpoint.io/stillpoint/internal/velero"
 )
 
 // providers are Stillpoint's VolumeSnapshotters, and how they choose their volumes
@@ -63,7 +64,7 @@ func (s *Selection) snapshotter(ctx context.Context, volume *corev1.PersistentVo
 // calls actions and VolumeSnapshotters for it.
 func (s *Selection) called(ctx context.Context, volume *corev1.PersistentVolume) (bool, error) {
 	f, err := s.included(ctx)
-	return err == nil && f.excludes(ofVolumes, volume) == "", err
+	return err == nil && f.Excludes(velero.Volumes, volume) == "", err
 }
 
 // locations are those of the backup, in its order. Before Velero has written

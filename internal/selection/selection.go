@@ -19,6 +19,8 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
+
+	"stillpoint.io/stillpoint/internal/velero"
 )
 
 // PolicyValue is what hands volumes to Stillpoint in a volume policy:
@@ -77,7 +79,7 @@ type Selection struct {
 	// the server's global ones, nil until they are asked.
 	own, global vhutil.VolumeHelper
 	// filters are nil until they are asked.
-	filters *filters
+	filters *velero.Filters
 }
 
 // New returns the selection of a backup. csi tells whether the Velero server
@@ -101,7 +103,7 @@ func (s *Selection) Of(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 // OfIncluded is Of for a claim that Velero calls for: it is in the backup,
 // perhaps because another plugin has asked for it in spite of the filters.
 func (s *Selection) OfIncluded(ctx context.Context, claim *corev1.PersistentVolumeClaim) (Verdict, error) {
-	if Finalizing(s.backup) {
+	if velero.Finalizing(s.backup) {
 		return none("the backup is finalizing"), nil
 	}
 	action, err := s.action(claim)
@@ -117,13 +119,6 @@ func (s *Selection) OfIncluded(ctx context.Context, claim *corev1.PersistentVolu
 		return verdict, nil
 	}
 	return s.snapshots(ctx, claim, action)
-}
-
-// Finalizing tells whether Velero is past the items of a backup, and only calls
-// again for those of its operations: no snapshot and no freeze then.
-func Finalizing(backup *velerov1.Backup) bool {
-	phase := backup.Status.Phase
-	return phase == velerov1.BackupPhaseFinalizing || phase == velerov1.BackupPhaseFinalizingPartiallyFailed
 }
 
 func none(reason string) Verdict { return Verdict{Path: None, Reason: reason} }
@@ -180,7 +175,7 @@ func (s *Selection) moves() bool { return boolptr.IsSetToTrue(s.backup.Spec.Snap
 
 // mover is an error when Velero's data mover cannot work.
 func (s *Selection) mover(ctx context.Context) error {
-	if !builtInMover(s.backup.Spec.DataMover) {
+	if !velero.BuiltInMover(s.backup.Spec.DataMover) {
 		return nil
 	}
 	if err := nodeagent.IsReady(ctx, s.backup.Namespace, s.client); err != nil {
@@ -261,10 +256,6 @@ func (s *Selection) stumbles(ctx context.Context, claim *corev1.PersistentVolume
 	return "", nil
 }
 
-// builtInMover is datamover.IsBuiltInUploader of Velero 1.18, whose package
-// would bring the client libraries of every cloud into the plugin.
-func builtInMover(name string) bool { return name == "" || name == "velero" }
-
 // selects says why the claim itself is not in the backup; "" if it is. With
 // --include-cluster-resources=true Velero calls for every PersistentVolume of
 // the cluster, whoever claims it.
@@ -273,14 +264,14 @@ func (s *Selection) selects(ctx context.Context, claim *corev1.PersistentVolumeC
 	if err != nil {
 		return "", err
 	}
-	if reason := f.excludes(ofClaims, claim); reason != "" || f.collects(ofClaims, claim) {
+	if reason := f.Excludes(velero.Claims, claim); reason != "" || f.Collects(velero.Claims, claim) {
 		return reason, nil
 	}
 	brought, err := s.brought(ctx, f, claim.Namespace)
-	switch _, policied := f.of(claim.Namespace, ofClaims); {
+	switch {
 	case err != nil || brought[claim.Name]:
 		return "", err
-	case policied:
+	case f.Policied(claim.Namespace):
 		return "namespacedFilterPolicies of the backup's resource policies do not match it", nil
 	}
 	return "the backup's label selector does not match it", nil
@@ -289,7 +280,7 @@ func (s *Selection) selects(ctx context.Context, claim *corev1.PersistentVolumeC
 // Pod reports whether a pod is in the backup by itself.
 func (s *Selection) Pod(ctx context.Context, pod *corev1.Pod) (bool, error) {
 	f, err := s.included(ctx)
-	return err == nil && f.excludes(ofPods, pod) == "" && f.collects(ofPods, pod), err
+	return err == nil && f.Excludes(velero.Pods, pod) == "" && f.Collects(velero.Pods, pod), err
 }
 
 // Namespace answers whether a namespace is in the backup.

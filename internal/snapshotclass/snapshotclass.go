@@ -18,6 +18,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/velero"
 )
 
 // Annotations that name a class. An administrator sets them.
@@ -51,6 +52,11 @@ type Input struct {
 	// Location are classes by StorageClass, of the VolumeSnapshotLocation that the
 	// snapshot is taken for; nil without one.
 	Location map[string]string
+}
+
+// Velero returns the part of the input that Velero chooses by.
+func (in Input) Velero() velero.ClassInput {
+	return velero.ClassInput{Backup: in.Backup, Claim: in.Claim, StorageClass: in.StorageClass, Classes: in.Classes}
 }
 
 // Choice is a class, and why it was taken.

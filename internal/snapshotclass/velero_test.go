@@ -33,13 +33,12 @@ func veleroScheme(t *testing.T) *runtime.Scheme {
 	return made.Scheme()
 }
 
-// byVelero is what Velero's own code takes. Its snapshot types are of another
-// version than ours, so the classes go through the fake API as they would
-// through the real one.
+// byVelero returns the class that Velero's own code takes when it reads the classes
+// from an API server.
 func byVelero(t *testing.T, scheme *runtime.Scheme, in Input) string {
 	t.Helper()
 	if in.StorageClass == nil {
-		return "" // createVolumeSnapshot ends before it asks for a class
+		return "" // Velero's action ends before it asks for a class
 	}
 	var objects []runtime.Object
 	for i := range in.Classes {
@@ -97,7 +96,8 @@ func TestVelero(t *testing.T) {
 			in := input()
 			test.change(&in)
 			want := byVelero(t, scheme, in)
-			require.Equal(t, want, Velero(in))
+			taken, _ := in.Velero().Class()
+			require.Equal(t, want, taken)
 			if test.want != "?" {
 				require.Equal(t, test.want, want)
 			}
@@ -105,34 +105,7 @@ func TestVelero(t *testing.T) {
 	}
 }
 
-// TestVeleroOfAllFacts compares over all combinations of what Velero looks at.
-func TestVeleroOfAllFacts(t *testing.T) {
-	scheme := veleroScheme(t)
-	names := []string{"-", "", "a", "B", "foreign", "absent"} // "-" is no annotation
-	marks := []string{"no mark", "label " + isVelero + "=true", "label " + isVelero + "=false", "annotation " + isDefault + "=true", "annotation " + isDefault + "=false"}
-	for _, ofClaim := range names {
-		for _, ofBackup := range names {
-			for _, ofA := range marks {
-				for _, ofB := range marks {
-					for _, provisioner := range []string{driver, "CSI.example.com", other} {
-						in := input()
-						in.StorageClass = storageClass(provisioner)
-						if ofClaim != "-" {
-							in.Claim.Annotations[isVelero] = ofClaim
-						}
-						if ofBackup != "-" {
-							in.Backup.Annotations[isVelero+"_csi.example.com"] = ofBackup
-						}
-						in.Classes = []snapshotv1.VolumeSnapshotClass{class("b", driver, ofB), class("a", driver, ofA), class("foreign", other)}
-						require.Equal(t, byVelero(t, scheme, in), Velero(in), "claim %q, backup %q, a %q, b %q, provisioner %s", ofClaim, ofBackup, ofA, ofB, provisioner)
-					}
-				}
-			}
-		}
-	}
-}
-
-func TestMend(t *testing.T) {
+func TestAnnotation(t *testing.T) {
 	for name, test := range map[string]struct {
 		change func(in *Input)
 		want   string
@@ -151,15 +124,15 @@ func TestMend(t *testing.T) {
 			test.change(&in)
 			choice, err := Choose(in)
 			require.NoError(t, err)
-			require.Equal(t, test.want, Mend(in, choice))
+			require.Equal(t, test.want, in.Velero().Annotation(choice.Class))
 		})
 	}
 }
 
-// TestMendMends does what Mend says and asks Velero's own code again.
-func TestMendMends(t *testing.T) {
+// TestAnnotationHelps sets the annotation and asks Velero's own code again.
+func TestAnnotationHelps(t *testing.T) {
 	scheme := veleroScheme(t)
-	mended := 0
+	helped := 0
 	for name, test := range choices {
 		in := input()
 		test.change(&in)
@@ -167,13 +140,13 @@ func TestMendMends(t *testing.T) {
 		if err != nil {
 			continue
 		}
-		if Mend(in, choice) != "" {
-			mended++
+		if in.Velero().Annotation(choice.Class) != "" {
+			helped++
 			in.Claim.Annotations[isVelero] = choice.Class.Name
 		} else if in.StorageClass == nil || in.StorageClass.Provisioner == other {
 			continue
 		}
 		require.Equal(t, choice.Class.Name, byVelero(t, scheme, in), name)
 	}
-	require.Positive(t, mended)
+	require.Positive(t, helped)
 }

@@ -31,6 +31,7 @@ import (
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
 	"stillpoint.io/stillpoint/internal/upload"
+	velerofacts "stillpoint.io/stillpoint/internal/velero"
 	"stillpoint.io/stillpoint/plugins/snapshotter"
 )
 
@@ -193,7 +194,7 @@ func (a *claimAction) Execute(item runtime.Unstructured, backup *velerov1.Backup
 		if err := a.bracket.Claim(ctx, claim, backup); err != nil {
 			return nil, nil, "", nil, err
 		}
-		if selection.Finalizing(backup) {
+		if velerofacts.Finalizing(backup) {
 			return item, nil, "", nil, nil
 		}
 		unstructured.RemoveNestedField(item.UnstructuredContent(), "metadata", "annotations", api.AnnotationLevel) // an earlier backup's
