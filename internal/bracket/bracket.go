@@ -20,6 +20,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
@@ -33,7 +34,7 @@ type Bracket struct {
 	clients    *cluster.Clients
 	namespaces *quiesce.Namespaces
 	classes    *snapshotclass.Catalogue
-	executor   *cluster.Executor
+	executor   *podexec.Client
 	csi        bool
 	log        logrus.FieldLogger
 	reporter   *quiesce.Reporter
@@ -59,7 +60,7 @@ func New(clients *cluster.Clients, namespaces *quiesce.Namespaces, classes *snap
 		clients:    clients,
 		namespaces: namespaces,
 		classes:    classes,
-		executor:   cluster.NewExecutor(clients),
+		executor:   podexec.New(clients),
 		csi:        csi,
 		log:        log,
 		reporter:   reporter,

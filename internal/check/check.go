@@ -32,6 +32,7 @@ import (
 	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/group"
 	"stillpoint.io/stillpoint/internal/location/csi"
+	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
@@ -64,14 +65,14 @@ type Options struct {
 // Checker checks backups of one cluster.
 type Checker struct {
 	clients  *cluster.Clients
-	executor quiesce.Executor
+	executor podexec.Executor
 	clock    clock.PassiveClock
 	forget   func(namespace string)
 }
 
 // New returns a Checker. forget is told of each namespace that nothing more
 // will be asked about.
-func New(clients *cluster.Clients, executor quiesce.Executor, clock clock.PassiveClock, forget func(namespace string)) *Checker {
+func New(clients *cluster.Clients, executor podexec.Executor, clock clock.PassiveClock, forget func(namespace string)) *Checker {
 	return &Checker{clients: clients, executor: executor, clock: clock, forget: forget}
 }
 

@@ -42,6 +42,7 @@ import (
 	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/podexec"
 )
 
 const (
@@ -163,7 +164,7 @@ func (s *scene) statefulSet(name string, annotations map[string]string, claims .
 }
 
 // Exec answers a probe; what is no probe would change something.
-func (s *scene) Exec(_ context.Context, container cluster.Container, command []string, streams cluster.Streams) error {
+func (s *scene) Exec(_ context.Context, container podexec.Container, command []string, streams podexec.Streams) error {
 	if !strings.Contains(strings.Join(command, " "), "/proc/self/mountinfo") {
 		s.t.Errorf("%s: %q is run", container, command)
 	}

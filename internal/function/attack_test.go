@@ -15,15 +15,6 @@ import (
 	"stillpoint.io/stillpoint/internal/render"
 )
 
-func TestOutputsAreBounded(t *testing.T) {
-	var log strings.Builder
-	for i := range 30 {
-		fmt.Fprintf(&log, "###Phase-output###: {\"key\": \"k%d\", \"value\": %q}\n", i, strings.Repeat("x", 100_000))
-	}
-	_, err := ParseOutputs([]byte(log.String()))
-	require.EqualError(t, err, "line 11: the outputs are longer than 1048576 bytes")
-}
-
 // attack is a blueprint by which somebody in namespace shop wants what is not
 // theirs. In all of them shop is the namespace of the annotated object, and the
 // options are an annotation's.

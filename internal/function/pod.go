@@ -21,6 +21,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/render"
 )
 
@@ -312,7 +313,7 @@ func (t *Tasks) runPod(ctx context.Context, task *render.Task, access *access) (
 		return nil, fmt.Errorf("read the log of %s: %w", title, err)
 	}
 	defer log.Close() //nolint:errcheck // it was read only
-	outputs, err := outputsIn(log)
+	outputs, err := podexec.ParseOutputs(log)
 	if err != nil {
 		return nil, fmt.Errorf("the log of %s: %w", title, err)
 	}

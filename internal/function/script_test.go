@@ -249,37 +249,6 @@ func TestScriptOfOthers(t *testing.T) {
 	require.ErrorContains(t, s.Render(t.Context(), &render.Step{Needs: "x"}), "the step is none of this script")
 }
 
-func TestParseOutputs(t *testing.T) {
-	for name, test := range map[string]struct {
-		printed string
-		want    map[string]any
-		err     string
-	}{
-		"none":          {"hello\nworld", map[string]any{}, ""},
-		"empty":         {"", map[string]any{}, ""},
-		"in a line":     {"hello ###Phase-output###: {\"key\": \"a\", \"value\": \"b\"}\nworld\n", map[string]any{"a": "b"}, ""},
-		"without end":   {"###Phase-output###:{\"key\":\"a\",\"value\":\"b\"}", map[string]any{"a": "b"}, ""},
-		"CRLF":          {"###Phase-output###: {\"key\":\"a\",\"value\":\"b\"}\r\n", map[string]any{"a": "b"}, ""},
-		"last counts":   {"###Phase-output###: {\"key\":\"a\",\"value\":\"b\"}\n###Phase-output###: {\"key\":\"a\",\"value\":\"c\"}", map[string]any{"a": "c"}, ""},
-		"nothing there": {"###Phase-output###:  \n", map[string]any{}, ""},
-		"whole number":  {"###Phase-output###: {\"key\":\"n\",\"value\":1000000}", map[string]any{"n": int64(1000000)}, ""},
-		"long log":      {strings.Repeat("x", 3*longestLine) + "\n###Phase-output###: {\"key\":\"a\",\"value\":\"b\"}", map[string]any{"a": "b"}, ""},
-		"long output":   {"###Phase-output###: {\"key\":\"a\",\"value\":\"" + strings.Repeat("x", longestLine) + "\"}", nil, "line 1: the output is longer than 1048576 bytes"},
-		"no JSON":       {"a\n###Phase-output###: hush", nil, `line 2: what follows ###Phase-output###: is no JSON of the form {"key": "…", "value": "…"}`},
-		"no key":        {"###Phase-output###: {\"value\":\"hush\"}", nil, "line 1: the output after ###Phase-output###: has no key"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			got, err := ParseOutputs([]byte(test.printed))
-			if test.err != "" {
-				require.EqualError(t, err, test.err)
-				return
-			}
-			require.NoError(t, err)
-			require.Equal(t, test.want, got)
-		})
-	}
-}
-
 func TestCallsAreWrittenWithoutWhatTheyLack(t *testing.T) {
 	text, err := json.Marshal(render.Call{Namespace: "a", Pod: "b", Container: "c", Command: []string{"d"}})
 	require.NoError(t, err)

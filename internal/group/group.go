@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshot"
@@ -26,7 +27,7 @@ type Groups struct {
 	clients    *cluster.Clients
 	namespaces *quiesce.Namespaces
 	classes    *snapshotclass.Catalogue
-	executor   *cluster.Executor
+	executor   *podexec.Client
 	reporter   *quiesce.Reporter
 	csi        bool
 	log        logrus.FieldLogger
@@ -41,7 +42,7 @@ func New(clients *cluster.Clients, namespaces *quiesce.Namespaces, classes *snap
 		clients:    clients,
 		namespaces: namespaces,
 		classes:    classes,
-		executor:   cluster.NewExecutor(clients),
+		executor:   podexec.New(clients),
 		reporter:   reporter,
 		csi:        csi,
 		log:        log,

@@ -15,8 +15,8 @@ import (
 
 	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/blueprint"
-	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/workload"
 )
@@ -33,19 +33,19 @@ const (
 // fileSystems finds the file systems of claims, each once, and the containers
 // to freeze them from. It belongs to one plan: pre and post see one choice.
 type fileSystems struct {
-	executor  Executor
+	executor  podexec.Executor
 	namespace string
 	// claims are those that will be snapshotted; no other is frozen.
 	claims map[string]corev1.PersistentVolumeClaim
 	// taken are the devices that are chosen already, as node/major:minor.
 	taken  map[string]bool
-	probes map[cluster.Container]probed
+	probes map[podexec.Container]probed
 	// chosen remembers the places of each hook, per arguments: its post thaws
 	// what its pre froze, and no other hook's does.
 	chosen map[string][]place
 	hooks  int
 	// variables are those that the subPathExprs of a container refer to.
-	variables map[cluster.Container][]string
+	variables map[podexec.Container][]string
 
 	// driver returns the profile of a claim's driver.
 	driver func(ctx context.Context, claim *corev1.PersistentVolumeClaim) (config.DriverProfile, error)
@@ -65,7 +65,7 @@ const (
 )
 
 type place struct {
-	container cluster.Container
+	container podexec.Container
 	path      string
 	// flush reports that the file system is written out and not frozen.
 	flush bool
@@ -76,15 +76,15 @@ type probed struct {
 	err error
 }
 
-func newFileSystems(executor Executor, namespace string, claims []corev1.PersistentVolumeClaim, driver func(context.Context, *corev1.PersistentVolumeClaim) (config.DriverProfile, error)) *fileSystems {
+func newFileSystems(executor podexec.Executor, namespace string, claims []corev1.PersistentVolumeClaim, driver func(context.Context, *corev1.PersistentVolumeClaim) (config.DriverProfile, error)) *fileSystems {
 	f := &fileSystems{
 		executor:  executor,
 		namespace: namespace,
 		claims:    map[string]corev1.PersistentVolumeClaim{},
 		taken:     map[string]bool{},
-		probes:    map[cluster.Container]probed{},
+		probes:    map[podexec.Container]probed{},
 		chosen:    map[string][]place{},
-		variables: map[cluster.Container][]string{},
+		variables: map[podexec.Container][]string{},
 		driver:    driver,
 		unfrozen:  map[string]Level{},
 	}
@@ -225,7 +225,7 @@ func (f *fileSystems) choose(ctx context.Context, hook int, pods []corev1.Pod, c
 	}
 	for i := range pods {
 		for _, mount := range workload.Mounts(&pods[i]) {
-			at := cluster.Container{Namespace: f.namespace, Pod: mount.Pod, Name: mount.Container}
+			at := podexec.Container{Namespace: f.namespace, Pod: mount.Pod, Name: mount.Container}
 			for _, reference := range variable.FindAllStringSubmatch(mount.SubPathExpr, -1) {
 				if reference[1] != "" {
 					f.variables[at] = append(f.variables[at], reference[1])
@@ -425,7 +425,7 @@ func isBlock(claim corev1.PersistentVolumeClaim) bool {
 func (f *fileSystems) first(ctx context.Context, of candidate, profile config.Freeze) (place, string, error) {
 	var reasons []string
 	for _, mount := range of.mounts {
-		container := cluster.Container{Namespace: f.namespace, Pod: mount.Pod, Name: mount.Container}
+		container := podexec.Container{Namespace: f.namespace, Pod: mount.Pod, Name: mount.Container}
 		probed := f.probe(ctx, container)
 		if probed.err != nil {
 			reasons = append(reasons, probed.err.Error())
@@ -463,16 +463,16 @@ func (f *fileSystems) first(ctx context.Context, of candidate, profile config.Fr
 	return place{}, "", fmt.Errorf("%s cannot be frozen from any container: %s", of.what, strings.Join(reasons, "; "))
 }
 
-func (f *fileSystems) probe(ctx context.Context, container cluster.Container) probed {
+func (f *fileSystems) probe(ctx context.Context, container podexec.Container) probed {
 	if known, ok := f.probes[container]; ok {
 		return known
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
 	var output bytes.Buffer
-	said := newOutput(plainly)
+	said := podexec.NewOutput(plainly)
 	var result probed
-	err := f.executor.Exec(ctx, container, append([]string{"sh", "-c", probeScript, "stillpoint"}, f.variables[container]...), cluster.Streams{Stdout: &output, Stderr: said})
+	err := f.executor.Exec(ctx, container, append([]string{"sh", "-c", probeScript, "stillpoint"}, f.variables[container]...), podexec.Streams{Stdout: &output, Stderr: said})
 	if err != nil {
 		result.err = fmt.Errorf("%w (Stillpoint needs sh in the container)", err)
 		if text := said.String(); text != "" {

@@ -12,8 +12,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"stillpoint.io/stillpoint/internal/cluster"
+
 	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/render"
 )
 
@@ -23,7 +24,7 @@ type prober struct {
 	asked   []string
 }
 
-func (p *prober) Exec(_ context.Context, container cluster.Container, _ []string, streams cluster.Streams) error {
+func (p *prober) Exec(_ context.Context, container podexec.Container, _ []string, streams podexec.Streams) error {
 	name := container.Pod + "/" + container.Name
 	p.asked = append(p.asked, name)
 	said, ok := p.answers[name]

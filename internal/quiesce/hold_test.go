@@ -14,7 +14,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"stillpoint.io/stillpoint/internal/cluster"
+
+	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/render"
 )
 
@@ -149,7 +150,7 @@ func TestHeldSessionThatFails(t *testing.T) {
 // their own it can be.
 type late struct{ *host }
 
-func (l late) Exec(ctx context.Context, container cluster.Container, command []string, streams cluster.Streams) error {
+func (l late) Exec(ctx context.Context, container podexec.Container, command []string, streams podexec.Streams) error {
 	streams.Stderr = slowly{streams.Stderr}
 	return l.host.Exec(ctx, container, command, streams)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 
+	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/render"
 )
 
@@ -64,7 +65,7 @@ func (s *Session) start(ctx context.Context, o *opening, hook *Hook, step *rende
 		case err == nil:
 			*place = opened
 			return
-		case shellless(err) && call.Hold == nil && len(call.Env) == 0:
+		case podexec.NoShell(err) && call.Hold == nil && len(call.Env) == 0:
 			s.log.Warnf("%s has no shell, so no guard can stand in it: blueprint %s, phase %s runs without one", containerOf(call), hook.Blueprint, step.Phase)
 			return
 		}

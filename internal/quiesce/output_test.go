@@ -7,7 +7,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"stillpoint.io/stillpoint/internal/function"
+
+	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/render"
 )
 
@@ -16,7 +17,7 @@ import (
 func TestErrorsShowNoPartOfASecret(t *testing.T) {
 	const secret = "correct-horse-battery-staple"
 	eachShell(t, func(t *testing.T, h *host) {
-		for _, size := range []int{tailLimit, keptLimit} {
+		for _, size := range []int{podexec.TailLimit, podexec.KeepLimit} {
 			for _, into := range []int{1, len(secret) / 2, len(secret) - 1} {
 				app := newApplication(t)
 				plan := app.plan()
@@ -28,25 +29,9 @@ func TestErrorsShowNoPartOfASecret(t *testing.T) {
 				require.ErrorContains(t, err, "exit code 7: ")
 				_, shown, _ := strings.Cut(err.Error(), "exit code 7: ")
 				assert.Empty(t, strings.Trim(shown, "=+*"))
-				assert.LessOrEqual(t, len(shown), tailLimit)
-				assert.Greater(t, len(shown), tailLimit/2)
+				assert.LessOrEqual(t, len(shown), podexec.TailLimit)
+				assert.Greater(t, len(shown), podexec.TailLimit/2)
 			}
 		}
 	})
-}
-
-func TestOutputKeepsItsEndAndItsOutputs(t *testing.T) {
-	o := newOutput(plainly)
-	mark := function.OutputMark + ` {"key": "a", "value": "b"}`
-	for _, part := range []string{"one\ntw", "o\n" + mark[:5], mark[5:] + "\n", strings.Repeat("x", keptLimit), "\nlast" + lineEnd[:3], lineEnd[3:] + "\n"} {
-		n, err := o.Write([]byte(part))
-		require.NoError(t, err)
-		require.Len(t, part, n)
-	}
-	o.whole()
-	require.Equal(t, mark+"\n", o.outputs.String())
-	require.Equal(t, strings.Repeat("x", tailLimit-len("\nlast"))+"\nlast", o.String())
-	said, cut := o.kept()
-	require.True(t, cut)
-	require.LessOrEqual(t, len(said), keptLimit)
 }

@@ -7,8 +7,8 @@ import (
 	"slices"
 	"time"
 
-	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/journal"
+	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/render"
 )
 
@@ -80,7 +80,7 @@ func (h *Hook) waiting() bool {
 }
 
 // prepares tells whether a pre command of the blueprint runs in container.
-func (h *Hook) prepares(container cluster.Container) bool {
+func (h *Hook) prepares(container podexec.Container) bool {
 	return slices.ContainsFunc(h.Pre, func(step *render.Step) bool {
 		return slices.ContainsFunc(step.Calls, func(call render.Call) bool {
 			return containerOf(call) == container

@@ -22,6 +22,7 @@ import (
 	"stillpoint.io/stillpoint/internal/function"
 	"stillpoint.io/stillpoint/internal/journal"
 	"stillpoint.io/stillpoint/internal/node"
+	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/workload"
 )
@@ -30,7 +31,7 @@ import (
 // nothing.
 type Planner struct {
 	Kube     kubernetes.Interface
-	Executor Executor
+	Executor podexec.Executor
 	Finder   *blueprint.Finder
 	// Tasks are looked ahead at: what they need is checked, and what they put out
 	// told, where that can be known.
@@ -46,7 +47,7 @@ type Planner struct {
 
 // NewPlanner makes a planner with the configuration as it is now. Only a freeze
 // needs it: a volume that nobody wants quiesced is not to fail for it.
-func NewPlanner(ctx context.Context, clients *cluster.Clients, executor Executor, warn func(format string, args ...any)) (*Planner, error) {
+func NewPlanner(ctx context.Context, clients *cluster.Clients, executor podexec.Executor, warn func(format string, args ...any)) (*Planner, error) {
 	settings, err := config.Load(ctx, clients.Kube, clients.VeleroNamespace)
 	if err != nil {
 		return nil, err

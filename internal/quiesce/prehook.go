@@ -10,8 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"stillpoint.io/stillpoint/internal/cluster"
-	"stillpoint.io/stillpoint/internal/function"
+	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/render"
 )
 
@@ -258,7 +257,7 @@ func (s *Session) runStep(ctx context.Context, p *pre, limit time.Duration) (map
 		s.enter(&p.task, frozen)
 		return outputs, nil
 	}
-	printed := make([]*output, len(p.runners))
+	printed := make([]*podexec.Output, len(p.runners))
 	err := each(p.runners, func(r *runner) error {
 		i := slices.Index(p.runners, r)
 		s.enter(&r.progress, pending)
@@ -304,16 +303,13 @@ func (s *Session) runTask(ctx context.Context, task *render.Task) (map[string]an
 }
 
 // outputs are those of all commands of a phase.
-func (s *Session) outputs(printed []*output) (map[string]any, error) {
+func (s *Session) outputs(printed []*podexec.Output) (map[string]any, error) {
 	all := map[string]any{}
 	for _, output := range printed {
 		if output == nil {
 			continue
 		}
-		if output.full {
-			return nil, fmt.Errorf("the phase's output is longer than %d bytes", outputLimit)
-		}
-		outputs, err := function.ParseOutputs(output.outputs.Bytes())
+		outputs, err := output.Outputs()
 		if err != nil {
 			return nil, s.masked(err)
 		}
@@ -322,7 +318,7 @@ func (s *Session) outputs(printed []*output) (map[string]any, error) {
 	return all, nil
 }
 
-func (s *Session) runShell(ctx context.Context, r *runner, limit time.Duration) (*output, error) {
+func (s *Session) runShell(ctx context.Context, r *runner, limit time.Duration) (*podexec.Output, error) {
 	// The shell in the container keeps the limit; ours is for one that is gone, or whose
 	// command the kernel does not let go.
 	waiting, cancel := context.WithTimeout(ctx, limit+killLimit)
@@ -351,9 +347,9 @@ func (s *Session) await(ctx context.Context, r *runner) {
 }
 
 // ended judges the end of a command.
-func (s *Session) ended(r *runner, answer string) (*output, error) {
+func (s *Session) ended(r *runner, answer string) (*podexec.Output, error) {
 	code := strings.TrimPrefix(answer, "ended ")
-	r.shell.output.whole()
+	r.shell.output.WaitEnd()
 	to := ended(r.call.Command, code, r.shell.output)
 	s.enter(&r.progress, to)
 	switch {
@@ -369,7 +365,7 @@ func (s *Session) ended(r *runner, answer string) (*output, error) {
 }
 
 // tellHeld has a held client begin.
-func (s *Session) tellHeld(ctx context.Context, r *runner, limit time.Duration) (*output, error) {
+func (s *Session) tellHeld(ctx context.Context, r *runner, limit time.Duration) (*podexec.Output, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	guard := r.held.guard
@@ -388,32 +384,16 @@ func (s *Session) tellHeld(ctx context.Context, r *runner, limit time.Duration) 
 }
 
 // bare runs a command in a container that has no shell.
-func (s *Session) bare(ctx context.Context, r *runner, limit time.Duration) (*output, error) {
+func (s *Session) bare(ctx context.Context, r *runner, limit time.Duration) (*podexec.Output, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	printed := newOutput(s.show)
-	err := s.tools.Executor.Exec(ctx, containerOf(r.call), r.call.Command, cluster.Streams{Stdout: printed, Stderr: printed})
-	if code, known := exitCode(err); known {
+	printed := podexec.NewOutput(s.show)
+	err := s.tools.Executor.Exec(ctx, containerOf(r.call), r.call.Command, podexec.Streams{Stdout: printed, Stderr: printed})
+	if code, known := podexec.ExitCode(err); known {
 		s.enter(&r.progress, ended(r.call.Command, code, printed))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s", s.masked(err), printed)
 	}
 	return printed, nil
-}
-
-// exitCode is that of a command without a shell; known is false when it is not known
-// to have ended.
-func exitCode(err error) (code string, known bool) {
-	var exit interface {
-		error
-		Exited() bool
-	}
-	switch {
-	case err == nil:
-		return "0", true
-	case errors.As(err, &exit) && exit.Exited():
-		return "1", true // which one does not matter
-	}
-	return "", false
 }

@@ -11,10 +11,12 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/function"
 	"stillpoint.io/stillpoint/internal/journal"
 	"stillpoint.io/stillpoint/internal/node"
+	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/workload"
 )
@@ -80,8 +82,8 @@ var errNowhere = errors.New("no other container mounts the volume")
 
 // outside thaws file systems without the container of the call that should.
 type outside struct {
-	executor Executor
-	show     show
+	executor podexec.Executor
+	show     podexec.Show
 	// node thaws volumes that no container can thaw; nil where it is not to.
 	node    Node
 	volumes []journal.Volume
@@ -166,7 +168,7 @@ func (r *rescue) mountsOf(call render.Call) []workload.Mount {
 // byHand tells a person what to run: the same command, and on the node what
 // thaws the volumes it stands for.
 func (r *rescue) byHand(call render.Call) string {
-	text := fmt.Sprintf("run by hand: kubectl exec -n %s %s -c %s -- %s", call.Namespace, call.Pod, call.Container, quote(call.Command))
+	text := fmt.Sprintf("run by hand: kubectl exec -n %s %s -c %s -- %s", call.Namespace, call.Pod, call.Container, podexec.Quote(call.Command))
 	var thaws []string
 	node := ""
 	for _, volume := range r.volumes(call) {

@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
+
 	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/workload"
 )

@@ -10,8 +10,9 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
-	"stillpoint.io/stillpoint/internal/cluster"
+
 	"stillpoint.io/stillpoint/internal/journal"
+	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/render"
 )
 
@@ -40,7 +41,7 @@ const (
 
 // Tools are what a session works with.
 type Tools struct {
-	Executor Executor
+	Executor podexec.Executor
 	// Tasks runs what acts through the API server; nil can run nothing.
 	Tasks Tasks
 	// Intents keeps on record what is owed; nil keeps nothing.
@@ -211,9 +212,9 @@ func (s *Session) flush(ctx context.Context) <-chan error {
 		ctx, cancel := context.WithTimeout(ctx, s.plan.PrepareTimeout)
 		defer cancel()
 		err := each(s.plan.Flush, func(call render.Call) error {
-			said := newOutput(plainly)
-			if err := s.tools.Executor.Exec(ctx, containerOf(call), call.Command, cluster.Streams{Stderr: said}); err != nil {
-				return fmt.Errorf("%s in %s: %w: %s", quote(call.Command), containerOf(call), err, said.String())
+			said := podexec.NewOutput(plainly)
+			if err := s.tools.Executor.Exec(ctx, containerOf(call), call.Command, podexec.Streams{Stderr: said}); err != nil {
+				return fmt.Errorf("%s in %s: %w: %s", podexec.Quote(call.Command), containerOf(call), err, said.String())
 			}
 			return nil
 		})
@@ -286,7 +287,7 @@ func (s *Session) broke(reason error) {
 
 // said is what a command that has ended printed last.
 func (s *Session) said(from *shell) string {
-	from.output.whole()
+	from.output.WaitEnd()
 	return s.soFar(from)
 }
 
@@ -296,7 +297,9 @@ func (s *Session) soFar(from *shell) string {
 }
 
 // show masks what a command has printed.
-func (s *Session) show(said string, cut bool) string { return s.masker().Tail(said, tailLimit, cut) }
+func (s *Session) show(said string, cut bool) string {
+	return s.masker().Tail(said, podexec.TailLimit, cut)
+}
 
 // expire keeps the quiesce timeout.
 func (s *Session) expire(ctx context.Context) {
@@ -396,8 +399,8 @@ func (e maskedError) Error() string { return e.text }
 
 func (e maskedError) Is(target error) bool { return errors.Is(e.cause, target) }
 
-func containerOf(call render.Call) cluster.Container {
-	return cluster.Container{Namespace: call.Namespace, Pod: call.Pod, Name: call.Container}
+func containerOf(call render.Call) podexec.Container {
+	return podexec.Container{Namespace: call.Namespace, Pod: call.Pod, Name: call.Container}
 }
 
 // each runs do for all items at the same time and joins the errors.

@@ -14,7 +14,8 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"stillpoint.io/stillpoint/internal/cluster"
+
+	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/render"
 )
 
@@ -35,7 +36,7 @@ func newHost() *host {
 	return &host{shell: []string{"sh"}, running: map[string][]*exec.Cmd{}, broken: map[string]bool{}}
 }
 
-func (h *host) Exec(ctx context.Context, container cluster.Container, command []string, streams cluster.Streams) error {
+func (h *host) Exec(ctx context.Context, container podexec.Container, command []string, streams podexec.Streams) error {
 	ctx, hangUp := context.WithCancel(ctx)
 	defer hangUp()
 	h.mu.Lock()

@@ -12,16 +12,9 @@ import (
 	"strings"
 	"time"
 
-	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/render"
 )
-
-// Executor runs a command in a container; cluster.Executor is the real one.
-// The command must see end of file on its standard input soon after ctx ends
-// or the connection breaks: every guarantee of this package rests on that.
-type Executor interface {
-	Exec(ctx context.Context, container cluster.Container, command []string, streams cluster.Streams) error
-}
 
 // openLimit is how long a shell may take to start in a container that runs.
 const openLimit = 30 * time.Second
@@ -69,10 +62,10 @@ var errLost = errors.New("the connection to the container was lost")
 
 // shell is one of the scripts, running in a container and waiting for lines.
 type shell struct {
-	container cluster.Container
+	container podexec.Container
 	stdin     *io.PipeWriter
 	lines     chan string
-	output    *output
+	output    *podexec.Output
 	process   string // of a guard's shell, or of a held client
 	hangUp    context.CancelFunc
 	// ended is closed when the script has ended or the connection is gone;
@@ -84,7 +77,7 @@ type shell struct {
 // openShell starts script in a call's container, hands it the call and waits
 // until it is armed. The shell outlives ctx. Errors have what show lets through of
 // the output.
-func openShell(ctx context.Context, executor Executor, call render.Call, script string, show show) (*shell, error) {
+func openShell(ctx context.Context, executor podexec.Executor, call render.Call, script string, show podexec.Show) (*shell, error) {
 	container := containerOf(call)
 	life, hangUp := context.WithCancel(context.WithoutCancel(ctx))
 	stdin, typed := io.Pipe()
@@ -93,13 +86,13 @@ func openShell(ctx context.Context, executor Executor, call render.Call, script 
 		container: container,
 		stdin:     typed,
 		lines:     make(chan string, 16),
-		output:    newOutput(show),
+		output:    podexec.NewOutput(show),
 		hangUp:    hangUp,
 		ended:     make(chan struct{}),
 	}
 	go func() {
 		err := executor.Exec(life, container, []string{"sh", "-c", script},
-			cluster.Streams{Stdin: stdin, Stdout: stdout, Stderr: s.output})
+			podexec.Streams{Stdin: stdin, Stdout: stdout, Stderr: s.output})
 		// Without a reader no writer may hang.
 		stdin.CloseWithError(errLost)
 		stdout.Close()
@@ -143,9 +136,9 @@ func (s *shell) arm(ctx context.Context, call render.Call) error {
 		write("place ", mountPath)
 	}
 	for _, name := range slices.Sorted(maps.Keys(call.Env)) {
-		write("=", "export "+name+"="+quote([]string{call.Env[name]}))
+		write("=", "export "+name+"="+podexec.Quote([]string{call.Env[name]}))
 	}
-	write(":", quote(call.Command))
+	write(":", podexec.Quote(call.Command))
 	if call.Hold != nil {
 		write("<", call.Hold.Begin)
 		write(">", call.Hold.End)
@@ -280,23 +273,4 @@ func (s *shell) ask(ctx context.Context, line string, answers ...string) (string
 // seconds is what `sleep` takes: whole seconds, rounded up, at least one.
 func seconds(d time.Duration) int {
 	return max(1, int((d+time.Second-1)/time.Second))
-}
-
-// quote writes command as words of a POSIX shell.
-func quote(command []string) string {
-	words := make([]string, len(command))
-	for i, word := range command {
-		words[i] = "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
-	}
-	return strings.Join(words, " ")
-}
-
-// shellless recognizes that a container has no sh: the runtime (runc, crun) says
-// that it found no such executable.
-func shellless(err error) bool {
-	if err == nil {
-		return false
-	}
-	text := err.Error()
-	return strings.Contains(text, `"sh": executable file not found`) || strings.Contains(text, "executable file `sh` not found")
 }

@@ -4,6 +4,9 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"stillpoint.io/stillpoint/internal/podexec"
+	"stillpoint.io/stillpoint/internal/render"
 )
 
 // state is what is known of the effect that a post command undoes. Every path that
@@ -46,8 +49,8 @@ func of(commands []state) state {
 }
 
 // ended is the state after a pre command has ended. code is "0" for success.
-func ended(command []string, code string, printed *output) state {
-	said, _ := printed.kept()
+func ended(command []string, code string, printed *podexec.Output) state {
+	said, _ := printed.Tail()
 	all := strings.Join(command, " ")
 	refused := thawsFileSystem(command) && kernelSaid(said, "Device or resource busy")
 	switch {
@@ -75,8 +78,8 @@ const (
 )
 
 // replyOf reads what a post command has printed. code is "0" for success.
-func replyOf(command []string, code string, printed *output) reply {
-	said, _ := printed.kept()
+func replyOf(command []string, code string, printed *podexec.Output) reply {
+	said, _ := printed.Tail()
 	_, thaws := fileSystem(command)
 	switch {
 	case thawsFileSystem(command) && kernelSaid(said, "Invalid argument"):
@@ -160,4 +163,9 @@ func namesPath(command []string, mountPath string, below bool) bool {
 			return part == mountPath || below && strings.HasPrefix(part, mountPath+"/")
 		})
 	})
+}
+
+// plainly shows the output of a command that was given no secret.
+func plainly(said string, cut bool) string {
+	return render.Masker{}.Tail(said, podexec.TailLimit, cut)
 }

@@ -5,10 +5,12 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/assert"
+
+	"stillpoint.io/stillpoint/internal/podexec"
 )
 
-func printed(text string) *output {
-	o := newOutput(plainly)
+func printed(text string) *podexec.Output {
+	o := podexec.NewOutput(plainly)
 	_, _ = o.Write([]byte(text))
 	return o
 }

@@ -12,7 +12,7 @@ import (
 	"sync"
 	"time"
 
-	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/render"
 )
 
@@ -95,7 +95,7 @@ func (s *Session) ready(ctx context.Context, p *post) error {
 // try is one run of a post command.
 type try struct {
 	reply   reply
-	printed *output
+	printed *podexec.Output
 	// sure says that none of the commands that it undoes was at work when it started, as
 	// far as could be seen there.
 	sure bool
@@ -167,12 +167,12 @@ func (s *Session) tell(ctx context.Context, t *target) (map[string]any, try, err
 		return nil, try{}, s.masked(err)
 	}
 	t.told = false
-	t.guard.output.whole()
+	t.guard.output.WaitEnd()
 	tried, err := judge(t.call, t.guard.output, answer)
 	if err != nil || t.hook.Script == nil || !t.hook.waiting() {
 		return map[string]any{}, tried, err
 	}
-	outputs, err := s.outputs([]*output{t.guard.output})
+	outputs, err := s.outputs([]*podexec.Output{t.guard.output})
 	return outputs, tried, err
 }
 
@@ -206,7 +206,7 @@ func (s *Session) order(ctx context.Context, t *target) (done bool, err error) {
 
 // judge reads the answer of a script: a word, the exit code, and whether a freeze was
 // under way.
-func judge(call render.Call, printed *output, answer string) (try, error) {
+func judge(call render.Call, printed *podexec.Output, answer string) (try, error) {
 	code, freezing := strings.CutSuffix(answer, " freezing")
 	code = code[strings.LastIndexByte(code, ' ')+1:]
 	if code == "thawed" {
@@ -326,7 +326,7 @@ func (s *Session) leave(ctx context.Context, t *target) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, postLimit)
 	defer cancel()
-	_ = s.tools.Executor.Exec(ctx, t.guard.container, []string{"sh", "-c", `kill -USR1 "$0"`, t.guard.process}, cluster.Streams{Stdout: io.Discard, Stderr: io.Discard})
+	_ = s.tools.Executor.Exec(ctx, t.guard.container, []string{"sh", "-c", `kill -USR1 "$0"`, t.guard.process}, podexec.Streams{Stdout: io.Discard, Stderr: io.Discard})
 }
 
 // stuckError says that something may still be frozen.
@@ -345,21 +345,21 @@ func (s *Session) once(ctx context.Context, call render.Call) (map[string]any, t
 	if err != nil {
 		return nil, tried, s.masked(err)
 	}
-	outputs, err := s.outputs([]*output{tried.printed})
+	outputs, err := s.outputs([]*podexec.Output{tried.printed})
 	return outputs, tried, err
 }
 
 // runOnce runs a call that undoes something, in a shell of its own, or in none
 // where the container has none. The error has what the command printed as show
 // returns it; that a file system is not frozen is none.
-func runOnce(ctx context.Context, executor Executor, call render.Call, limit time.Duration, show show) (try, error) {
+func runOnce(ctx context.Context, executor podexec.Executor, call render.Call, limit time.Duration, show podexec.Show) (try, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit+killLimit)
 	defer cancel()
 	shell, err := openShell(ctx, executor, call, runnerScript, show)
-	if shellless(err) && len(call.Env) == 0 {
-		printed := newOutput(show)
-		err = executor.Exec(ctx, containerOf(call), call.Command, cluster.Streams{Stdout: printed, Stderr: printed})
-		code, known := exitCode(err)
+	if podexec.NoShell(err) && len(call.Env) == 0 {
+		printed := podexec.NewOutput(show)
+		err = executor.Exec(ctx, containerOf(call), call.Command, podexec.Streams{Stdout: printed, Stderr: printed})
+		code, known := podexec.ExitCode(err)
 		tried := try{reply: replyOf(call.Command, code, printed), printed: printed}
 		if known && tried.reply != failed {
 			return tried, nil
@@ -374,6 +374,6 @@ func runOnce(ctx context.Context, executor Executor, call render.Call, limit tim
 	if err != nil {
 		return try{}, err
 	}
-	shell.output.whole()
+	shell.output.WaitEnd()
 	return judge(call, shell.output, answer)
 }

@@ -21,8 +21,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
-	"stillpoint.io/stillpoint/internal/cluster"
+
 	"stillpoint.io/stillpoint/internal/journal"
+	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/workload"
 )
@@ -31,9 +32,9 @@ import (
 // and that it has ended are noticed only by a thaw.
 type tardy struct{ *host }
 
-func (h tardy) Exec(ctx context.Context, container cluster.Container, command []string, streams cluster.Streams) error {
+func (h tardy) Exec(ctx context.Context, container podexec.Container, command []string, streams podexec.Streams) error {
 	defer time.Sleep(5 * time.Second)
-	return h.host.Exec(ctx, container, command, cluster.Streams{Stdin: streams.Stdin, Stdout: streams.Stdout, Stderr: streams.Stderr})
+	return h.host.Exec(ctx, container, command, podexec.Streams{Stdin: streams.Stdin, Stdout: streams.Stdout, Stderr: streams.Stderr})
 }
 
 // pids are those of a container's shells.

@@ -22,6 +22,7 @@ import (
 	"stillpoint.io/stillpoint/internal/function"
 	"stillpoint.io/stillpoint/internal/journal"
 	"stillpoint.io/stillpoint/internal/node"
+	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/render"
 )
 
@@ -43,7 +44,7 @@ const (
 type Undoer struct {
 	Journal  *journal.Journal
 	Kube     kubernetes.Interface
-	Executor Executor
+	Executor podexec.Executor
 	Tasks    Tasks
 	// Nodes thaws what no container can.
 	Nodes Node
@@ -75,7 +76,7 @@ func NewUndoer(clients *cluster.Clients, settings func(context.Context) (*config
 	return &Undoer{
 		Journal:  journal.New(clients, clock),
 		Kube:     clients.Kube,
-		Executor: cluster.NewExecutor(clients),
+		Executor: podexec.New(clients),
 		Tasks:    tasks,
 		Nodes:    node.New(clients, settings),
 		Clock:    clock,
@@ -344,7 +345,7 @@ func (o *owed) limit(call render.Call) time.Duration {
 
 // hidden shows of what a call has printed only what a thaw says that does nothing else:
 // all other output can hold secrets, and their values are not known here.
-func hidden(call render.Call) show {
+func hidden(call render.Call) podexec.Show {
 	if _, alone := fileSystem(call.Command); alone {
 		return plainly
 	}

@@ -15,6 +15,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/check"
 	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/plugins/command"
 )
 
@@ -126,7 +127,7 @@ func (f *flags) run(ctx context.Context, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	report, err := check.New(clients, cluster.NewExecutor(clients), clock.RealClock{}, glance.Forget).Check(ctx, f.Options)
+	report, err := check.New(clients, podexec.New(clients), clock.RealClock{}, glance.Forget).Check(ctx, f.Options)
 	if err != nil {
 		return err
 	}

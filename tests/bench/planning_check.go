@@ -16,6 +16,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/check"
 	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/podexec"
 )
 
 // counter counts the requests that get as far as the API server.
@@ -41,7 +42,7 @@ func countPlanning(ctx context.Context, workloads, claims int, namespaces ...str
 	if err != nil {
 		return 0, err
 	}
-	checker := check.New(clients, cluster.NewExecutor(clients), clock.RealClock{}, glance.Forget)
+	checker := check.New(clients, podexec.New(clients), clock.RealClock{}, glance.Forget)
 	report, err := checker.Check(ctx, check.Options{Namespaces: namespaces, VolumePolicies: planPolicies, Deployment: "velero"})
 	if err != nil {
 		return 0, err

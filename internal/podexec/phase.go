@@ -1,4 +1,4 @@
-package function
+package podexec
 
 import (
 	"bufio"
@@ -10,22 +10,14 @@ import (
 	kjson "sigs.k8s.io/json"
 )
 
-// OutputMark stands before an output in what a command prints; the same as
-// Kanister's, whose `kando output` prints it.
+// OutputMark precedes an output in what a command prints. It is Kanister's: its
+// `kando output` prints it.
 const OutputMark = "###Phase-output###:"
 
-// longestLine is how much of a line is kept, in bytes, and how long all outputs
-// of a phase may be.
-const longestLine = 1 << 20
-
-// ParseOutputs finds the outputs of a phase in what its command printed: what
-// follows the mark in a line, as JSON with a key and a value. The last one of
-// a key counts. An error shows nothing of what was printed.
-func ParseOutputs(printed []byte) (map[string]any, error) {
-	return outputsIn(bytes.NewReader(printed))
-}
-
-func outputsIn(printed io.Reader) (map[string]any, error) {
+// ParseOutputs returns the outputs of a phase from the text that its command printed:
+// after the mark, a line has a JSON object with a key and a value. The last value of a
+// key counts. Errors contain nothing of the text.
+func ParseOutputs(printed io.Reader) (map[string]any, error) {
 	outputs := map[string]any{}
 	reader, length := bufio.NewReader(printed), 0
 	for number, more := 1, true; more; number++ {
@@ -36,10 +28,10 @@ func outputsIn(printed io.Reader) (map[string]any, error) {
 		}
 		if _, output, marked := bytes.Cut(line, []byte(OutputMark)); marked {
 			if tooLong {
-				return nil, fmt.Errorf("line %d: the output is longer than %d bytes", number, longestLine)
+				return nil, fmt.Errorf("line %d: the output is longer than %d bytes", number, outputLimit)
 			}
-			if length += len(output); length > longestLine {
-				return nil, fmt.Errorf("line %d: the outputs are longer than %d bytes", number, longestLine)
+			if length += len(output); length > outputLimit {
+				return nil, fmt.Errorf("line %d: the outputs are longer than %d bytes", number, outputLimit)
 			}
 			if wrong := addOutput(outputs, bytes.TrimSpace(output)); wrong != "" {
 				return nil, fmt.Errorf("line %d: %s", number, wrong)
@@ -49,11 +41,11 @@ func outputsIn(printed io.Reader) (map[string]any, error) {
 	return outputs, nil
 }
 
-// nextLine reads a line and keeps the beginning of one that is too long.
+// nextLine reads a line, and truncates one that is too long.
 func nextLine(reader *bufio.Reader) (line []byte, tooLong bool, err error) {
 	for {
 		part, err := reader.ReadSlice('\n')
-		if room := longestLine - len(line); len(part) > room {
+		if room := outputLimit - len(line); len(part) > room {
 			part, tooLong = part[:room], true
 		}
 		line = append(line, part...)

@@ -1,4 +1,4 @@
-package cluster
+package podexec
 
 import (
 	"context"
@@ -11,9 +11,11 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
+
+	"stillpoint.io/stillpoint/internal/cluster"
 )
 
-// Container is one container of a running pod.
+// Container names a container of a pod.
 type Container struct {
 	Namespace, Pod, Name string
 }
@@ -28,34 +30,40 @@ type Streams struct {
 	Stdout, Stderr io.Writer
 }
 
-// Executor runs commands in containers.
-type Executor struct {
+// Executor runs a command in a container; Client implements it. The command must see
+// end of file on its standard input soon after ctx ends or the connection breaks: every
+// guarantee of package quiesce depends on that.
+type Executor interface {
+	Exec(ctx context.Context, container Container, command []string, streams Streams) error
+}
+
+// Client runs commands in containers through the API server.
+type Client struct {
 	config *rest.Config
 	kube   kubernetes.Interface
 }
 
-// NewExecutor returns an Executor that reaches containers through the API
-// server of clients.
-func NewExecutor(clients *Clients) *Executor {
-	return &Executor{config: clients.Config, kube: clients.Kube}
+// New returns a Client for the API server of clients.
+func New(clients *cluster.Clients) *Client {
+	return &Client{config: clients.Config, kube: clients.Kube}
 }
 
 // Exec runs command in a container until it ends or ctx does, and returns a
-// k8s.io/client-go/util/exec.CodeExitError when it ended with another code
-// than 0. When ctx ends, only the connection is closed: the command sees end
-// of file on its standard input and nothing else.
+// k8s.io/client-go/util/exec.CodeExitError for any exit code but 0. When ctx ends, only
+// the connection is closed: the command sees end of file on its standard input and
+// nothing else.
 //
-// The kubelet refuses an exec without any stream, so a command without one has its
+// The kubelet refuses an exec without any stream, so a command without streams has its
 // standard error discarded.
 //
-// It asks for a WebSocket and falls back to SPDY where the API server or a
-// proxy on the way cannot upgrade, as kubectl does. Both send a ping every 5 s,
-// so that a load balancer has no idle stream to cut.
-func (e *Executor) Exec(ctx context.Context, container Container, command []string, streams Streams) error {
+// Exec requests a WebSocket and falls back to SPDY if the API server or a proxy cannot
+// upgrade, as kubectl does. Both send a ping every 5 s, so that a load balancer does
+// not close the stream as idle.
+func (c *Client) Exec(ctx context.Context, container Container, command []string, streams Streams) error {
 	if streams == (Streams{}) {
 		streams.Stderr = io.Discard
 	}
-	request := e.kube.CoreV1().RESTClient().Post().
+	request := c.kube.CoreV1().RESTClient().Post().
 		Resource("pods").Namespace(container.Namespace).Name(container.Pod).SubResource("exec").
 		VersionedParams(&corev1.PodExecOptions{
 			Container: container.Name,
@@ -65,12 +73,12 @@ func (e *Executor) Exec(ctx context.Context, container Container, command []stri
 			Stderr:    streams.Stderr != nil,
 		}, scheme.ParameterCodec)
 
-	spdy, err := remotecommand.NewSPDYExecutor(e.config, "POST", request.URL())
+	spdy, err := remotecommand.NewSPDYExecutor(c.config, "POST", request.URL())
 	if err != nil {
 		return fmt.Errorf("exec in %s: %w", container, err)
 	}
 	// A WebSocket begins as a GET, by its protocol.
-	webSocket, err := remotecommand.NewWebSocketExecutor(e.config, "GET", request.URL().String())
+	webSocket, err := remotecommand.NewWebSocketExecutor(c.config, "GET", request.URL().String())
 	if err != nil {
 		return fmt.Errorf("exec in %s: %w", container, err)
 	}
