@@ -1,10 +1,8 @@
-// Package config reads the configuration: one versioned document in one
-// ConfigMap of Velero's namespace. Anything in it that is not understood is an
-// error; nothing falls through to a default.
 package config
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/client-go/kubernetes"
 	kjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
@@ -27,11 +26,10 @@ import (
 
 // The labels that make a ConfigMap of Velero's namespace the configuration.
 // By Velero's convention for plugins (GetPluginConfig in
-// pkg/plugin/framework/common) there are two: one that is the same for all
-// plugins and whose value does not matter, and one whose key is the plugin's
-// name and whose value is a kind. A plugin's name is <domain>/<name>, and ours
-// is that of the whole set, with a kind of its own: it configures all of its
-// actions at once. The administrator sets both.
+// pkg/plugin/framework/common) there are two: PluginConfigLabel, which is the same for
+// all plugins and whose value does not matter, and one whose key is the plugin's
+// name (api.LabelConfiguration) and whose value is a kind. Stillpoint has a kind of
+// its own, since the configuration is for all of its actions at once.
 const (
 	PluginConfigLabel = "velero.io/plugin-config"
 	PluginKind        = "Configuration"
@@ -43,23 +41,22 @@ const Key = "config.yaml"
 // Version is the only version of the document so far.
 const Version = "v1"
 
-// invalid is an error about a configuration that was read.
+// invalid is an error of a configuration that was read.
 type invalid struct{ error }
 
 func (i invalid) Unwrap() error { return i.error }
 
-// Unusable reports whether an error of Load is about the configuration itself, or
-// the right to read it: to read it again does not help. What must come to an end
-// goes on without it then, and says so.
+// Unusable reports whether an error of Load means that the configuration is invalid or
+// must not be read, so that another try does not help. Work that must come to an end
+// then continues without the configuration, and logs that.
 func Unusable(err error) bool {
 	return errors.As(err, new(invalid)) || apierrors.IsForbidden(err)
 }
 
-// Load reads the configuration, or gives the defaults where there is none.
+// Load reads the configuration. Without a ConfigMap, it returns the defaults.
 func Load(ctx context.Context, client kubernetes.Interface, veleroNamespace string) (*Config, error) {
-	// By one label only: a ConfigMap that lacks the other one, or has the
-	// wrong kind, would else be passed over without a word. Not by Velero's
-	// own function, since that takes no context.
+	// By one label only: otherwise, a ConfigMap that lacks the other one, or has the
+	// wrong kind, would be ignored silently. Velero's own function takes no context.
 	configMaps, err := client.CoreV1().ConfigMaps(veleroNamespace).List(ctx, metav1.ListOptions{LabelSelector: api.LabelConfiguration})
 	if err != nil {
 		return nil, fmt.Errorf("list ConfigMaps of namespace %s with label %s: %w", veleroNamespace, api.LabelConfiguration, err)
@@ -79,8 +76,7 @@ func Load(ctx context.Context, client kubernetes.Interface, veleroNamespace stri
 	}
 }
 
-// Decode reads the configuration out of its ConfigMap, whose namespace is
-// Velero's.
+// Decode reads the configuration from its ConfigMap, which is in Velero's namespace.
 func Decode(configMap *corev1.ConfigMap) (*Config, error) {
 	config, err := decode(configMap)
 	if err != nil {
@@ -120,7 +116,7 @@ func document(doc []byte, veleroNamespace string) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read as YAML: %w", err)
 	}
-	// The line above reads the first document and says nothing of others.
+	// The line above reads the first document and ignores others.
 	stream, count := goyaml.NewDecoder(bytes.NewReader(doc)), 0
 	for stream.Decode(new(any)) == nil {
 		count++
@@ -136,37 +132,34 @@ func document(doc []byte, veleroNamespace string) (*Config, error) {
 	if !ok && raw != nil {
 		return nil, fmt.Errorf("the document is not a map; its keys are: %s", keys(reflect.TypeFor[Config]()))
 	}
-	// The version first: what else is unknown follows from it.
-	switch version, there := versioned["version"]; {
-	case !there:
-		return nil, fmt.Errorf("version is missing; it is %q", Version)
+	// The version first: which other keys are unknown depends on it.
+	switch version, exists := versioned["version"]; {
+	case !exists:
+		return nil, field.Required(field.NewPath("version"), fmt.Sprintf("%q", Version))
 	case version != Version:
-		return nil, fmt.Errorf("version is %v, must be %q", show(version), Version)
+		return nil, field.NotSupported(field.NewPath("version"), literal{version}, []string{Version})
 	}
-	faults := shape("", raw, reflect.TypeFor[Config]())
+	all := shape(nil, raw, reflect.TypeFor[Config]())
 	config := Default(veleroNamespace)
-	// Where a value is of another kind the rest is not known well enough to
-	// judge it. What is unknown to the decoder is in faults.
+	// If a value is of another kind, the rest cannot be judged. all has the keys that
+	// are unknown to the decoder.
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(asJSON, config); err != nil {
-		if len(faults) == 0 {
-			faults = []error{err}
-		}
-		return nil, errors.Join(faults...)
+		return nil, cmp.Or(joined(all), err)
 	}
 	if versioned["blueprintNamespaces"] == nil {
 		config.BlueprintNamespaces = []string{veleroNamespace}
 	}
-	if err := errors.Join(append(faults, config.faults()...)...); err != nil {
+	if err := joined(append(all, config.validate()...)); err != nil {
 		return nil, err
 	}
 	return config, nil
 }
 
-// show writes a value of the document as the document has it.
-func show(value any) string {
-	text, err := json.Marshal(value)
-	if err != nil {
-		return fmt.Sprint(value)
+// joined returns one error with a line for each of all.
+func joined(all field.ErrorList) error {
+	var errs []error
+	for _, err := range all {
+		errs = append(errs, err)
 	}
-	return string(text)
+	return errors.Join(errs...)
 }

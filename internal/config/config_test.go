@@ -34,19 +34,18 @@ func TestDecodeDocument(t *testing.T) {
 		"no namespaces": {doc: "version: v1\nblueprintNamespaces: []", namespaces: []string{}},
 		"namespaces":    {doc: "---\nversion: v1\nblueprintNamespaces: [velero, ops]\n", namespaces: []string{"velero", "ops"}},
 
-		"empty":          {doc: "", err: `version is missing; it is "v1"`},
-		"not a map":      {doc: "[v1]", err: `the document is not a map; its keys are: blueprintNamespaces, dataMovers, drivers, excludedLabels, helperPods, localSnapshots, nodeThaw, restore, snapshotClasses, version`},
-		"no version":     {doc: "blueprintNamespaces: [ops]", err: `version is missing; it is "v1"`},
-		"wrong version":  {doc: "version: v2\nsomethingNew: 1", err: `version is "v2", must be "v1"`},
-		"number version": {doc: "version: 1", err: `version is 1, must be "v1"`},
-		"unknown key":    {doc: "version: v1\nblueprintNamespace: [ops]", err: `blueprintNamespace is an unknown key; valid keys: blueprintNamespaces, dataMovers, drivers, excludedLabels, helperPods, localSnapshots, nodeThaw, restore, snapshotClasses, version`},
-		"key in capital": {doc: "version: v1\nBlueprintNamespaces: [ops]", err: `BlueprintNamespaces is an unknown key; valid keys: blueprintNamespaces, dataMovers, drivers, excludedLabels, helperPods, localSnapshots, nodeThaw, restore, snapshotClasses, version`},
-		"key twice":      {doc: "version: v1\nversion: v1", err: "read as YAML: yaml: unmarshal errors:\n  line 2: key \"version\" already set in map"},
-		"two documents":  {doc: "version: v1\n---\nversion: v1", err: `2 documents, must be one`},
-		"not a list":     {doc: "version: v1\nblueprintNamespaces: ops", err: `blueprintNamespaces is "ops", must be a list`},
-		"every namespace": {doc: `{version: v1, blueprintNamespaces: [velero, "*"]}`, err: `blueprintNamespaces[1] is "*", must be the name of a namespace: ` +
-			`a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')`},
-		"namespace twice": {doc: "version: v1\nblueprintNamespaces: [ops, velero, ops]", err: `blueprintNamespaces[2] is "ops", as is blueprintNamespaces[0]`},
+		"empty":           {doc: "", err: `version: Required value: "v1"`},
+		"not a map":       {doc: "[v1]", err: `the document is not a map; its keys are: blueprintNamespaces, dataMovers, drivers, excludedLabels, helperPods, localSnapshots, nodeThaw, restore, snapshotClasses, version`},
+		"no version":      {doc: "blueprintNamespaces: [ops]", err: `version: Required value: "v1"`},
+		"wrong version":   {doc: "version: v2\nsomethingNew: 1", err: `version: Unsupported value: "v2": supported values: "v1"`},
+		"number version":  {doc: "version: 1", err: `version: Unsupported value: 1: supported values: "v1"`},
+		"unknown key":     {doc: "version: v1\nblueprintNamespace: [ops]", err: "blueprintNamespace: Forbidden: unknown key; valid keys: blueprintNamespaces, dataMovers, drivers, excludedLabels, helperPods, localSnapshots, nodeThaw, restore, snapshotClasses, version"},
+		"key in capital":  {doc: "version: v1\nBlueprintNamespaces: [ops]", err: "BlueprintNamespaces: Forbidden: unknown key; valid keys: blueprintNamespaces, dataMovers, drivers, excludedLabels, helperPods, localSnapshots, nodeThaw, restore, snapshotClasses, version"},
+		"key twice":       {doc: "version: v1\nversion: v1", err: "read as YAML: yaml: unmarshal errors:\n  line 2: key \"version\" already set in map"},
+		"two documents":   {doc: "version: v1\n---\nversion: v1", err: `2 documents, must be one`},
+		"not a list":      {doc: "version: v1\nblueprintNamespaces: ops", err: `blueprintNamespaces: Invalid value: "ops": must be a list`},
+		"every namespace": {doc: `{version: v1, blueprintNamespaces: [velero, "*"]}`, err: `blueprintNamespaces[1]: Invalid value: "*": must be the name of a namespace: a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')`},
+		"namespace twice": {doc: "version: v1\nblueprintNamespaces: [ops, velero, ops]", err: `blueprintNamespaces[2]: Duplicate value: "ops"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			config, err := Decode(configMap("stillpoint", test.doc))

@@ -6,6 +6,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
 func TestBuiltInProfiles(t *testing.T) {
@@ -31,7 +32,9 @@ func TestBuiltInProfiles(t *testing.T) {
 	assert.Empty(t, errorsOf(builtIn), "what the configuration would refuse is not built in")
 }
 
-func errorsOf(profiles []DriverProfile) []error { return (&Config{Drivers: profiles}).profileFaults() }
+func errorsOf(profiles []DriverProfile) field.ErrorList {
+	return (&Config{Drivers: profiles}).validate()
+}
 
 func TestDriver(t *testing.T) {
 	c := &Config{Drivers: []DriverProfile{{Name: "driver.longhorn.io"}}}

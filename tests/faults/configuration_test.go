@@ -56,7 +56,7 @@ func TestOperationsEndWithAnInvalidConfiguration(t *testing.T) {
 		assert.Empty(t, progress.Err)
 		assert.Len(t, bed.API.All("volumesnapshots"), left, "mover %q", mover)
 		if left > 0 {
-			assert.Contains(t, progress.Description, "snapshotClass is an unknown key")
+			assert.Contains(t, progress.Description, "snapshotClass: Forbidden: unknown key")
 		}
 		require.NoError(t, bed.Velero().Claim.Cancel(r.Operations["db-data0"], backup))
 		code, stdout, stderr := bed.Command("sweep", "--all")
@@ -75,11 +75,11 @@ func TestABackupWithAnInvalidConfiguration(t *testing.T) {
 	}})
 	v := bed.Velero()
 	v.Begin()
-	assert.Equal(t, 1, strings.Count(strings.Join(v.Lines(logrus.WarnLevel), "\n"), "snapshotClass is an unknown key"))
+	assert.Equal(t, 1, strings.Count(strings.Join(v.Lines(logrus.WarnLevel), "\n"), "snapshotClass: Forbidden: unknown key"))
 	r := v.Backup(bed.Backup(), app)
 	assert.Empty(t, r.Dropped)
 	assert.Empty(t, v.Errors())
-	assert.Equal(t, 1, strings.Count(strings.Join(v.Lines(logrus.WarnLevel), "\n"), "snapshotClass is an unknown key"), v.Lines(logrus.WarnLevel))
+	assert.Equal(t, 1, strings.Count(strings.Join(v.Lines(logrus.WarnLevel), "\n"), "snapshotClass: Forbidden: unknown key"), v.Lines(logrus.WarnLevel))
 	assert.Len(t, bed.Storage.Snapshots(), 2)
 }
 
@@ -91,12 +91,12 @@ func TestWhatNeedsAnInvalidConfigurationFails(t *testing.T) {
 	app := bed.Deploy(fake.App{Annotations: fsfreeze})
 	v := bed.Velero()
 	r := v.Backup(bed.Backup(fake.WithPolicy), app)
-	assert.Contains(t, r.Claims["db-data0"].Annotations["stillpoint.io/no-snapshot"], "snapshotClass is an unknown key")
+	assert.Contains(t, r.Claims["db-data0"].Annotations["stillpoint.io/no-snapshot"], "snapshotClass: Forbidden: unknown key")
 	assert.Empty(t, bed.Node.FileSystem("shop", "db-data0").Journal())
 	assert.Empty(t, bed.API.All("volumesnapshots"))
 	code, stdout, _ := bed.Command("check", "--namespace", "shop", "--policy", fake.Policy)
 	assert.Equal(t, 1, code)
-	assert.Contains(t, stdout, "snapshotClass is an unknown key")
+	assert.Contains(t, stdout, "snapshotClass: Forbidden: unknown key")
 }
 
 // 21: a deletion needs the configuration only for a driver that is not there.
@@ -117,7 +117,7 @@ func TestADeletionWithAnInvalidConfiguration(t *testing.T) {
 	}
 	action, _ := bed.Deleting()
 	require.NoError(t, action.Execute(&velero.DeleteItemActionExecuteInput{Item: content(fake.Driver), Backup: backup}))
-	require.ErrorContains(t, action.Execute(&velero.DeleteItemActionExecuteInput{Item: content("gone.example.com"), Backup: backup}), "snapshotClass is an unknown key")
+	require.ErrorContains(t, action.Execute(&velero.DeleteItemActionExecuteInput{Item: content("gone.example.com"), Backup: backup}), "snapshotClass: Forbidden: unknown key")
 }
 
 // 21: so does a deletion through a location.
