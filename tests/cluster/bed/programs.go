@@ -14,6 +14,8 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // module is a group of foreign programs built from one folder of programs/,
@@ -91,6 +93,10 @@ func kubeVersion(version string) []string {
 	return flags
 }
 
+// buildsAtOnce is how many modules are built at the same time: while the linker of one
+// works, which is one processor's work, the other compiles.
+const buildsAtOnce = 2
+
 // build makes sure that all programs are there, for these sources and this Go.
 func (b *Bed) build(ctx context.Context) error {
 	source, err := findSource()
@@ -98,10 +104,18 @@ func (b *Bed) build(ctx context.Context) error {
 		return err
 	}
 	steps := len(modules) + 1
+	builds, building := errgroup.WithContext(ctx)
+	builds.SetLimit(buildsAtOnce)
 	for i, m := range modules {
-		if err := b.buildModule(ctx, filepath.Join(source, "tests", "cluster", "programs", m.name), m, fmt.Sprintf("[%d/%d]", i+1, steps)); err != nil {
-			return fmt.Errorf("build %s: %w", m.name, err)
-		}
+		builds.Go(func() error {
+			if err := b.buildModule(building, filepath.Join(source, "tests", "cluster", "programs", m.name), m, fmt.Sprintf("[%d/%d]", i+1, steps)); err != nil {
+				return fmt.Errorf("build %s: %w", m.name, err)
+			}
+			return nil
+		})
+	}
+	if err := builds.Wait(); err != nil {
+		return err
 	}
 	return b.progress(fmt.Sprintf("[%d/%d] own programs", steps, steps), func() error {
 		for _, p := range ownPrograms {
@@ -118,7 +132,7 @@ func (b *Bed) build(ctx context.Context) error {
 // It is not built among the foreign programs, which beds may share.
 func (b *Bed) buildOwn(ctx context.Context, source, name string) error {
 	built, current := b.path("own", name), b.path("bin", name)
-	if err := goBuild(ctx, source, built, "./tests/cluster/cmd/"+name, nil); err != nil {
+	if err := goBuild(ctx, source, built, nil, "./tests/cluster/cmd/"+name); err != nil {
 		return err
 	}
 	content, err := os.ReadFile(built)
@@ -171,10 +185,13 @@ func buildInto(ctx context.Context, source, dir string, m module) error {
 		}
 		flags = m.versionFlags(version)
 	}
-	for _, p := range m.packages {
-		if err := goBuild(ctx, source, filepath.Join(aside, m.program(p)), p, flags); err != nil {
-			return err
-		}
+	// In a directory, go build gives each program the last part of its package's name.
+	output := aside + string(filepath.Separator)
+	if len(m.packages) == 1 {
+		output = filepath.Join(aside, m.program(m.packages[0]))
+	}
+	if err := goBuild(ctx, source, output, flags, m.packages...); err != nil {
+		return err
 	}
 	if m.crds != "" {
 		if err := copyCRDs(ctx, source, m.crds, filepath.Join(aside, "crds")); err != nil {
@@ -276,13 +293,15 @@ func requiredVersion(source, module string) (string, error) {
 
 var buildFlags = []string{"-mod=readonly", "-trimpath", "-buildvcs=false"}
 
-func goBuild(ctx context.Context, dir, output, pkg string, variables []string) error {
+// goBuild builds packages by one command, which compiles what they share once.
+func goBuild(ctx context.Context, dir, output string, variables []string, packages ...string) error {
 	link := "-s -w"
 	for _, v := range variables {
 		link += " -X " + v
 	}
 	args := append([]string{"build"}, buildFlags...)
-	_, err := goCommand(ctx, dir, append(args, "-ldflags", link, "-o", output, pkg)...)
+	args = append(args, "-ldflags", link, "-o", output)
+	_, err := goCommand(ctx, dir, append(args, packages...)...)
 	return err
 }
 
