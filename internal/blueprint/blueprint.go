@@ -80,6 +80,13 @@ type ObjectReference struct {
 	Namespace  string `json:"namespace,omitempty"`
 }
 
+// Fields returns the fields by their names in a blueprint.
+func (r *ObjectReference) Fields() map[string]*string {
+	return map[string]*string{
+		"apiVersion": &r.APIVersion, "group": &r.Group, "resource": &r.Resource, "kind": &r.Kind, "name": &r.Name, "namespace": &r.Namespace,
+	}
+}
+
 // Calls reports whether a phase of the prehook calls function.
 func (b *Blueprint) Calls(function string) bool {
 	action := b.Actions[Prehook]

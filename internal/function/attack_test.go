@@ -163,7 +163,7 @@ func TestValuesInRecipesAreNoCode(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			record := &recorder{}
 			objects := fake.NewClientset(append(tenants(), secret("shop", "hostile", map[string]string{"password": secretPassword}))...)
-			renderer := &render.Renderer{Functions: record.functions(), Objects: render.NewObjects(objects)}
+			renderer := &render.Renderer{Functions: record.functions(), Kube: objects}
 			_, _, err := renderer.Script(t.Context(), blueprint.BuiltIns()[name].Blueprint, p)
 			require.NoError(t, err)
 

@@ -60,7 +60,7 @@ func script(t *testing.T, name string, p render.Params) ([]render.Args, *render.
 	record := &recorder{}
 	functions := record.functions()
 	maps.Copy(functions, TaskFunctions(NewTasks(&cluster.Clients{Kube: client, Dynamic: workloads})))
-	r := &render.Renderer{Functions: functions, Objects: render.NewObjects(client)}
+	r := &render.Renderer{Functions: functions, Kube: client}
 	script, masker, err := r.Script(t.Context(), blueprint.BuiltIns()[name].Blueprint, p)
 	return record.called, script, masker, err
 }

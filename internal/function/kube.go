@@ -2,7 +2,6 @@ package function
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,89 +15,45 @@ import (
 	"stillpoint.io/stillpoint/internal/render"
 )
 
-// Pods is what KubeExec and KubeExecAll must know of the cluster.
-type Pods interface {
-	// Containers gives the names of a pod's running containers in the order
-	// of its spec. A pod that does not exist or does not run is an Absent
-	// error that says so and lists the pods there are.
-	Containers(ctx context.Context, namespace, pod string) (running []string, err error)
-}
-
-// KubeFunctions are the functions of Kanister that are supported.
-func KubeFunctions(pods Pods) map[string]render.Function {
+// KubeFunctions are Kanister's functions that run commands in existing containers.
+func KubeFunctions(client kubernetes.Interface) map[string]render.Function {
 	return map[string]render.Function{
 		"KubeExec": {
 			Required: []string{"namespace", "pod", "command"},
 			Optional: []string{"container"},
 			Calls: func(ctx context.Context, args render.Args) ([]render.Call, error) {
-				pod, err := args.String("pod")
-				if err != nil {
-					return nil, err
+				r := args.Reader()
+				pods, containers := []string{r.Required("pod")}, []string(nil)
+				if container := r.String("container"); container != "" {
+					containers = []string{container}
 				}
-				if pod == "" {
-					return nil, errors.New("args.pod is empty")
-				}
-				container, err := args.String("container")
-				if err != nil {
-					return nil, err
-				}
-				// Without a container it is the first one.
-				containers := []string{container}
-				if container == "" {
-					containers = nil
-				}
-				return execs(ctx, pods, args, []string{pod}, containers)
+				return execs(ctx, client, r, pods, containers)
 			},
 		},
 		"KubeExecAll": {
 			Required: []string{"namespace", "pods", "containers", "command"},
 			Calls: func(ctx context.Context, args render.Args) ([]render.Call, error) {
-				names, err := args.Fields("pods")
-				if err != nil {
-					return nil, err
-				}
-				containers, err := args.Fields("containers")
-				if err != nil {
-					return nil, err
-				}
-				// Kanister would run nothing and call that a success.
-				if len(names) == 0 {
-					return nil, errors.New("args.pods is empty")
-				}
-				if len(containers) == 0 {
-					return nil, errors.New("args.containers is empty")
-				}
-				return execs(ctx, pods, args, names, containers)
+				r := args.Reader()
+				// Kanister runs nothing if one of them is empty, and calls that a success.
+				pods, containers := r.Fields("pods"), r.Fields("containers")
+				return execs(ctx, client, r, pods, containers)
 			},
 		},
 	}
 }
 
-// execs makes a call for each container of each pod, for the first container
-// of each pod where none is named.
-func execs(ctx context.Context, pods Pods, args render.Args, names, containers []string) ([]render.Call, error) {
-	namespace, err := args.String("namespace")
-	if err != nil {
-		return nil, err
-	}
-	if namespace == "" {
-		return nil, errors.New("args.namespace is empty")
-	}
-	command, err := args.Strings("command")
-	if err != nil {
-		return nil, err
-	}
-	if len(command) == 0 || command[0] == "" {
-		return nil, errors.New("args.command is empty")
+// execs returns a call for each of the containers in each of the pods, or for the
+// first container of each pod if containers is empty.
+func execs(ctx context.Context, client kubernetes.Interface, r *render.Reader, pods, containers []string) ([]render.Call, error) {
+	namespace, command := r.Required("namespace"), r.Command("command")
+	if r.Err != nil {
+		return nil, r.Err
 	}
 	var calls []render.Call
-	for _, pod := range names {
-		running, err := pods.Containers(ctx, namespace, pod)
+	for _, pod := range pods {
+		running, err := runningContainers(ctx, client, namespace, pod)
 		if err != nil {
 			return nil, err
-		}
-		if len(running) == 0 {
-			return nil, render.NewAbsent(namespace, pod, "no container of pod %s/%s is running", namespace, pod)
 		}
 		chosen := containers
 		if len(chosen) == 0 {
@@ -106,7 +61,7 @@ func execs(ctx context.Context, pods Pods, args render.Args, names, containers [
 		}
 		for _, container := range chosen {
 			if !slices.Contains(running, container) {
-				return nil, render.NewAbsent(namespace, pod, "container %q is not running in pod %s/%s; running are: %s", container, namespace, pod, strings.Join(running, ", "))
+				return nil, absent(namespace, pod, "container %q is not running in pod %s/%s; running are: %s", container, namespace, pod, strings.Join(running, ", "))
 			}
 			calls = append(calls, render.Call{Namespace: namespace, Pod: pod, Container: container, Command: slices.Clone(command)})
 		}
@@ -114,53 +69,53 @@ func execs(ctx context.Context, pods Pods, args render.Args, names, containers [
 	return calls, nil
 }
 
-// NewPods looks pods up in a cluster.
-func NewPods(client kubernetes.Interface) Pods { return clusterPods{client} }
-
-type clusterPods struct{ client kubernetes.Interface }
-
-func (c clusterPods) Containers(ctx context.Context, namespace, name string) ([]string, error) {
-	pod, err := c.client.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
+// runningContainers returns the names of a pod's running containers, at least one, in
+// the order of its specification. Sidecars among the init containers come last, because
+// Kanister runs a command in the first container if none is named.
+func runningContainers(ctx context.Context, client kubernetes.Interface, namespace, name string) ([]string, error) {
+	pod, err := client.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return nil, c.missing(ctx, namespace, name, "does not exist")
+		return nil, notRunning(ctx, client, namespace, name, "does not exist")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("get pod %s/%s: %w", namespace, name, err)
 	}
-	if reason := notRunning(pod); reason != "" {
-		return nil, c.missing(ctx, namespace, name, reason)
+	if reason := stopped(pod); reason != "" {
+		return nil, notRunning(ctx, client, namespace, name, reason)
 	}
 	up := map[string]bool{}
 	for _, status := range slices.Concat(pod.Status.ContainerStatuses, pod.Status.InitContainerStatuses) {
 		up[status.Name] = status.State.Running != nil
 	}
 	var running []string
-	// Init containers that go on running (sidecars) come last, so that they
-	// are never the one which is taken when none is named.
 	for _, container := range slices.Concat(pod.Spec.Containers, pod.Spec.InitContainers) {
 		if up[container.Name] {
 			running = append(running, container.Name)
 		}
 	}
+	if len(running) == 0 {
+		return nil, absent(namespace, name, "no container of pod %s/%s is running", namespace, name)
+	}
 	return running, nil
 }
 
-func (c clusterPods) missing(ctx context.Context, namespace, name, reason string) error {
-	pods, err := c.client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
+// notRunning is the error that a pod cannot run commands; it lists the pods that can.
+func notRunning(ctx context.Context, client kubernetes.Interface, namespace, name, reason string) error {
+	pods, err := client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return fmt.Errorf("pod %s/%s %s (list the pods there are: %w)", namespace, name, reason, err)
+		return fmt.Errorf("pod %s/%s %s (list the other pods: %w)", namespace, name, reason, err)
 	}
 	var running []string
 	for i := range pods.Items {
-		if notRunning(&pods.Items[i]) == "" {
+		if stopped(&pods.Items[i]) == "" {
 			running = append(running, pods.Items[i].Name)
 		}
 	}
-	return render.NewAbsent(namespace, name, "pod %s/%s %s; running pods: %s", namespace, name, reason, blueprint.List(running))
+	return absent(namespace, name, "pod %s/%s %s; running pods: %s", namespace, name, reason, blueprint.List(running))
 }
 
-// notRunning says why nothing can be run in a pod, "" when it can.
-func notRunning(pod *corev1.Pod) string {
+// stopped returns why a pod cannot run commands, "" if it can.
+func stopped(pod *corev1.Pod) string {
 	switch {
 	case pod.DeletionTimestamp != nil:
 		return "is being deleted"
@@ -169,4 +124,8 @@ func notRunning(pod *corev1.Pod) string {
 	default:
 		return ""
 	}
+}
+
+func absent(namespace, pod, format string, args ...any) error {
+	return &render.Absent{Pod: namespace + "/" + pod, Reason: fmt.Sprintf(format, args...)}
 }

@@ -1,6 +1,7 @@
 package function
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,10 +23,10 @@ import (
 	"stillpoint.io/stillpoint/internal/render"
 )
 
-// fieldManager is who the API server says has changed an object.
+// fieldManager stands in the managed fields of what a task changes.
 const fieldManager = "stillpoint"
 
-// target is an object that a function acts on, as the API server knows it.
+// target is an object that a function acts on.
 type target struct {
 	resource   schema.GroupVersionResource
 	kind       string
@@ -48,10 +49,12 @@ func (t target) object(client dynamic.Interface) dynamic.ResourceInterface {
 	return client.Resource(t.resource)
 }
 
-// kindOf finds a kind that an object says it is of.
+var errNoKinds = errors.New("the kinds of the API server are not known here")
+
+// kindOf finds the resource of a kind.
 func (t *Tasks) kindOf(kind schema.GroupVersionKind) (target, error) {
 	if t == nil || t.mapper == nil {
-		return target{}, errors.New("the kinds of the API server are not known here")
+		return target{}, errNoKinds
 	}
 	mapping, err := t.mapper.RESTMapping(kind.GroupKind(), kind.Version)
 	if err != nil {
@@ -60,20 +63,27 @@ func (t *Tasks) kindOf(kind schema.GroupVersionKind) (target, error) {
 	return target{resource: mapping.Resource, kind: mapping.GroupVersionKind.Kind, namespaced: mapping.Scope.Name() == meta.RESTScopeNameNamespace}, nil
 }
 
-// resourceOf finds the resource that a reference names. The parts of a
-// reference become parts of a URL, so none is taken that the API server does
-// not list.
+// resourceOf finds the object that a reference names. Parts of the reference become
+// parts of a URL, so the API server must list the resource.
 func (t *Tasks) resourceOf(ref blueprint.ObjectReference) (target, error) {
-	wanted := schema.GroupVersionResource{Group: ref.Group, Version: ref.APIVersion, Resource: ref.Resource}
-	if t == nil || t.mapper == nil {
-		return target{}, errors.New("the kinds of the API server are not known here")
+	for _, field := range []string{"apiVersion", "resource", "name"} {
+		if *ref.Fields()[field] == "" {
+			return target{}, fmt.Errorf("%s is missing", field)
+		}
 	}
+	if wrong := pathvalidation.IsValidPathSegmentName(ref.Name); len(wrong) > 0 {
+		return target{}, fmt.Errorf("name %q: %s", ref.Name, strings.Join(wrong, ", "))
+	}
+	if t == nil || t.mapper == nil {
+		return target{}, errNoKinds
+	}
+	wanted := schema.GroupVersionResource{Group: ref.Group, Version: ref.APIVersion, Resource: ref.Resource}
 	found, err := t.mapper.ResourceFor(wanted)
 	if err != nil {
 		return target{}, fmt.Errorf("group %q, apiVersion %q, resource %q: %w", ref.Group, ref.APIVersion, ref.Resource, err)
 	}
 	if found.Group != wanted.Group || found.Version != wanted.Version {
-		return target{}, fmt.Errorf("there is no resource %q in group %q, apiVersion %q; there is one in group %q, apiVersion %q",
+		return target{}, fmt.Errorf("resource %q does not exist in group %q, apiVersion %q; it exists in group %q, apiVersion %q",
 			ref.Resource, ref.Group, ref.APIVersion, found.Group, found.Version)
 	}
 	kind, err := t.mapper.KindFor(found)
@@ -85,16 +95,10 @@ func (t *Tasks) resourceOf(ref blueprint.ObjectReference) (target, error) {
 	return at, err
 }
 
-// in puts a target into the first namespace that is given.
+// in puts a target into the first namespace that is not "".
 func (t target) in(namespaces ...string) target {
-	if !t.namespaced {
-		return t
-	}
-	for _, namespace := range namespaces {
-		if namespace != "" {
-			t.namespace = namespace
-			return t
-		}
+	if t.namespaced {
+		t.namespace = cmp.Or(namespaces...)
 	}
 	return t
 }
@@ -109,35 +113,27 @@ type operation struct {
 
 // operation reads the args.
 //
-// Where they name no namespace, Kanister takes "default". A confined blueprint
-// takes its own instead, since it acts in no other. For the others it is
-// "default" as with Kanister, but as a namespace that is named without a
-// template, so that nothing which a tenant writes lands there: the spec, or the
-// objectReference, must have no template then.
+// The default namespace is Kanister's, "default", or that of a confined blueprint,
+// which acts in no other. Like any namespace of a shared blueprint, "default" has to
+// be its own choice and not a tenant's: the spec, or the objectReference, must have
+// no template then.
 func (t *Tasks) operation(task *render.Task) (*operation, error) {
-	o := &operation{}
-	var err error
-	if o.verb, err = task.Args.String("operation"); err != nil {
-		return nil, err
-	}
-	given, err := task.Args.String("namespace")
-	if err != nil {
-		return nil, err
-	}
-	fallback := metav1.NamespaceDefault
-	if task.ConfinedTo != "" {
-		fallback = task.ConfinedTo
-	}
+	r := task.Args.Reader()
+	o := &operation{verb: r.String("operation")}
+	given, fallback := r.String("namespace"), cmp.Or(task.ConfinedTo, metav1.NamespaceDefault)
 	if value := task.Args["spec"]; value != nil {
 		var ok bool
 		if o.spec, ok = value.(map[string]any); !ok {
-			return nil, errors.New("args.spec must be an object in YAML")
+			r.Check(errors.New("args.spec must be an object in YAML"))
 		}
 	}
 	if value := task.Args["objectReference"]; value != nil {
-		if o.ref, err = reference("args.objectReference", value); err != nil {
-			return nil, err
-		}
+		var err error
+		o.ref, err = reference("args.objectReference", value)
+		r.Check(err)
+	}
+	if r.Err != nil {
+		return nil, r.Err
 	}
 	switch o.verb {
 	case "create":
@@ -145,16 +141,14 @@ func (t *Tasks) operation(task *render.Task) (*operation, error) {
 		if object.GetKind() == "" || object.GetAPIVersion() == "" {
 			return nil, errors.New("args.spec must be an object with apiVersion and kind")
 		}
-		if o.at, err = t.kindOf(object.GroupVersionKind()); err != nil {
+		at, err := t.kindOf(object.GroupVersionKind())
+		if err != nil {
 			return nil, fmt.Errorf("args.spec: %w", err)
 		}
-		if o.at.name = object.GetName(); o.at.name == "" {
-			o.at.name = object.GetGenerateName()
-		}
-		if o.at.name == "" {
+		if at.name = cmp.Or(object.GetName(), object.GetGenerateName()); at.name == "" {
 			return nil, errors.New("args.spec has no metadata.name")
 		}
-		o.at = o.at.in(object.GetNamespace(), given, fallback)
+		o.at = at.in(object.GetNamespace(), given, fallback)
 	case "patch", "delete":
 		if o.verb == "patch" && o.spec == nil {
 			return nil, errors.New("args.spec is missing; it is what a patch changes")
@@ -162,26 +156,19 @@ func (t *Tasks) operation(task *render.Task) (*operation, error) {
 		if o.verb == "patch" && o.spec["kind"] == "List" {
 			return nil, errors.New("args.spec has several documents, a patch has one")
 		}
-		for _, field := range [][2]string{{"apiVersion", o.ref.APIVersion}, {"resource", o.ref.Resource}, {"name", o.ref.Name}} {
-			if field[1] == "" {
-				return nil, fmt.Errorf("args.objectReference.%s is missing; it is needed to %s", field[0], o.verb)
-			}
-		}
-		if wrong := pathvalidation.IsValidPathSegmentName(o.ref.Name); len(wrong) > 0 {
-			return nil, fmt.Errorf("args.objectReference.name %q: %s", o.ref.Name, strings.Join(wrong, ", "))
-		}
-		if o.at, err = t.resourceOf(o.ref); err != nil {
+		at, err := t.resourceOf(o.ref)
+		if err != nil {
 			return nil, fmt.Errorf("args.objectReference: %w", err)
 		}
-		o.at = o.at.in(o.ref.Namespace, given, fallback)
+		o.at = at.in(o.ref.Namespace, given, fallback)
 	default:
 		return nil, fmt.Errorf("args.operation is %q; the operations are: create, delete, patch", o.verb)
 	}
 	return o, nil
 }
 
-// prepareOperation renders the args itself, because a spec is parsed as it is
-// rendered: what is checked is what will be sent.
+// prepareOperation renders the args itself: a spec is parsed as it is rendered, so
+// that it checks what the task sends.
 func (t *Tasks) prepareOperation(ctx context.Context, d *render.Draft) error {
 	args := render.Args{}
 	for _, name := range []string{"operation", "namespace", "objectReference"} {
@@ -214,7 +201,7 @@ func (t *Tasks) prepareOperation(ctx context.Context, d *render.Draft) error {
 		if err != nil {
 			return err
 		}
-		// What is literal is the blueprint's own choice.
+		// Without a template it is the blueprint's own choice.
 		names := "objectReference"
 		if o.verb == "create" {
 			names = "spec"
@@ -227,14 +214,14 @@ func (t *Tasks) prepareOperation(ctx context.Context, d *render.Draft) error {
 			return err
 		}
 		if o.at.namespaced && len(parts) == 1 {
-			// So that it stands in what is shown and written down.
+			// For Describe and Changes.
 			args["namespace"] = o.at.namespace
 		}
 	}
 	return nil
 }
 
-// split makes a task of each object that one creates: its spec may be a List.
+// split returns a task for each object that a task creates: its spec may be a List.
 func split(task *render.Task) []*render.Task {
 	spec, _ := task.Args["spec"].(map[string]any)
 	items, ok := spec["items"].([]any)
@@ -251,9 +238,9 @@ func split(task *render.Task) []*render.Task {
 	return tasks
 }
 
-// allowTarget holds an object against the blueprint's confinement. Chosen tells
-// that the blueprint names it without a template; argument is the one that can
-// choose its namespace.
+// allowTarget returns an error if an object is outside the blueprint's confinement.
+// chosen means that the blueprint names it without a template; argument is the one
+// that can choose its namespace, "" if none can.
 func allowTarget(d *render.Draft, at target, chosen bool, argument string) error {
 	if !at.namespaced {
 		if err := d.Within(""); err != nil {
@@ -267,14 +254,14 @@ func allowTarget(d *render.Draft, at target, chosen bool, argument string) error
 	if argument != "" && d.Source[argument] == at.namespace {
 		chosen = true
 	}
-	if err := d.Allow(at.namespace, chosen); err != nil {
-		hint := ""
-		if argument != "" && d.Source[argument] == nil && at.namespace == metav1.NamespaceDefault {
-			hint = " (it is the one where args.namespace and the object name none)"
-		}
-		return fmt.Errorf("%s: %w%s", at, err, hint)
+	err := d.Allow(at.namespace, chosen)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if argument != "" && d.Source[argument] == nil && at.namespace == metav1.NamespaceDefault {
+		return fmt.Errorf("%s: %w (it is the one where args.namespace and the object name none)", at, err)
+	}
+	return fmt.Errorf("%s: %w", at, err)
 }
 
 func describeOperation(task *render.Task) string {
@@ -286,7 +273,7 @@ func describeOperation(task *render.Task) string {
 }
 
 func describePart(task *render.Task) string {
-	verb, _ := task.Args.String("operation") // said when it is prepared
+	verb, _ := task.Args.String("operation") // prepareOperation has checked it
 	namespace, _ := task.Args.String("namespace")
 	if spec, ok := task.Args["spec"].(map[string]any); ok && verb == "create" {
 		object := unstructured.Unstructured{Object: spec}
@@ -297,10 +284,8 @@ func describePart(task *render.Task) string {
 		return verb
 	}
 	text := fmt.Sprintf("%s %s %s", verb, ref.Resource, strings.TrimPrefix(namespace+"/"+ref.Name, "/"))
-	if spec, ok := task.Args["spec"]; ok {
-		if patch, err := json.Marshal(spec); err == nil {
-			text += " with " + string(patch)
-		}
+	if patch, err := json.Marshal(task.Args["spec"]); err == nil && task.Args["spec"] != nil {
+		text += " with " + string(patch)
 	}
 	return text
 }
@@ -335,21 +320,19 @@ func (t *Tasks) operatePart(ctx context.Context, task *render.Task, access *acce
 			Name: created.GetName(), Namespace: created.GetNamespace(),
 		}
 	case "patch":
-		if err := o.patch(ctx, objects); err != nil {
-			return nil, fmt.Errorf("patch %s: %w", o.at, err)
-		}
+		err = o.patch(ctx, objects)
 	case "delete":
-		if err := o.remove(ctx, objects); err != nil {
-			return nil, fmt.Errorf("delete %s: %w", o.at, err)
-		}
+		err = o.remove(ctx, objects)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", o.verb, o.at, err)
 	}
 	return outputs(o.ref), nil
 }
 
-// create creates an object that bears the mark of its task. An object with this mark
-// already exists where an earlier try has created it and its answer was lost, or its
-// process died: that is success. One without it is not, whatever it looks like: it
-// may be left over from another backup.
+// create creates an object with the annotation of its task's owner. If the object
+// exists, it must have the same annotation: then an earlier try created it, and the
+// answer or the process was lost. Any other may be a leftover of another backup.
 func (o *operation) create(ctx context.Context, objects dynamic.ResourceInterface, owner string) (*unstructured.Unstructured, error) {
 	object := (&unstructured.Unstructured{Object: o.spec}).DeepCopy()
 	object.SetResourceVersion("")
@@ -375,8 +358,8 @@ func (o *operation) create(ctx context.Context, objects dynamic.ResourceInterfac
 	return existing, nil
 }
 
-// patch is a strategic one, as with Kanister, where the kind can have that, and
-// a merge patch for custom resources, which cannot.
+// patch sends a strategic merge patch, as Kanister does, or a merge patch to custom
+// resources, which accept no other.
 func (o *operation) patch(ctx context.Context, objects dynamic.ResourceInterface) error {
 	body, err := json.Marshal(o.spec)
 	if err != nil {
@@ -390,8 +373,8 @@ func (o *operation) patch(ctx context.Context, objects dynamic.ResourceInterface
 	return err
 }
 
-// remove deletes an object and waits until it is gone. One that is not there
-// is no error: it may have gone at an earlier try.
+// remove deletes an object and waits until it is gone. A missing object is no error,
+// because an earlier try may have deleted it.
 func (o *operation) remove(ctx context.Context, objects dynamic.ResourceInterface) error {
 	object, err := objects.Get(ctx, o.ref.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -405,25 +388,14 @@ func (o *operation) remove(ctx context.Context, objects dynamic.ResourceInterfac
 	if err != nil && !apierrors.IsNotFound(err) {
 		return err
 	}
-	return wait(ctx, func(ctx context.Context) (bool, string, error) {
+	return poll(ctx, func(ctx context.Context) (bool, string, error) {
 		left, err := objects.Get(ctx, o.ref.Name, metav1.GetOptions{})
 		switch {
 		case apierrors.IsNotFound(err):
 			return true, "", nil
 		case err != nil:
-			return false, err.Error(), giveUp(err)
+			return retry(err)
 		}
-		return left.GetUID() != uid, fmt.Sprintf("it is still there; finalizers: %s", blueprint.List(left.GetFinalizers())), nil
+		return left.GetUID() != uid, fmt.Sprintf("it still exists; finalizers: %s", blueprint.List(left.GetFinalizers())), nil
 	})
-}
-
-// outputs are the fields of a reference, which are the outputs of KubeOps.
-func outputs(ref blueprint.ObjectReference) map[string]any {
-	fields := map[string]any{
-		"apiVersion": ref.APIVersion, "group": ref.Group, "resource": ref.Resource, "kind": ref.Kind, "name": ref.Name,
-	}
-	if ref.Namespace != "" {
-		fields["namespace"] = ref.Namespace
-	}
-	return fields
 }

@@ -1,6 +1,7 @@
 package function
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -25,8 +26,8 @@ import (
 	"stillpoint.io/stillpoint/internal/render"
 )
 
-// Names in the pods of tasks. They are Kanister's, because a podOverride names
-// containers.
+// Names in the pods of tasks. They are Kanister's, because a podOverride refers to
+// containers by name.
 const (
 	multiContainerRun   = "MultiContainerRun"
 	podPrefix           = "kanister-job-"
@@ -39,64 +40,49 @@ const (
 )
 
 const (
-	// podGrace is how much longer than its task a pod may live when nobody is
-	// left to delete it.
+	// podGrace is how much longer than its task a pod may live if the plugin is gone
+	// and cannot delete it.
 	podGrace = time.Minute
 	// removeLimit is how long deleting a pod may take.
 	removeLimit = 30 * time.Second
-	// shownLines and shownBytes are what an error shows of a pod's log, readBytes
-	// how much of it is read for that. It is cut when it has been masked.
+	// An error shows at most shownLines and, after masking, shownBytes of a pod's log;
+	// readBytes limits what is read for that.
 	shownLines = int64(10)
 	shownBytes = 2048
 	readBytes  = int64(1 << 20)
 )
 
-var podArguments = []string{"namespace", "podOverride", "podAnnotations", "podLabels"}
-
-// podOf makes the pod of KubeTask or MultiContainerRun. It is made in the
-// annotated object's namespace where the args give none: Kanister's default is
-// the namespace of its controller, and here that would be Velero's, where
-// nothing of a user's belongs.
+// podOf makes the pod of KubeTask or MultiContainerRun. Its default namespace is the
+// annotated object's: Kanister's is that of its controller, which would be Velero's
+// here, where nothing of a user's belongs.
 func podOf(task *render.Task) (*corev1.Pod, error) {
 	namespace, err := task.TargetNamespace()
 	if err != nil {
 		return nil, err
 	}
-	labels, err := task.Args.Texts("podLabels")
-	if err != nil {
-		return nil, err
-	}
-	annotations, err := task.Args.Texts("podAnnotations")
-	if err != nil {
-		return nil, err
-	}
-	specOf := kubeTaskPod
+	r := task.Args.Reader()
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Labels: r.Texts("podLabels"), Annotations: r.Texts("podAnnotations")}}
+	var spec *corev1.PodSpec
 	if task.Func == multiContainerRun {
-		specOf = multiContainerPod
+		spec = multiContainerPod(r)
+		metav1.SetMetaDataAnnotation(&pod.ObjectMeta, "kubectl.kubernetes.io/default-container", outputContainer)
+	} else {
+		main := corev1.Container{Name: taskContainer, Image: r.Required("image"), Command: r.Command("command"), ImagePullPolicy: corev1.PullIfNotPresent}
+		spec = &corev1.PodSpec{Containers: []corev1.Container{main}}
 	}
-	spec, err := specOf(task.Args)
-	if err != nil {
-		return nil, err
+	if r.Err != nil {
+		return nil, r.Err
 	}
 	main := spec.Containers[0].Name
 	spec.RestartPolicy = corev1.RestartPolicyNever
 	if spec, _, err = override(spec, task.Args["podOverride"]); err != nil {
 		return nil, fmt.Errorf("args.podOverride: %w", err)
 	}
-	// The one whose log is the output stays the first.
-	slices.SortStableFunc(spec.Containers, func(a, b corev1.Container) int {
-		switch main {
-		case a.Name:
-			return -1
-		case b.Name:
-			return 1
-		}
-		return 0
-	})
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Labels: labels, Annotations: annotations}, Spec: *spec}
-	if task.Func == multiContainerRun {
-		metav1.SetMetaDataAnnotation(&pod.ObjectMeta, "kubectl.kubernetes.io/default-container", outputContainer)
+	// The container whose log is the output remains the first.
+	if i := slices.IndexFunc(spec.Containers, func(c corev1.Container) bool { return c.Name == main }); i > 0 {
+		spec.Containers = slices.Concat(spec.Containers[i:i+1], spec.Containers[:i], spec.Containers[i+1:])
 	}
+	pod.Spec = *spec
 	metav1.SetMetaDataLabel(&pod.ObjectMeta, "createdBy", "kanister")
 	if task.Owner != "" {
 		metav1.SetMetaDataLabel(&pod.ObjectMeta, api.LabelTask, task.Owner)
@@ -106,85 +92,35 @@ func podOf(task *render.Task) (*corev1.Pod, error) {
 	return pod, nil
 }
 
-func kubeTaskPod(args render.Args) (*corev1.PodSpec, error) {
-	image, command, err := program(args, "image", "command")
-	if err != nil {
-		return nil, err
-	}
-	return &corev1.PodSpec{Containers: []corev1.Container{{
-		Name: taskContainer, Image: image, Command: command, ImagePullPolicy: corev1.PullIfNotPresent,
-	}}}, nil
-}
-
-func multiContainerPod(args render.Args) (*corev1.PodSpec, error) {
-	directory, err := args.String("sharedVolumeDir")
-	if err != nil {
-		return nil, err
-	}
-	if directory == "" {
-		directory = sharedDirectory
-	}
-	medium, err := args.String("sharedVolumeMedium")
-	if err != nil {
-		return nil, err
-	}
-	shared := &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMedium(medium)}
-	limit, err := args.String("sharedVolumeSizeLimit")
-	if err != nil {
-		return nil, err
-	}
-	if limit != "" {
+func multiContainerPod(r *render.Reader) *corev1.PodSpec {
+	directory := cmp.Or(r.String("sharedVolumeDir"), sharedDirectory)
+	shared := &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMedium(r.String("sharedVolumeMedium"))}
+	if limit := r.String("sharedVolumeSizeLimit"); limit != "" {
 		quantity, err := resource.ParseQuantity(limit)
 		if err != nil {
-			return nil, fmt.Errorf("args.sharedVolumeSizeLimit is %q, must be a quantity such as 1Gi: %w", limit, err)
+			r.Check(fmt.Errorf("args.sharedVolumeSizeLimit is %q, must be a quantity such as 1Gi: %w", limit, err))
 		}
 		shared.SizeLimit = &quantity
 	}
-	container := func(name string) (corev1.Container, error) {
-		image, command, err := program(args, name+"Image", name+"Command")
+	container := func(name string) corev1.Container {
 		return corev1.Container{
-			Name: name, Image: image, Command: command,
+			Name: name, Image: r.Required(name + "Image"), Command: r.Command(name + "Command"),
 			VolumeMounts: []corev1.VolumeMount{{Name: sharedVolume, MountPath: directory}},
-		}, err
-	}
-	spec := &corev1.PodSpec{Volumes: []corev1.Volume{{Name: sharedVolume, VolumeSource: corev1.VolumeSource{EmptyDir: shared}}}}
-	for _, name := range []string{outputContainer, backgroundContainer} {
-		made, err := container(name)
-		if err != nil {
-			return nil, err
 		}
-		spec.Containers = append(spec.Containers, made)
 	}
-	if args[initContainer+"Image"] != nil || args[initContainer+"Command"] != nil {
-		made, err := container(initContainer)
-		if err != nil {
-			return nil, err
-		}
-		spec.InitContainers = append(spec.InitContainers, made)
+	spec := &corev1.PodSpec{
+		Volumes:    []corev1.Volume{{Name: sharedVolume, VolumeSource: corev1.VolumeSource{EmptyDir: shared}}},
+		Containers: []corev1.Container{container(outputContainer), container(backgroundContainer)},
 	}
-	return spec, nil
-}
-
-// program reads an image and the command to run in it.
-func program(args render.Args, imageName, commandName string) (image string, command []string, err error) {
-	if image, err = args.String(imageName); err != nil {
-		return "", nil, err
+	if r.Args[initContainer+"Image"] != nil || r.Args[initContainer+"Command"] != nil {
+		spec.InitContainers = []corev1.Container{container(initContainer)}
 	}
-	if image == "" {
-		return "", nil, fmt.Errorf("args.%s is empty", imageName)
-	}
-	if command, err = args.Strings(commandName); err != nil {
-		return "", nil, err
-	}
-	if len(command) == 0 || command[0] == "" {
-		return "", nil, fmt.Errorf("args.%s is empty", commandName)
-	}
-	return image, command, nil
+	return spec
 }
 
 // override merges a podOverride into the spec of a pod, as the API server
-// merges a strategic patch. Fields that the spec of a pod does not have are
-// left out, because Kanister does so and published blueprints have some.
+// merges a strategic patch. It drops fields that the spec of a pod does not have,
+// because Kanister does so and published blueprints have some.
 func override(spec *corev1.PodSpec, patch any) (merged *corev1.PodSpec, unknown []error, err error) {
 	if patch == nil {
 		return spec, nil, nil
@@ -215,6 +151,7 @@ func override(spec *corev1.PodSpec, patch any) (merged *corev1.PodSpec, unknown 
 	return merged, unknown, nil
 }
 
+// preparePod checks the pod's spec, namespace and ServiceAccount.
 func (t *Tasks) preparePod(ctx context.Context, d *render.Draft) error {
 	pod, err := podOf(d.Task)
 	if err != nil {
@@ -271,8 +208,8 @@ func (t *Tasks) runPod(ctx context.Context, task *render.Task, access *access) (
 	if err := fillDefaults(&pod.Spec, settings); err != nil {
 		return nil, err
 	}
-	// The name is chosen here, so that the pod can be deleted even if the answer of
-	// the API server is lost.
+	// A name chosen here lets remove delete the pod even if the answer of the API
+	// server is lost.
 	pod.Name = podPrefix + rand.String(8)
 	if limit, ok := ctx.Deadline(); ok && pod.Spec.ActiveDeadlineSeconds == nil {
 		seconds := int64(max(time.Until(limit)+podGrace, time.Second).Seconds())
@@ -282,7 +219,7 @@ func (t *Tasks) runPod(ctx context.Context, task *render.Task, access *access) (
 	pods := access.kube.CoreV1().Pods(pod.Namespace)
 	created, err := pods.Create(ctx, pod, metav1.CreateOptions{FieldManager: fieldManager})
 	if apierrors.IsForbidden(err) && strings.Contains(err.Error(), "runAsNonRoot != true") {
-		// The namespace refuses what may run as root: the image has to do without.
+		// The namespace refuses pods that may run as root.
 		settings.SecurityContext = &corev1.SecurityContext{RunAsNonRoot: ptr.To(true)}
 		if err := fillDefaults(&pod.Spec, settings); err != nil {
 			return nil, err
@@ -296,10 +233,10 @@ func (t *Tasks) runPod(ctx context.Context, task *render.Task, access *access) (
 		return nil, fmt.Errorf("create %s: %w", title, err)
 	}
 	pod = created
-	err = wait(ctx, func(ctx context.Context) (bool, string, error) {
+	err = poll(ctx, func(ctx context.Context) (bool, string, error) {
 		seen, err := pods.Get(ctx, pod.Name, metav1.GetOptions{})
 		if err != nil {
-			return false, err.Error(), giveUp(err)
+			return retry(err)
 		}
 		pod = seen
 		done, err := over(pod, own)
@@ -320,25 +257,24 @@ func (t *Tasks) runPod(ctx context.Context, task *render.Task, access *access) (
 	return outputs, nil
 }
 
-// remove deletes a pod, also when ctx has ended. Its command does not matter
-// any more, so it is given no time.
+// remove deletes a pod, even after ctx has ended. The pod gets no time, because its
+// command no longer matters.
 func (t *Tasks) remove(ctx context.Context, access *access, pod *corev1.Pod, title string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeLimit)
 	defer cancel()
-	grace := int64(1)
-	err := wait(ctx, func(ctx context.Context) (bool, string, error) {
-		err := access.kube.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: &grace})
+	err := poll(ctx, func(ctx context.Context) (bool, string, error) {
+		err := access.kube.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: ptr.To(int64(1))})
 		if err == nil || apierrors.IsNotFound(err) {
 			return true, "", nil
 		}
-		return false, err.Error(), giveUp(err)
+		return retry(err)
 	})
 	if err != nil && t.Warn != nil {
-		t.Warn("Delete %s: %v", title, err)
+		t.Warn("Could not delete helper %s: %v", title, err)
 	}
 }
 
-// stateOf says in one line what keeps a pod, or what it died of.
+// stateOf returns in one line what a pod waits for, or why it failed.
 func stateOf(pod *corev1.Pod) string {
 	parts := []string{string(pod.Status.Phase)}
 	if pod.Status.Phase == "" {
@@ -364,9 +300,8 @@ func stateOf(pod *corev1.Pod) string {
 	return strings.Join(parts, "; ")
 }
 
-// over reports whether the task of a pod is done, which is when its own containers
-// have ended: one that was injected, such as the proxy of a service mesh, may run on.
-// The error says that it has failed.
+// over reports whether the containers that the task gave a pod have ended; an injected
+// one, such as the proxy of a service mesh, may run on. The error means the task failed.
 func over(pod *corev1.Pod, own []string) (done bool, err error) {
 	running := len(own)
 	for _, status := range pod.Status.ContainerStatuses {
@@ -388,7 +323,7 @@ func over(pod *corev1.Pod, own []string) (done bool, err error) {
 	return false, hopeless(pod)
 }
 
-// hopeless is an error when a pod waits for what will never come.
+// hopeless returns an error if a pod waits for something that cannot happen.
 func hopeless(pod *corev1.Pod) error {
 	for _, status := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
 		waiting := status.State.Waiting
@@ -403,8 +338,8 @@ func hopeless(pod *corev1.Pod) error {
 	return nil
 }
 
-// lastWords are the last lines in the log of the container that failed, or else
-// of the given one, ready to be put behind an error.
+// lastWords returns the last lines in the log of the container that failed, or else of
+// the given one, to be appended to an error.
 func (t *Tasks) lastWords(ctx context.Context, access *access, task *render.Task, pod *corev1.Pod, container string) string {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeLimit)
 	defer cancel()
@@ -419,11 +354,11 @@ func (t *Tasks) lastWords(ctx context.Context, access *access, task *render.Task
 		Container: container, TailLines: &lines, LimitBytes: &bytes,
 	}).Stream(ctx)
 	if err != nil {
-		return "" // as of a container that has not begun
+		return "" // such as of a container that has not started
 	}
 	defer log.Close() //nolint:errcheck // it was read only
 	said, err := io.ReadAll(log)
-	if err != nil || int64(len(said)) == readBytes { // its end is missing
+	if err != nil || int64(len(said)) == readBytes { // the end is missing
 		return ""
 	}
 	show := task.Show

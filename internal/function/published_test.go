@@ -33,18 +33,18 @@ func everything(t *testing.T, confineTo string) (*render.Renderer, *fake.Clients
 		return true, &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{"replicas": int64(3)}}}, nil
 	})
 	tasks := NewTasks(&cluster.Clients{Kube: client, Dynamic: scales})
-	tasks.mapper = kinds()
+	tasks.mapper = serverKinds()
 	var warnings []string
 	tasks.Warn = func(format string, args ...any) { warnings = append(warnings, fmt.Sprintf(format, args...)) }
-	functions := KubeFunctions(NewPods(client))
+	functions := KubeFunctions(client)
 	for name, function := range TaskFunctions(tasks) {
 		functions[name] = function
 	}
-	return &render.Renderer{Functions: functions, Objects: render.NewObjects(client), ConfineTo: confineTo}, client, &warnings
+	return &render.Renderer{Functions: functions, Kube: client, ConfineTo: confineTo}, client, &warnings
 }
 
-// kinds are what the API server has.
-func kinds() meta.RESTMapper {
+// serverKinds are what the API server has.
+func serverKinds() meta.RESTMapper {
 	mapper := meta.NewDefaultRESTMapper(nil)
 	for _, kind := range []string{"v1 Pod", "v1 Secret", "v1 ConfigMap", "v1 PersistentVolumeClaim", "apps/v1 StatefulSet", "apps/v1 Deployment", "rbac.authorization.k8s.io/v1 RoleBinding"} {
 		version, name, _ := strings.Cut(kind, " ")

@@ -69,12 +69,12 @@ func tenants() []runtime.Object {
 
 func renderer(confineTo string) *render.Renderer {
 	client := fake.NewClientset(tenants()...)
-	functions := KubeFunctions(NewPods(client))
+	functions := KubeFunctions(client)
 	maps.Copy(functions, TaskFunctions(someTasks()))
 	functions["Elsewhere"] = render.Function{Calls: func(context.Context, render.Args) ([]render.Call, error) {
 		return []render.Call{{Namespace: "payments", Pod: "ledger-0", Container: "postgres", Command: []string{"id"}}}, nil
 	}}
-	return &render.Renderer{Functions: functions, Objects: render.NewObjects(client), ConfineTo: confineTo}
+	return &render.Renderer{Functions: functions, Kube: client, ConfineTo: confineTo}
 }
 
 func deployment() render.Params {

@@ -1,6 +1,7 @@
 package function
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,10 +11,12 @@ import (
 	"strings"
 	"time"
 
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	corev1 "k8s.io/api/core/v1"
 	pathvalidation "k8s.io/apimachinery/pkg/api/validation/path"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
@@ -23,23 +26,24 @@ import (
 )
 
 const (
+	scaleWorkload = "ScaleWorkload"
 	// replicaCount is the output of ScaleWorkload.
 	replicaCount = "originalReplicaCount"
 	// quiesceManager begins the name of the field manager that owns spec.replicas
-	// while a prehook has a workload scaled; the session's ID follows. It tells every
-	// installation that the number is not the user's.
+	// while a prehook keeps a workload scaled; the session's ID follows. From it other
+	// installations of Stillpoint know that the user did not set the number.
 	quiesceManager = "stillpoint-quiesce-"
 )
 
-type scalableKind struct {
+// scalable is a kind that ScaleWorkload scales.
+type scalable struct {
 	kind     string
 	resource schema.GroupVersionResource
-	// owns tells whether a pod is of the workload of that name.
+	// owns reports whether a pod with this controller belongs to the workload of that name.
 	owns func(name string, owner *metav1.OwnerReference, pod *corev1.Pod) bool
 }
 
-// scalable are the kinds that ScaleWorkload scales.
-var scalable = []scalableKind{
+var scalables = []scalable{
 	{
 		"Deployment",
 		schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "deployments"},
@@ -65,59 +69,40 @@ var scalable = []scalableKind{
 
 // scaling is what one ScaleWorkload does.
 type scaling struct {
-	kind            int // in scalable
+	scalable
 	namespace, name string
 	replicas        int32
 	wait            bool
 }
 
-func (s *scaling) String() string {
-	return fmt.Sprintf("%s %s/%s", scalable[s.kind].kind, s.namespace, s.name)
-}
+func (s *scaling) String() string { return fmt.Sprintf("%s %s/%s", s.kind, s.namespace, s.name) }
 
-func (s *scaling) same(other *scaling) bool {
-	return s.kind == other.kind && s.namespace == other.namespace && s.name == other.name
-}
-
-// scalingOf reads the args. What they leave out is taken from the annotated
-// workload.
+// scalingOf reads the args. The annotated workload is the default.
 func scalingOf(task *render.Task) (*scaling, error) {
-	s := &scaling{wait: true}
-	text, err := task.Args.String("replicas")
-	if err != nil {
-		return nil, err
+	r := task.Args.Reader()
+	text, kind, name := r.String("replicas"), r.String("kind"), r.String("name")
+	if r.Err != nil {
+		return nil, r.Err
 	}
 	replicas, err := strconv.ParseInt(strings.TrimSpace(text), 10, 32)
 	if err != nil || replicas < 0 {
 		return nil, fmt.Errorf("args.replicas is %q, must be a number from 0 to %d", text, math.MaxInt32)
 	}
-	s.replicas = int32(replicas)
+	s := &scaling{name: cmp.Or(name, task.Name), replicas: int32(replicas), wait: true}
 	if s.namespace, err = task.TargetNamespace(); err != nil {
 		return nil, err
 	}
-	kind := task.Kind
-	for name, into := range map[string]*string{"kind": &kind, "name": &s.name} {
-		given, err := task.Args.String(name)
-		if err != nil {
-			return nil, err
-		}
-		if given != "" {
-			*into = given
-		}
-	}
-	if s.name == "" {
-		s.name = task.Name
-	}
-	if kind == "" || s.name == "" {
+	if kind = cmp.Or(kind, task.Kind); kind == "" || s.name == "" {
 		return nil, errors.New("args.kind and args.name must be given, as the annotated object is no workload that can be scaled")
 	}
 	if wrong := pathvalidation.IsValidPathSegmentName(s.name); len(wrong) > 0 {
 		return nil, fmt.Errorf("args.name %q: %s", s.name, strings.Join(wrong, ", "))
 	}
-	s.kind = slices.IndexFunc(scalable, func(candidate scalableKind) bool { return strings.EqualFold(candidate.kind, kind) })
-	if s.kind < 0 {
+	i := slices.IndexFunc(scalables, func(candidate scalable) bool { return strings.EqualFold(candidate.kind, kind) })
+	if i < 0 {
 		return nil, fmt.Errorf("args.kind is %q; the kinds are: Deployment, DeploymentConfig, StatefulSet", kind)
 	}
+	s.scalable = scalables[i]
 	if value, ok := task.Args["waitForReady"]; ok {
 		if s.wait, err = truth(value); err != nil {
 			return nil, fmt.Errorf("args.waitForReady: %w", err)
@@ -131,15 +116,12 @@ func truth(value any) (bool, error) {
 	switch v := value.(type) {
 	case bool:
 		return v, nil
-	case string:
-		if v == "" {
-			return false, nil
-		}
-		if parsed, err := strconv.ParseBool(v); err == nil {
-			return parsed, nil
-		}
 	case int64:
 		return v != 0, nil
+	case string:
+		if parsed, err := strconv.ParseBool(cmp.Or(v, "false")); err == nil {
+			return parsed, nil
+		}
 	}
 	return false, fmt.Errorf("is %v, must be true or false", value)
 }
@@ -157,7 +139,7 @@ func (t *Tasks) prepareScaling(ctx context.Context, d *render.Draft) error {
 	}
 	object, err := s.objects(t.clients.Dynamic).Get(ctx, s.name, metav1.GetOptions{})
 	if err != nil {
-		return nil //nolint:nilerr // it is read again before it is scaled
+		return nil //nolint:nilerr // the task reads it again before it scales
 	}
 	return s.refused(object, d.Owner)
 }
@@ -180,10 +162,10 @@ func (s *scaling) refused(object *unstructured.Unstructured, session string) err
 	return nil
 }
 
-// Held returns an error if what a task of a prehook has done did not last until now:
-// an autoscaler, a GitOps tool or a person can scale a workload up again.
+// Held returns an error if what a task of a prehook did has not lasted until now: an
+// autoscaler, a GitOps tool or a person may have scaled a workload up again.
 func (t *Tasks) Held(ctx context.Context, task *render.Task) error {
-	if task.Func != "ScaleWorkload" {
+	if task.Func != scaleWorkload {
 		return nil
 	}
 	s, err := scalingOf(task)
@@ -224,7 +206,7 @@ func (t *Tasks) scaledBefore(s *scaling) *scaled {
 	return t.scaled[s.String()]
 }
 
-// look reads a workload and then its pods; state says what it lacks.
+// look reads a workload and then its pods; state is what unready returns.
 func (s *scaling) look(ctx context.Context, access *access, selector string) (object *unstructured.Unstructured, state string, err error) {
 	if object, err = s.objects(access.dynamic).Get(ctx, s.name, metav1.GetOptions{}); err != nil {
 		return nil, "", err
@@ -244,8 +226,8 @@ func describeScaling(task *render.Task) string {
 	return fmt.Sprintf("%s to %d replicas", s, s.replicas)
 }
 
-// foretellScaling reads how many replicas there are now, or takes how many an
-// earlier phase will have left.
+// foretellScaling returns the number of replicas that an earlier phase leaves, or else
+// the present one.
 func (t *Tasks) foretellScaling(ctx context.Context, task *render.Task, before []*render.Task) (map[string]any, error) {
 	s, err := scalingOf(task)
 	if err != nil {
@@ -255,41 +237,37 @@ func (t *Tasks) foretellScaling(ctx context.Context, task *render.Task, before [
 		if earlier.Func != task.Func {
 			continue
 		}
-		if e, err := scalingOf(earlier); err == nil && e.same(s) {
+		if e, err := scalingOf(earlier); err == nil && e.String() == s.String() {
 			return map[string]any{replicaCount: e.replicas}, nil
 		}
 	}
 	if t == nil {
 		return nil, errors.New("workloads cannot be read here")
 	}
-	// A number, of the blueprint's own namespace where it is confined: Velero
-	// may read it.
-	replicas, _, err := s.read(ctx, t.clients.Dynamic)
+	// Velero's own rights suffice: the result is a number, of the blueprint's own
+	// namespace if it is confined.
+	scale, err := s.read(ctx, t.clients.Dynamic)
 	if err != nil {
 		return nil, err
 	}
-	return map[string]any{replicaCount: replicas}, nil
+	return map[string]any{replicaCount: scale.Spec.Replicas}, nil
 }
 
 func (s *scaling) objects(client dynamic.Interface) dynamic.ResourceInterface {
-	return client.Resource(scalable[s.kind].resource).Namespace(s.namespace)
+	return client.Resource(s.resource).Namespace(s.namespace)
 }
 
-// read gives the replicas that are wanted now, and which pods are counted.
-func (s *scaling) read(ctx context.Context, client dynamic.Interface) (replicas int32, selector string, err error) {
-	scale, err := s.objects(client).Get(ctx, s.name, metav1.GetOptions{}, "scale")
+// read returns how many replicas the workload should have, and which pods count.
+func (s *scaling) read(ctx context.Context, client dynamic.Interface) (*autoscalingv1.Scale, error) {
+	object, err := s.objects(client).Get(ctx, s.name, metav1.GetOptions{}, "scale")
 	if err != nil {
-		return 0, "", fmt.Errorf("get the scale of %s: %w", s, err)
+		return nil, fmt.Errorf("get the scale of %s: %w", s, err)
 	}
-	wanted, _, err := unstructured.NestedInt64(scale.Object, "spec", "replicas")
-	if err != nil {
-		return 0, "", fmt.Errorf("the scale of %s: %w", s, err)
+	scale := &autoscalingv1.Scale{}
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(object.Object, scale); err != nil {
+		return nil, fmt.Errorf("decode the scale of %s: %w", s, err)
 	}
-	selector, _, err = unstructured.NestedString(scale.Object, "status", "selector")
-	if err != nil {
-		return 0, "", fmt.Errorf("the scale of %s: %w", s, err)
-	}
-	return int32(wanted), selector, nil // the API server's own int32
+	return scale, nil
 }
 
 func (t *Tasks) scale(ctx context.Context, task *render.Task, access *access) (map[string]any, error) {
@@ -300,10 +278,11 @@ func (t *Tasks) scale(ctx context.Context, task *render.Task, access *access) (m
 	if err := task.Within(s.namespace); err != nil {
 		return nil, err
 	}
-	original, selector, err := s.read(ctx, access.dynamic)
+	before, err := s.read(ctx, access.dynamic)
 	if err != nil {
 		return nil, err
 	}
+	selector := before.Status.Selector
 	if selector == "" {
 		return nil, fmt.Errorf("the scale of %s has no selector", s)
 	}
@@ -322,14 +301,14 @@ func (t *Tasks) scale(ctx context.Context, task *render.Task, access *access) (m
 	if _, err := s.objects(access.dynamic).Patch(ctx, s.name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: manager}, "scale"); err != nil {
 		return nil, fmt.Errorf("scale %s: %w", s, err)
 	}
-	outputs := map[string]any{replicaCount: original}
+	outputs := map[string]any{replicaCount: before.Spec.Replicas}
 	if !s.wait && !task.Pre {
 		return outputs, nil
 	}
-	err = wait(ctx, func(ctx context.Context) (bool, string, error) {
+	err = poll(ctx, func(ctx context.Context) (bool, string, error) {
 		object, state, err := s.look(ctx, access, selector)
 		if err != nil {
-			return false, err.Error(), giveUp(err)
+			return retry(err)
 		}
 		if task.Pre {
 			t.mu.Lock()
@@ -344,16 +323,8 @@ func (t *Tasks) scale(ctx context.Context, task *render.Task, access *access) (m
 	return outputs, nil
 }
 
-// giveUp keeps an error that will not pass.
-func giveUp(err error) error {
-	if passing(err) {
-		return nil
-	}
-	return err
-}
-
-// unready says what a workload lacks, "" when it is as wanted: all pods there
-// and ready, and all others gone, not just on their way.
+// unready returns what a workload lacks, "" if it is scaled: all its pods exist and
+// are ready, and all others are gone, not only terminating.
 func (s *scaling) unready(object *unstructured.Unstructured, pods []corev1.Pod) string {
 	status := func(field string) int64 {
 		value, _, _ := unstructured.NestedInt64(object.Object, "status", field)
@@ -370,11 +341,11 @@ func (s *scaling) unready(object *unstructured.Unstructured, pods []corev1.Pod) 
 	for i := range pods {
 		pod := &pods[i]
 		owner := metav1.GetControllerOf(pod)
-		if owner == nil || !scalable[s.kind].owns(s.name, owner, pod) {
+		if owner == nil || !s.owns(s.name, owner, pod) {
 			continue
 		}
-		// Such as an evicted one, which nobody takes away. One that is being
-		// deleted may have its volumes mounted still.
+		// A pod that has ended and stays, such as an evicted one, does not count. One
+		// that is being deleted may still have its volumes mounted.
 		finished := pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
 		if finished && pod.DeletionTimestamp == nil {
 			continue

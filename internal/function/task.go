@@ -14,8 +14,10 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -26,43 +28,42 @@ import (
 	"stillpoint.io/stillpoint/internal/render"
 )
 
-// pollInterval is how often a task looks whether something has happened.
+// pollInterval is how often a task checks whether something has happened.
 const pollInterval = 500 * time.Millisecond
 
-// Describe says what a task does, for people. It can hold secrets.
-func Describe(t *render.Task) string {
-	if kind, ok := taskKinds()[t.Func]; ok {
-		if text := kind.describe(t); text != "" {
-			return t.Func + " " + text
+// Describe says what a task does, for people. The text can hold secrets.
+func Describe(task *render.Task) string {
+	if kind, ok := kinds()[task.Func]; ok {
+		if text := kind.describe(task); text != "" {
+			return task.Func + " " + text
 		}
 	}
-	return t.Func
+	return task.Func
 }
 
-// Ends reports whether the task scales a workload to 0 and waits until its pods have
+// Ends reports whether a task scales a workload to 0 and waits until its pods have
 // ended.
-func Ends(t *render.Task, kind, namespace, name string) bool {
-	if t.Func != "ScaleWorkload" {
+func Ends(task *render.Task, kind, namespace, name string) bool {
+	if task.Func != scaleWorkload {
 		return false
 	}
-	s, err := scalingOf(t)
-	return err == nil && s.replicas == 0 && s.wait && scalable[s.kind].kind == kind && s.namespace == namespace && s.name == name
+	s, err := scalingOf(task)
+	return err == nil && s.replicas == 0 && s.wait && s.kind == kind && s.namespace == namespace && s.name == name
 }
 
-// Changes reports whether the task scales, patches or deletes the object of a kind that
-// has this name, in namespace.
-func Changes(t *render.Task, namespace, apiVersion, kind, name string) bool {
-	switch t.Func {
-	case "ScaleWorkload":
-		s, err := scalingOf(t)
-		return err == nil && s.namespace == namespace && scalable[s.kind].kind == kind && s.name == name
+// Changes reports whether a task scales, patches or deletes an object.
+func Changes(task *render.Task, namespace, apiVersion, kind, name string) bool {
+	switch task.Func {
+	case scaleWorkload:
+		s, err := scalingOf(task)
+		return err == nil && s.namespace == namespace && s.kind == kind && s.name == name
 	case "KubeOps":
-		ref, err := reference("args.objectReference", t.Args["objectReference"])
-		verb, _ := t.Args.String("operation")
+		ref, err := reference("args.objectReference", task.Args["objectReference"])
+		verb, _ := task.Args.String("operation")
 		if err != nil || verb == "create" || ref.Name != name {
 			return false
 		}
-		in, _ := t.Args.String("namespace") // prepareOperation has filled it in
+		in, _ := task.Args.String("namespace") // prepareOperation has filled it in
 		gvk := schema.FromAPIVersionAndKind(apiVersion, kind)
 		resource, _ := meta.UnsafeGuessKindToResource(gvk)
 		return cmp.Or(ref.Namespace, in) == namespace && ref.Group == gvk.Group && ref.Resource == resource.Resource
@@ -70,42 +71,42 @@ func Changes(t *render.Task, namespace, apiVersion, kind, name string) bool {
 	return false
 }
 
-// taskKind is a function that is a task.
-type taskKind struct {
-	required, optional []string
-	// raw args are rendered by prepare.
-	raw bool
-	// makesPods: see render.Function. The command of a KubeTask may be kubectl.
-	makesPods bool
-	prepare   func(*Tasks, context.Context, *render.Draft) error
-	run       func(*Tasks, context.Context, *render.Task, *access) (map[string]any, error)
-	foretell  func(*Tasks, context.Context, *render.Task, []*render.Task) (map[string]any, error)
-	describe  func(*render.Task) string
+// kind is a function that acts through the API server.
+type kind struct {
+	render.Function // without Prepare and Foretell
+	prepare         func(*Tasks, context.Context, *render.Draft) error
+	run             func(*Tasks, context.Context, *render.Task, *access) (map[string]any, error)
+	foretell        func(*Tasks, context.Context, *render.Task, []*render.Task) (map[string]any, error)
+	describe        func(*render.Task) string
 }
 
-// taskKinds are Kanister's functions that act through the API server.
-var taskKinds = sync.OnceValue(func() map[string]taskKind {
-	waiting := taskKind{
-		required: []string{"timeout", "conditions"}, raw: true,
-		prepare: (*Tasks).prepareWait, run: (*Tasks).await, describe: describeWait,
+var kinds = sync.OnceValue(func() map[string]kind {
+	podArguments := []string{"namespace", "podOverride", "podAnnotations", "podLabels"}
+	waiting := kind{
+		Function: render.Function{Required: []string{"timeout", "conditions"}, Raw: true},
+		prepare:  (*Tasks).prepareWait, run: (*Tasks).await, describe: describeWait,
 	}
-	return map[string]taskKind{
+	return map[string]kind{
 		"KubeTask": {
-			required: []string{"image", "command"}, optional: podArguments, makesPods: true,
-			prepare: (*Tasks).preparePod, run: (*Tasks).runPod, describe: describePod,
+			// The command may be kubectl.
+			Function: render.Function{Required: []string{"image", "command"}, Optional: podArguments, MakesPods: true},
+			prepare:  (*Tasks).preparePod, run: (*Tasks).runPod, describe: describePod,
 		},
 		multiContainerRun: {
-			required: []string{"backgroundImage", "backgroundCommand", "outputImage", "outputCommand"},
-			optional: slices.Concat(podArguments, []string{"initImage", "initCommand", "sharedVolumeMedium", "sharedVolumeSizeLimit", "sharedVolumeDir"}), makesPods: true,
+			Function: render.Function{
+				Required:  []string{"backgroundImage", "backgroundCommand", "outputImage", "outputCommand"},
+				Optional:  slices.Concat(podArguments, []string{"initImage", "initCommand", "sharedVolumeMedium", "sharedVolumeSizeLimit", "sharedVolumeDir"}),
+				MakesPods: true,
+			},
 			prepare: (*Tasks).preparePod, run: (*Tasks).runPod, describe: describePod,
 		},
 		"KubeOps": {
-			required: []string{"operation"}, optional: []string{"spec", "objectReference", "namespace"}, raw: true, makesPods: true,
-			prepare: (*Tasks).prepareOperation, run: (*Tasks).operate, describe: describeOperation,
+			Function: render.Function{Required: []string{"operation"}, Optional: []string{"spec", "objectReference", "namespace"}, Raw: true, MakesPods: true},
+			prepare:  (*Tasks).prepareOperation, run: (*Tasks).operate, describe: describeOperation,
 		},
-		"ScaleWorkload": {
-			required: []string{"replicas"}, optional: []string{"namespace", "name", "kind", "waitForReady"}, makesPods: true,
-			prepare: (*Tasks).prepareScaling, run: (*Tasks).scale, foretell: (*Tasks).foretellScaling, describe: describeScaling,
+		scaleWorkload: {
+			Function: render.Function{Required: []string{"replicas"}, Optional: []string{"namespace", "name", "kind", "waitForReady"}, MakesPods: true},
+			prepare:  (*Tasks).prepareScaling, run: (*Tasks).scale, foretell: (*Tasks).foretellScaling, describe: describeScaling,
 		},
 		render.WaitFunction:   waiting,
 		render.WaitV2Function: waiting,
@@ -114,11 +115,10 @@ var taskKinds = sync.OnceValue(func() map[string]taskKind {
 
 // Tasks runs tasks.
 type Tasks struct {
-	// Warn is told what is no error but should not go unnoticed; nil is not.
+	// Warn reports problems that are no errors; nil drops them.
 	Warn func(format string, args ...any)
 
-	// Pods returns the defaults of pods; nil has those that hold without a
-	// configuration.
+	// Pods returns the configured defaults of pods; nil means no configuration.
 	Pods func(ctx context.Context) config.HelperPods
 
 	clients *cluster.Clients
@@ -154,24 +154,18 @@ func NewTasks(clients *cluster.Clients) *Tasks {
 			return nil, err
 		}
 		objects, err := dynamic.NewForConfig(config)
-		if err != nil {
-			return nil, err
-		}
-		return &access{kube, objects}, nil
+		return &access{kube, objects}, err
 	}
 	return t
 }
 
-// TaskFunctions are Kanister's functions that act through the API server. nil
-// knows them by name, and can neither check nor foretell what depends on the
-// cluster.
+// TaskFunctions are Kanister's functions that act through the API server. Without
+// tasks they neither check nor foretell what depends on the cluster.
 func TaskFunctions(tasks *Tasks) map[string]render.Function {
 	functions := map[string]render.Function{}
-	for name, kind := range taskKinds() {
-		function := render.Function{
-			Required: kind.required, Optional: kind.optional, Raw: kind.raw, MakesPods: kind.makesPods,
-			Prepare: func(ctx context.Context, d *render.Draft) error { return kind.prepare(tasks, ctx, d) },
-		}
+	for name, kind := range kinds() {
+		function := kind.Function
+		function.Prepare = func(ctx context.Context, d *render.Draft) error { return kind.prepare(tasks, ctx, d) }
 		if kind.foretell != nil {
 			function.Foretell = func(ctx context.Context, task *render.Task, before []*render.Task) (map[string]any, error) {
 				return kind.foretell(tasks, ctx, task, before)
@@ -182,34 +176,29 @@ func TaskFunctions(tasks *Tasks) map[string]render.Function {
 	return functions
 }
 
-// Run runs a task until it is done or ctx ends, and gives its outputs. The
-// error can hold secrets that are in the args.
+// Run runs a task until it is done or ctx ends, and returns its outputs. The error can
+// hold secrets that are in the args.
 func (t *Tasks) Run(ctx context.Context, task *render.Task) (outputs map[string]any, err error) {
-	kind, ok := taskKinds()[task.Func]
+	kind, ok := kinds()[task.Func]
 	if !ok {
-		return nil, fmt.Errorf("function %q is no task; tasks are: %s", task.Func, blueprint.List(slices.Collect(maps.Keys(taskKinds()))))
+		return nil, fmt.Errorf("function %q is no task; tasks are: %s", task.Func, blueprint.List(slices.Collect(maps.Keys(kinds()))))
 	}
 	access, err := t.access(task)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", Describe(task), err)
+	if err == nil {
+		outputs, err = kind.run(t, ctx, task, access)
 	}
-	outputs, err = kind.run(t, ctx, task, access)
+	if apierrors.IsForbidden(err) && task.ConfinedTo != "" {
+		err = fmt.Errorf("%w (a blueprint of namespace %s acts with the rights of its ServiceAccount %s; the option %s names another one)",
+			err, task.ConfinedTo, account(task), render.ServiceAccountOption)
+	}
 	if err != nil {
-		if apierrors.IsForbidden(err) && task.ConfinedTo != "" {
-			err = fmt.Errorf("%w (a blueprint of namespace %s acts with the rights of its ServiceAccount %s; the option %s names another one)",
-				err, task.ConfinedTo, account(task), render.ServiceAccountOption)
-		}
 		return nil, fmt.Errorf("%s: %w", Describe(task), err)
 	}
 	return outputs, nil
 }
 
-func account(t *render.Task) string {
-	if t.ServiceAccount == "" {
-		return "default"
-	}
-	return t.ServiceAccount
-}
+// account is the ServiceAccount with whose rights a confined task acts.
+func account(task *render.Task) string { return cmp.Or(task.ServiceAccount, "default") }
 
 func (t *Tasks) access(task *render.Task) (*access, error) {
 	if task.ConfinedTo == "" {
@@ -225,19 +214,19 @@ func (t *Tasks) access(task *render.Task) (*access, error) {
 	return access, nil
 }
 
-// exists returns an error if a task acts in a namespace that does not exist, and that
+// exists returns an error if a task acts in a namespace that does not exist and that
 // no earlier phase can create.
 func (t *Tasks) exists(ctx context.Context, d *render.Draft, namespace string) error {
 	if t == nil || t.clients == nil || namespace == "" || namespace == d.Namespace || d.Maker() != "" {
 		return nil
 	}
 	if _, err := t.clients.Kube.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
-		return nil // other errors are for the phase itself
+		return nil // the phase itself reports other errors
 	}
 	return fmt.Errorf("namespace %q does not exist: write the one of the application, or that of Velero where a command needs the rights of Velero (with podOverride: {serviceAccountName: velero})", namespace)
 }
 
-// literal tells that a value has no template in it, at any depth.
+// literal reports whether a value has no template in it, at any depth.
 func literal(value any) bool {
 	switch v := value.(type) {
 	case string:
@@ -255,70 +244,58 @@ func literal(value any) bool {
 }
 
 // reference decodes an argument that is an ObjectReference.
-func reference(path string, value any) (blueprint.ObjectReference, error) {
-	var ref blueprint.ObjectReference
-	fields, ok := value.(map[string]any)
+func reference(path string, value any) (ref blueprint.ObjectReference, err error) {
+	given, ok := value.(map[string]any)
 	if !ok {
 		return ref, fmt.Errorf("%s must be a map of apiVersion, group, resource, name and namespace", path)
 	}
-	for _, key := range slices.Sorted(maps.Keys(fields)) {
-		text, err := render.Scalar(fields[key])
-		if err != nil {
-			return ref, fmt.Errorf("%s.%s: %w", path, key, err)
+	fields := ref.Fields()
+	for _, key := range slices.Sorted(maps.Keys(given)) {
+		field, ok := fields[key]
+		if !ok {
+			return ref, fmt.Errorf("%s: unknown key %q; the keys are: %s", path, key, blueprint.List(slices.Collect(maps.Keys(fields))))
 		}
-		switch key {
-		case "apiVersion":
-			ref.APIVersion = text
-		case "group":
-			ref.Group = text
-		case "resource":
-			ref.Resource = text
-		case "kind":
-			ref.Kind = text
-		case "name":
-			ref.Name = text
-		case "namespace":
-			ref.Namespace = text
-		default:
-			return ref, fmt.Errorf("%s: unknown key %q; the keys are: apiVersion, group, kind, name, namespace, resource", path, key)
+		if *field, err = render.Scalar(path+"."+key, given[key]); err != nil {
+			return ref, err
 		}
 	}
 	return ref, nil
 }
 
-// wait looks at once and then every pollInterval, until something is done, or
-// fails, or ctx ends. state says for the error what has been seen last.
-func wait(ctx context.Context, look func(context.Context) (done bool, state string, err error)) error {
-	ticker := time.NewTicker(pollInterval)
-	defer ticker.Stop()
+// outputs are the fields of a reference, which are the outputs of KubeOps.
+func outputs(ref blueprint.ObjectReference) map[string]any {
+	fields, _ := runtime.DefaultUnstructuredConverter.ToUnstructured(&ref) // strings only
+	return fields
+}
+
+// poll calls look at once and then every pollInterval, until it reports done, returns
+// an error, or ctx ends. state is what look has seen, for the error.
+func poll(ctx context.Context, look func(context.Context) (done bool, state string, err error)) error {
 	last := "nothing has been seen"
-	for {
+	err := wait.PollUntilContextCancel(ctx, pollInterval, true, func(ctx context.Context) (bool, error) {
 		done, state, err := look(ctx)
-		switch {
-		case ctx.Err() != nil:
-			return fmt.Errorf("%w: %s", context.Cause(ctx), last)
-		case err != nil:
-			return err
-		case done:
-			return nil
-		case state != "" && !unsent(state): // what was seen before says more
+		// The client returns an untyped error if the rate limiter would let a request
+		// through only after ctx ends: the state before says more.
+		if state != "" && ctx.Err() == nil && !strings.Contains(state, "client rate limiter Wait returned an error") {
 			last = state
 		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%w: %s", context.Cause(ctx), last)
-		case <-ticker.C:
-		}
+		return done && ctx.Err() == nil, err
+	})
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w: %s", context.Cause(ctx), last)
 	}
+	return err
 }
 
-// unsent tells that a request was not sent, since its turn at the client's rate
-// limiter would have come after its time was up. That error has no type.
-func unsent(state string) bool {
-	return strings.Contains(state, "client rate limiter Wait returned an error")
+// retry is what look returns to poll after an error of the API server.
+func retry(err error) (done bool, state string, final error) {
+	if passing(err) {
+		return false, err.Error(), nil
+	}
+	return false, "", err
 }
 
-// passing tells that an error of the API server may be gone at the next try.
+// passing reports whether a request may succeed when it is tried again.
 func passing(err error) bool {
 	return !apierrors.IsNotFound(err) && !apierrors.IsForbidden(err) && !apierrors.IsUnauthorized(err) &&
 		!apierrors.IsBadRequest(err) && !apierrors.IsInvalid(err) && !apierrors.IsMethodNotSupported(err)

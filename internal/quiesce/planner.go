@@ -204,13 +204,13 @@ func (p *Planner) hook(ctx context.Context, name string, part part, files *fileS
 			return hook, mask, err
 		}
 	}
-	functions := function.KubeFunctions(function.NewPods(p.Kube))
+	functions := function.KubeFunctions(p.Kube)
 	maps.Copy(functions, function.TaskFunctions(p.Tasks))
 	maps.Copy(functions, files.functions(part.workload.Pods))
 	maps.Copy(functions, inPods{part.workload.Namespace, part.reachable(), session}.functions())
 	renderer := &render.Renderer{
 		Functions: functions,
-		Objects:   render.NewObjects(p.Kube),
+		Kube:      p.Kube,
 		ConfineTo: found.ConfinedTo,
 	}
 	script, mask, err := renderer.Script(ctx, found.Blueprint, part.params(started))

@@ -9,61 +9,64 @@ import (
 	kjson "sigs.k8s.io/json"
 )
 
-// Args are the rendered args of a phase. Values are converted as loosely as
-// Kanister does it.
+// Args are the rendered arguments of a phase. Their values are converted as loosely
+// as Kanister does it.
 type Args map[string]any
 
-// String gives an argument as text, "" where it is absent.
-func (a Args) String(name string) (string, error) {
-	value, there := a[name]
-	if !there || value == nil {
-		return "", nil
-	}
-	text, err := Scalar(value)
-	if err != nil {
-		return "", fmt.Errorf("args.%s: %w", name, err)
-	}
-	return text, nil
+// UnmarshalJSON keeps whole numbers whole.
+func (a *Args) UnmarshalJSON(data []byte) error {
+	return kjson.UnmarshalCaseSensitivePreserveInts(data, (*map[string]any)(a))
 }
 
-// Strings gives a list argument, nil where it is absent. A single value is a
-// list of one.
-func (a Args) Strings(name string) ([]string, error) {
-	value, there := a[name]
-	if !there || value == nil {
-		return nil, nil
+// String returns an argument as text, "" if it is absent.
+func (a Args) String(name string) (string, error) {
+	if a[name] == nil {
+		return "", nil
 	}
-	elements, ok := value.([]any)
+	return Scalar("args."+name, a[name])
+}
+
+// Strings returns an argument that is a list, nil if it is absent. A single value is
+// a list of one.
+func (a Args) Strings(name string) ([]string, error) {
+	elements, ok := a[name].([]any)
 	if !ok {
-		text, err := Scalar(value)
-		if err != nil {
-			return nil, fmt.Errorf("args.%s: %w", name, err)
+		text, err := a.String(name)
+		if a[name] == nil || err != nil {
+			return nil, err
 		}
 		return []string{text}, nil
 	}
 	texts := make([]string, len(elements))
 	for i, element := range elements {
-		text, err := Scalar(element)
-		if err != nil {
-			return nil, fmt.Errorf("args.%s[%d]: %w", name, i, err)
+		var err error
+		if texts[i], err = Scalar(fmt.Sprintf("args.%s[%d]", name, i), element); err != nil {
+			return nil, err
 		}
-		texts[i] = text
 	}
 	return texts, nil
 }
 
-// Fields gives an argument that is a string of names with blanks between
-// them. A list is taken too, each element a name.
-func (a Args) Fields(name string) ([]string, error) {
-	if _, ok := a[name].([]any); ok {
-		return a.Strings(name)
+// Texts returns an argument that is a map of texts, an empty one if it is absent.
+func (a Args) Texts(name string) (map[string]string, error) {
+	texts := map[string]string{}
+	entries, ok := a[name].(map[string]any)
+	if !ok && a[name] != nil {
+		return nil, fmt.Errorf("args.%s must be a map of texts", name)
 	}
-	text, err := a.String(name)
-	return strings.Fields(text), err
+	for key, entry := range entries {
+		var err error
+		if texts[key], err = Scalar("args."+name+"."+key, entry); err != nil {
+			return nil, err
+		}
+	}
+	return texts, nil
 }
 
-// Scalar writes a value as Kanister's decoder does, true as "1" included.
-func Scalar(value any) (string, error) {
+// Scalar writes a value as Kanister's decoder does, true as "1" included. path says
+// in the error where the value stands.
+func Scalar(path string, value any) (string, error) {
+	what := ""
 	switch v := value.(type) {
 	case string:
 		return v, nil
@@ -72,51 +75,81 @@ func Scalar(value any) (string, error) {
 			return "1", nil
 		}
 		return "0", nil
-	case int:
-		return strconv.Itoa(v), nil
-	case int64:
-		return strconv.FormatInt(v, 10), nil
+	case int, int64:
+		return fmt.Sprint(v), nil
 	case float64:
 		return strconv.FormatFloat(v, 'f', -1, 64), nil
 	case map[string]any:
-		return "", errors.New("is a map, must be a string")
+		what = "a map"
 	case []any:
-		return "", errors.New("is a list, must be a string")
+		what = "a list"
 	case nil:
-		return "", errors.New("is null, must be a string")
+		what = "null"
 	default:
-		return "", fmt.Errorf("is of type %T, must be a string", value)
+		what = fmt.Sprintf("of type %T", value)
+	}
+	return "", fmt.Errorf("%s: is %s, must be a string", path, what)
+}
+
+// Reader reads arguments one after another; Err is the first error.
+type Reader struct {
+	Args Args
+	Err  error
+}
+
+// Reader reads a.
+func (a Args) Reader() *Reader { return &Reader{Args: a} }
+
+// Check keeps an error unless there is an earlier one.
+func (r *Reader) Check(err error) {
+	if r.Err == nil {
+		r.Err = err
 	}
 }
 
-// UnmarshalJSON keeps whole numbers whole.
-func (a *Args) UnmarshalJSON(data []byte) error {
-	var args map[string]any
-	if err := kjson.UnmarshalCaseSensitivePreserveInts(data, &args); err != nil {
-		return err
-	}
-	*a = args
-	return nil
+// String is Args.String.
+func (r *Reader) String(name string) string {
+	text, err := r.Args.String(name)
+	r.Check(err)
+	return text
 }
 
-// Texts gives an argument that is a map of texts, an empty one where it is
-// absent.
-func (a Args) Texts(name string) (map[string]string, error) {
-	texts := map[string]string{}
-	value := a[name]
-	if value == nil {
-		return texts, nil
+// Texts is Args.Texts.
+func (r *Reader) Texts(name string) map[string]string {
+	texts, err := r.Args.Texts(name)
+	r.Check(err)
+	return texts
+}
+
+// Required is String of an argument that must not be empty.
+func (r *Reader) Required(name string) string {
+	text := r.String(name)
+	if text == "" {
+		r.Check(errors.New("args." + name + " is empty"))
 	}
-	entries, ok := value.(map[string]any)
-	if !ok {
-		return nil, fmt.Errorf("args.%s must be a map of texts", name)
+	return text
+}
+
+// Command is Strings of an argument that must name a program.
+func (r *Reader) Command(name string) []string {
+	command, err := r.Args.Strings(name)
+	r.Check(err)
+	if len(command) == 0 || command[0] == "" {
+		r.Check(errors.New("args." + name + " is empty"))
 	}
-	for key, entry := range entries {
-		text, err := Scalar(entry)
-		if err != nil {
-			return nil, fmt.Errorf("args.%s.%s: %w", name, key, err)
-		}
-		texts[key] = text
+	return command
+}
+
+// Fields returns an argument that is a string of names with blanks between them, or
+// a list of names. It must not be empty.
+func (r *Reader) Fields(name string) []string {
+	names, err := r.Args.Strings(name)
+	if _, list := r.Args[name].([]any); !list {
+		names = strings.Fields(strings.Join(names, " "))
 	}
-	return texts, nil
+	r.Check(err)
+	if len(names) == 0 {
+		r.Check(errors.New("args." + name + " is empty"))
+	}
+	return names
 }

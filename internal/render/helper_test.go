@@ -20,7 +20,7 @@ func renderer(confineTo string) *Renderer {
 		Data:       map[string][]byte{"mongodb-root-password": []byte(password), "pin": []byte("12")},
 	})
 	return &Renderer{
-		Objects: NewObjects(client), ConfineTo: confineTo,
+		Kube: client, ConfineTo: confineTo,
 		Functions: map[string]Function{"KubeExec": {
 			Required: []string{"namespace", "pod", "command"},
 			Calls: func(_ context.Context, args Args) ([]Call, error) {

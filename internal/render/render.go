@@ -10,15 +10,16 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
 )
 
-// Renderer makes the steps of a blueprint's hooks. It reads from the cluster
-// through Objects and Functions, and changes nothing there.
+// Renderer makes the steps of a blueprint's hooks. It changes nothing in the cluster.
 type Renderer struct {
 	Functions map[string]Function
-	Objects   Objects
+	// Kube reads the Secrets and ConfigMaps that phases name.
+	Kube kubernetes.Interface
 
 	// ConfineTo is the only namespace that calls, tasks and objects may name;
 	// "" lets a blueprint reach further, see Script.
@@ -272,52 +273,15 @@ func (r *rendering) objects(ctx context.Context, phase *phase) error {
 
 // reference renders the strings of a reference.
 func (r *rendering) reference(ctx context.Context, path string, ref blueprint.ObjectReference) (blueprint.ObjectReference, error) {
-	for _, field := range []struct {
-		name string
-		text *string
-	}{
-		{"apiVersion", &ref.APIVersion},
-		{"group", &ref.Group},
-		{"resource", &ref.Resource},
-		{"kind", &ref.Kind},
-		{"name", &ref.Name},
-		{"namespace", &ref.Namespace},
-	} {
-		text, err := r.text(ctx, path+"."+field.name, *field.text)
+	fields := ref.Fields()
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		text, err := r.text(ctx, path+"."+name, *fields[name])
 		if err != nil {
 			return ref, err
 		}
-		*field.text = text
+		*fields[name] = text
 	}
 	return ref, nil
-}
-
-func (r *rendering) fetch(ctx context.Context, as string, ref, source blueprint.ObjectReference, into *phaseData) error {
-	if ref.Name == "" && r.builtIn {
-		return nil
-	}
-	if ref.Name == "" {
-		return errors.New("name is empty")
-	}
-	// Kanister asks for an object of no namespace then, and is told that
-	// there is none.
-	if ref.Namespace == "" {
-		return errors.New("namespace is empty")
-	}
-	if err := r.allow(ref.Namespace, ref.Namespace == source.Namespace && ref.Name == source.Name); err != nil {
-		return err
-	}
-	if r.Objects == nil {
-		return errors.New("objects cannot be fetched here")
-	}
-	values, err := fetch(ctx, r.Objects, as, ref, into)
-	if err != nil {
-		return err
-	}
-	if len(into.Secrets) > 0 {
-		r.learn(values)
-	}
-	return nil
 }
 
 // calls runs a function that makes calls, and checks what it wants to call.

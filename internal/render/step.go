@@ -129,11 +129,6 @@ type Absent struct {
 
 func (a *Absent) Error() string { return a.Reason }
 
-// NewAbsent makes an Absent.
-func NewAbsent(namespace, pod, format string, args ...any) error {
-	return &Absent{Pod: namespace + "/" + pod, Reason: fmt.Sprintf(format, args...)}
-}
-
 // Draft is a task that is being made.
 type Draft struct {
 	*Task
