@@ -2,130 +2,94 @@ package cleanup
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"slices"
-	"sync"
 
 	"github.com/sirupsen/logrus"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/sets"
 
-	"stillpoint.io/stillpoint/internal/api"
-	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-// Deleter cleans up after deleted backups. It is safe for concurrent use.
-type Deleter struct {
-	clients *cluster.Clients
-	log     logrus.FieldLogger
-
-	mu   sync.Mutex
-	done map[types.UID]bool
-}
-
-// NewDeleter returns a Deleter for the Velero that the clients reach.
-func NewDeleter(clients *cluster.Clients, log logrus.FieldLogger) *Deleter {
-	return &Deleter{clients: clients, log: log, done: map[types.UID]bool{}}
-}
-
-// Backup removes what a backup that is being deleted has left, and waits until
-// that is gone, for as long as ctx allows. Velero calls for each item of the
-// backup; what is done, is done at the first call of a process.
+// DeletedBackup deletes what a backup that is being deleted has left, and waits until
+// that is gone, for as long as ctx allows. Velero calls for each item of the backup;
+// the first call in a process does the work.
 //
 // The ConfigMaps that record freezes go by themselves: the Backup owns them.
-func (d *Deleter) Backup(ctx context.Context, backup *velerov1.Backup) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.done[backup.UID] {
+func (c *Cleaner) DeletedBackup(ctx context.Context, backup *velerov1.Backup, log logrus.FieldLogger) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.deleted.Has(backup.UID) {
 		return nil
 	}
-	left, err := d.left(ctx, backup)
+	facts, err := c.ofDeleted(ctx, backup)
 	if err != nil {
 		return err
 	}
-	d.done[backup.UID] = true
-	targets, kept := left.plan()
-	for _, text := range kept {
-		d.log.Warnf("Backup %s is deleted: %s", backup.Name, text)
+	c.deleted.Insert(backup.UID)
+	findings := facts.judge(nobody)
+	for i := range findings {
+		if !findings[i].goes() {
+			log.Warnf("Not deleted with backup %s: %s %s: %s", backup.Name, findings[i].Kind, findings[i].Object(), findings[i].Reason)
+		}
 	}
-	if len(targets) == 0 {
-		return nil
+	removals := c.removals(facts, findings, nobody)
+	for _, r := range removals {
+		r.asked = true // judged just now, by facts that the cluster does not have
 	}
-	vetoed, err := snapshot.RemoveAll(ctx, d.clients.Snapshots, targets...)
-	for _, target := range vetoed {
-		d.log.Warnf("Backup %s is deleted: %s", backup.Name, vetoText(target.String()))
+	var problems []error
+	c.act(ctx, removals, func(r Result) {
+		switch {
+		case errors.Is(r.Err, snapshot.ErrKept):
+			log.Warnf("A user keeps a snapshot of deleted backup %s: %v", backup.Name, r.Err)
+		case r.Err != nil:
+			problems = append(problems, fmt.Errorf("%s: %w", r.Finding.Object(), r.Err))
+		default:
+			log.Infof("Deleted with backup %s: %s %s", backup.Name, r.Finding.Kind, r.Finding.Object())
+		}
+	})
+	if len(problems) > 0 {
+		return fmt.Errorf("delete what backup %s has left; the next sweep tries again: %w", backup.Name, errors.Join(problems...))
 	}
-	if err != nil {
-		return fmt.Errorf("remove what backup %s has left, which is the sweep's now: %w", backup.Name, err)
-	}
-	d.log.Infof("Backup %s is deleted: removed what it had left: %v", backup.Name, targets)
 	return nil
 }
 
-func vetoText(name string) string {
-	return fmt.Sprintf("VolumeSnapshot %s stays: it or its content has the annotation %s", name, api.AnnotationKeepSnapshot)
-}
-
-// remains are what this installation has taken for a backup.
-type remains struct {
-	leftovers []snapshot.Pair
-	claims    []corev1.PersistentVolumeClaim // of their namespaces
-}
-
-func (d *Deleter) left(ctx context.Context, backup *velerov1.Backup) (remains, error) {
-	installation, err := d.clients.Installation(ctx)
+// ofDeleted reads what this installation has taken for a backup, and judges it as
+// that of a backup that is being deleted. It knows no other backup: none of them
+// keeps these snapshots.
+func (c *Cleaner) ofDeleted(ctx context.Context, backup *velerov1.Backup) (*facts, error) {
+	f, err := c.start(ctx)
 	if err != nil {
-		return remains{}, err
+		return nil, err
 	}
-	velero := d.clients.VeleroNamespace
-	marked, err := snapshot.Marked(ctx, d.clients.Snapshots, snapshot.Of(installation), velero)
+	f.backups = []velerov1.Backup{*backup.DeepCopy()}
+	f.backups[0].Status.Phase = velerov1.BackupPhaseDeleting
+	pairs, err := snapshot.Marked(ctx, c.clients.Snapshots, snapshot.Of(f.installation), f.velero)
 	if err != nil {
-		return remains{}, err
+		return nil, err
 	}
-	found, namespaces := remains{}, sets.New[string]()
-	for _, pair := range marked {
-		origin, trusted, err := pair.Origin(velero)
-		if err == nil && trusted && origin.Installation == installation && origin.Of(backup, pair.Created()) {
-			found.leftovers = append(found.leftovers, pair)
-			namespaces.Insert(pair.Target().Namespace)
+	namespaces := sets.New[string]()
+	for _, pair := range pairs {
+		origin, marked, err := pair.Origin(f.velero)
+		if err != nil || !marked || origin.Installation != f.installation || !origin.Of(backup, pair.Created()) {
+			continue
+		}
+		namespaces.Insert(pair.Target().Namespace)
+		if pair.Snapshot != nil {
+			f.snapshots = append(f.snapshots, *pair.Snapshot)
+		}
+		if pair.Content != nil {
+			f.contents = append(f.contents, *pair.Content)
 		}
 	}
 	for _, namespace := range sets.List(namespaces) {
-		claims, err := cluster.All[corev1.PersistentVolumeClaim](ctx, "claims of namespace "+namespace, "", cluster.Typed(d.clients.Kube.CoreV1().PersistentVolumeClaims(namespace).List))
-		if err != nil {
-			return remains{}, err
+		var claims []corev1.PersistentVolumeClaim
+		if claims, err = c.pending(ctx, namespace); err != nil {
+			return nil, err
 		}
-		found.claims = append(found.claims, claims...)
+		f.claims = append(f.claims, claims...)
 	}
-	return found, nil
-}
-
-// neededBy is a claim that waits for a VolumeSnapshot, "" when none does.
-func (r remains) neededBy(t snapshot.Target) string {
-	for i := range r.claims {
-		if snapshot.Awaits(&r.claims[i], t.Namespace, t.Name) {
-			return r.claims[i].Name
-		}
-	}
-	return ""
-}
-
-// plan decides what goes: all leftovers, with the storage's snapshots, but for what
-// a user wants to stay and what a claim waits for. kept tells of these.
-func (r remains) plan() (targets []snapshot.Target, kept []string) {
-	for _, pair := range r.leftovers {
-		target := pair.Target()
-		switch claim := r.neededBy(target); {
-		case slices.ContainsFunc(pair.Objects(), snapshot.Vetoed):
-			kept = append(kept, vetoText(target.String()))
-		case claim != "":
-			kept = append(kept, fmt.Sprintf("VolumeSnapshot %s stays until the sweep: claim %s is Pending and waits for it", target, claim))
-		default:
-			targets = append(targets, target)
-		}
-	}
-	return targets, kept
+	return f, nil
 }

@@ -13,8 +13,10 @@ import (
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/utils/clock"
 	"k8s.io/utils/ptr"
 	crfake "sigs.k8s.io/controller-runtime/pkg/client/fake"
 
@@ -35,7 +37,7 @@ type deletedPlace struct {
 func (p *deletedPlace) add(namespace, name string, change func(metav1.Object)) {
 	p.t.Helper()
 	vs := &snapshotv1.VolumeSnapshot{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID(name)},
 		Status:     &snapshotv1.VolumeSnapshotStatus{BoundVolumeSnapshotContentName: ptr.To("content-" + name)},
 	}
 	change(vs)
@@ -49,7 +51,7 @@ func (p *deletedPlace) content(namespace, name string, change func(metav1.Object
 		ObjectMeta: metav1.ObjectMeta{Name: "content-" + name},
 		Spec: snapshotv1.VolumeSnapshotContentSpec{
 			DeletionPolicy:    snapshotv1.VolumeSnapshotContentRetain,
-			VolumeSnapshotRef: corev1.ObjectReference{Namespace: namespace, Name: name},
+			VolumeSnapshotRef: corev1.ObjectReference{Namespace: namespace, Name: name, UID: types.UID(name)},
 		},
 	}
 	change(content)
@@ -100,9 +102,9 @@ func TestBackup(t *testing.T) {
 	}))
 	log, said := logtest.NewNullLogger()
 	objects := crfake.NewClientBuilder().WithScheme(scheme.Scheme).WithObjects(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "velero", UID: "here"}}).Build()
-	e := NewDeleter(&cluster.Clients{Kube: p.kube, Snapshots: p.snapshots, Objects: objects, Remembered: objects, VeleroNamespace: "velero"}, log)
+	e := New(&cluster.Clients{Kube: p.kube, Snapshots: p.snapshots, Objects: objects, Remembered: objects, VeleroNamespace: "velero"}, clock.RealClock{})
 	backup := &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "monday", UID: "b1"}}
-	require.NoError(t, e.Backup(t.Context(), backup))
+	require.NoError(t, e.DeletedBackup(t.Context(), backup, log))
 
 	left, err := p.snapshots.SnapshotV1().VolumeSnapshots("").List(t.Context(), metav1.ListOptions{})
 	require.NoError(t, err)
@@ -138,12 +140,12 @@ func TestBackup(t *testing.T) {
 		}
 	}
 	assert.ElementsMatch(t, []string{
-		"Backup monday is deleted: VolumeSnapshot shop/vetoed stays: it or its content has the annotation stillpoint.io/keep-snapshot",
-		"Backup monday is deleted: VolumeSnapshot shop/needed stays until the sweep: claim new is Pending and waits for it",
+		`Not deleted with backup monday: VolumeSnapshot shop/vetoed: annotation stillpoint.io/keep-snapshot: "true"; else: backup monday is Deleting`,
+		"Not deleted with backup monday: VolumeSnapshot shop/needed: claim shop/new is Pending and needs it; else: backup monday is Deleting",
 	}, warnings)
 
 	// Velero calls for each item.
 	before := len(p.snapshots.Actions())
-	require.NoError(t, e.Backup(t.Context(), backup))
+	require.NoError(t, e.DeletedBackup(t.Context(), backup, log))
 	assert.Len(t, p.snapshots.Actions(), before)
 }

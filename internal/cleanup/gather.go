@@ -24,31 +24,31 @@ import (
 // everything reads what all objects are judged by. A content is there after its
 // VolumeSnapshot, and that after its Backup or Restore; they are listed the other
 // way round, so that what belongs to a listed one is in a later list.
-func (s *Sweeper) everything(ctx context.Context, begins bool) (*facts, error) {
-	f, err := s.start(ctx)
+func (c *Cleaner) everything(ctx context.Context, begins bool) (*facts, error) {
+	f, err := c.start(ctx)
 	if err != nil {
 		return nil, err
 	}
 	f.begins = begins
-	if f.contents, err = snapshot.Contents(ctx, s.clients.Snapshots, ""); err != nil {
+	if f.contents, err = snapshot.Contents(ctx, c.clients.Snapshots, ""); err != nil {
 		return nil, err
 	}
-	if f.snapshots, err = snapshot.List(ctx, s.clients.Snapshots, metav1.NamespaceAll, ""); err != nil {
+	if f.snapshots, err = snapshot.List(ctx, c.clients.Snapshots, metav1.NamespaceAll, ""); err != nil {
 		return nil, err
 	}
-	return f, s.rest(ctx, f)
+	return f, c.rest(ctx, f)
 }
 
 // suspects reads what has a mark, and what else there is in Velero's namespace:
 // nearly nothing when all is well.
-func (s *Sweeper) suspects(ctx context.Context) (*facts, error) {
-	f, err := s.start(ctx)
+func (c *Cleaner) suspects(ctx context.Context) (*facts, error) {
+	f, err := c.start(ctx)
 	if err != nil {
 		return nil, err
 	}
 	f.begins = true
 	ours := api.LabelInstallation + "=" + f.installation
-	if f.contents, err = snapshot.Contents(ctx, s.clients.Snapshots, ours); err != nil {
+	if f.contents, err = snapshot.Contents(ctx, c.clients.Snapshots, ours); err != nil {
 		return nil, err
 	}
 	for _, of := range []struct{ namespace, selector string }{
@@ -56,26 +56,26 @@ func (s *Sweeper) suspects(ctx context.Context) (*facts, error) {
 		{metav1.NamespaceAll, velerov1.BackupNameLabel + ",!" + api.LabelInstallation},
 		{f.velero, "!" + velerov1.BackupNameLabel + ",!" + api.LabelInstallation},
 	} {
-		more, err := snapshot.List(ctx, s.clients.Snapshots, of.namespace, of.selector)
+		more, err := snapshot.List(ctx, c.clients.Snapshots, of.namespace, of.selector)
 		if err != nil {
 			return nil, err
 		}
 		f.snapshots = append(f.snapshots, more...)
 	}
-	return f, s.rest(ctx, f)
+	return f, c.rest(ctx, f)
 }
 
-func (s *Sweeper) start(ctx context.Context) (*facts, error) {
-	installation, err := s.clients.Installation(ctx)
+func (c *Cleaner) start(ctx context.Context) (*facts, error) {
+	installation, err := c.clients.Installation(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &facts{now: s.clock.Now(), installation: installation, velero: s.clients.VeleroNamespace, config: config.Default(s.clients.VeleroNamespace)}, nil
+	return &facts{now: c.clock.Now(), installation: installation, velero: c.clients.VeleroNamespace, config: config.Default(c.clients.VeleroNamespace)}, nil
 }
 
 // rest reads what the objects that were found are judged by, and no more.
-func (s *Sweeper) rest(ctx context.Context, f *facts) error {
-	maps := s.clients.Kube.CoreV1().ConfigMaps(f.velero)
+func (c *Cleaner) rest(ctx context.Context, f *facts) error {
+	maps := c.clients.Kube.CoreV1().ConfigMaps(f.velero)
 	var err error
 	if f.records, err = cluster.All[corev1.ConfigMap](ctx, "ConfigMaps", api.LabelBackupUID, cluster.Typed(maps.List)); err != nil {
 		return err
@@ -88,28 +88,28 @@ func (s *Sweeper) rest(ctx context.Context, f *facts) error {
 		others = others || (ours && origin.Installation != f.installation)
 	}
 	if marked {
-		if f.uploads, err = cluster.All[velerov2alpha1.DataUpload](ctx, "DataUploads", "", s.clients.Velero(&velerov2alpha1.DataUploadList{})); err != nil {
+		if f.uploads, err = cluster.All[velerov2alpha1.DataUpload](ctx, "DataUploads", "", c.clients.Velero(&velerov2alpha1.DataUploadList{})); err != nil {
 			return err
 		}
 	}
 	if restored {
-		if f.restores, err = cluster.All[velerov1.Restore](ctx, "Restores", "", s.clients.Velero(&velerov1.RestoreList{})); err != nil {
+		if f.restores, err = cluster.All[velerov1.Restore](ctx, "Restores", "", c.clients.Velero(&velerov1.RestoreList{})); err != nil {
 			return err
 		}
 	}
 	if others {
-		if err := s.namespaces(ctx, f); err != nil {
+		if err := c.namespaces(ctx, f); err != nil {
 			return err
 		}
 	}
 	if !marked && !restored && len(f.records) == 0 {
 		return nil
 	}
-	if err := s.backups(ctx, f); err != nil {
+	if err := c.backups(ctx, f); err != nil {
 		return err
 	}
 	if f.movers() {
-		settings, err := s.settings(ctx)
+		settings, err := c.settings(ctx)
 		switch {
 		case config.Unusable(err):
 			f.unusable = err
@@ -121,20 +121,20 @@ func (s *Sweeper) rest(ctx context.Context, f *facts) error {
 	}
 	findings := f.judge(nobody)
 	if slices.ContainsFunc(findings, func(finding Finding) bool { return finding.missed }) {
-		if f.synced, err = s.synced(ctx); err != nil {
+		if f.synced, err = c.synced(ctx); err != nil {
 			return err
 		}
 	}
 	if slices.ContainsFunc(findings, func(finding Finding) bool { return finding.Kind != Record && finding.Action != Keep }) {
-		f.claims, err = s.pending(ctx, metav1.NamespaceAll)
+		f.claims, err = c.pending(ctx, metav1.NamespaceAll)
 	}
 	return err
 }
 
 // synced is when Velero had last looked for backups in all of its locations; the
 // zero time where it cannot look in all, or that must not be read.
-func (s *Sweeper) synced(ctx context.Context) (until time.Time, err error) {
-	locations, err := cluster.All[velerov1.BackupStorageLocation](ctx, "BackupStorageLocations", "", s.clients.Velero(&velerov1.BackupStorageLocationList{}))
+func (c *Cleaner) synced(ctx context.Context) (until time.Time, err error) {
+	locations, err := cluster.All[velerov1.BackupStorageLocation](ctx, "BackupStorageLocations", "", c.clients.Velero(&velerov1.BackupStorageLocationList{}))
 	if apierrors.IsForbidden(err) {
 		return time.Time{}, nil
 	}
@@ -152,13 +152,13 @@ func (s *Sweeper) synced(ctx context.Context) (until time.Time, err error) {
 
 // note writes on the content of a finding that its backup is gone, for the sweeps
 // that follow.
-func (s *Sweeper) note(ctx context.Context, finding *Finding) error {
+func (c *Cleaner) note(ctx context.Context, finding *Finding) error {
 	content := finding.target.Content
 	if !finding.missed || content.Annotations[api.AnnotationBackupMissed] != "" {
 		return nil
 	}
-	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}}}`, api.AnnotationBackupMissed, s.clock.Now().UTC().Format(time.RFC3339))
-	_, err := s.clients.Snapshots.SnapshotV1().VolumeSnapshotContents().Patch(ctx, content.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
+	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}}}`, api.AnnotationBackupMissed, c.clock.Now().UTC().Format(time.RFC3339))
+	_, err := c.clients.Snapshots.SnapshotV1().VolumeSnapshotContents().Patch(ctx, content.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("note on VolumeSnapshotContent %s that its backup is gone: %w", content.Name, err)
 	}
@@ -169,14 +169,14 @@ func (s *Sweeper) note(ctx context.Context, finding *Finding) error {
 func nobody(string) bool { return false }
 
 // backups reads the Backups. One that was created just now may be in no list yet.
-func (s *Sweeper) backups(ctx context.Context, f *facts) error {
+func (c *Cleaner) backups(ctx context.Context, f *facts) error {
 	var err error
-	if f.backups, err = cluster.All[velerov1.Backup](ctx, "Backups", "", s.clients.Velero(&velerov1.BackupList{})); err != nil {
+	if f.backups, err = cluster.All[velerov1.Backup](ctx, "Backups", "", c.clients.Velero(&velerov1.BackupList{})); err != nil {
 		return err
 	}
 	for _, name := range f.doubtful() {
 		backup := &velerov1.Backup{}
-		if err := s.get(ctx, name, backup); err != nil {
+		if err := c.get(ctx, name, backup); err != nil {
 			return err
 		} else if backup.Name != "" {
 			f.backups = append(f.backups, *backup)
@@ -192,8 +192,8 @@ func (f *facts) movers() bool {
 		slices.ContainsFunc(f.uploads, func(u velerov2alpha1.DataUpload) bool { return third(u.Spec.DataMover) })
 }
 
-func (s *Sweeper) namespaces(ctx context.Context, f *facts) error {
-	namespaces, err := cluster.All[corev1.Namespace](ctx, "Namespaces", "", cluster.Typed(s.clients.Kube.CoreV1().Namespaces().List))
+func (c *Cleaner) namespaces(ctx context.Context, f *facts) error {
+	namespaces, err := cluster.All[corev1.Namespace](ctx, "Namespaces", "", cluster.Typed(c.clients.Kube.CoreV1().Namespaces().List))
 	f.namespaces = map[string]bool{}
 	for i := range namespaces {
 		f.namespaces[string(namespaces[i].UID)] = true
@@ -202,8 +202,8 @@ func (s *Sweeper) namespaces(ctx context.Context, f *facts) error {
 }
 
 // pending are the claims that wait for a volume.
-func (s *Sweeper) pending(ctx context.Context, namespace string) ([]corev1.PersistentVolumeClaim, error) {
-	claims, err := cluster.All[corev1.PersistentVolumeClaim](ctx, "PersistentVolumeClaims", "", cluster.Typed(s.clients.Kube.CoreV1().PersistentVolumeClaims(namespace).List))
+func (c *Cleaner) pending(ctx context.Context, namespace string) ([]corev1.PersistentVolumeClaim, error) {
+	claims, err := cluster.All[corev1.PersistentVolumeClaim](ctx, "PersistentVolumeClaims", "", cluster.Typed(c.clients.Kube.CoreV1().PersistentVolumeClaims(namespace).List))
 	return slices.DeleteFunc(claims, func(claim corev1.PersistentVolumeClaim) bool {
 		return claim.Status.Phase != corev1.ClaimPending && claim.Status.Phase != ""
 	}), err
@@ -211,9 +211,9 @@ func (s *Sweeper) pending(ctx context.Context, namespace string) ([]corev1.Persi
 
 // now reads again what one finding was judged by, just before it is deleted. The
 // subject is nil when it is gone.
-func (s *Sweeper) now(ctx context.Context, before *facts, finding *Finding) (*facts, *subject, error) {
+func (c *Cleaner) now(ctx context.Context, before *facts, finding *Finding) (*facts, *subject, error) {
 	f, pair := *before, facts{}
-	vs, err := s.clients.Snapshots.SnapshotV1().VolumeSnapshots(finding.Namespace).Get(ctx, finding.Name, metav1.GetOptions{})
+	vs, err := c.clients.Snapshots.SnapshotV1().VolumeSnapshots(finding.Namespace).Get(ctx, finding.Name, metav1.GetOptions{})
 	switch {
 	case err == nil:
 		pair.snapshots = append(pair.snapshots, *vs)
@@ -221,7 +221,7 @@ func (s *Sweeper) now(ctx context.Context, before *facts, finding *Finding) (*fa
 		return nil, nil, fmt.Errorf("get VolumeSnapshot %s/%s: %w", finding.Namespace, finding.Name, err)
 	}
 	if finding.Content != "" {
-		content, err := s.clients.Snapshots.SnapshotV1().VolumeSnapshotContents().Get(ctx, finding.Content, metav1.GetOptions{})
+		content, err := c.clients.Snapshots.SnapshotV1().VolumeSnapshotContents().Get(ctx, finding.Content, metav1.GetOptions{})
 		switch {
 		case err == nil:
 			pair.contents = append(pair.contents, *content)
@@ -237,10 +237,10 @@ func (s *Sweeper) now(ctx context.Context, before *facts, finding *Finding) (*fa
 	if i < 0 {
 		return nil, nil, nil
 	}
-	if err := s.owners(ctx, &f, finding); err != nil {
+	if err := c.owners(ctx, &f, finding); err != nil {
 		return nil, nil, err
 	}
-	f.claims, err = s.pending(ctx, finding.Namespace)
+	f.claims, err = c.pending(ctx, finding.Namespace)
 	// A claim of another namespace may have a reference across, too.
 	for i := range before.claims {
 		if before.claims[i].Namespace != finding.Namespace {
@@ -250,60 +250,46 @@ func (s *Sweeper) now(ctx context.Context, before *facts, finding *Finding) (*fa
 	return &f, &all[i], err
 }
 
-// owners reads the backup and the restore of a finding again, and leaves out what
-// has no say in it. A label may have a long name in short.
-func (s *Sweeper) owners(ctx context.Context, f *facts, finding *Finding) error {
-	name := finding.Backup
-	i := slices.IndexFunc(f.backups, func(b velerov1.Backup) bool {
-		if finding.backupUID != "" && string(b.UID) == finding.backupUID {
-			return true
-		}
-		return b.Name == name || label.GetValidName(b.Name) == name
+// owners reads the backup and the restore of a finding again. A label may have a
+// long name in short.
+func (c *Cleaner) owners(ctx context.Context, f *facts, finding *Finding) (err error) {
+	f.backups, err = refresh(ctx, c, f.backups, finding.Backup, func(b *velerov1.Backup) bool {
+		return (finding.backupUID != "" && string(b.UID) == finding.backupUID) || label.GetValidName(b.Name) == label.GetValidName(finding.Backup)
 	})
-	if i >= 0 {
-		name = f.backups[i].Name
+	if err != nil || !finding.restored {
+		return err
 	}
-	before := f.backups
-	f.backups = nil
-	for i := range before {
-		if before[i].Name != name && lifetimeOf(&before[i]) == alive {
-			f.backups = append(f.backups, before[i])
-		}
+	name := finding.target.label(velerov1.RestoreNameLabel)
+	f.restores, err = refresh(ctx, c, f.restores, name, func(r *velerov1.Restore) bool { return label.GetValidName(r.Name) == name })
+	return err
+}
+
+// refresh reads one object of a list again: the one that matches, or else the one of
+// that name. The list is changed in a copy.
+func refresh[T any, P interface {
+	*T
+	crclient.Object
+}](ctx context.Context, c *Cleaner, list []T, name string, matches func(*T) bool) ([]T, error) {
+	if i := slices.IndexFunc(list, func(o T) bool { return matches(&o) }); i >= 0 {
+		name = P(&list[i]).GetName()
 	}
-	if name != "" {
-		backup := &velerov1.Backup{}
-		if err := s.get(ctx, name, backup); err != nil {
-			return err
-		} else if backup.Name != "" {
-			f.backups = append(f.backups, *backup)
-		}
+	list = slices.DeleteFunc(slices.Clone(list), func(o T) bool { return P(&o).GetName() == name })
+	if name == "" {
+		return list, nil
 	}
-	if !finding.restored {
-		return nil
+	object := new(T)
+	if err := c.get(ctx, name, P(object)); err != nil || P(object).GetName() == "" {
+		return list, err
 	}
-	name = finding.target.label(velerov1.RestoreNameLabel)
-	i = slices.IndexFunc(f.restores, func(r velerov1.Restore) bool { return label.GetValidName(r.Name) == name })
-	if i >= 0 {
-		name = f.restores[i].Name
-	}
-	f.restores = nil
-	if name != "" {
-		restore := &velerov1.Restore{}
-		if err := s.get(ctx, name, restore); err != nil {
-			return err
-		} else if restore.Name != "" {
-			f.restores = append(f.restores, *restore)
-		}
-	}
-	return nil
+	return append(list, *object), nil
 }
 
 // get reads an object of Velero's namespace, and leaves it empty where it is not
 // there.
-func (s *Sweeper) get(ctx context.Context, name string, into crclient.Object) error {
-	err := s.clients.Objects.Get(ctx, crclient.ObjectKey{Namespace: s.clients.VeleroNamespace, Name: name}, into)
+func (c *Cleaner) get(ctx context.Context, name string, into crclient.Object) error {
+	err := c.clients.Objects.Get(ctx, crclient.ObjectKey{Namespace: c.clients.VeleroNamespace, Name: name}, into)
 	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("get %T %s/%s: %w", into, s.clients.VeleroNamespace, name, err)
+		return fmt.Errorf("get %T %s/%s: %w", into, c.clients.VeleroNamespace, name, err)
 	}
 	return nil
 }

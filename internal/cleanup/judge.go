@@ -13,7 +13,6 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/util/boolptr"
 	"github.com/vmware-tanzu/velero/pkg/util/collections"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 
 	"stillpoint.io/stillpoint/internal/api"
@@ -85,58 +84,6 @@ func (v verdict) onlyListed(reason string, args ...any) verdict {
 		return v
 	}
 	return verdict{action: List, named: v.action, orphan: true, missed: v.missed, reason: fmt.Sprintf(reason, args...) + v.reason}
-}
-
-// lifetime is how far a backup or restore has come.
-type lifetime int
-
-const (
-	alive    lifetime = iota
-	finished          // there is something to restore from
-	dead              // there is not, and never will be
-)
-
-func lifetimeOf(b *velerov1.Backup) lifetime {
-	if b.DeletionTimestamp != nil {
-		return dead
-	}
-	switch b.Status.Phase {
-	case velerov1.BackupPhaseCompleted, velerov1.BackupPhasePartiallyFailed:
-		return finished
-	case velerov1.BackupPhaseFailed, velerov1.BackupPhaseFailedValidation, velerov1.BackupPhaseDeleting:
-		return dead
-	default:
-		return alive
-	}
-}
-
-func restoring(r *velerov1.Restore) bool {
-	switch r.Status.Phase {
-	case velerov1.RestorePhaseCompleted, velerov1.RestorePhasePartiallyFailed, velerov1.RestorePhaseFailed, velerov1.RestorePhaseFailedValidation:
-		return false
-	default:
-		return true
-	}
-}
-
-// phase is a backup's for a reader; a new one has none.
-func phase[P ~string](p P, deleted *metav1.Time) string {
-	switch {
-	case deleted != nil:
-		return "being deleted"
-	case p == "":
-		return "New"
-	default:
-		return string(p)
-	}
-}
-
-func stateOf(b *velerov1.Backup) string {
-	return fmt.Sprintf("backup %s is %s", b.Name, phase(b.Status.Phase, b.DeletionTimestamp))
-}
-
-func stateOfRestore(r *velerov1.Restore) string {
-	return fmt.Sprintf("restore %s is %s", r.Name, phase(r.Status.Phase, r.DeletionTimestamp))
 }
 
 // subject is what is judged.
@@ -394,19 +341,19 @@ func (f *facts) looked(content *snapshotv1.VolumeSnapshotContent) bool {
 // ofBackup judges what was taken for a backup that is there.
 func (f *facts) ofBackup(s subject, backup *velerov1.Backup) verdict {
 	move := boolptr.IsSetToTrue(backup.Spec.SnapshotMoveData)
-	switch state := lifetimeOf(backup); {
-	case state == alive:
-		return stand("%s", stateOf(backup))
-	case state == dead:
-		return remove("%s", stateOf(backup))
+	switch state := LifetimeOf(backup); {
+	case state == Running:
+		return stand("%s", StateOf(backup))
+	case state.dead():
+		return remove("%s", StateOf(backup))
 	case s.Kept() != "" && s.Snapshot != nil:
 		return stand("kept beside the export of backup %s", backup.Name)
 	case move:
 		return f.ofUpload(s, backup)
 	case s.handedOver():
-		return release("%s and has the storage's snapshot, which stays", stateOf(backup))
+		return release("%s and has the storage's snapshot, which stays", StateOf(backup))
 	default:
-		return remove("%s and does not have it", stateOf(backup))
+		return remove("%s and does not have it", StateOf(backup))
 	}
 }
 
@@ -414,11 +361,11 @@ func (f *facts) ofBackup(s subject, backup *velerov1.Backup) verdict {
 func (f *facts) ofUpload(s subject, backup *velerov1.Backup) verdict {
 	mover := backup.Spec.DataMover
 	upload := f.uploadOf(s, string(backup.UID))
-	v := remove("%s and has no DataUpload of it", stateOf(backup))
+	v := remove("%s and has no DataUpload of it", StateOf(backup))
 	if upload != nil {
 		mover = upload.Spec.DataMover
 		if !Ended(upload) {
-			return hold("%s, but its DataUpload %s is %s: the export is not confirmed", stateOf(backup), upload.Name, phase(upload.Status.Phase, nil))
+			return hold("%s, but its DataUpload %s is %s: the export is not confirmed", StateOf(backup), upload.Name, phase(upload.Status.Phase, nil))
 		}
 		v = remove("DataUpload %s of backup %s is %s", upload.Name, backup.Name, upload.Status.Phase)
 	}
@@ -527,8 +474,8 @@ func (f *facts) ofMover(upload *velerov2alpha1.DataUpload, what string) verdict 
 		return v.onlyListed("without a mark: ")
 	}
 	b := slices.IndexFunc(f.backups, func(b velerov1.Backup) bool { return string(b.UID) == uid })
-	if b >= 0 && lifetimeOf(&f.backups[b]) == alive {
-		return stand("%s", stateOf(&f.backups[b]))
+	if b >= 0 && LifetimeOf(&f.backups[b]) == Running {
+		return stand("%s", StateOf(&f.backups[b]))
 	}
 	return v
 }
@@ -542,10 +489,10 @@ func (f *facts) ofRecord(record *corev1.ConfigMap, finding *Finding) verdict {
 		return stand("its Backup is gone, and the cluster deletes it")
 	}
 	finding.Backup = f.backups[i].Name
-	if lifetimeOf(&f.backups[i]) == dead {
-		return remove("%s, and the record of its freeze is of no use", stateOf(&f.backups[i]))
+	if LifetimeOf(&f.backups[i]).dead() {
+		return remove("%s, and the record of its freeze is of no use", StateOf(&f.backups[i]))
 	}
-	return stand("%s", stateOf(&f.backups[i]))
+	return stand("%s", StateOf(&f.backups[i]))
 }
 
 // needed is the claim that waits for a VolumeSnapshot, "" for none.

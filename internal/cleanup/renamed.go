@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	"github.com/sirupsen/logrus"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	"github.com/vmware-tanzu/velero/pkg/label"
 	storagev1 "k8s.io/api/storage/v1"
@@ -19,26 +20,26 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-// Content deletes the storage's snapshot of a content in a backup that is being
+// DeletedContent deletes the storage's snapshot of a content in a backup that is being
 // deleted, where the driver has another name in this cluster by the maps of the
 // configuration. Velero's own action makes a content with the old name and
 // deletes it; nobody serves that, so it stays for good, and so does the snapshot
 // (volumesnapshotcontent_action.go in internal/delete/actions/csi of Velero
 // 1.18). It waits until the storage has confirmed the deletion.
-func (d *Deleter) Content(ctx context.Context, content *snapshotv1.VolumeSnapshotContent, backup *velerov1.Backup) error {
+func (c *Cleaner) DeletedContent(ctx context.Context, content *snapshotv1.VolumeSnapshotContent, backup *velerov1.Backup, log logrus.FieldLogger) error {
 	// Velero deletes what it took for the backup, and no other.
 	if content.Labels[velerov1.BackupNameLabel] != label.GetValidName(backup.Name) || content.Status == nil || content.Status.SnapshotHandle == nil {
 		return nil
 	}
-	settings, unread := config.Load(ctx, d.clients.Kube, d.clients.VeleroNamespace)
+	settings, unread := c.settings(ctx)
 	if unread != nil {
-		settings = config.Default(d.clients.VeleroNamespace) // which matters for drivers that the cluster does not have
+		settings = config.Default(c.clients.VeleroNamespace) // which matters for drivers that the cluster does not have
 	}
 	driver, renamed := settings.Restore.Driver(content.Spec.Driver)
 	if !renamed && unread == nil {
 		return nil
 	}
-	drivers, err := d.clients.Kube.StorageV1().CSIDrivers().List(ctx, metav1.ListOptions{})
+	drivers, err := c.clients.Kube.StorageV1().CSIDrivers().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return fmt.Errorf("list the CSIDrivers: %w", err)
 	}
@@ -48,11 +49,11 @@ func (d *Deleter) Content(ctx context.Context, content *snapshotv1.VolumeSnapsho
 	if unread != nil {
 		return fmt.Errorf("delete the snapshot of VolumeSnapshotContent %s: %w", content.Name, unread)
 	}
-	if err := snapshot.DeleteByHandle(ctx, d.clients.Snapshots, substitute(content, driver)); err != nil {
+	if err := snapshot.DeleteByHandle(ctx, c.clients.Snapshots, substitute(content, driver)); err != nil {
 		return fmt.Errorf("backup %s: %w", backup.Name, err)
 	}
-	d.log.Infof("Backup %s is deleted: snapshot %s is gone, which driver %s had taken and driver %s serves", backup.Name, *content.Status.SnapshotHandle, content.Spec.Driver, driver)
-	return d.unserved(ctx, content)
+	log.Infof("Deleted a renamed driver's snapshot with backup %s: %s of driver %s, which driver %s serves here", backup.Name, *content.Status.SnapshotHandle, content.Spec.Driver, driver)
+	return c.unserved(ctx, content)
 }
 
 // substitute is a content by which another driver finds the snapshot of one, and
@@ -67,8 +68,8 @@ func substitute(of *snapshotv1.VolumeSnapshotContent, driver string) *snapshotv1
 // unserved lets go of the contents that Velero's action has made for the old
 // driver. Nobody else can: it is the driver's sidecar that takes the finalizer
 // away.
-func (d *Deleter) unserved(ctx context.Context, of *snapshotv1.VolumeSnapshotContent) error {
-	contents := d.clients.Snapshots.SnapshotV1().VolumeSnapshotContents()
+func (c *Cleaner) unserved(ctx context.Context, of *snapshotv1.VolumeSnapshotContent) error {
+	contents := c.clients.Snapshots.SnapshotV1().VolumeSnapshotContents()
 	list, err := contents.List(ctx, metav1.ListOptions{LabelSelector: velerov1.BackupNameLabel + "=" + of.Labels[velerov1.BackupNameLabel]})
 	if err != nil {
 		return fmt.Errorf("list the VolumeSnapshotContents of backup %s: %w", of.Labels[velerov1.BackupNameLabel], err)

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
 	k8stesting "k8s.io/client-go/testing"
+	"k8s.io/utils/clock"
 	"k8s.io/utils/ptr"
 
 	"stillpoint.io/stillpoint/internal/api"
@@ -84,10 +85,10 @@ func TestContentOfARenamedDriver(t *testing.T) {
 				return false, nil, nil
 			})
 			log, _ := logtest.NewNullLogger()
-			e := NewDeleter(&cluster.Clients{Kube: fake.NewClientset(c.objects...), Snapshots: snapshots, VeleroNamespace: "velero"}, log)
+			e := New(&cluster.Clients{Kube: fake.NewClientset(c.objects...), Snapshots: snapshots, VeleroNamespace: "velero"}, clock.RealClock{})
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 			defer cancel()
-			err := e.Content(ctx, content, &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Name: "monday"}})
+			err := e.DeletedContent(ctx, content, &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Name: "monday"}}, log)
 			if c.err != "" {
 				require.EqualError(t, err, c.err)
 			} else {

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -118,13 +119,19 @@ func (p Pair) Objects() (all []metav1.Object) {
 // Created is when the first of its objects was created.
 func (p Pair) Created() time.Time { return p.Objects()[0].GetCreationTimestamp().Time }
 
-// Target is what is deleted with a pair, the storage's snapshot included.
+// Target is what is deleted with a pair, the storage's snapshot included. A
+// VolumeSnapshot that was created after the pair's own is another one: a content that
+// was never bound knows no UID, and gets its own, which no VolumeSnapshot has.
 func (p Pair) Target() Target {
-	if p.Snapshot != nil {
-		return TargetOf(p.Snapshot)
+	if p.Snapshot == nil {
+		of := p.Content.Spec.VolumeSnapshotRef
+		return Target{Namespace: of.Namespace, Name: of.Name, UID: cmp.Or(of.UID, p.Content.UID), Content: p.Content.Name}
 	}
-	of := p.Content.Spec.VolumeSnapshotRef
-	return Target{Namespace: of.Namespace, Name: of.Name, UID: of.UID, Content: p.Content.Name}
+	target := TargetOf(p.Snapshot)
+	if p.Content != nil {
+		target.Content = p.Content.Name
+	}
+	return target
 }
 
 // ContentOf gets the content of a VolumeSnapshot, nil where none names it.

@@ -54,7 +54,7 @@ type Shared struct {
 	classes *snapshotclass.Catalogue
 	clients *cluster.Clients
 	settler *csi.Settler
-	sweeper *cleanup.Sweeper
+	cleaner *cleanup.Cleaner
 	undoer  *quiesce.Undoer
 	tidied  sync.Once
 	leaver  *restore.Leaver
@@ -82,7 +82,7 @@ func (s *Shared) connect(log logrus.FieldLogger) error {
 		settings := func(ctx context.Context) (*config.Config, error) {
 			return config.Load(ctx, clients.Kube, clients.VeleroNamespace)
 		}
-		s.sweeper = cleanup.NewSweeper(clients, settings, clock)
+		s.cleaner = cleanup.New(clients, clock)
 		s.leaver = &restore.Leaver{Settings: classes.Settings, Log: log, Select: func(backup *velerov1.Backup) *selection.Selection {
 			return selection.New(clients.Remembered, s.csi(), backup)
 		}}
@@ -160,7 +160,7 @@ func (a *claimAction) AppliesTo() (velero.ResourceSelector, error) {
 		var wait sync.WaitGroup
 		wait.Go(func() { a.undoer.AtBackup(context.Background(), a.log) })
 		wait.Go(func() { a.warnOfConfiguration() })
-		a.sweeper.AtBackup(context.Background(), a.log)
+		a.cleaner.AtBackup(context.Background(), a.log)
 		wait.Wait()
 	})
 	return velero.ResourceSelector{IncludedResources: []string{"persistentvolumeclaims"}}, nil

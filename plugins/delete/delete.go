@@ -13,6 +13,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/utils/clock"
 
 	"stillpoint.io/stillpoint/internal/cleanup"
 	"stillpoint.io/stillpoint/internal/cluster"
@@ -23,7 +24,10 @@ import (
 // then is the sweep's.
 const callLimit = time.Minute
 
-type action struct{ deleter *cleanup.Deleter }
+type action struct {
+	cleaner *cleanup.Cleaner
+	log     logrus.FieldLogger
+}
 
 // New makes the action.
 func New(log logrus.FieldLogger) (any, error) {
@@ -31,7 +35,7 @@ func New(log logrus.FieldLogger) (any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stillpoint: %w", err)
 	}
-	return &action{cleanup.NewDeleter(clients, log)}, nil
+	return &action{cleanup.New(clients, clock.RealClock{}), log}, nil
 }
 
 // AppliesTo is what every backup with volumes has, any item of which will do, and
@@ -43,13 +47,13 @@ func (*action) AppliesTo() (velero.ResourceSelector, error) {
 func (a *action) Execute(input *velero.DeleteItemActionExecuteInput) error {
 	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
 	defer cancel()
-	err := a.deleter.Backup(ctx, input.Backup)
+	err := a.cleaner.DeletedBackup(ctx, input.Backup, a.log)
 	if input.Item.GetObjectKind().GroupVersionKind().Kind == "VolumeSnapshotContent" {
 		content := &snapshotv1.VolumeSnapshotContent{}
 		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(input.Item.UnstructuredContent(), content); err != nil {
 			return fmt.Errorf("stillpoint: read the item that Velero passed: %w", err)
 		}
-		err = errors.Join(err, a.deleter.Content(ctx, content, input.Backup))
+		err = errors.Join(err, a.cleaner.DeletedContent(ctx, content, input.Backup, a.log))
 	}
 	if err != nil {
 		return fmt.Errorf("stillpoint: %w", err)

@@ -18,7 +18,6 @@ import (
 
 	"stillpoint.io/stillpoint/internal/cleanup"
 	"stillpoint.io/stillpoint/internal/cluster"
-	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/location/externalstorage"
 	"stillpoint.io/stillpoint/plugins/command"
 )
@@ -101,10 +100,7 @@ func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	settings := func(ctx context.Context) (*config.Config, error) {
-		return config.Load(ctx, clients.Kube, clients.VeleroNamespace)
-	}
-	sweeper := cleanup.NewSweeper(clients, settings, clock.RealClock{})
+	sweeper := cleanup.New(clients, clock.RealClock{})
 	report, err := sweeper.Find(ctx, f.Options)
 	if err != nil {
 		return err

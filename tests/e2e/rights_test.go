@@ -107,7 +107,7 @@ func TestRightsOfDeploySuffice(t *testing.T) {
 		installation, err := clients.Installation(t.Context())
 		require.NoError(t, err)
 		vs := a.snapshot("deleted", cluster.SnapshotClass, snapshot.Origin{Installation: installation, Backup: backup.Name, BackupUID: string(backup.UID)})
-		require.NoError(t, cleanup.NewDeleter(clients, log).Backup(t.Context(), backup))
+		require.NoError(t, cleanup.New(clients, clock.RealClock{}).DeletedBackup(t.Context(), backup, log))
 		assert.True(t, apierrors.IsNotFound(c.Objects().Get(t.Context(), crclient.ObjectKeyFromObject(vs), vs)))
 	})
 }

@@ -26,7 +26,6 @@ import (
 
 	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/cleanup"
-	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/snapshot"
 	"stillpoint.io/stillpoint/tests/cluster"
 )
@@ -228,8 +227,7 @@ func TestRightsOfDeploySufficeToSweep(t *testing.T) {
 	assert.Len(t, a.stored("app-data0"), 1, "the storage's snapshot is the backup's")
 
 	a.kubectl("annotate", "volumesnapshot", taken.Name, api.AnnotationKeepSnapshot+"-")
-	none := func(context.Context) (*config.Config, error) { return config.Default(cluster.VeleroNamespace), nil }
-	<-cleanup.NewSweeper(clients, none, clock.RealClock{}).AtBackup(t.Context(), log)
+	<-cleanup.New(clients, clock.RealClock{}).AtBackup(t.Context(), log)
 	assert.Contains(t, said.String(), "Deleted VolumeSnapshot "+a.namespace+"/"+taken.Name)
 	assert.NotContains(t, said.String(), "level=warning")
 	assert.Empty(t, a.snapshots())

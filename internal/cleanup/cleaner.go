@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/duration"
+	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/utils/clock"
 
 	"stillpoint.io/stillpoint/internal/cluster"
@@ -18,20 +20,26 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-// Settings reads the configuration.
-type Settings func(context.Context) (*config.Config, error)
-
-// Sweeper looks at one cluster.
-type Sweeper struct {
-	clients  *cluster.Clients
-	settings Settings
+// Cleaner cleans up one cluster. It is safe for concurrent use.
+type Cleaner struct {
+	clients *cluster.Clients
+	// settings reads the configuration. It is called only where there is a data mover
+	// other than Velero's.
+	settings func(context.Context) (*config.Config, error)
 	clock    clock.PassiveClock
+
+	mu      sync.Mutex
+	deleted sets.Set[types.UID] // the backups that DeletedBackup is done with
 }
 
-// NewSweeper returns a Sweeper. The settings are read only where there is a data mover
-// other than Velero's.
-func NewSweeper(clients *cluster.Clients, settings Settings, clock clock.PassiveClock) *Sweeper {
-	return &Sweeper{clients: clients, settings: settings, clock: clock}
+// New returns a Cleaner for the Velero that the clients reach.
+func New(clients *cluster.Clients, clock clock.PassiveClock) *Cleaner {
+	return &Cleaner{
+		clients: clients, clock: clock, deleted: sets.New[types.UID](),
+		settings: func(ctx context.Context) (*config.Config, error) {
+			return config.Load(ctx, clients.Kube, clients.VeleroNamespace)
+		},
+	}
 }
 
 // Options say what a user asks about.
@@ -75,13 +83,13 @@ type External struct {
 
 // Find looks at the whole cluster, and changes nothing. An object that is named
 // and not there is an error.
-func (s *Sweeper) Find(ctx context.Context, options Options) (*Report, error) {
-	facts, err := s.everything(ctx, false)
+func (c *Cleaner) Find(ctx context.Context, options Options) (*Report, error) {
+	facts, err := c.everything(ctx, false)
 	if err != nil {
 		return nil, err
 	}
 	named := func(object string) bool { return slices.Contains(options.Objects, object) }
-	report := &Report{Findings: []Finding{}, facts: facts, named: named, now: s.clock.Now()}
+	report := &Report{Findings: []Finding{}, facts: facts, named: named, now: c.clock.Now()}
 	there := map[string]bool{}
 	for _, finding := range facts.judge(named) {
 		object := finding.Object()
@@ -112,34 +120,17 @@ type Result struct {
 // Delete deletes what a report says, and tells of each finding when it is gone,
 // which the storage has confirmed, or when ctx has ended. A finding that was
 // named and must stay is told of with an error.
-func (s *Sweeper) Delete(ctx context.Context, report *Report, tell func(Result)) {
-	var mu sync.Mutex
+func (c *Cleaner) Delete(ctx context.Context, report *Report, tell func(Result)) {
 	for i := range report.Findings {
 		finding := &report.Findings[i]
-		if err := s.note(ctx, finding); err != nil {
+		if err := c.note(ctx, finding); err != nil {
 			tell(Result{Finding: finding, Err: err})
 		}
 		if finding.Action == Keep && report.named(finding.Object()) {
 			tell(Result{Finding: finding, Err: errors.New(finding.Reason)})
 		}
 	}
-	sideBySide(s.removals(report.facts, report.Findings, report.named), func(r *removal) {
-		start := s.clock.Now()
-		err := r.insist(ctx)
-		mu.Lock()
-		defer mu.Unlock()
-		tell(Result{Finding: r.finding, Took: s.clock.Since(start), Err: err})
-	})
-}
-
-func (s *Sweeper) removals(facts *facts, findings []Finding, named func(string) bool) []*removal {
-	var all []*removal
-	for i := range findings {
-		if findings[i].goes() {
-			all = append(all, &removal{Sweeper: s, facts: facts, finding: &findings[i], named: named})
-		}
-	}
-	return all
+	c.act(ctx, c.removals(report.facts, report.Findings, report.named), tell)
 }
 
 const (
@@ -163,25 +154,25 @@ const (
 // Velero's namespace, and 8 to 11 where there are snapshots that are kept on
 // purpose. Trouble is one warning: it concerns another backup than the one it is
 // logged in.
-func (s *Sweeper) AtBackup(ctx context.Context, log logrus.FieldLogger) <-chan struct{} {
+func (c *Cleaner) AtBackup(ctx context.Context, log logrus.FieldLogger) <-chan struct{} {
 	done := make(chan struct{})
 	ctx, cancel := context.WithTimeout(ctx, confirmLimit)
 	asking, asked := context.WithTimeout(ctx, askLimit)
 	defer asked()
-	facts, findings, err := s.orphans(asking)
+	facts, findings, err := c.orphans(asking)
 	if err != nil {
 		log.Warnf("Snapshots that earlier backups may have left are not looked for: %v", err)
 	}
-	removals := s.removals(facts, findings, nobody)
+	removals := c.removals(facts, findings, nobody)
 	if len(removals) > atBackup {
 		log.Infof("Earlier backups have left %d objects; %d of them are deleted now, the others by the next backup or by `stillpoint sweep --delete`", len(removals), atBackup)
 		removals = removals[:atBackup]
 	}
 	sideBySide(removals, func(r *removal) {
-		_, _ = r.ask(asking) // insist finds out
+		_, _ = r.ask(asking) // act reports problems
 	})
 	for i := range findings {
-		if err := s.note(asking, &findings[i]); err != nil {
+		if err := c.note(asking, &findings[i]); err != nil {
 			log.Warnf("A snapshot whose backup is gone stays longer than it must: %v", err)
 		}
 	}
@@ -189,19 +180,15 @@ func (s *Sweeper) AtBackup(ctx context.Context, log logrus.FieldLogger) <-chan s
 	go func() {
 		defer close(done)
 		defer cancel()
-		var mu sync.Mutex
 		var stay []string
-		sideBySide(removals, func(r *removal) {
-			err := r.insist(ctx)
-			mu.Lock()
-			defer mu.Unlock()
+		c.act(ctx, removals, func(r Result) {
 			switch {
-			case errors.Is(err, snapshot.ErrKept):
-				log.Infof("%s %s stays: %v", r.finding.Kind, r.finding.Object(), err)
-			case err != nil:
-				stay = append(stay, fmt.Sprintf("%s: %v", r.finding.Object(), err))
+			case errors.Is(r.Err, snapshot.ErrKept):
+				log.Infof("%s %s stays: %v", r.Finding.Kind, r.Finding.Object(), r.Err)
+			case r.Err != nil:
+				stay = append(stay, fmt.Sprintf("%s: %v", r.Finding.Object(), r.Err))
 			default:
-				log.Infof("Deleted %s %s, %s: %s", r.finding.Kind, r.finding.Object(), describe(r.finding, s.clock.Now()), r.finding.Reason)
+				log.Infof("Deleted %s %s, %s: %s", r.Finding.Kind, r.Finding.Object(), describe(r.Finding, c.clock.Now()), r.Finding.Reason)
 			}
 		})
 		if len(stay) > 0 {
@@ -213,8 +200,8 @@ func (s *Sweeper) AtBackup(ctx context.Context, log logrus.FieldLogger) <-chan s
 
 // orphans looks at what has a mark, and at everything only where that has
 // something to delete: what is shared with others shows only there.
-func (s *Sweeper) orphans(ctx context.Context) (*facts, []Finding, error) {
-	facts, err := s.suspects(ctx)
+func (c *Cleaner) orphans(ctx context.Context) (*facts, []Finding, error) {
+	facts, err := c.suspects(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -222,7 +209,7 @@ func (s *Sweeper) orphans(ctx context.Context) (*facts, []Finding, error) {
 	if !slices.ContainsFunc(findings, func(f Finding) bool { return f.goes() && f.Kind != Record }) {
 		return facts, findings, nil
 	}
-	if facts, err = s.everything(ctx, true); err != nil {
+	if facts, err = c.everything(ctx, true); err != nil {
 		return nil, nil, err
 	}
 	return facts, facts.judge(nobody), nil

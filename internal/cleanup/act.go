@@ -1,9 +1,9 @@
 package cleanup
 
 import (
-	"cmp"
 	"context"
 	"fmt"
+	"sync"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -16,9 +16,33 @@ import (
 // atOnce is how many objects are deleted at the same time.
 const atOnce = 8
 
+// act deletes side by side, and calls tell, one call at a time, when a finding is
+// gone, as the storage has confirmed, or with what prevents that when ctx ends.
+func (c *Cleaner) act(ctx context.Context, removals []*removal, tell func(Result)) {
+	var mu sync.Mutex
+	sideBySide(removals, func(r *removal) {
+		begun := c.clock.Now()
+		err := snapshot.UntilGone(ctx, r.ask)
+		mu.Lock()
+		defer mu.Unlock()
+		tell(Result{Finding: r.finding, Took: c.clock.Since(begun), Err: err})
+	})
+}
+
+// removals are the findings that are to be deleted. Each is judged again before it is
+// deleted.
+func (c *Cleaner) removals(facts *facts, findings []Finding, named func(string) bool) (all []*removal) {
+	for i := range findings {
+		if findings[i].goes() {
+			all = append(all, &removal{Cleaner: c, facts: facts, finding: &findings[i], named: named})
+		}
+	}
+	return all
+}
+
 // removal is one finding on its way out.
 type removal struct {
-	*Sweeper
+	*Cleaner
 	facts   *facts
 	finding *Finding
 	named   func(string) bool
@@ -55,21 +79,13 @@ func (r *removal) still(ctx context.Context) error {
 	return nil
 }
 
-// remove deletes what there is of the finding, and tells what is left.
+// remove deletes what exists of the finding, and returns what is left.
 func (r *removal) remove(ctx context.Context) (left string, err error) {
-	t := snapshot.Target{Namespace: r.finding.Namespace, Name: r.finding.Name, Content: r.finding.Content, Policy: snapshotv1.VolumeSnapshotContentDelete}
+	target := r.finding.target.Target()
 	if r.finding.Action == DeleteObjectsOnly {
-		t.Policy = snapshotv1.VolumeSnapshotContentRetain
+		target.Policy = snapshotv1.VolumeSnapshotContentRetain
 	}
-	if vs := r.finding.target.Snapshot; vs != nil {
-		t.UID = vs.UID
-	} else {
-		// A VolumeSnapshot of that name is another one. A content that was never
-		// bound knows no UID; its own is that of no VolumeSnapshot.
-		content := r.finding.target.Content
-		t.UID = cmp.Or(content.Spec.VolumeSnapshotRef.UID, content.UID)
-	}
-	return snapshot.Remove(ctx, r.clients.Snapshots, t)
+	return snapshot.Remove(ctx, r.clients.Snapshots, target)
 }
 
 func (r *removal) record(ctx context.Context) error {
@@ -79,9 +95,6 @@ func (r *removal) record(ctx context.Context) error {
 	}
 	return nil
 }
-
-// insist asks until the finding is gone, as the storage has confirmed.
-func (r *removal) insist(ctx context.Context) error { return snapshot.UntilGone(ctx, r.ask) }
 
 // sideBySide calls do for each of the removals.
 func sideBySide(removals []*removal, do func(*removal)) {

@@ -41,7 +41,7 @@ import (
 // bed is a cluster with an API server, a snapshot controller and a storage, as
 // far as a sweep sees them.
 type bed struct {
-	*Sweeper
+	*Cleaner
 	t         *testing.T
 	kube      *fake.Clientset
 	snapshots *snapshotfake.Clientset
@@ -106,9 +106,10 @@ func newBed(t *testing.T, s *scene) *bed {
 		},
 	}).Build()
 	clock := clocktesting.NewFakePassiveClock(epoch)
-	b.Sweeper = NewSweeper(&cluster.Clients{
+	b.Cleaner = New(&cluster.Clients{
 		Kube: b.kube, Objects: client, Remembered: cluster.Remember(client, clock), Snapshots: b.snapshots, VeleroNamespace: "velero",
-	}, func(context.Context) (*config.Config, error) { return s.config, nil }, clock)
+	}, clock)
+	b.settings = func(context.Context) (*config.Config, error) { return s.config, nil }
 	return b
 }
 
