@@ -141,11 +141,11 @@ func newFilters(spec *velerov1.BackupSpec, policies string, log logrus.FieldLogg
 	if old && (combined || len(read.Namespaced)+len(read.ClusterScoped.Filters) > 0) {
 		return nil, ErrOldFilters
 	}
-	if f.clusterScoped, err = ofKind(read.ClusterScoped.Filters); err != nil {
+	if f.clusterScoped, err = filtersByKind(read.ClusterScoped.Filters); err != nil {
 		return nil, err
 	}
 	for _, policy := range read.Namespaced {
-		of, err := ofKind(policy.Filters)
+		of, err := filtersByKind(policy.Filters)
 		if err != nil {
 			return nil, err
 		}
@@ -180,8 +180,8 @@ func combineWith[P any](take func(*P), policies string, taken bool) (bool, error
 	return read.Policy != nil, nil
 }
 
-// ofKind returns filters by kind.
-func ofKind(all []resourceFilter) (map[string]*filter, error) {
+// filtersByKind returns filters by kind.
+func filtersByKind(all []resourceFilter) (map[string]*filter, error) {
 	sorted := map[string]*filter{}
 	for _, one := range all {
 		resolved := &filter{}
