@@ -564,4 +564,3 @@ func TestUnreadable(t *testing.T) {
 		})
 	}
 }
-

@@ -15,13 +15,7 @@ import (
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/internal/cluster"
-)
-
-// Tags that Velero hands to CreateSnapshot beside the labels of the Backup
-// (takePVSnapshot in item_backupper.go of Velero 1.18).
-const (
-	TagBackup = "velero.io/backup"
-	TagVolume = "velero.io/pv"
+	"stillpoint.io/stillpoint/internal/velero"
 )
 
 // ErrInconsistent says that a snapshot was taken which is not what was asked for:
@@ -67,17 +61,17 @@ type Subject struct {
 // Find reads what the tags of a call name. It is an error when the volume is not
 // bound to a claim that knows of it.
 func Find(ctx context.Context, clients *cluster.Clients, tags map[string]string) (*Subject, error) {
-	for _, tag := range []string{TagBackup, TagVolume} {
+	for _, tag := range []string{velero.TagBackup, velero.TagVolume} {
 		if tags[tag] == "" {
 			return nil, fmt.Errorf("the tag %s, which Velero 1.18 sets, is missing", tag)
 		}
 	}
 	s := &Subject{Volume: &corev1.PersistentVolume{}, Claim: &corev1.PersistentVolumeClaim{}, Backup: &velerov1.Backup{}}
-	if err := clients.Objects.Get(ctx, crclient.ObjectKey{Name: tags[TagVolume]}, s.Volume); err != nil {
-		return nil, fmt.Errorf("get PersistentVolume %s: %w", tags[TagVolume], err)
+	if err := clients.Objects.Get(ctx, crclient.ObjectKey{Name: tags[velero.TagVolume]}, s.Volume); err != nil {
+		return nil, fmt.Errorf("get PersistentVolume %s: %w", tags[velero.TagVolume], err)
 	}
-	if err := clients.Remembered.Get(ctx, crclient.ObjectKey{Namespace: clients.VeleroNamespace, Name: tags[TagBackup]}, s.Backup); err != nil {
-		return nil, fmt.Errorf("get Backup %s/%s: %w", clients.VeleroNamespace, tags[TagBackup], err)
+	if err := clients.Remembered.Get(ctx, crclient.ObjectKey{Namespace: clients.VeleroNamespace, Name: tags[velero.TagBackup]}, s.Backup); err != nil {
+		return nil, fmt.Errorf("get Backup %s/%s: %w", clients.VeleroNamespace, tags[velero.TagBackup], err)
 	}
 	ref := s.Volume.Spec.ClaimRef
 	if ref == nil {

@@ -10,11 +10,9 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/validation"
-)
 
-// credentialsFile is what Velero adds to a location's config by itself
-// (UpdateVolumeSnapshotLocationWithCredentialConfig in Velero 1.18).
-const credentialsFile = "credentialsFile"
+	"stillpoint.io/stillpoint/internal/velero"
+)
 
 // Key is one that the config of a VolumeSnapshotLocation may have.
 type Key struct {
@@ -50,7 +48,7 @@ func Decode(provider string, config map[string]string, keys ...Key) error {
 		base, of, family := strings.Cut(name, "/")
 		i := slices.IndexFunc(keys, func(k Key) bool { return k.Name == base && family == (k.Of != "") })
 		switch {
-		case name == credentialsFile:
+		case name == velero.CredentialsFile:
 		case i < 0:
 			fault(name, "there is no such key; valid are: %s", strings.Join(valid, ", "))
 		case family && len(validation.IsDNS1123Subdomain(of)) > 0:

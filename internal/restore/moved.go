@@ -17,15 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"stillpoint.io/stillpoint/internal/selection"
-)
-
-const (
-	// originalVolume stands on a PersistentVolume that Velero has restored under
-	// another name, and says under which it was backed up.
-	originalVolume = "velero.io/original-pv-name"
-	// provisionerAnnotation stands on a claim, by Kubernetes, and names the driver
-	// of its volume.
-	provisionerAnnotation = "volume.kubernetes.io/storage-provisioner"
+	"stillpoint.io/stillpoint/internal/velero"
 )
 
 // missing says why a claim of a backup that moves data would come back empty;
@@ -100,7 +92,7 @@ func standIn(client crclient.WithWatch, claim *corev1.PersistentVolumeClaim) crc
 					StorageClassName: value(claim.Spec.StorageClassName),
 				},
 			}
-			if driver := claim.Annotations[provisionerAnnotation]; driver != "" {
+			if driver := claim.Annotations[velero.StorageProvisioner]; driver != "" {
 				volume.Spec.CSI = &corev1.CSIPersistentVolumeSource{Driver: driver}
 			}
 			return nil
@@ -142,7 +134,7 @@ func (r *Restorer) hasVolume(ctx context.Context, restore *velerov1.Restore, cla
 	}
 	for _, volume := range restored.Items {
 		of := volume.Spec.ClaimRef
-		if (volume.Name == claim.Spec.VolumeName || volume.Annotations[originalVolume] == claim.Spec.VolumeName) &&
+		if (volume.Name == claim.Spec.VolumeName || volume.Annotations[velero.OriginalVolume] == claim.Spec.VolumeName) &&
 			volume.DeletionTimestamp == nil && (of == nil || (of.Namespace == target.Namespace && of.Name == target.Name)) {
 			return true, nil
 		}
@@ -188,7 +180,7 @@ func (r *Restorer) notMoved(ctx context.Context, item Item, claim *corev1.Persis
 // cancelDownload ends the DataDownload that Velero's action has just created
 // for a claim (newDataDownload in pkg/restore/actions/csi of Velero 1.18).
 func (r *Restorer) cancelDownload(ctx context.Context, restore *velerov1.Restore, claim *corev1.PersistentVolumeClaim) error {
-	operation := label.GetValidName(string(velerov1.AsyncOperationIDPrefixDataDownload) + string(restore.UID) + "." + string(claim.UID))
+	operation := velero.DownloadOperation(restore, claim.UID)
 	list := &velerov2alpha1.DataDownloadList{}
 	if err := r.clients.Objects.List(ctx, list, crclient.InNamespace(r.clients.VeleroNamespace), crclient.MatchingLabels{velerov1.AsyncOperationIDLabel: operation}); err != nil {
 		return fmt.Errorf("list the DataDownloads of claim %s/%s: %w", claim.Namespace, claim.Name, err)

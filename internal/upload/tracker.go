@@ -12,7 +12,6 @@ import (
 	"github.com/sirupsen/logrus"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
-	"github.com/vmware-tanzu/velero/pkg/label"
 	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -26,6 +25,7 @@ import (
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/snapshot"
+	velerofacts "stillpoint.io/stillpoint/internal/velero"
 )
 
 // What the ids of operations begin with.
@@ -77,12 +77,6 @@ type list struct {
 // NewTracker returns a Tracker.
 func NewTracker(clients *cluster.Clients, clock clock.PassiveClock, log logrus.FieldLogger) *Tracker {
 	return &Tracker{clients: clients, clock: clock, log: log, lists: map[types.UID]list{}}
-}
-
-// Operation is the id of the operation that follows a DataUpload of
-// Stillpoint's. It is a label's value, too, and so at most 63 characters long.
-func Operation(backup *velerov1.Backup, claim types.UID) string {
-	return label.GetValidName(uploadPrefix + string(backup.UID) + "." + string(claim))
 }
 
 // SnapshotOperation is the id of the operation that follows the snapshot of a
@@ -203,7 +197,7 @@ func (t *Tracker) targets(ctx context.Context, operation string, upload *velerov
 // content is of.
 func follows(operation string, backup *velerov1.Backup, object metav1.Object) bool {
 	claim := snapshot.ClaimOf(object)
-	return operation == foreignPrefix+claim || operation == Operation(backup, types.UID(claim))
+	return operation == foreignPrefix+claim || operation == velerofacts.UploadOperation(backup, types.UID(claim))
 }
 
 // surplus are the kept snapshots of an operation's claim that newer ones take the

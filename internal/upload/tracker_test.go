@@ -24,6 +24,7 @@ import (
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/snapshot"
+	"stillpoint.io/stillpoint/internal/velero"
 )
 
 var (
@@ -57,7 +58,7 @@ func newPlace(phase velerov2alpha1.DataUploadPhase) *place {
 	p.upload = &velerov2alpha1.DataUpload{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: "velero", Name: "nightly-x", Annotations: map[string]string{api.AnnotationContent: "snapcontent-1"},
-			Labels: map[string]string{velerov1.AsyncOperationIDLabel: Operation(nightly, data.UID), velerov1.BackupUIDLabel: "b1", velerov1.PVCUIDLabel: "c1"},
+			Labels: map[string]string{velerov1.AsyncOperationIDLabel: velero.UploadOperation(nightly, data.UID), velerov1.BackupUIDLabel: "b1", velerov1.PVCUIDLabel: "c1"},
 		},
 		Spec:   velerov2alpha1.DataUploadSpec{SourceNamespace: "shop", CSISnapshot: &velerov2alpha1.CSISnapshotSpec{VolumeSnapshot: p.first.Name}},
 		Status: velerov2alpha1.DataUploadStatus{Phase: phase},
@@ -159,7 +160,7 @@ func TestProgressDeletes(t *testing.T) {
 				c.change(p)
 			}
 			tracker, snapshots, backup := p.tracker(t)
-			progress, err := tracker.Progress(t.Context(), Operation(nightly, data.UID), backup)
+			progress, err := tracker.Progress(t.Context(), velero.UploadOperation(nightly, data.UID), backup)
 			require.NoError(t, err)
 			assert.Equal(t, c.completed, progress.Completed, progress.Description)
 			assert.Equal(t, c.err, progress.Err)
@@ -212,7 +213,7 @@ func TestProgressCountsDown(t *testing.T) {
 	add("2", 0, nightly, "here", func(vs *snapshotv1.VolumeSnapshot, _ *snapshotv1.VolumeSnapshotContent) {
 		require.NoError(t, snapshots.Tracker().Delete(snapshotv1.SchemeGroupVersion.WithResource("volumesnapshots"), vs.Namespace, vs.Name))
 	})
-	_, err := tracker.Progress(t.Context(), Operation(nightly, data.UID), backup)
+	_, err := tracker.Progress(t.Context(), velero.UploadOperation(nightly, data.UID), backup)
 	require.NoError(t, err)
 	assert.ElementsMatch(t, []string{"2", "snapcontent-2", "others", "snapcontent-others", "elsewhere", "snapcontent-elsewhere", "forged"}, left(t, snapshots))
 }
@@ -222,7 +223,7 @@ func TestCancelLeavesStrangers(t *testing.T) {
 	p.mover = "acme"
 	tracker, snapshots, backup := p.tracker(t)
 	for range 2 {
-		require.NoError(t, tracker.Cancel(t.Context(), Operation(nightly, data.UID), backup))
+		require.NoError(t, tracker.Cancel(t.Context(), velero.UploadOperation(nightly, data.UID), backup))
 	}
 	upload := &velerov2alpha1.DataUpload{}
 	require.NoError(t, tracker.clients.Objects.Get(t.Context(), crclient.ObjectKeyFromObject(p.upload), upload))

@@ -21,12 +21,8 @@ import (
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/mapping"
 	"stillpoint.io/stillpoint/internal/snapshot"
+	"stillpoint.io/stillpoint/internal/velero"
 )
-
-// changeStorageClass is the action by which Velero maps StorageClasses at restore
-// ("Changing PV/PVC Storage Classes" in Velero's documentation). It works on the
-// items; the volume itself has to be provisioned by the class that they get.
-const changeStorageClass = "velero.io/change-storage-class"
 
 // look lies between two looks at a snapshot that is to become ready.
 const look = 200 * time.Millisecond
@@ -129,7 +125,7 @@ func (s *Snapshotter) mapped(ctx context.Context, i *identity, settings *config.
 // map makes of it.
 func (s *Snapshotter) storageClass(ctx context.Context, i identity) (*storagev1.StorageClass, error) {
 	name, reason := i.StorageClass, "as backed up"
-	changes, err := common.GetPluginConfig(common.PluginKindRestoreItemAction, changeStorageClass, s.clients.Kube.CoreV1().ConfigMaps(s.clients.VeleroNamespace))
+	changes, err := common.GetPluginConfig(common.PluginKindRestoreItemAction, velero.ChangeStorageClass, s.clients.Kube.CoreV1().ConfigMaps(s.clients.VeleroNamespace))
 	if err != nil {
 		return nil, fmt.Errorf("read Velero's map of StorageClasses: %w", err)
 	}
@@ -160,7 +156,7 @@ func classFor(name, reason, driver string, all []storagev1.StorageClass) (*stora
 			}
 		}
 	}
-	mend := fmt.Sprintf("map it by a ConfigMap for Velero's plugin %s; StorageClasses of driver %s: %s", changeStorageClass, driver, orNone(valid))
+	mend := fmt.Sprintf("map it by a ConfigMap for Velero's plugin %s; StorageClasses of driver %s: %s", velero.ChangeStorageClass, driver, orNone(valid))
 	if name == "" {
 		return nil, fmt.Errorf("the claim had no StorageClass to provision a volume by, and there is none of driver %s", driver)
 	}

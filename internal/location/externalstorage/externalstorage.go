@@ -22,6 +22,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/location"
+	"stillpoint.io/stillpoint/internal/velero"
 )
 
 // Provider is what a VolumeSnapshotLocation names to have its volumes
@@ -138,7 +139,7 @@ func (s *Snapshotter) Create(ctx context.Context, volumeID string, tags map[stri
 		return "", err
 	}
 	if subject.Volume.Name != volumeID {
-		return "", fmt.Errorf("the tag %s names PersistentVolume %s, and the call is for %s", location.TagVolume, subject.Volume.Name, volumeID)
+		return "", fmt.Errorf("the tag %s names PersistentVolume %s, and the call is for %s", velero.TagVolume, subject.Volume.Name, volumeID)
 	}
 	installation, err := s.clients.Installation(ctx)
 	if err != nil {

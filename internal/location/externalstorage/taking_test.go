@@ -21,6 +21,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/location"
+	"stillpoint.io/stillpoint/internal/velero"
 )
 
 // onFake is a Snapshotter without a controller.
@@ -100,7 +101,7 @@ func (s *Snapshotter) names(t *testing.T) (found []string) {
 func TestOpenEBS(t *testing.T) {
 	s := onFake(t)
 	require.NoError(t, s.Init(map[string]string{"timeout": "1m"}))
-	taking := newTaking(s, here, openEBSSubject(), map[string]string{"team": "a", location.TagBackup: "b-1", location.TagVolume: "pv"})
+	taking := newTaking(s, here, openEBSSubject(), map[string]string{"team": "a", velero.TagBackup: "b-1", velero.TagVolume: "pv"})
 	go openEBSController(t.Context(), t, s, taking.name)
 	require.NoError(t, taking.take(t.Context(), 0))
 	id, err := taking.rehome(t.Context())
