@@ -1,6 +1,3 @@
-// Package cluster is the only room that talks to the API server: it makes the
-// clients and opens the exec streams that everything else works with. It
-// decides nothing.
 package cluster
 
 import (
@@ -32,15 +29,16 @@ type Clients struct {
 	// Config is what exec streams are opened with.
 	Config *rest.Config
 	Kube   kubernetes.Interface
-	// Objects is Velero's own client: it knows Velero's kinds, and its volume
-	// helpers take no other.
+	// Objects is the client that Velero uses: it knows Velero's kinds, and Velero's
+	// volume helpers require it.
 	Objects crclient.WithWatch
-	// Remembered is Objects for what does not change while a backup runs.
+	// Remembered is Objects with answers that may be a minute old, for objects that
+	// do not change while a backup runs.
 	Remembered crclient.Client
 	Snapshots  versioned.Interface
-	// Dynamic reads kinds that are known by name only, such as Blueprints.
+	// Dynamic reads kinds without Go types, such as Blueprints.
 	Dynamic dynamic.Interface
-	// Metadata reads of objects of any kind what they have in common.
+	// Metadata reads the metadata of objects of any kind.
 	Metadata metadata.Interface
 	// VeleroNamespace is where this plugin's Velero lives.
 	VeleroNamespace string
@@ -51,23 +49,23 @@ type Clients struct {
 // sets on the server, or else what Velero's client configuration says.
 func NewClients() (*Clients, error) { return Connection{}.Open() }
 
-// Connection says what is other than NewClients has it; "" and nil are as there.
+// Connection says how to reach the API server; zero values are as in NewClients.
 type Connection struct {
 	// Kubeconfig is a file, Context the name of one of its contexts.
 	Kubeconfig, Context string
 	VeleroNamespace     string
-	// Wrap sees all requests.
+	// Wrap intercepts all requests.
 	Wrap transport.WrapperFunc
 }
 
-// AddFlags lets a command's user say which cluster and which Velero.
+// AddFlags adds the flags by which a command's user chooses cluster and Velero.
 func (c *Connection) AddFlags(set *pflag.FlagSet) {
 	set.StringVar(&c.Kubeconfig, "kubeconfig", "", "`file` to find the API server by (default: KUBECONFIG, or the pod's service account)")
 	set.StringVar(&c.Context, "context", "", "`name` of a context of the kubeconfig")
 	set.StringVar(&c.VeleroNamespace, "velero-namespace", "", "`namespace` of Velero (default: VELERO_NAMESPACE, or Velero's client configuration, or velero)")
 }
 
-// Open makes the clients. It sends nothing yet.
+// Open makes the clients. It sends no request.
 func (c Connection) Open() (*Clients, error) {
 	defaults, err := client.LoadConfig()
 	if err != nil {
@@ -106,7 +104,7 @@ func (c Connection) Open() (*Clients, error) {
 	if clients.Objects, err = factory.KubebuilderWatchClient(); err != nil {
 		return nil, fmt.Errorf("make Velero's client: %w", err)
 	}
-	if c.Wrap != nil { // which Velero has no way to say
+	if c.Wrap != nil { // Velero's factory has no option for it
 		clients.Objects, err = crclient.NewWithWatch(clients.Config, crclient.Options{Scheme: clients.Objects.Scheme()})
 		if err != nil {
 			return nil, fmt.Errorf("make Velero's client: %w", err)
@@ -119,8 +117,8 @@ func (c Connection) Open() (*Clients, error) {
 	return clients, nil
 }
 
-// Installation is the UID of Velero's namespace, by which this Velero is told
-// from others, in this cluster or in one that shares its bucket.
+// Installation returns the UID of Velero's namespace. It identifies this Velero among
+// others, in this cluster or in one that shares its bucket.
 func (c *Clients) Installation(ctx context.Context) (string, error) {
 	namespace := &corev1.Namespace{}
 	if err := c.Remembered.Get(ctx, crclient.ObjectKey{Name: c.VeleroNamespace}, namespace); err != nil {

@@ -9,30 +9,29 @@ import (
 	"sync"
 )
 
-// Glance keeps what the API server has answered about the objects of
-// namespaces, for a program that looks at the cluster once: the same question
-// is asked once, and all that is said comes from the same moment. It is safe
-// for concurrent use.
+// Glance caches the API server's answers about objects in namespaces, for a program
+// that examines the cluster once: it sends the same request once, and its findings
+// come from the same moment. It is safe for concurrent use. An HTTP cache would not
+// do: the API server forbids caching in its headers.
 type Glance struct {
 	mu      sync.Mutex
-	answers map[string]said
+	answers map[string]answer
 }
 
-// said is one answer.
-type said struct {
+type answer struct {
 	status int
 	header http.Header
 	body   []byte
 }
 
-// NewGlance returns a Glance that has seen nothing.
-func NewGlance() *Glance { return &Glance{answers: map[string]said{}} }
+// NewGlance returns an empty Glance.
+func NewGlance() *Glance { return &Glance{answers: map[string]answer{}} }
 
-// Wrap is for rest.Config.Wrap. What changes or watches anything, and commands
-// in containers, pass through.
+// Wrap is for rest.Config.Wrap. Writes, watches and commands in containers pass
+// through.
 func (g *Glance) Wrap(next http.RoundTripper) http.RoundTripper { return &glancing{g, next} }
 
-// Forget makes room when nothing more will be asked about a namespace.
+// Forget drops the answers about a namespace that needs no more requests.
 func (g *Glance) Forget(namespace string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -48,7 +47,7 @@ type glancing struct {
 	next http.RoundTripper
 }
 
-// RoundTrip answers from memory where it can.
+// RoundTrip answers from the cache if it can.
 func (g *glancing) RoundTrip(request *http.Request) (*http.Response, error) {
 	url := request.URL
 	if request.Method != http.MethodGet || request.Header.Get("Upgrade") != "" || url.Query().Has("watch") || !strings.Contains(url.Path, "/namespaces/") {
@@ -63,7 +62,7 @@ func (g *glancing) RoundTrip(request *http.Request) (*http.Response, error) {
 		if err != nil || (response.StatusCode != http.StatusOK && response.StatusCode != http.StatusNotFound) {
 			return response, err
 		}
-		known = said{status: response.StatusCode, header: response.Header}
+		known = answer{status: response.StatusCode, header: response.Header}
 		known.body, err = io.ReadAll(response.Body)
 		if err := errors.Join(err, response.Body.Close()); err != nil {
 			return nil, err

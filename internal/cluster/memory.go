@@ -4,12 +4,14 @@ import (
 	"context"
 	"fmt"
 	"reflect"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/cache"
 	"k8s.io/utils/clock"
-	"k8s.io/utils/lru"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 )
@@ -20,133 +22,91 @@ const (
 	// listVolumesFrom is the number of PersistentVolumes from which on a list of
 	// all is cheaper than a request for each.
 	listVolumesFrom = 8
-	// volumesPage is how many PersistentVolumes one answer holds.
-	volumesPage = 500
-	// listsKept is how many lists are remembered. Those of pods are large, and
-	// Velero takes one namespace after another.
-	listsKept = 16
+	// objectsKept and listsKept bound the memory. Lists of pods are large, and Velero
+	// processes one namespace after another.
+	objectsKept = 1 << 16
+	listsKept   = 16
 )
 
 // Remember returns a client that asks the API server for the same object, or
 // the same list, at most once a minute: one backup asks for a policy, a
-// StorageClass or the snapshot classes again for each of its volumes. What is
-// written goes through, and is not remembered. An object that is not there is
-// asked for again.
+// StorageClass or the snapshot classes again for each of its volumes. Writes go
+// through and are not remembered. An object that does not exist is asked for again.
 func Remember(client crclient.WithWatch, clock clock.PassiveClock) crclient.Client {
-	m := &memory{client: client, clock: clock, objects: map[string]answer{}, lists: lru.New(listsKept)}
+	m := &memory{
+		client:  client,
+		objects: cache.NewLRUExpireCacheWithClock(objectsKept, clock),
+		lists:   cache.NewLRUExpireCacheWithClock(listsKept, clock),
+	}
 	return interceptor.NewClient(client, interceptor.Funcs{Get: m.get, List: m.list})
 }
 
 type memory struct {
-	client crclient.WithWatch
-	clock  clock.PassiveClock
-
-	asking  Keyed // by what is asked for; mu is not held during a request
-	mu      sync.Mutex
-	objects map[string]answer
-	lists   *lru.Cache // of answers
-	// volumes is how many PersistentVolumes were asked for one by one.
-	volumes int
-}
-
-type answer struct {
-	object any
-	until  time.Time
+	client         crclient.WithWatch
+	asking         Keyed // held during a request
+	objects, lists *cache.LRUExpireCache
+	volumes        atomic.Int64 // how many PersistentVolumes were asked for one by one
 }
 
 func (m *memory) get(ctx context.Context, client crclient.WithWatch, name crclient.ObjectKey, into crclient.Object, options ...crclient.GetOption) error {
 	key := fmt.Sprintf("%T %s", into, name)
 	defer m.asking.Lock(key)()
-	if m.recall(key, into) {
+	if recall(m.objects, key, into) {
 		return nil
 	}
-	if _, ok := into.(*corev1.PersistentVolume); ok && m.countVolume() {
+	if _, ok := into.(*corev1.PersistentVolume); ok && m.volumes.Add(1)%listVolumesFrom == 0 {
 		if err := m.listVolumes(ctx); err != nil {
 			return err
 		}
-		if m.recall(key, into) {
+		if recall(m.objects, key, into) {
 			return nil
 		}
 	}
 	if err := client.Get(ctx, name, into, options...); err != nil {
 		return err
 	}
-	m.remember(key, into.DeepCopyObject())
+	m.objects.Add(key, into.DeepCopyObject(), memoryLife)
 	return nil
-}
-
-// countVolume reports whether the volumes that were asked for one by one are enough
-// for a list of all.
-func (m *memory) countVolume() bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.volumes = (m.volumes + 1) % listVolumesFrom
-	return m.volumes == 0
 }
 
 func (m *memory) list(ctx context.Context, client crclient.WithWatch, into crclient.ObjectList, options ...crclient.ListOption) error {
 	applied := (&crclient.ListOptions{}).ApplyOptions(options)
 	key := fmt.Sprintf("%T %s %v %v", into, applied.Namespace, applied.LabelSelector, applied.FieldSelector)
 	defer m.asking.Lock(key)()
-	if m.recall(key, into) {
+	if recall(m.lists, key, into) {
 		return nil
 	}
 	if err := client.List(ctx, into, options...); err != nil {
 		return err
 	}
-	m.remember(key, into.DeepCopyObject())
+	m.lists.Add(key, into.DeepCopyObject(), memoryLife)
 	return nil
 }
 
-// listVolumes remembers all PersistentVolumes, page by page, without what
-// takes the most room of them and interests nobody.
+// listVolumes remembers all PersistentVolumes, without their managed fields, which
+// are large and unused.
 func (m *memory) listVolumes(ctx context.Context) error {
-	volumes := &corev1.PersistentVolumeList{}
-	for {
-		err := m.client.List(ctx, volumes, crclient.Limit(volumesPage), crclient.Continue(volumes.Continue))
-		if err != nil {
-			return fmt.Errorf("list the PersistentVolumes: %w", err)
-		}
-		for i := range volumes.Items {
-			volume := volumes.Items[i].DeepCopy()
-			volume.ManagedFields = nil
-			m.remember(fmt.Sprintf("%T %s", volume, crclient.ObjectKeyFromObject(volume)), volume)
-		}
-		if volumes.Continue == "" {
-			return nil
-		}
+	volumes, err := All[corev1.PersistentVolume](ctx, "PersistentVolumes", "", func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+		page := &corev1.PersistentVolumeList{}
+		return page, m.client.List(ctx, page, crclient.Limit(options.Limit), crclient.Continue(options.Continue))
+	})
+	for i := range volumes {
+		volumes[i].ManagedFields = nil
+		m.objects.Add(fmt.Sprintf("%T %s", &volumes[i], crclient.ObjectKeyFromObject(&volumes[i])), &volumes[i], memoryLife)
 	}
+	return err
 }
 
-func (m *memory) remember(key string, object any) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	answer := answer{object, m.clock.Now().Add(memoryLife)}
-	if _, ok := object.(crclient.ObjectList); ok {
-		m.lists.Add(key, answer)
-	} else {
-		m.objects[key] = answer
-	}
-}
-
-// recall copies what is remembered, as deep as a client's answer is.
-func (m *memory) recall(key string, into any) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	known, ok := m.objects[key]
-	if list, found := m.lists.Get(key); found {
-		known, ok = list.(answer)
-	}
-	if !ok || !m.clock.Now().Before(known.until) {
+// recall copies a remembered answer, as deep as a client's answer is.
+func recall(from *cache.LRUExpireCache, key string, into any) bool {
+	known, ok := from.Get(key)
+	if !ok {
 		return false
 	}
-	var copied any
-	switch object := known.object.(type) {
-	case crclient.Object:
-		copied = object.DeepCopyObject()
-	case crclient.ObjectList:
-		copied = object.DeepCopyObject()
+	object, ok := known.(runtime.Object)
+	if !ok {
+		return false
 	}
-	reflect.ValueOf(into).Elem().Set(reflect.ValueOf(copied).Elem())
+	reflect.ValueOf(into).Elem().Set(reflect.ValueOf(object.DeepCopyObject()).Elem())
 	return true
 }

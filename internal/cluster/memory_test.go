@@ -46,7 +46,7 @@ func TestRemember(t *testing.T) {
 	read().Data["a"] = "changed by its reader"
 	assert.Equal(t, "b", read().Data["a"])
 	assert.Equal(t, []string{"get policy"}, requests())
-	clock.SetTime(clock.Now().Add(memoryLife))
+	clock.SetTime(clock.Now().Add(memoryLife + 1))
 	read()
 	assert.Equal(t, []string{"get policy"}, requests())
 

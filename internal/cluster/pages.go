@@ -12,7 +12,7 @@ import (
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// PageSize is how many objects one answer holds.
+// PageSize is the number of objects in one answer.
 const PageSize = 500
 
 // listLimit bounds one request for a page.
@@ -46,12 +46,12 @@ func Typed[L runtime.Object](of func(context.Context, metav1.ListOptions) (L, er
 	return func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) { return of(ctx, options) }
 }
 
-// Velero makes a page of what Velero's namespace has of a kind.
+// Velero makes a page of the objects of a kind in Velero's namespace.
 func (c *Clients) Velero(kind crclient.ObjectList, by ...crclient.ListOption) pager.ListPageFunc {
 	return func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 		into, ok := kind.DeepCopyObject().(crclient.ObjectList)
 		if !ok {
-			return nil, fmt.Errorf("%T is no list", kind)
+			return nil, fmt.Errorf("%T is not a list", kind)
 		}
 		err := c.Objects.List(ctx, into, slices.Concat(by, []crclient.ListOption{
 			crclient.InNamespace(c.VeleroNamespace), crclient.Limit(options.Limit), crclient.Continue(options.Continue),
