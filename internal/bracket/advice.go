@@ -39,8 +39,8 @@ func (b *Bracket) adviseProfile(ctx context.Context, claim *corev1.PersistentVol
 			b.log.Warnf("Claim %s/%s: whether its volume is in use is not known: %v", claim.Namespace, claim.Name, err)
 			return
 		}
-		group, err := facts.Group(claim)
-		quiet = err != nil || group.Asked() || !group.InUse(claim.Name) // an error is told by whoever freezes
+		group, err := facts.Unit(claim)
+		quiet = err != nil || group.Quiesced() || !group.InUse(claim.Name) // an error is told by whoever freezes
 	}
 	if err := export.Suits(driver, volume, quiet); err != nil {
 		b.log.Errorf("The snapshot that Velero took of claim %s/%s cannot be relied on: %v", claim.Namespace, claim.Name, err)

@@ -24,6 +24,7 @@ import (
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
+	"stillpoint.io/stillpoint/internal/unit"
 	velerofacts "stillpoint.io/stillpoint/internal/velero"
 	"stillpoint.io/stillpoint/internal/workload"
 )
@@ -32,7 +33,7 @@ import (
 // backup. It is safe for concurrent use.
 type Bracket struct {
 	clients    *cluster.Clients
-	namespaces *quiesce.Namespaces
+	namespaces *unit.Namespaces
 	classes    *snapshotclass.Catalogue
 	executor   *podexec.Client
 	csi        bool
@@ -55,7 +56,7 @@ type claimKey struct {
 }
 
 // New returns a Bracket. csi tells whether the server runs with EnableCSI.
-func New(clients *cluster.Clients, namespaces *quiesce.Namespaces, classes *snapshotclass.Catalogue, reporter *quiesce.Reporter, csi bool, log logrus.FieldLogger) *Bracket {
+func New(clients *cluster.Clients, namespaces *unit.Namespaces, classes *snapshotclass.Catalogue, reporter *quiesce.Reporter, csi bool, log logrus.FieldLogger) *Bracket {
 	return &Bracket{
 		clients:    clients,
 		namespaces: namespaces,
@@ -160,7 +161,7 @@ func (b *Bracket) decide(ctx context.Context, claim *corev1.PersistentVolumeClai
 	if err != nil {
 		return nil, err
 	}
-	if group, err := recent.Group(claim); err == nil && !group.Asked() {
+	if group, err := recent.Unit(claim); err == nil && !group.Quiesced() {
 		return nil, nil //nolint:nilnil // nothing to do is a valid answer
 	}
 	selected := b.selection(backup)
@@ -189,19 +190,19 @@ func (b *Bracket) decide(ctx context.Context, claim *corev1.PersistentVolumeClai
 // freezeNow is the freeze for a claim that is snapshotted on a path: what is frozen
 // is decided by how things are now. The freeze is nil where the claim's group asks
 // for none.
-func (b *Bracket) freezeNow(ctx context.Context, claim *corev1.PersistentVolumeClaim, path selection.Path, backup *velerov1.Backup) (*freeze, *quiesce.Group, error) {
+func (b *Bracket) freezeNow(ctx context.Context, claim *corev1.PersistentVolumeClaim, path selection.Path, backup *velerov1.Backup) (*freeze, *unit.Unit, error) {
 	facts, err := b.namespaces.Now(ctx, claim.Namespace)
 	if err != nil {
 		return nil, nil, err
 	}
-	group, err := facts.Group(claim)
-	if err == nil && !group.Asked() {
+	group, err := facts.Unit(claim)
+	if err == nil && !group.Quiesced() {
 		return nil, group, nil
 	}
 	f := newFreeze(b, group, backup)
 	f.failed = err
 	if err == nil {
-		f.failed = group.Keep(b.sameDoor(ctx, group, claim.Name, path, backup))
+		f.failed = group.KeepClaims(b.sameDoor(ctx, group, claim.Name, path, backup))
 	}
 	return f, group, nil
 }
@@ -237,8 +238,8 @@ func (b *Bracket) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim
 		if err != nil {
 			return err
 		}
-		group, err := facts.Group(live)
-		if err == nil && !group.Asked() {
+		group, err := facts.Unit(live)
+		if err == nil && !group.Quiesced() {
 			return nil
 		}
 		return newFreeze(b, group, backup).missed(ctx, claim, "Stillpoint took it for left out: "+reason)
@@ -277,11 +278,11 @@ func (b *Bracket) Related(ctx context.Context, pod *corev1.Pod, backup *velerov1
 		return nil
 	}
 	taken := func(path selection.Path) bool { return path != selection.None }
-	unit, together := facts.Asked(pod)
+	unit, together := facts.QuiescedWith(pod)
 	if !together {
 		// Velero's own hooks are to cover what Stillpoint takes the snapshots of.
 		taken = func(path selection.Path) bool { return path == selection.Group }
-		if unit, together = facts.Hooked(pod, backup); !together {
+		if unit, together = facts.HookBlock(pod, backup); !together {
 			return nil
 		}
 	}
@@ -296,7 +297,7 @@ func (b *Bracket) RelatedToClaim(ctx context.Context, claim *corev1.PersistentVo
 		b.log.Warnf("Claim %s/%s is not kept together with those that are frozen with it: %v", claim.Namespace, claim.Name, err)
 		return nil
 	}
-	unit, joined := facts.Together(claim.Name)
+	unit, joined := facts.JoinedByObjects(claim.Name)
 	if !joined {
 		return nil
 	}
@@ -308,7 +309,7 @@ func (b *Bracket) RelatedToClaim(ctx context.Context, claim *corev1.PersistentVo
 // without the pod and the claim of these names. Velero would take any others along
 // that are named here. A pod does not bring the claims of its generic ephemeral
 // volumes along.
-func (b *Bracket) block(ctx context.Context, facts *quiesce.Facts, unit workload.Unit, pod, claim string, taken func(selection.Path) bool, backup *velerov1.Backup) []velero.ResourceIdentifier {
+func (b *Bracket) block(ctx context.Context, facts *unit.Facts, unit workload.Component, pod, claim string, taken func(selection.Path) bool, backup *velerov1.Backup) []velero.ResourceIdentifier {
 	selected := b.selection(backup)
 	var related []velero.ResourceIdentifier
 	mounted := map[string]bool{claim: true}

@@ -18,6 +18,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/snapshot"
+	"stillpoint.io/stillpoint/internal/unit"
 	"stillpoint.io/stillpoint/internal/velero"
 )
 
@@ -46,7 +47,7 @@ const (
 // the thaw.
 type freeze struct {
 	bracket *Bracket
-	group   *quiesce.Group
+	group   *unit.Unit
 	backup  *velerov1.Backup
 	log     logrus.FieldLogger
 
@@ -74,7 +75,7 @@ type freeze struct {
 	moved chan struct{}
 }
 
-func newFreeze(b *Bracket, group *quiesce.Group, backup *velerov1.Backup) *freeze {
+func newFreeze(b *Bracket, group *unit.Unit, backup *velerov1.Backup) *freeze {
 	return &freeze{
 		bracket: b, group: group, backup: backup,
 		log:    b.log.WithFields(logrus.Fields{"workload": group.Name()}),
@@ -90,7 +91,7 @@ func newFreeze(b *Bracket, group *quiesce.Group, backup *velerov1.Backup) *freez
 func (f *freeze) enter(ctx context.Context, claim string) error {
 	f.once(ctx, func() error { return f.begin(ctx) })
 	if f.failed != nil {
-		if f.group.OnError == quiesce.Continue {
+		if f.group.OnError == unit.Continue {
 			return nil
 		}
 		return fmt.Errorf("quiesce failed, so claim %s/%s is not snapshotted: %w", f.group.Claims[0].Namespace, claim, f.failed)
@@ -120,7 +121,7 @@ func (f *freeze) once(ctx context.Context, begin func() error) {
 // snapshot already.
 func (f *freeze) missed(ctx context.Context, claim *corev1.PersistentVolumeClaim, why string) error {
 	f.once(ctx, func() error { return fmt.Errorf("volume %s was snapshotted without a freeze: %s", claim.Name, why) })
-	if f.failed == nil || f.group.OnError == quiesce.Continue {
+	if f.failed == nil || f.group.OnError == unit.Continue {
 		return nil
 	}
 	f.discard(ctx, claim)
@@ -357,7 +358,7 @@ func (f *freeze) settle(ctx context.Context) {
 	f.ending = true
 	f.mu.Unlock()
 	broken := f.session.Report().Broken
-	if broken == nil || f.group.OnError == quiesce.Continue {
+	if broken == nil || f.group.OnError == unit.Continue {
 		return
 	}
 	for _, claim := range f.left {
@@ -396,7 +397,7 @@ func (f *freeze) leave(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 		f.log.Warnf("Claim %s/%s: %v", claim.Namespace, claim.Name, report.Broken)
 	}
 	broken := errors.Join(report.Broken, report.Stuck)
-	if report.Broken == nil || f.group.OnError == quiesce.Continue {
+	if report.Broken == nil || f.group.OnError == unit.Continue {
 		return nil // a thaw that is stuck has been reported as an error
 	}
 	f.discard(ctx, claim)

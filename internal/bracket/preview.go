@@ -7,13 +7,13 @@ import (
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
 
-	"stillpoint.io/stillpoint/internal/quiesce"
+	"stillpoint.io/stillpoint/internal/unit"
 )
 
 // Preview tells with which others the volume of a claim would be frozen in a
 // backup, and freezes nothing; nil without an error is that nothing would be.
 // The group comes with an error when that concerns all of it.
-func (b *Bracket) Preview(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (*quiesce.Group, error) {
+func (b *Bracket) Preview(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (*unit.Unit, error) {
 	f, err := b.decide(ctx, claim, backup)
 	if f == nil {
 		return nil, err
@@ -22,7 +22,7 @@ func (b *Bracket) Preview(ctx context.Context, claim *corev1.PersistentVolumeCla
 }
 
 // PreviewShot is Preview for a claim whose snapshot a VolumeSnapshotter takes.
-func (b *Bracket) PreviewShot(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (*quiesce.Group, error) {
+func (b *Bracket) PreviewShot(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (*unit.Unit, error) {
 	f, _, err := b.decideShot(ctx, claim, backup)
 	if f == nil {
 		return nil, err

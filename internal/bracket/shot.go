@@ -10,8 +10,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"stillpoint.io/stillpoint/internal/location"
-	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/selection"
+	"stillpoint.io/stillpoint/internal/unit"
 )
 
 // Around freezes the workload of the shot's volume, unless an earlier shot has,
@@ -70,8 +70,8 @@ func (b *Bracket) decideShot(ctx context.Context, claim *corev1.PersistentVolume
 	if err != nil {
 		return nil, false, err
 	}
-	group, err := facts.Group(claim)
-	if err == nil && !group.Asked() {
+	group, err := facts.Unit(claim)
+	if err == nil && !group.Quiesced() {
 		return nil, group.InUse(claim.Name), nil
 	}
 	if f, group, err = b.freezeNow(ctx, claim, selection.Snapshotter, backup); f != nil || err != nil {
@@ -85,7 +85,7 @@ func (f *freeze) shoot(ctx context.Context, shot location.Request) error {
 	claim := shot.Volume.Spec.ClaimRef.Name
 	f.once(ctx, func() error { return f.beginShots(ctx, shot) })
 	if f.failed != nil {
-		if f.group.OnError == quiesce.Continue && shot.Unquiesced == nil {
+		if f.group.OnError == unit.Continue && shot.Unquiesced == nil {
 			return shot.Take(ctx, 0)
 		}
 		return fmt.Errorf("quiesce failed, so claim %s/%s is not snapshotted: %w", f.group.Claims[0].Namespace, claim, f.failed)
@@ -98,7 +98,7 @@ func (f *freeze) shoot(ctx context.Context, shot location.Request) error {
 	}
 	f.move(claim, created)
 	if broken := f.broken(); broken != nil { // thawed before this volume's turn
-		if f.group.OnError != quiesce.Continue {
+		if f.group.OnError != unit.Continue {
 			return fmt.Errorf("claim %s/%s is not snapshotted: %w", f.group.Claims[0].Namespace, claim, broken)
 		}
 		return shot.Take(ctx, 0)
@@ -110,7 +110,7 @@ func (f *freeze) shoot(ctx context.Context, shot location.Request) error {
 	}
 	f.move(claim, cut)
 	f.await(claim)
-	if broken := f.broken(); broken != nil && f.group.OnError != quiesce.Continue {
+	if broken := f.broken(); broken != nil && f.group.OnError != unit.Continue {
 		return fmt.Errorf("claim %s/%s: %w: %s: %w", f.group.Claims[0].Namespace, claim, location.ErrInconsistent, f.group.Name(), broken)
 	}
 	return nil
@@ -151,7 +151,7 @@ func (f *freeze) beginShots(ctx context.Context, shot location.Request) error {
 // sameDoor keeps in a group the claims whose snapshots are taken as that of one
 // of them is. Claims that are snapshotted in another way are an error: the volumes
 // would be of two moments.
-func (b *Bracket) sameDoor(ctx context.Context, group *quiesce.Group, claim string, path selection.Path, backup *velerov1.Backup) func(corev1.PersistentVolumeClaim) (bool, error) {
+func (b *Bracket) sameDoor(ctx context.Context, group *unit.Unit, claim string, path selection.Path, backup *velerov1.Backup) func(corev1.PersistentVolumeClaim) (bool, error) {
 	selected := b.selection(backup)
 	return func(other corev1.PersistentVolumeClaim) (bool, error) {
 		verdict, err := selected.Of(ctx, &other)
@@ -166,6 +166,6 @@ func (b *Bracket) sameDoor(ctx context.Context, group *quiesce.Group, claim stri
 			}
 			return false, nil
 		}
-		return false, group.Split(claim, string(path), other.Name, string(verdict.Path))
+		return false, group.MixedPaths(claim, string(path), other.Name, string(verdict.Path))
 	}
 }

@@ -36,6 +36,7 @@ import (
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
+	"stillpoint.io/stillpoint/internal/unit"
 	"stillpoint.io/stillpoint/internal/velero"
 	"stillpoint.io/stillpoint/internal/workload"
 )
@@ -83,7 +84,7 @@ type visit struct {
 	server     velero.Server
 	backup     *velerov1.Backup
 	selection  *selection.Selection
-	namespaces *quiesce.Namespaces
+	namespaces *unit.Namespaces
 	classes    *snapshotclass.Catalogue
 	groups     *group.Groups
 	bracket    *bracket.Bracket
@@ -105,7 +106,7 @@ func (c *Checker) Check(ctx context.Context, options Options) (*Report, error) {
 	}
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	v.namespaces = quiesce.NewNamespaces(c.clients, c.clock, log)
+	v.namespaces = unit.NewNamespaces(c.clients, c.clock, log)
 	v.classes = snapshotclass.NewCatalogue(c.clients, c.clock)
 	v.selection = selection.New(c.clients.Remembered, v.server.CSI, v.backup)
 	v.groups = group.New(c.clients, v.namespaces, v.classes, nil, v.server.CSI, log)
@@ -230,29 +231,29 @@ func (v *visit) namespace(ctx context.Context, name string) error {
 		if seen[claim.Name] {
 			continue
 		}
-		whole, err := facts.Group(claim)
+		whole, err := facts.Unit(claim)
 		if err == nil {
-			facts.Narrow(whole, v.backup)
+			facts.LimitToHookBlock(whole, v.backup)
 		}
-		for _, w := range whole.Unit.Workloads {
+		for _, w := range whole.Component.Workloads {
 			known = append(known, strings.ToLower(w.Kind)+"/"+w.Name)
 		}
-		for _, o := range whole.Standings() {
+		for _, o := range whole.AnnotatedObjects() {
 			known = append(known, strings.ToLower(o.Kind)+"/"+o.Name)
 		}
 		for _, member := range whole.Claims {
 			seen[member.Name] = true
 		}
-		asked = asked || err != nil || whole.Asked()
+		asked = asked || err != nil || whole.Quiesced()
 		if !v.options.covers(whole) {
 			continue
 		}
 		matched = true
-		unit, err := v.unit(ctx, whole, err)
+		reported, err := v.unit(ctx, whole, err)
 		if err != nil {
 			return err
 		}
-		v.report.add(unit.report())
+		v.report.add(reported.report())
 	}
 	for _, idle := range facts.Idle() {
 		switch {
@@ -284,16 +285,16 @@ func orNone(names []string) string {
 }
 
 // covers tells whether a group is to be reported.
-func (o Options) covers(whole *quiesce.Group) bool {
+func (o Options) covers(whole *unit.Unit) bool {
 	if o.Name == "" {
 		return true
 	}
-	for _, w := range whole.Unit.Workloads {
+	for _, w := range whole.Component.Workloads {
 		if o.means(w.Ref, func(string) bool { return false }) {
 			return true
 		}
 	}
-	for _, s := range whole.Standings() {
+	for _, s := range whole.AnnotatedObjects() {
 		if o.means(s.Ref, s.Is) {
 			return true
 		}
@@ -309,8 +310,8 @@ func (o Options) means(ref workload.Ref, is func(kind string) bool) bool {
 
 // unit gathers what would become of the claims of a group. invalid is what is
 // wrong with its annotations.
-func (v *visit) unit(ctx context.Context, whole *quiesce.Group, invalid error) (*unit, error) {
-	u := &unit{whole: whole, asked: invalid != nil || whole.Asked(), cause: invalid}
+func (v *visit) unit(ctx context.Context, whole *unit.Unit, invalid error) (*unitReport, error) {
+	u := &unitReport{whole: whole, asked: invalid != nil || whole.Quiesced(), cause: invalid}
 	for i := range whole.Claims {
 		volume, err := v.volume(ctx, &whole.Claims[i])
 		if err != nil {
@@ -325,7 +326,7 @@ func (v *visit) unit(ctx context.Context, whole *quiesce.Group, invalid error) (
 		u.warnings = append(u.warnings, fmt.Sprintf(format, args...))
 	})
 	if faulty == nil {
-		u.sources = sources(ctx, planner.Finder, whole.Asks())
+		u.sources = sources(ctx, planner.Finder, whole.Requests())
 	}
 	// The first claim that Velero's calls come to decides for the others.
 	i := slices.IndexFunc(u.volumes, func(volume volume) bool { return volume.snapshotted() })
@@ -361,7 +362,7 @@ func (v *visit) unit(ctx context.Context, whole *quiesce.Group, invalid error) (
 
 // sources says where blueprints come from; those that are not found are left
 // out.
-func sources(ctx context.Context, finder *blueprint.Finder, asks []quiesce.Ask) map[string]string {
+func sources(ctx context.Context, finder *blueprint.Finder, asks []unit.Request) map[string]string {
 	found := map[string]string{}
 	for _, ask := range asks {
 		for _, name := range ask.Blueprints {

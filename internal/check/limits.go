@@ -185,7 +185,7 @@ func (v *visit) limits(ctx context.Context, driver string) limits {
 
 // predict tells how long the freeze of a unit lasts by the request limits, and
 // warns where that is more than half of the unit's quiesce-timeout.
-func (v *visit) predict(ctx context.Context, u *unit) {
+func (v *visit) predict(ctx context.Context, u *unitReport) {
 	counts := map[string]int{} // by driver; "" is the snapshot controller
 	for _, volume := range u.volumes {
 		if volume.snapshotted() && volume.volume != nil && volume.volume.Spec.CSI != nil {

@@ -23,6 +23,7 @@ import (
 	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
+	"stillpoint.io/stillpoint/internal/unit"
 	"stillpoint.io/stillpoint/internal/velero"
 	"stillpoint.io/stillpoint/internal/workload"
 )
@@ -152,9 +153,9 @@ type Volume struct {
 	SnapshotClassReason string `json:"snapshotClassReason,omitempty"`
 }
 
-// unit is what was gathered about a Unit.
-type unit struct {
-	whole *quiesce.Group
+// unitReport is what was gathered about a Unit.
+type unitReport struct {
+	whole *unit.Unit
 	asked bool
 	// path and plan are of the volumes that are frozen together.
 	path     selection.Path
@@ -275,18 +276,18 @@ func (r *Report) finish() *Report {
 }
 
 // report says what would become of a unit.
-func (u *unit) report() Unit {
+func (u *unitReport) report() Unit {
 	r := Unit{
 		Namespace: u.whole.Claims[0].Namespace, Name: u.whole.Name(), Workloads: []Workload{}, Volumes: []Volume{},
 		Failures: []string{}, Warnings: append([]string{}, u.warnings...), Notes: []string{},
 	}
 	listed := map[workload.Ref]bool{}
-	for _, o := range u.whole.Standings() {
+	for _, o := range u.whole.AnnotatedObjects() {
 		listed[o.Ref] = true
-		r.Workloads = append(r.Workloads, Workload{Kind: o.Kind, Name: o.Name, Pods: []Pod{}, StandsFor: o.Claims, OfNamespace: o.All})
+		r.Workloads = append(r.Workloads, Workload{Kind: o.Kind, Name: o.Name, Pods: []Pod{}, StandsFor: o.Claims, OfNamespace: o.AllClaims})
 	}
-	r.Notes = append(append(r.Notes, u.whole.Repeated()...), u.whole.Twice()...)
-	for _, w := range u.whole.Unit.Workloads {
+	r.Notes = append(append(r.Notes, u.whole.RepeatedAnnotations()...), u.whole.DuplicateBlueprints()...)
+	for _, w := range u.whole.Component.Workloads {
 		described := Workload{Kind: w.Kind, Name: w.Name}
 		for i := range w.Pods {
 			described.Pods = append(described.Pods, Pod{Name: w.Pods[i].Name, Containers: workload.RunningContainers(&w.Pods[i])})
@@ -377,8 +378,8 @@ func (r *Unit) judgeExport(v volume, quiet bool) {
 
 // judgeFreeze says why a freeze that is asked for cannot be. On the group path
 // a class that is missing for one volume keeps all from being frozen.
-func (r *Unit) judgeFreeze(u *unit) {
-	lax := u.whole.OnError == quiesce.Continue
+func (r *Unit) judgeFreeze(u *unitReport) {
+	lax := u.whole.OnError == unit.Continue
 	cause, taken := u.cause, 0
 	for _, v := range u.volumes {
 		switch {
@@ -396,17 +397,17 @@ func (r *Unit) judgeFreeze(u *unit) {
 	case cause == nil, lax && taken == 0:
 	case lax:
 		r.Warnings = append(r.Warnings, fmt.Sprintf("quiesce fails, so the snapshots are crash-consistent only (%s is %s): %v",
-			api.AnnotationOnQuiesceError, quiesce.Continue, cause))
+			api.AnnotationOnQuiesceError, unit.Continue, cause))
 	default:
 		r.Failures = append(r.Failures, fmt.Sprintf("quiesce fails, so nothing of it is snapshotted: %v", cause))
 	}
 }
 
 // quiesced is the plan, or what is known without one.
-func (u *unit) quiesced() *Quiesce {
+func (u *unitReport) quiesced() *Quiesce {
 	q := &Quiesce{Blueprints: []Blueprint{}, OnError: string(u.whole.OnError), PredictedFreeze: u.freeze}
 	var prepare, limit time.Duration
-	for _, ask := range u.whole.Asks() {
+	for _, ask := range u.whole.Requests() {
 		if prepare == 0 || ask.PrepareTimeout < prepare {
 			prepare = ask.PrepareTimeout
 		}
@@ -432,7 +433,7 @@ func (u *unit) quiesced() *Quiesce {
 }
 
 func last(name string) int {
-	if name == quiesce.FSFreeze {
+	if name == unit.FSFreeze {
 		return 1
 	}
 	return 0

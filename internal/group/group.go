@@ -19,13 +19,14 @@ import (
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshot"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
+	"stillpoint.io/stillpoint/internal/unit"
 )
 
 // Groups holds the groups of this process, which Velero starts anew for each
 // backup. It is safe for concurrent use.
 type Groups struct {
 	clients    *cluster.Clients
-	namespaces *quiesce.Namespaces
+	namespaces *unit.Namespaces
 	classes    *snapshotclass.Catalogue
 	executor   *podexec.Client
 	reporter   *quiesce.Reporter
@@ -37,7 +38,7 @@ type Groups struct {
 }
 
 // New returns Groups. csi tells whether the server runs with EnableCSI.
-func New(clients *cluster.Clients, namespaces *quiesce.Namespaces, classes *snapshotclass.Catalogue, reporter *quiesce.Reporter, csi bool, log logrus.FieldLogger) *Groups {
+func New(clients *cluster.Clients, namespaces *unit.Namespaces, classes *snapshotclass.Catalogue, reporter *quiesce.Reporter, csi bool, log logrus.FieldLogger) *Groups {
 	return &Groups{
 		clients:    clients,
 		namespaces: namespaces,
@@ -115,7 +116,7 @@ func (g *Groups) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim,
 	if err != nil {
 		return r.without(claim, err), nil
 	}
-	if !group.quiesce.Asked() {
+	if !group.quiesce.Quiesced() {
 		r.ahead(ctx, claim.Namespace)
 	}
 	return group.answer(ctx, claim), nil
@@ -146,10 +147,10 @@ func (r *run) ahead(ctx context.Context, namespace string) {
 			if err != nil || verdict.Path != selection.Group || verdict.Obstacle != nil {
 				continue
 			}
-			if whole, err := facts.Group(claim); err != nil || whole.Asked() || quiesce.RunsHooks(whole.Unit, r.backup) {
+			if whole, err := facts.Unit(claim); err != nil || whole.Quiesced() || unit.RunsHooks(whole.Component, r.backup) {
 				continue
 			}
-			if group, err := r.groupOf(ctx, claim); err == nil && !group.quiesce.Asked() {
+			if group, err := r.groupOf(ctx, claim); err == nil && !group.quiesce.Quiesced() {
 				group.once(ctx)
 			}
 		}
@@ -186,32 +187,32 @@ func (r *run) groupOf(ctx context.Context, claim *corev1.PersistentVolumeClaim) 
 
 // decide finds the claims that are snapshotted together with one. The group is
 // returned with an error when that concerns all of them.
-func (r *run) decide(ctx context.Context, claim *corev1.PersistentVolumeClaim) (*quiesce.Group, error) {
+func (r *run) decide(ctx context.Context, claim *corev1.PersistentVolumeClaim) (*unit.Unit, error) {
 	facts, err := r.namespaces.Current(ctx, claim.Namespace)
 	if err != nil {
 		return nil, err
 	}
-	group, err := facts.Group(claim)
-	if err != nil || group.Asked() {
+	group, err := facts.Unit(claim)
+	if err != nil || group.Quiesced() {
 		// What is frozen is decided by how things are now.
 		if facts, err = r.namespaces.Now(ctx, claim.Namespace); err != nil {
 			return nil, err
 		}
-		group, err = facts.Group(claim)
+		group, err = facts.Unit(claim)
 	}
 	if err != nil {
 		return group, err
 	}
-	facts.Narrow(group, r.backup)
-	return group, group.Keep(func(other corev1.PersistentVolumeClaim) (bool, error) {
+	facts.LimitToHookBlock(group, r.backup)
+	return group, group.KeepClaims(func(other corev1.PersistentVolumeClaim) (bool, error) {
 		verdict, err := r.selection.Of(ctx, &other)
 		if err != nil {
 			return false, err
 		}
-		if (verdict.Path == selection.Velero || verdict.Path == selection.Snapshotter) && group.Asked() {
-			return false, group.Split(claim.Name, string(selection.Group), other.Name, string(verdict.Path))
+		if (verdict.Path == selection.Velero || verdict.Path == selection.Snapshotter) && group.Quiesced() {
+			return false, group.MixedPaths(claim.Name, string(selection.Group), other.Name, string(verdict.Path))
 		}
-		if verdict.Reason != "" && group.Asked() {
+		if verdict.Reason != "" && group.Quiesced() {
 			r.log.Infof("Claim %s/%s is not quiesced with its workload: %s", other.Namespace, other.Name, verdict.Reason)
 		}
 		return verdict.Path == selection.Group && verdict.Obstacle == nil, nil

@@ -24,6 +24,7 @@ import (
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/snapshot"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
+	"stillpoint.io/stillpoint/internal/unit"
 	"stillpoint.io/stillpoint/internal/velero"
 )
 
@@ -38,7 +39,7 @@ const (
 // group is the volumes that are snapshotted together.
 type group struct {
 	*run
-	quiesce *quiesce.Group
+	quiesce *unit.Unit
 	log     logrus.FieldLogger
 
 	start   sync.Once
@@ -74,7 +75,7 @@ func (m *member) key() types.NamespacedName { return keyOfSnapshot(m.snapshot) }
 
 func (m *member) keptKey() types.NamespacedName { return keyOfSnapshot(m.kept) }
 
-func newGroup(r *run, of *quiesce.Group) *group {
+func newGroup(r *run, of *unit.Unit) *group {
 	return &group{
 		run: r, quiesce: of,
 		log:     r.log.WithField("workload", of.Name()),
@@ -101,7 +102,7 @@ func (g *group) once(ctx context.Context) {
 	g.start.Do(func() {
 		if g.failed == nil {
 			g.failed = g.take(ctx)
-		} else if g.quiesce.OnError == quiesce.Continue {
+		} else if g.quiesce.OnError == unit.Continue {
 			g.reporter.Failed(ctx, g.log, g.quiesce, g.failed, g.backup.Name)
 			g.failed = g.takeUnfrozen(ctx)
 		}
@@ -114,14 +115,14 @@ func (g *group) once(ctx context.Context) {
 // take takes all snapshots of the group. An error means that none is left; one
 // that concerns a single volume is kept there.
 func (g *group) take(ctx context.Context) error {
-	if !g.quiesce.Asked() {
+	if !g.quiesce.Quiesced() {
 		return g.takeUnfrozen(ctx)
 	}
 	err := g.takeFrozen(ctx)
 	if err == nil {
 		return nil
 	}
-	if g.quiesce.OnError == quiesce.Continue {
+	if g.quiesce.OnError == unit.Continue {
 		return g.takeUnfrozen(ctx)
 	}
 	return errors.Join(err, g.discard(ctx))
@@ -317,7 +318,7 @@ func (g *group) takeFrozen(ctx context.Context) error {
 		}
 		return nil
 	}
-	if g.quiesce.OnError == quiesce.Continue {
+	if g.quiesce.OnError == unit.Continue {
 		g.refuseUnquiesced()
 		return nil
 	}

@@ -18,6 +18,7 @@ import (
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/render"
+	"stillpoint.io/stillpoint/internal/unit"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -205,12 +206,12 @@ func (f *fileSystems) otherFreezes(ctx context.Context, hook Hook, flushes []ren
 			for _, mount := range probed.mounts {
 				if by, err := probed.suspendedBy(mount.Mountpoint); err == nil && by != "" && namesPath(call.Command, mount.Mountpoint, true) {
 					return fmt.Errorf("blueprint %s, phase %s runs fsfreeze in %s on %s, which lies directly on %s: the storage freezes it for each snapshot, and frozen twice it cannot be mounted again; the blueprint %s only writes it out",
-						hook.Blueprint, step.Phase, at, mount.Mountpoint, by, FSFreeze)
+						hook.Blueprint, step.Phase, at, mount.Mountpoint, by, unit.FSFreeze)
 				}
 			}
 			if slices.ContainsFunc(flushes, func(other render.Call) bool { return other.Pod == call.Pod }) {
 				warn("Quiesced twice: phase %s of blueprint %s runs fsfreeze in %s, and so does the blueprint %s in the same pod. A file system that is frozen already cannot be frozen again, which fails the quiesce. Name one of the two",
-					step.Phase, hook.Blueprint, at, FSFreeze)
+					step.Phase, hook.Blueprint, at, unit.FSFreeze)
 			}
 		}
 	}
@@ -406,7 +407,7 @@ func noClaim(what string, pod *corev1.Pod, volume string) error {
 func refused(claim corev1.PersistentVolumeClaim) error {
 	name := fmt.Sprintf("claim %s/%s", claim.Namespace, claim.Name)
 	instead := fmt.Sprintf("quiesce the application with a blueprint of its own, name the file systems to freeze by the annotation %spaths, or leave the claim out by the annotation %s: %s on it",
-		api.AnnotationOptionPrefix, api.AnnotationQuiesce, None)
+		api.AnnotationOptionPrefix, api.AnnotationQuiesce, unit.None)
 	if isBlock(claim) {
 		return fmt.Errorf("%s has volumeMode Block: there is no file system to freeze; %s", name, instead)
 	}

@@ -24,6 +24,7 @@ import (
 	"stillpoint.io/stillpoint/internal/annotated"
 	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/unit"
 )
 
 // custom is an object of group db.example.com.
@@ -155,13 +156,13 @@ func newWorld(answers map[string]string, lists ...[]runtime.Object) *world {
 			{Version: "v1", Resource: "services"}:                           "ServiceList",
 			{Group: "db.example.com", Version: "v1", Resource: "databases"}: "DatabaseList",
 			{Group: "db.example.com", Version: "v1", Resource: "clusters"}:  "ClusterList",
-		}, custom...), clocktesting.NewFakePassiveClock(time.Now()), IsAnnotation, log)
+		}, custom...), clocktesting.NewFakePassiveClock(time.Now()), unit.IsAnnotation, log)
 	return w
 }
 
-func (w *world) facts(t *testing.T) *Facts {
+func (w *world) facts(t *testing.T) *unit.Facts {
 	t.Helper()
-	facts, err := Gather(t.Context(), w.Kube, w.survey, "shop", true)
+	facts, err := unit.Gather(t.Context(), w.Kube, w.survey, "shop", true)
 	require.NoError(t, err)
 	return facts
 }
@@ -182,7 +183,7 @@ func TestGroupOfObjects(t *testing.T) {
 		asked   bool
 		name    string
 		claims  []string
-		onError OnError
+		onError unit.OnError
 		text    string
 	}{
 		"a custom resource stands for the volumes of its workload": {
@@ -315,7 +316,7 @@ func TestGroupOfObjects(t *testing.T) {
 			objects: [][]runtime.Object{
 				namespace(api.AnnotationQuiesce, "fsfreeze", api.AnnotationOnQuiesceError, "continue"), claims("data-0", "data-1"), custom("Database", "db", ask...), owned("Database", "db", db(nil)),
 			},
-			of: "data-0", asked: true, name: "Database shop/db and StatefulSet shop/db", claims: []string{"data-0", "data-1"}, onError: Continue,
+			of: "data-0", asked: true, name: "Database shop/db and StatefulSet shop/db", claims: []string{"data-0", "data-1"}, onError: unit.Continue,
 		},
 		"the strictest of object and workload": {
 			objects: [][]runtime.Object{
@@ -412,7 +413,7 @@ func TestGroupOfObjects(t *testing.T) {
 		},
 		"a value that is not valid": {
 			objects: [][]runtime.Object{namespace(), claims("files"), configMap("hooks", api.AnnotationQuiesce, "mongo", api.AnnotationOnQuiesceError, "continue", api.AnnotationQuiesceTimeout, "x"), web(nil)},
-			of:      "files", asked: true, name: "ConfigMap shop/hooks", claims: []string{"files"}, onError: Continue,
+			of:      "files", asked: true, name: "ConfigMap shop/hooks", claims: []string{"files"}, onError: unit.Continue,
 			text: `ConfigMap shop/hooks: annotation stillpoint.io/quiesce-timeout: "x" is not valid; valid: a duration above 0 and up to 24h, such as 30s, 5m or 1m30s`,
 		},
 		"what stands on other objects is not ours": {
@@ -422,16 +423,16 @@ func TestGroupOfObjects(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			facts := newWorld(nil, test.objects...).facts(t)
-			group, err := facts.Group(facts.Claim(test.of))
+			group, err := facts.Unit(facts.Claim(test.of))
 			if test.text == "" {
 				require.NoError(t, err)
 			} else {
 				require.EqualError(t, err, test.text)
 			}
 			if test.onError == "" {
-				test.onError = Fail
+				test.onError = unit.Fail
 			}
-			assert.Equal(t, test.asked, group.Asked())
+			assert.Equal(t, test.asked, group.Quiesced())
 			assert.Equal(t, test.name, group.Name())
 			assert.Equal(t, test.claims, names(group.Claims))
 			assert.Equal(t, test.onError, group.OnError)
@@ -452,14 +453,14 @@ func TestPlanOfObjects(t *testing.T) {
 			"set": in("{{ index .StatefulSet.Pods 1 }}", "{{ .Object.kind }}"),
 		}))
 	facts := w.facts(t)
-	group, err := facts.Group(facts.Claim("data-1"))
+	group, err := facts.Unit(facts.Claim("data-1"))
 	require.NoError(t, err)
 	plan, err := w.Plan(t.Context(), group, backupOf(time.Now()))
 	require.NoError(t, err)
 	assert.Equal(t, []string{"pg", "set", "fsfreeze", "fsfreeze"}, plan.Blueprints())
 	assert.Equal(t, []string{"db-0/pg: pre Database 3 app true", "db-1/pg: pre StatefulSet", "db-0/pg: fsfreeze /data", "db-1/pg: fsfreeze /data"}, commands(plan.Hooks, pres))
 	assert.Equal(t, []string{"db-0/pg: post Database 3 app true", "db-1/pg: post StatefulSet", "db-0/pg: fsfreeze /data", "db-1/pg: fsfreeze /data"}, commands(plan.Hooks, posts))
-	assert.Equal(t, []string{"Database shop/db", "StatefulSet shop/db"}, []string{group.Objects()[0].String(), group.Objects()[1].String()})
+	assert.Equal(t, []string{"Database shop/db", "StatefulSet shop/db"}, []string{group.Refs()[0].String(), group.Refs()[1].String()})
 }
 
 // The values of an annotated Secret are not written anywhere.
@@ -472,7 +473,7 @@ func TestAnnotatedSecretIsMasked(t *testing.T) {
 	w := newWorld(nil, namespace(), claims("data"), secret(), bare(pod("db", "n1", volume{"pg", "data", "/data", ""})),
 		blueprintsOf(map[string]string{"pg": in("db", `{{ .Object.data.password | b64dec }}`)}))
 	facts := w.facts(t)
-	group, err := facts.Group(facts.Claim("data"))
+	group, err := facts.Unit(facts.Claim("data"))
 	require.NoError(t, err)
 	plan, err := w.Plan(t.Context(), group, backupOf(time.Now()))
 	require.NoError(t, err)

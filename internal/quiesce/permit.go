@@ -12,6 +12,7 @@ import (
 
 	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/blueprint"
+	"stillpoint.io/stillpoint/internal/unit"
 )
 
 // The options that decide which password a recipe sends, and where to.
@@ -31,28 +32,28 @@ func (p part) permit(name string, found *blueprint.Found) error {
 	if !worksInPods(found.Blueprint) {
 		return nil
 	}
-	if p.object != nil && found.BuiltIn() && !p.controls() {
-		key, value := api.AnnotationQuiesce, p.object.Annotations[api.AnnotationQuiesce]
-		if p.object.Annotations[api.AnnotationKanister] == name {
+	if p.Object != nil && found.BuiltIn() && !p.controls() {
+		key, value := api.AnnotationQuiesce, p.Object.Annotations[api.AnnotationQuiesce]
+		if p.Object.Annotations[api.AnnotationKanister] == name {
 			key, value = api.AnnotationKanister, name
 		}
-		return invalid(Layer{Object: p.object.String()}, key, value,
+		return unit.InvalidValue(unit.Layer{Object: p.Object.String()}, key, value,
 			"recipes for databases only on the Deployment, StatefulSet, DaemonSet or other controller of the pods that run the database, on a Pod, on its claims and on its namespace; elsewhere a blueprint of the administrator")
 	}
 	option := func(key, valid string) error {
-		return invalid(p.settings.origins[key], api.AnnotationOptionPrefix+key, p.settings.Options[key], valid)
+		return unit.InvalidValue(p.Settings.Origins[key], api.AnnotationOptionPrefix+key, p.Settings.Options[key], valid)
 	}
-	if host := p.settings.Options[optionHost]; !slices.Contains(local, host) && !p.settings.origins[optionHost].Workload {
+	if host := p.Settings.Options[optionHost]; !slices.Contains(local, host) && !p.Settings.Origins[optionHost].Workload {
 		return option(optionHost, "localhost, 127.0.0.1 and ::1; the workload's password is sent to another host only if the annotation is on the workload itself")
 	}
-	if port := p.settings.Options[optionPort]; port != "" {
+	if port := p.Settings.Options[optionPort]; port != "" {
 		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
 			return option(optionPort, "a port number from 1 to 65535")
 		}
 	}
-	if secret := p.settings.Options[optionSecret]; secret != "" {
-		for i := range p.workload.Pods {
-			pod := &p.workload.Pods[i]
+	if secret := p.Settings.Options[optionSecret]; secret != "" {
+		for i := range p.Workload.Pods {
+			pod := &p.Workload.Pods[i]
 			if used := secrets(&pod.Spec); !slices.Contains(used, secret) {
 				return option(optionSecret, fmt.Sprintf("a Secret that pod %s/%s uses in env, envFrom or volumes (%s)", pod.Namespace, pod.Name, cmp.Or(strings.Join(used, ", "), "none")))
 			}
@@ -63,9 +64,9 @@ func (p part) permit(name string, found *blueprint.Found) error {
 
 // controls reports whether the annotated object is the controller of all its pods.
 func (p part) controls() bool {
-	return len(p.workload.Pods) > 0 && !slices.ContainsFunc(p.workload.Pods, func(pod corev1.Pod) bool {
+	return len(p.Workload.Pods) > 0 && !slices.ContainsFunc(p.Workload.Pods, func(pod corev1.Pod) bool {
 		controller := metav1.GetControllerOf(&pod)
-		return controller == nil || controller.UID != p.object.UID
+		return controller == nil || controller.UID != p.Object.UID
 	})
 }
 

@@ -56,7 +56,7 @@ func planOf(t *testing.T, objects ...[]runtime.Object) (plan *Plan, read bool, e
 		return false, nil, nil
 	})
 	facts := w.facts(t)
-	group, err := facts.Group(facts.Claim("data"))
+	group, err := facts.Unit(facts.Claim("data"))
 	require.NoError(t, err)
 	plan, err = w.Plan(t.Context(), group, backupOf(time.Now()))
 	return plan, read, err

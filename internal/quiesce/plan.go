@@ -10,6 +10,7 @@ import (
 	"stillpoint.io/stillpoint/internal/journal"
 	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/render"
+	"stillpoint.io/stillpoint/internal/unit"
 )
 
 // Plan is everything that one session will do, rendered before anything is
@@ -24,7 +25,7 @@ type Plan struct {
 	// PrepareTimeout limits all pre commands together, QuiesceTimeout the
 	// freeze from the end of these.
 	PrepareTimeout, QuiesceTimeout time.Duration
-	OnError                        OnError
+	OnError                        unit.OnError
 
 	// Flush are commands that write out what file systems still hold in memory,
 	// while the application runs on, so that the freeze has little left to do.

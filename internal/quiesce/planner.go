@@ -3,6 +3,7 @@ package quiesce
 import (
 	"cmp"
 	"context"
+	"encoding/base64"
 	"fmt"
 	"maps"
 	"slices"
@@ -11,6 +12,7 @@ import (
 
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/utils/clock"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
@@ -24,11 +26,15 @@ import (
 	"stillpoint.io/stillpoint/internal/node"
 	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/render"
+	"stillpoint.io/stillpoint/internal/unit"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
 // Planner makes plans. It reads, and runs probes in containers; it changes
 // nothing.
+// part adds to a unit's part what only the planner needs.
+type part struct{ unit.Part }
+
 type Planner struct {
 	Kube     kubernetes.Interface
 	Executor podexec.Executor
@@ -85,34 +91,35 @@ func NewPlanner(ctx context.Context, clients *cluster.Clients, executor podexec.
 
 // Plan renders everything that freezing a group will take, as far as it can be
 // known before. Templates see the backup's start as .Time.
-func (p *Planner) Plan(ctx context.Context, group *Group, backup *velerov1.Backup) (*Plan, error) {
+func (p *Planner) Plan(ctx context.Context, group *unit.Unit, backup *velerov1.Backup) (*Plan, error) {
 	plan := &Plan{Name: group.Name(), OnError: group.OnError}
 	namespace := group.Claims[0].Namespace
 	plan.Owed = journal.Entry{
 		ID:     journal.NewID(),
 		Backup: backup.Name, BackupUID: backup.UID,
-		Name: plan.Name, Namespace: namespace, Objects: group.Objects(),
+		Name: plan.Name, Namespace: namespace, Objects: group.Refs(),
 	}
-	if group.namespace != nil {
-		plan.Owed.NamespaceUID = group.namespace.UID
+	if group.Namespace != nil {
+		plan.Owed.NamespaceUID = group.Namespace.UID
 	}
 	started := p.Clock.Now()
 	if backup.Status.StartTimestamp != nil {
 		started = backup.Status.StartTimestamp.Time
 	}
 	files := newFileSystems(p.Executor, namespace, group.Claims, p.Driver)
-	for _, part := range group.parts {
-		if len(part.settings.Blueprints) == 0 {
+	for _, of := range group.Parts {
+		part := part{of}
+		if len(part.Settings.Blueprints) == 0 {
 			continue
 		}
-		plan.PrepareTimeout = shorter(plan.PrepareTimeout, part.settings.PrepareTimeout)
-		plan.QuiesceTimeout = shorter(plan.QuiesceTimeout, part.settings.QuiesceTimeout)
+		plan.PrepareTimeout = shorter(plan.PrepareTimeout, part.Settings.PrepareTimeout)
+		plan.QuiesceTimeout = shorter(plan.QuiesceTimeout, part.Settings.QuiesceTimeout)
 		plan.Mask = plan.Mask.Merge(part.mask())
-		for _, name := range part.settings.Blueprints {
+		for _, name := range part.Settings.Blueprints {
 			hook, mask, err := p.hook(ctx, name, part, files, started, plan.Owed.ID)
 			plan.Mask = plan.Mask.Merge(mask)
 			if err != nil {
-				return nil, fmt.Errorf("%s: blueprint %s, which %s names: %w", part.workload, name, part.settings.Source, err)
+				return nil, fmt.Errorf("%s: blueprint %s, which %s names: %w", part.Workload, name, part.Settings.Source, err)
 			}
 			plan.Hooks = append(plan.Hooks, hook)
 		}
@@ -123,7 +130,7 @@ func (p *Planner) Plan(ctx context.Context, group *Group, backup *velerov1.Backu
 	if err := p.levels(ctx, plan, group, files); err != nil {
 		return nil, err
 	}
-	for _, other := range group.freezers(p.Kube.Discovery(), backup) {
+	for _, other := range group.OtherFreezes(p.Kube.Discovery(), backup) {
 		p.Warn("Quiesced twice: %s, beside Stillpoint's own quiesce of %s; a file system that is frozen already cannot be frozen again, which fails the quiesce. Remove one of the two", other, plan.Name)
 	}
 	rescue := &rescue{kube: p.Kube, group: group}
@@ -134,7 +141,7 @@ func (p *Planner) Plan(ctx context.Context, group *Group, backup *velerov1.Backu
 
 // levels notes which claims Stillpoint does not freeze, and looks at commands of
 // other blueprints that freeze file systems by themselves.
-func (p *Planner) levels(ctx context.Context, plan *Plan, group *Group, files *fileSystems) error {
+func (p *Planner) levels(ctx context.Context, plan *Plan, group *unit.Unit, files *fileSystems) error {
 	plan.Unfrozen = files.unfrozen
 	var moving []string
 	for _, claim := range group.Claims {
@@ -154,7 +161,7 @@ func (p *Planner) levels(ctx context.Context, plan *Plan, group *Group, files *f
 			return err
 		}
 		p.Warn("Not frozen: claim %s/%s: %s. Its snapshot is crash-consistent, unless another blueprint quiesces what writes to it; the annotation %s: %s on the claim leaves it out",
-			claim.Namespace, claim.Name, level.Why, api.AnnotationQuiesce, None)
+			claim.Namespace, claim.Name, level.Why, api.AnnotationQuiesce, unit.None)
 	}
 	if len(moving) > 0 && len(group.Claims) > 1 {
 		p.Warn("Not of one moment: the snapshots of %s, since Stillpoint does not freeze %s: each is written to until it is cut", plan.Name, strings.Join(moving, ", "))
@@ -168,7 +175,7 @@ func (p *Planner) levels(ctx context.Context, plan *Plan, group *Group, files *f
 }
 
 func rank(h Hook) int {
-	if h.Blueprint == FSFreeze {
+	if h.Blueprint == unit.FSFreeze {
 		return 1
 	}
 	return 0
@@ -184,7 +191,7 @@ func shorter(a, b time.Duration) time.Duration {
 func (p *Planner) hook(ctx context.Context, name string, part part, files *fileSystems, started time.Time, session string) (Hook, render.Masker, error) {
 	hook := Hook{Blueprint: name}
 	var mask render.Masker
-	found, err := p.Finder.Find(ctx, name, part.workload.Namespace)
+	found, err := p.Finder.Find(ctx, name, part.Workload.Namespace)
 	if err != nil {
 		return hook, mask, err
 	}
@@ -195,7 +202,7 @@ func (p *Planner) hook(ctx context.Context, name string, part part, files *fileS
 		return hook, mask, err
 	}
 	if advice := found.WithoutHooks(); advice != "" {
-		p.Warn("Nothing is quiesced by blueprint %s (%s), which %s names: %s", name, found.Source, part.settings.Source, advice)
+		p.Warn("Nothing is quiesced by blueprint %s (%s), which %s names: %s", name, found.Source, part.Settings.Source, advice)
 		return hook, mask, nil
 	}
 	scales := found.Calls(scaleFunction)
@@ -206,8 +213,8 @@ func (p *Planner) hook(ctx context.Context, name string, part part, files *fileS
 	}
 	functions := function.KubeFunctions(p.Kube)
 	maps.Copy(functions, function.TaskFunctions(p.Tasks))
-	maps.Copy(functions, files.functions(part.workload.Pods))
-	maps.Copy(functions, inPods{part.workload.Namespace, part.reachable(), session}.functions())
+	maps.Copy(functions, files.functions(part.Workload.Pods))
+	maps.Copy(functions, inPods{part.Workload.Namespace, part.reachable(), session}.functions())
 	renderer := &render.Renderer{
 		Functions: functions,
 		Kube:      p.Kube,
@@ -240,8 +247,8 @@ const scaleFunction = "ScaleWorkload"
 // reachable are the pods in which hooks can run commands, those of the current
 // revision first.
 func (p part) reachable() []corev1.Pod {
-	pods := slices.Clone(p.workload.CurrentPods)
-	for _, pod := range workload.Reachable(p.workload.Pods) {
+	pods := slices.Clone(p.Workload.CurrentPods)
+	for _, pod := range workload.Reachable(p.Workload.Pods) {
 		if !slices.ContainsFunc(pods, func(known corev1.Pod) bool { return known.Name == pod.Name }) {
 			pods = append(pods, pod)
 		}
@@ -253,7 +260,7 @@ func (p part) reachable() []corev1.Pod {
 // else could quiesce.
 func (p part) ends(steps []*render.Step) bool {
 	return slices.ContainsFunc(steps, func(step *render.Step) bool {
-		return step.Task != nil && function.Ends(step.Task, p.workload.Kind, p.workload.Namespace, p.workload.Name)
+		return step.Task != nil && function.Ends(step.Task, p.Workload.Kind, p.Workload.Namespace, p.Workload.Name)
 	})
 }
 
@@ -262,14 +269,14 @@ func (p part) ends(steps []*render.Step) bool {
 func (p part) missed(bp *blueprint.Blueprint, claims map[string]corev1.PersistentVolumeClaim) error {
 	files := bp.Calls(freezeFunction)
 	inPods := bp.Calls(runFunction) || bp.Calls(holdFunction)
-	if bp.Actions[blueprint.Prehook] == nil || p.object != nil && !files && !inPods {
+	if bp.Actions[blueprint.Prehook] == nil || p.Object != nil && !files && !inPods {
 		return nil // hooks of other objects name their pods themselves
 	}
 	onlyFiles := files && !inPods && !bp.Calls("KubeExec") && !bp.Calls("KubeExecAll")
-	for _, pod := range p.workload.Pods {
+	for _, pod := range p.Workload.Pods {
 		why := workload.Unreachable(&pod)
 		for _, claim := range slices.Sorted(maps.Keys(claims)) {
-			if why == "" || !p.standsFor(claim) || !workload.Uses(&pod, claim) {
+			if why == "" || !p.Covers(claim) || !workload.Uses(&pod, claim) {
 				continue
 			}
 			elsewhere := func(other corev1.Pod) bool {
@@ -297,15 +304,15 @@ func states(pod *corev1.Pod) string {
 
 // params are what templates see.
 func (p part) params(started time.Time) render.Params {
-	w := p.workload
+	w := p.Workload
 	params := render.Params{
-		Object:    p.source,
+		Object:    p.Source,
 		Namespace: &render.Namespace{Name: w.Namespace, Namespace: w.Namespace},
-		Options:   p.settings.Options,
+		Options:   p.Settings.Options,
 		Time:      started.UTC().Format(time.RFC3339Nano),
 	}
-	if p.claim != nil {
-		params.PVC = &render.PVC{Name: p.claim.Name, Namespace: p.claim.Namespace}
+	if p.Claim != nil {
+		params.PVC = &render.PVC{Name: p.Claim.Name, Namespace: p.Claim.Namespace}
 	}
 	described := render.Deployment{
 		Name: w.Name, Namespace: w.Namespace,
@@ -334,4 +341,22 @@ func (p part) params(started time.Time) render.Params {
 		params.DeploymentConfig = &config
 	}
 	return params
+}
+
+// mask knows the values of an annotated Secret, which templates see as .Object.
+func (p part) mask() render.Masker {
+	if p.Object == nil || p.Object.Kind != "Secret" {
+		return render.Masker{}
+	}
+	data, _, err := unstructured.NestedStringMap(p.Source, "data")
+	if err != nil {
+		return render.Masker{}
+	}
+	var values [][]byte
+	for _, value := range data {
+		if plain, err := base64.StdEncoding.DecodeString(value); err == nil {
+			values = append(values, plain)
+		}
+	}
+	return render.NewMasker(values...)
 }

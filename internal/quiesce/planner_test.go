@@ -22,6 +22,7 @@ import (
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/function"
 	"stillpoint.io/stillpoint/internal/render"
+	"stillpoint.io/stillpoint/internal/unit"
 )
 
 const revision = "deployment.kubernetes.io/revision"
@@ -130,11 +131,11 @@ func backupOf(started time.Time) *velerov1.Backup {
 }
 
 // group is that of a claim of namespace shop.
-func (p *Planner) group(t *testing.T, claim string) (*Group, error) {
+func (p *Planner) group(t *testing.T, claim string) (*unit.Unit, error) {
 	t.Helper()
-	facts, err := Gather(t.Context(), p.Kube, nil, "shop", true)
+	facts, err := unit.Gather(t.Context(), p.Kube, nil, "shop", true)
 	require.NoError(t, err)
-	return facts.Group(facts.Claim(claim))
+	return facts.Unit(facts.Claim(claim))
 }
 
 func names(of []corev1.PersistentVolumeClaim) []string {
@@ -153,20 +154,20 @@ func TestGroup(t *testing.T) {
 		asked   bool
 		name    string
 		claims  []string
-		onError OnError
+		onError unit.OnError
 		text    string
 	}{
 		"nothing is asked for": {
 			objects: [][]runtime.Object{namespace(), claims("data"), deployment("db", nil, pod("db-a", "n1", volume{"pg", "data", "/data", ""}))},
-			of:      "data", name: "Deployment shop/db", claims: []string{"data"}, onError: Fail,
+			of:      "data", name: "Deployment shop/db", claims: []string{"data"}, onError: unit.Fail,
 		},
 		"no pod runs": {
 			objects: [][]runtime.Object{namespace(api.AnnotationQuiesce, "fsfreeze"), claims("data")},
-			of:      "data", name: "PersistentVolumeClaim shop/data", claims: []string{"data"}, onError: Fail,
+			of:      "data", name: "PersistentVolumeClaim shop/data", claims: []string{"data"}, onError: unit.Fail,
 		},
 		"no pod runs, though the claim asks": {
 			objects: [][]runtime.Object{namespace(), withAnnotations("data", api.AnnotationQuiesce, "fsfreeze")},
-			of:      "data", name: "PersistentVolumeClaim shop/data", claims: []string{"data"}, onError: Fail,
+			of:      "data", name: "PersistentVolumeClaim shop/data", claims: []string{"data"}, onError: unit.Fail,
 		},
 		"all volumes of the workload": {
 			objects: [][]runtime.Object{
@@ -174,60 +175,60 @@ func TestGroup(t *testing.T) {
 				deployment("db", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "wal", "/wal", ""}, volume{"pg", "data", "/data", ""})),
 				deployment("web", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("web-a", "n1", volume{"web", "other", "/data", ""})),
 			},
-			of: "wal", asked: true, name: "Deployment shop/db", claims: []string{"data", "wal"}, onError: Fail,
+			of: "wal", asked: true, name: "Deployment shop/db", claims: []string{"data", "wal"}, onError: unit.Fail,
 		},
 		"but those that the backup leaves out": {
 			objects: [][]runtime.Object{
 				namespace(), claims("wal", "data"),
 				deployment("db", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "wal", "/wal", ""}, volume{"pg", "data", "/data", ""})),
 			},
-			of: "wal", without: "data", asked: true, name: "Deployment shop/db", claims: []string{"wal"}, onError: Fail,
+			of: "wal", without: "data", asked: true, name: "Deployment shop/db", claims: []string{"wal"}, onError: unit.Fail,
 		},
 		"the namespace's default": {
 			objects: [][]runtime.Object{
 				namespace(api.AnnotationQuiesce, "fsfreeze", api.AnnotationOnQuiesceError, "continue"), claims("data-db-0", "data-db-1"),
 				statefulSet("db", nil, pod("db-0", "n1", volume{"pg", "data-db-0", "/data", ""}), pod("db-1", "n2", volume{"pg", "data-db-1", "/data", ""})),
 			},
-			of: "data-db-1", asked: true, name: "StatefulSet shop/db", claims: []string{"data-db-0", "data-db-1"}, onError: Continue,
+			of: "data-db-1", asked: true, name: "StatefulSet shop/db", claims: []string{"data-db-0", "data-db-1"}, onError: unit.Continue,
 		},
 		"none on the workload": {
 			objects: [][]runtime.Object{
 				namespace(api.AnnotationQuiesce, "fsfreeze"), claims("data"),
 				deployment("db", annotations{api.AnnotationQuiesce, "none"}, pod("db-a", "n1", volume{"pg", "data", "/data", ""})),
 			},
-			of: "data", name: "Deployment shop/db", claims: []string{"data"}, onError: Fail,
+			of: "data", name: "Deployment shop/db", claims: []string{"data"}, onError: unit.Fail,
 		},
 		"the pods' own annotations": {
 			objects: [][]runtime.Object{
 				namespace(), claims("data"),
 				deployment("db", nil, annotatedPod(pod("db-a", "n1", volume{"pg", "data", "/data", ""}), api.AnnotationQuiesce, "fsfreeze", "prometheus.io/scrape", "true")),
 			},
-			of: "data", asked: true, name: "Deployment shop/db", claims: []string{"data"}, onError: Fail,
+			of: "data", asked: true, name: "Deployment shop/db", claims: []string{"data"}, onError: unit.Fail,
 		},
 		"a bare pod": {
 			objects: [][]runtime.Object{namespace(), claims("data"), {ptr(annotatedPod(pod("db", "n1", volume{"pg", "data", "/data", ""}), api.AnnotationKanister, "mongo"))}},
-			of:      "data", asked: true, name: "Pod shop/db", claims: []string{"data"}, onError: Fail,
+			of:      "data", asked: true, name: "Pod shop/db", claims: []string{"data"}, onError: unit.Fail,
 		},
 		"a claim with its own annotation": {
 			objects: [][]runtime.Object{
 				namespace(), claims("data"), withAnnotations("wal", api.AnnotationQuiesce, "fsfreeze", api.AnnotationOnQuiesceError, "continue"),
 				deployment("db", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "wal", "/wal", ""}, volume{"pg", "data", "/data", ""})),
 			},
-			of: "wal", asked: true, name: "PersistentVolumeClaim shop/wal", claims: []string{"wal"}, onError: Continue,
+			of: "wal", asked: true, name: "PersistentVolumeClaim shop/wal", claims: []string{"wal"}, onError: unit.Continue,
 		},
 		"and without it": {
 			objects: [][]runtime.Object{
 				namespace(), claims("data"), withAnnotations("wal", api.AnnotationQuiesce, "fsfreeze", api.AnnotationOnQuiesceError, "continue"),
 				deployment("db", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "wal", "/wal", ""}, volume{"pg", "data", "/data", ""})),
 			},
-			of: "data", asked: true, name: "Deployment shop/db", claims: []string{"data"}, onError: Fail,
+			of: "data", asked: true, name: "Deployment shop/db", claims: []string{"data"}, onError: unit.Fail,
 		},
 		"a claim that wants none": {
 			objects: [][]runtime.Object{
 				namespace(), claims("data"), withAnnotations("cache", api.AnnotationQuiesce, "none"),
 				deployment("db", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "cache", "/c", ""}, volume{"pg", "data", "/data", ""})),
 			},
-			of: "cache", name: "PersistentVolumeClaim shop/cache", claims: []string{"cache"}, onError: Fail,
+			of: "cache", name: "PersistentVolumeClaim shop/cache", claims: []string{"cache"}, onError: unit.Fail,
 		},
 		"two Deployments share a claim": {
 			objects: [][]runtime.Object{
@@ -235,7 +236,7 @@ func TestGroup(t *testing.T) {
 				deployment("a", annotations{api.AnnotationQuiesce, "fsfreeze", api.AnnotationOnQuiesceError, "continue"}, pod("a-1", "n1", volume{"c", "shared", "/s", ""}, volume{"c", "a", "/a", ""})),
 				deployment("b", annotations{api.AnnotationQuiesce, "redis", api.AnnotationOnQuiesceError, "continue"}, pod("b-1", "n1", volume{"c", "shared", "/s", ""}, volume{"c", "b", "/b", ""})),
 			},
-			of: "a", asked: true, name: "Deployment shop/a and Deployment shop/b", claims: []string{"a", "b", "shared"}, onError: Continue,
+			of: "a", asked: true, name: "Deployment shop/a and Deployment shop/b", claims: []string{"a", "b", "shared"}, onError: unit.Continue,
 		},
 		"the strictest of two": {
 			objects: [][]runtime.Object{
@@ -243,7 +244,7 @@ func TestGroup(t *testing.T) {
 				deployment("a", annotations{api.AnnotationQuiesce, "fsfreeze", api.AnnotationOnQuiesceError, "continue"}, pod("a-1", "n1", volume{"c", "shared", "/s", ""})),
 				deployment("b", annotations{api.AnnotationQuiesce, "redis", api.AnnotationOnQuiesceError, "fail"}, pod("b-1", "n1", volume{"c", "shared", "/s", ""})),
 			},
-			of: "shared", asked: true, name: "Deployment shop/a and Deployment shop/b", claims: []string{"shared"}, onError: Fail,
+			of: "shared", asked: true, name: "Deployment shop/a and Deployment shop/b", claims: []string{"shared"}, onError: unit.Fail,
 		},
 		"the strictest of two, the first": {
 			objects: [][]runtime.Object{
@@ -251,7 +252,7 @@ func TestGroup(t *testing.T) {
 				deployment("a", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("a-1", "n1", volume{"c", "shared", "/s", ""})),
 				deployment("b", annotations{api.AnnotationQuiesce, "redis", api.AnnotationOnQuiesceError, "continue"}, pod("b-1", "n1", volume{"c", "shared", "/s", ""})),
 			},
-			of: "shared", asked: true, name: "Deployment shop/a and Deployment shop/b", claims: []string{"shared"}, onError: Fail,
+			of: "shared", asked: true, name: "Deployment shop/a and Deployment shop/b", claims: []string{"shared"}, onError: unit.Fail,
 		},
 		"one that is not quiesced has no say": {
 			objects: [][]runtime.Object{
@@ -260,7 +261,7 @@ func TestGroup(t *testing.T) {
 				deployment("b", annotations{api.AnnotationQuiesce, "redis", api.AnnotationOnQuiesceError, "continue"}, pod("b-1", "n1", volume{"c", "shared", "/s", ""}, volume{"c", "b", "/b", ""})),
 				deployment("c", nil, pod("c-1", "n1", volume{"c", "shared", "/s", ""})),
 			},
-			of: "b", asked: true, name: "Deployment shop/b", claims: []string{"b", "shared"}, onError: Continue,
+			of: "b", asked: true, name: "Deployment shop/b", claims: []string{"b", "shared"}, onError: unit.Continue,
 		},
 		"nor is its own volume quiesced": {
 			objects: [][]runtime.Object{
@@ -268,19 +269,19 @@ func TestGroup(t *testing.T) {
 				deployment("a", nil, pod("a-1", "n1", volume{"c", "shared", "/s", ""}, volume{"c", "a", "/a", ""})),
 				deployment("b", annotations{api.AnnotationQuiesce, "redis"}, pod("b-1", "n1", volume{"c", "shared", "/s", ""}, volume{"c", "b", "/b", ""})),
 			},
-			of: "a", name: "PersistentVolumeClaim shop/a", claims: []string{"a"}, onError: Fail,
+			of: "a", name: "PersistentVolumeClaim shop/a", claims: []string{"a"}, onError: unit.Fail,
 		},
 		"settings on a claim without quiesce": {
 			objects: [][]runtime.Object{
 				namespace(), withAnnotations("data", api.AnnotationQuiesceTimeout, "1m", api.AnnotationOnQuiesceError, "continue", api.AnnotationOptionPrefix+"user", "x"),
 				deployment("db", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "data", "/data", ""})),
 			},
-			of: "data", name: "PersistentVolumeClaim shop/data", claims: []string{"data"}, onError: Fail,
+			of: "data", name: "PersistentVolumeClaim shop/data", claims: []string{"data"}, onError: unit.Fail,
 			text: "PersistentVolumeClaim shop/data: annotation option.stillpoint.io/user has no effect without stillpoint.io/quiesce beside it; to set it for all volumes of the workload, annotate the workload",
 		},
 		"a typing error on a claim": {
 			objects: [][]runtime.Object{namespace(), withAnnotations("data", "stillpoint.io/quiesced", "fsfreeze"), deployment("db", nil, pod("db-a", "n1", volume{"pg", "data", "/data", ""}))},
-			of:      "data", name: "PersistentVolumeClaim shop/data", claims: []string{"data"}, onError: Fail,
+			of:      "data", name: "PersistentVolumeClaim shop/data", claims: []string{"data"}, onError: unit.Fail,
 			text: "PersistentVolumeClaim shop/data: unknown annotation stillpoint.io/quiesced; known: stillpoint.io/quiesce, stillpoint.io/prepare-timeout, stillpoint.io/quiesce-timeout, stillpoint.io/on-quiesce-error and option.stillpoint.io/<key>",
 		},
 		"one claim's error is not the other's": {
@@ -288,7 +289,7 @@ func TestGroup(t *testing.T) {
 				namespace(), claims("wal"), withAnnotations("data", api.AnnotationQuiesceTimeout, "1m"),
 				deployment("db", annotations{api.AnnotationQuiesce, "fsfreeze"}, pod("db-a", "n1", volume{"pg", "data", "/data", ""}, volume{"pg", "wal", "/wal", ""})),
 			},
-			of: "wal", asked: true, name: "Deployment shop/db", claims: []string{"wal"}, onError: Fail,
+			of: "wal", asked: true, name: "Deployment shop/db", claims: []string{"wal"}, onError: unit.Fail,
 		},
 		"pods that disagree": {
 			objects: [][]runtime.Object{
@@ -296,7 +297,7 @@ func TestGroup(t *testing.T) {
 				deployment("db", nil, annotatedPod(pod("db-a", "n1", volume{"pg", "data", "/data", ""}), api.AnnotationQuiesce, "fsfreeze")),
 				replicaSet("db", "2", annotatedPod(pod("db-b", "n1", volume{"pg", "data", "/data", ""}), api.AnnotationQuiesce, "fsfreeze", api.AnnotationQuiesceTimeout, "10s")),
 			},
-			of: "data", name: "Deployment shop/db", claims: []string{"data"}, onError: Fail,
+			of: "data", name: "Deployment shop/db", claims: []string{"data"}, onError: unit.Fail,
 			text: "Deployment shop/db: pods db-a and db-b, which are of different revisions, have different quiesce annotations; wait for the rollout to end",
 		},
 		"an invalid value under continue": {
@@ -304,7 +305,7 @@ func TestGroup(t *testing.T) {
 				namespace(api.AnnotationOnQuiesceError, "continue"), claims("data"),
 				deployment("db", annotations{api.AnnotationQuiesce, "fsfreeze", api.AnnotationQuiesceTimeout, "soon"}, pod("db-a", "n1", volume{"pg", "data", "/data", ""})),
 			},
-			of: "data", asked: true, name: "Deployment shop/db", claims: []string{"data"}, onError: Continue,
+			of: "data", asked: true, name: "Deployment shop/db", claims: []string{"data"}, onError: unit.Continue,
 			text: `Deployment shop/db: annotation stillpoint.io/quiesce-timeout: "soon" is not valid; valid: a duration above 0 and up to 24h, such as 30s, 5m or 1m30s`,
 		},
 		"an invalid name": {
@@ -312,20 +313,20 @@ func TestGroup(t *testing.T) {
 				namespace(), claims("data"),
 				deployment("db", annotations{api.AnnotationQuiesce, "fs freeze", api.AnnotationOnQuiesceError, "continue"}, pod("db-a", "n1", volume{"pg", "data", "/data", ""})),
 			},
-			of: "data", name: "Deployment shop/db", claims: []string{"data"}, onError: Continue,
+			of: "data", name: "Deployment shop/db", claims: []string{"data"}, onError: unit.Continue,
 			text: `Deployment shop/db: annotation stillpoint.io/quiesce: "fs freeze" is not valid; valid: none, or names of blueprints with commas between them, such as postgresql,fsfreeze`,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := planner(nil, test.objects...)
 			group, err := p.group(t, test.of)
-			require.NoError(t, group.Keep(func(c corev1.PersistentVolumeClaim) (bool, error) { return c.Name != test.without, nil }))
+			require.NoError(t, group.KeepClaims(func(c corev1.PersistentVolumeClaim) (bool, error) { return c.Name != test.without, nil }))
 			if test.text == "" {
 				require.NoError(t, err)
 			} else {
 				require.EqualError(t, err, test.text)
 			}
-			assert.Equal(t, test.asked, group.Asked())
+			assert.Equal(t, test.asked, group.Quiesced())
 			assert.Equal(t, test.name, group.Name())
 			assert.Equal(t, test.claims, names(group.Claims))
 			assert.Equal(t, test.onError, group.OnError)
@@ -333,7 +334,7 @@ func TestGroup(t *testing.T) {
 	}
 
 	t.Run("the namespace is gone", func(t *testing.T) {
-		_, err := Gather(t.Context(), planner(nil, claims("data")).Kube, nil, "shop", true)
+		_, err := unit.Gather(t.Context(), planner(nil, claims("data")).Kube, nil, "shop", true)
 		require.EqualError(t, err, `get namespace shop: namespaces "shop" not found`)
 	})
 
@@ -341,7 +342,7 @@ func TestGroup(t *testing.T) {
 		group, err := planner(nil, namespace(), claims("wal", "data", "other"), withAnnotations("own", api.AnnotationQuiesce, "fsfreeze"),
 			deployment("db", nil, pod("db-a", "n1", volume{"pg", "wal", "/wal", ""}, volume{"pg", "data", "/data", ""}, volume{"pg", "own", "/own", ""}))).group(t, "wal")
 		require.NoError(t, err)
-		assert.False(t, group.Asked())
+		assert.False(t, group.Quiesced())
 		assert.Equal(t, []string{"data", "wal"}, names(group.Claims))
 	})
 
@@ -349,7 +350,7 @@ func TestGroup(t *testing.T) {
 		p := planner(nil, namespace(api.AnnotationQuiesce, "fsfreeze"), claims("data", "wal"), deployment("db", nil, pod("db-a", "n1", volume{"pg", "data", "/data", ""}, volume{"pg", "wal", "/wal", ""})))
 		group, err := p.group(t, "data")
 		require.NoError(t, err)
-		require.EqualError(t, group.Keep(func(corev1.PersistentVolumeClaim) (bool, error) { return false, errors.New("no answer") }), "no answer")
+		require.EqualError(t, group.KeepClaims(func(corev1.PersistentVolumeClaim) (bool, error) { return false, errors.New("no answer") }), "no answer")
 	})
 }
 
@@ -374,9 +375,9 @@ func TestAsked(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := planner(nil, namespace(test.namespace...), claims("data"), deployment("db", test.deployment, pod("db-a", "n1", volume{"pg", "data", "/data", ""})))
-			facts, err := Gather(t.Context(), p.Kube, nil, "shop", true)
+			facts, err := unit.Gather(t.Context(), p.Kube, nil, "shop", true)
 			require.NoError(t, err)
-			unit, asked := facts.Asked(ptr(pod("db-a", "n1", volume{"pg", "data", "/data", ""})))
+			unit, asked := facts.QuiescedWith(ptr(pod("db-a", "n1", volume{"pg", "data", "/data", ""})))
 			assert.Equal(t, "Deployment shop/db", unit.String())
 			assert.Equal(t, test.asked, asked)
 		})

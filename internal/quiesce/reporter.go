@@ -18,6 +18,7 @@ import (
 	"k8s.io/utils/clock"
 
 	"stillpoint.io/stillpoint/internal/api"
+	"stillpoint.io/stillpoint/internal/unit"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -43,8 +44,8 @@ func NewReporter(kube kubernetes.Interface) *Reporter {
 	return &Reporter{kube, broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "stillpoint"})}
 }
 
-func (r *Reporter) event(group *Group, eventType, reason, format string, args ...any) {
-	for _, ref := range group.Objects() {
+func (r *Reporter) event(group *unit.Unit, eventType, reason, format string, args ...any) {
+	for _, ref := range group.Refs() {
 		r.recorder.Eventf(&corev1.ObjectReference{
 			APIVersion: ref.APIVersion, Kind: ref.Kind, Namespace: ref.Namespace, Name: ref.Name, UID: ref.UID,
 		}, eventType, reason, format, args...)
@@ -53,11 +54,11 @@ func (r *Reporter) event(group *Group, eventType, reason, format string, args ..
 
 // stillFrozen reports what may still be frozen, as an error in the log and by events. It
 // returns when they are sent: Velero may end this process at any time.
-func (r *Reporter) stillFrozen(ctx context.Context, log logrus.FieldLogger, group *Group, stuck error) {
+func (r *Reporter) stillFrozen(ctx context.Context, log logrus.FieldLogger, group *unit.Unit, stuck error) {
 	log.Errorf("%v", stuck)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), postLimit)
 	defer cancel()
-	err := each(group.Objects(), func(ref workload.Ref) error {
+	err := each(group.Refs(), func(ref workload.Ref) error {
 		return retry.OnError(retry.DefaultBackoff, func(error) bool { return ctx.Err() == nil }, func() error {
 			return sendEvent(ctx, r.kube, clock.RealClock{}, ref, corev1.EventTypeWarning, reasonStillFrozen, stuck.Error())
 		})
@@ -90,7 +91,7 @@ func sendEvent(ctx context.Context, kube kubernetes.Interface, clock clock.Passi
 
 // Freeze carries out the plan of a group, with a line before anything is touched
 // and one when it is frozen: what a process leaves that dies meanwhile.
-func (r *Reporter) Freeze(ctx context.Context, tools Tools, plan *Plan, group *Group, log logrus.FieldLogger, backup string) (*Session, error) {
+func (r *Reporter) Freeze(ctx context.Context, tools Tools, plan *Plan, group *unit.Unit, log logrus.FieldLogger, backup string) (*Session, error) {
 	names := make([]string, len(group.Claims))
 	for i, claim := range group.Claims {
 		names[i] = claim.Name
@@ -111,7 +112,7 @@ func (r *Reporter) Freeze(ctx context.Context, tools Tools, plan *Plan, group *G
 }
 
 // Thawed tells how a freeze went that is over.
-func (r *Reporter) Thawed(ctx context.Context, log logrus.FieldLogger, group *Group, report Report, backup string) {
+func (r *Reporter) Thawed(ctx context.Context, log logrus.FieldLogger, group *unit.Unit, report Report, backup string) {
 	frozen := report.Frozen.Milliseconds()
 	log = log.WithField("frozenMillis", frozen)
 	if report.Stuck != nil {
@@ -120,7 +121,7 @@ func (r *Reporter) Thawed(ctx context.Context, log logrus.FieldLogger, group *Gr
 	}
 	if report.Broken != nil {
 		write := log.Errorf
-		if group.OnError == Continue {
+		if group.OnError == unit.Continue {
 			write = log.Warnf
 		}
 		write("Thawed %s early: frozen for %d ms: %v", group.Name(), frozen, report.Broken)
@@ -133,12 +134,12 @@ func (r *Reporter) Thawed(ctx context.Context, log logrus.FieldLogger, group *Gr
 
 // Failed tells that a group could not be quiesced. The error itself is in the
 // log by the caller where it keeps volumes out of the backup.
-func (r *Reporter) Failed(ctx context.Context, log logrus.FieldLogger, group *Group, failed error, backup string) {
+func (r *Reporter) Failed(ctx context.Context, log logrus.FieldLogger, group *unit.Unit, failed error, backup string) {
 	if stuck := (stuckError{}); errors.As(failed, &stuck) {
 		r.stillFrozen(ctx, log, group, stuck)
 	}
 	r.event(group, corev1.EventTypeWarning, reasonFailed, "Backup %s: %v", backup, failed)
-	if group.OnError == Continue {
+	if group.OnError == unit.Continue {
 		log.Warnf("Quiesce failed; the snapshots will be crash-consistent only, since %s is continue: %v", api.AnnotationOnQuiesceError, failed)
 	}
 }

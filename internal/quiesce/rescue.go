@@ -18,6 +18,7 @@ import (
 	"stillpoint.io/stillpoint/internal/node"
 	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/render"
+	"stillpoint.io/stillpoint/internal/unit"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -26,7 +27,7 @@ import (
 // other that mounts the volume.
 type rescue struct {
 	kube  kubernetes.Interface
-	group *Group
+	group *unit.Unit
 }
 
 // alternatives lists, for each file system that call thaws, the commands that thaw it
@@ -147,7 +148,7 @@ func (o outside) onNodes(ctx context.Context) (tried try, where string, err erro
 
 // pod is call's pod as it was when the plan was made.
 func (r *rescue) pod(call render.Call) *corev1.Pod {
-	for _, w := range r.group.Unit.Workloads {
+	for _, w := range r.group.Component.Workloads {
 		for i := range w.Pods {
 			if w.Pods[i].Name == call.Pod && w.Pods[i].Namespace == call.Namespace {
 				return &w.Pods[i]
@@ -222,7 +223,7 @@ func (r *rescue) ends(hook *Hook, call render.Call) bool {
 	}
 	owners := []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: pod.Name}}
 	owners = append(owners, pod.OwnerReferences...)
-	for _, w := range r.group.Unit.Workloads {
+	for _, w := range r.group.Component.Workloads {
 		if !slices.ContainsFunc(w.Pods, func(p corev1.Pod) bool { return p.UID == pod.UID }) {
 			continue
 		}

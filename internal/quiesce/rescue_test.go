@@ -9,6 +9,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"stillpoint.io/stillpoint/internal/render"
+	"stillpoint.io/stillpoint/internal/unit"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -20,9 +21,9 @@ func rescueFor(planned corev1.Pod, now ...corev1.Pod) *rescue {
 	}
 	return &rescue{
 		kube: fake.NewClientset(objects...),
-		group: &Group{
-			Unit:   workload.Unit{Workloads: []workload.Workload{{Pods: []corev1.Pod{planned}}}},
-			Claims: []corev1.PersistentVolumeClaim{claim("data"), claim("wal")},
+		group: &unit.Unit{
+			Component: workload.Component{Workloads: []workload.Workload{{Pods: []corev1.Pod{planned}}}},
+			Claims:    []corev1.PersistentVolumeClaim{claim("data"), claim("wal")},
 		},
 	}
 }

@@ -25,6 +25,7 @@ import (
 	"stillpoint.io/stillpoint/internal/journal"
 	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/render"
+	"stillpoint.io/stillpoint/internal/unit"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -175,9 +176,9 @@ func TestPostCommandThatTakesLong(t *testing.T) {
 
 // When the event was sent, this process may end.
 func TestStillFrozenIsSentAtOnce(t *testing.T) {
-	group := &Group{parts: []part{{
-		workload: workload.Workload{Ref: workload.Ref{APIVersion: "apps/v1", Kind: "Deployment", Namespace: "shop", Name: "db"}},
-		settings: Settings{Blueprints: []string{"fsfreeze"}},
+	group := &unit.Unit{Parts: []unit.Part{{
+		Workload: workload.Workload{Ref: workload.Ref{APIVersion: "apps/v1", Kind: "Deployment", Namespace: "shop", Name: "db"}},
+		Settings: unit.Settings{Blueprints: []string{"fsfreeze"}},
 	}}}
 	stuck := stuckError{errors.New("Deployment shop/db MAY STILL BE FROZEN")}
 	for name, report := range map[string]func(context.Context, *Reporter, logrus.FieldLogger){
@@ -225,7 +226,7 @@ func TestGuardsThatAHookEndsItself(t *testing.T) {
 	own := pod("db-0", "n1", volume{"pg", "data", "/data", ""})
 	own.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "StatefulSet", Name: "db"}}
 	r := rescueFor(own)
-	r.group.Unit.Workloads[0].Ref = workload.Ref{APIVersion: "apps/v1", Kind: "StatefulSet", Namespace: "shop", Name: "db"}
+	r.group.Component.Workloads[0].Ref = workload.Ref{APIVersion: "apps/v1", Kind: "StatefulSet", Namespace: "shop", Name: "db"}
 	for name, test := range map[string]struct {
 		hook *Hook
 		want bool

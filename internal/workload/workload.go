@@ -62,14 +62,14 @@ type Workload struct {
 
 // Unit is what one freeze may cover: workloads that share volumes, and all the
 // claims that their pods mount.
-type Unit struct {
+type Component struct {
 	// Workloads are sorted by kind and name.
 	Workloads []Workload
 	// Claims are the names of all claims in the volumes of Workloads' pods, sorted.
 	Claims []string
 }
 
-func (u Unit) String() string {
+func (u Component) String() string {
 	names := make([]string, 0, len(u.Workloads))
 	for _, w := range u.Workloads {
 		names = append(names, w.String())
@@ -138,7 +138,7 @@ func Take(ctx context.Context, kube kubernetes.Interface, namespace string) (*In
 
 // Unit returns the unit that claim belongs to; one without workloads if no pod
 // in use mounts it.
-func (i *Inventory) Unit(claim string) Unit {
+func (i *Inventory) ComponentOf(claim string) Component {
 	unit := connected(i.members, claim, true)
 	for w := range unit.Workloads {
 		i.describe(&unit.Workloads[w])
@@ -148,7 +148,7 @@ func (i *Inventory) Unit(claim string) Unit {
 
 // Block returns the pods, by workload, and claims that Velero backs up in one item
 // block with a claim: those that are connected with it by shared claims alone.
-func (i *Inventory) Block(claim string) Unit { return connected(i.members, claim, false) }
+func (i *Inventory) Block(claim string) Component { return connected(i.members, claim, false) }
 
 // Changed reports whether a pod is new, or has claims and another version than when
 // the inventory was taken.
@@ -182,12 +182,12 @@ func (i *Inventory) describe(w *Workload) {
 }
 
 // Of returns the unit that pod belongs to, as Unit does for its claims.
-func (i *Inventory) Of(pod *corev1.Pod) Unit {
+func (i *Inventory) ComponentOfPod(pod *corev1.Pod) Component {
 	claims := Claims(pod)
 	if len(claims) == 0 || !inUse(pod) {
-		return Unit{}
+		return Component{}
 	}
-	return i.Unit(claims[0])
+	return i.ComponentOf(claims[0])
 }
 
 // Owners are the owner references of all pods of the namespace that have any,
@@ -217,7 +217,7 @@ type member struct {
 
 // connected follows claims to pods, pods to their other claims and, with
 // controllers, to the other pods of their workloads until nothing new is found.
-func connected(members []member, claim string, controllers bool) Unit {
+func connected(members []member, claim string, controllers bool) Component {
 	claims := map[string]bool{claim: true}
 	pods := map[Ref][]corev1.Pod{}
 	for grown := true; grown; {
@@ -239,7 +239,7 @@ func connected(members []member, claim string, controllers bool) Unit {
 		}
 	}
 
-	var unit Unit
+	var unit Component
 	if len(pods) == 0 {
 		return unit
 	}

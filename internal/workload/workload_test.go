@@ -44,7 +44,7 @@ func pod(m metav1.ObjectMeta, claims ...string) corev1.Pod {
 	return p
 }
 
-func (u Unit) pods() []string {
+func (u Component) pods() []string {
 	var names []string
 	for _, w := range u.Workloads {
 		for _, p := range w.Pods {
@@ -162,13 +162,13 @@ func objects(all ...runtime.Object) []runtime.Object { return all }
 func ptr[T any](value T) *T { return &value }
 
 // find is the unit of a claim of namespace shop.
-func find(t *testing.T, kube kubernetes.Interface, claim string) (Unit, error) {
+func find(t *testing.T, kube kubernetes.Interface, claim string) (Component, error) {
 	t.Helper()
 	inventory, err := Take(t.Context(), kube, "shop")
 	if err != nil {
-		return Unit{}, err
+		return Component{}, err
 	}
-	return inventory.Unit(claim), nil
+	return inventory.ComponentOf(claim), nil
 }
 
 func TestFind(t *testing.T) {
@@ -325,7 +325,7 @@ func TestOf(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inventory, err := Take(t.Context(), kube, "shop")
 			require.NoError(t, err)
-			assert.Equal(t, test.unit, inventory.Of(&test.pod).String())
+			assert.Equal(t, test.unit, inventory.ComponentOfPod(&test.pod).String())
 		})
 	}
 }
@@ -349,7 +349,7 @@ func TestRequestsDoNotGrow(t *testing.T) {
 			kube := fake.NewClientset(all...)
 			inventory, err := Take(t.Context(), kube, "shop")
 			require.NoError(t, err)
-			unit := inventory.Unit("web0")
+			unit := inventory.ComponentOf("web0")
 			assert.Equal(t, "Deployment shop/web0", unit.String())
 			assert.NotNil(t, unit.Workloads[0].Object)
 			var requests []string
@@ -388,7 +388,7 @@ func TestFindSaysWhatCannotBeRead(t *testing.T) {
 			}
 			require.NoError(t, err, "the pods are known")
 			require.EqualError(t, inventory.Unread(), text)
-			assert.Equal(t, []string{"data"}, inventory.Unit("data").Claims)
+			assert.Equal(t, []string{"data"}, inventory.ComponentOf("data").Claims)
 			assert.Len(t, inventory.Pods(), 2)
 		})
 	}

@@ -30,6 +30,7 @@ import (
 	"stillpoint.io/stillpoint/internal/restore"
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
+	"stillpoint.io/stillpoint/internal/unit"
 	"stillpoint.io/stillpoint/internal/upload"
 	velerofacts "stillpoint.io/stillpoint/internal/velero"
 	"stillpoint.io/stillpoint/plugins/snapshotter"
@@ -72,7 +73,7 @@ func (s *Shared) connect(log logrus.FieldLogger) error {
 			return
 		}
 		clock := clock.RealClock{}
-		namespaces := quiesce.NewNamespaces(clients, clock, log)
+		namespaces := unit.NewNamespaces(clients, clock, log)
 		classes := snapshotclass.NewCatalogue(clients, clock)
 		reporter := quiesce.NewReporter(clients.Kube)
 		s.bracket = bracket.New(clients, namespaces, classes, reporter, s.csi(), log)

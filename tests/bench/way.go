@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"stillpoint.io/stillpoint/internal/api"
-	"stillpoint.io/stillpoint/internal/quiesce"
+	"stillpoint.io/stillpoint/internal/unit"
 )
 
 // way is how the volumes of an application are snapshotted, and how it is
@@ -79,10 +79,10 @@ func (w way) annotations(dirs []string) (deployment, pod map[string]string) {
 		}
 		pod["pre.hook.backup.velero.io/on-error"] = "Fail"
 	case bracket:
-		deployment[api.AnnotationQuiesce] = quiesce.FSFreeze
+		deployment[api.AnnotationQuiesce] = unit.FSFreeze
 		deployment[api.AnnotationQuiesceTimeout] = bracketTimeout
 	case group, location:
-		deployment[api.AnnotationQuiesce] = quiesce.FSFreeze
+		deployment[api.AnnotationQuiesce] = unit.FSFreeze
 	case floor:
 	}
 	return deployment, pod

@@ -48,6 +48,7 @@ import (
 	"stillpoint.io/stillpoint/internal/restore"
 	"stillpoint.io/stillpoint/internal/snapshot"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
+	"stillpoint.io/stillpoint/internal/unit"
 	"stillpoint.io/stillpoint/internal/upload"
 	"stillpoint.io/stillpoint/internal/workload"
 	"stillpoint.io/stillpoint/plugins/snapshotter"
@@ -60,7 +61,7 @@ import (
 func TestRightsOfDeploySuffice(t *testing.T) {
 	c := connect(t)
 	clients, log, said := restricted(t, c)
-	namespaces := quiesce.NewNamespaces(clients, clock.RealClock{}, log)
+	namespaces := unit.NewNamespaces(clients, clock.RealClock{}, log)
 	classes := snapshotclass.NewCatalogue(clients, clock.RealClock{})
 	reporter := quiesce.NewReporter(clients.Kube)
 	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze", "stillpoint.io/quiesce-timeout": "5s"}})
@@ -71,7 +72,7 @@ func TestRightsOfDeploySuffice(t *testing.T) {
 	a.deploy("grouped", shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}, volumes: 3})
 	t.Run("groups", func(t *testing.T) {
 		groupRights(t, c, a, func() *group.Groups {
-			return group.New(clients, quiesce.NewNamespaces(clients, clock.RealClock{}, log), classes, reporter, true, log)
+			return group.New(clients, unit.NewNamespaces(clients, clock.RealClock{}, log), classes, reporter, true, log)
 		}, upload.NewTracker(clients, clock.RealClock{}, log), said)
 	})
 	t.Run("check", func(t *testing.T) {
@@ -299,7 +300,7 @@ func TestRightsThatAreSwitchedOn(t *testing.T) {
 		require.NoError(t, undone.Left)
 	})
 	classes := snapshotclass.NewCatalogue(clients, clock.RealClock{})
-	quiescer := bracket.New(clients, quiesce.NewNamespaces(clients, clock.RealClock{}, log), classes, quiesce.NewReporter(clients.Kube), false, log)
+	quiescer := bracket.New(clients, unit.NewNamespaces(clients, clock.RealClock{}, log), classes, quiesce.NewReporter(clients.Kube), false, log)
 	t.Run("location of stillpoint.io/csi", func(t *testing.T) {
 		a.kubectl("annotate", "deployment/app", "stillpoint.io/quiesce=fsfreeze")
 		settler := csi.NewSettler(clients)

@@ -1,4 +1,4 @@
-package quiesce
+package unit
 
 import (
 	"fmt"
@@ -70,10 +70,10 @@ func applies(spec *velerov1.BackupResourceHookSpec, pod *corev1.Pod) bool {
 }
 
 // freezers lists what else quiesces the group's workloads.
-func (g *Group) freezers(groups discovery.ServerGroupsInterface, backup *velerov1.Backup) []string {
+func (g *Unit) OtherFreezes(groups discovery.ServerGroupsInterface, backup *velerov1.Backup) []string {
 	var found []string
 	pods := map[string][]string{} // by the hook that they have
-	for _, w := range g.Unit.Workloads {
+	for _, w := range g.Component.Workloads {
 		for i := range w.Pods {
 			for _, hook := range veleroHooks(&w.Pods[i], backup) {
 				if w.Pods[i].Labels["kubevirt.io"] == "virt-launcher" {
@@ -89,24 +89,24 @@ func (g *Group) freezers(groups discovery.ServerGroupsInterface, backup *velerov
 	for i, hook := range found {
 		found[i] = fmt.Sprintf("Velero runs hooks in %s (%s)", strings.Join(pods[hook], ", "), hook)
 	}
-	for _, part := range g.quiesced() {
-		name := part.said[api.AnnotationKanister]
-		if part.object != nil {
-			name = part.object.Annotations[api.AnnotationKanister]
+	for _, part := range g.quiescedParts() {
+		name := part.annotations[api.AnnotationKanister]
+		if part.Object != nil {
+			name = part.Object.Annotations[api.AnnotationKanister]
 		}
 		if name == "" {
 			continue
 		}
 		served, err := groups.ServerGroups()
 		if err == nil && slices.ContainsFunc(served.Groups, func(group metav1.APIGroup) bool { return group.Name == "config.kio.kasten.io" }) {
-			found = append(found, fmt.Sprintf("Kasten K10 is installed and runs blueprint %s in its own backups of %s (annotation %s)", name, part.workload, api.AnnotationKanister))
+			found = append(found, fmt.Sprintf("Kasten K10 is installed and runs blueprint %s in its own backups of %s (annotation %s)", name, part.Workload, api.AnnotationKanister))
 		}
 	}
 	return found
 }
 
 // RunsHooks reports whether Velero itself runs hooks in any pod of a unit.
-func RunsHooks(unit workload.Unit, backup *velerov1.Backup) bool {
+func RunsHooks(unit workload.Component, backup *velerov1.Backup) bool {
 	return slices.ContainsFunc(unit.Workloads, func(w workload.Workload) bool {
 		return slices.ContainsFunc(w.Pods, func(pod corev1.Pod) bool { return len(veleroHooks(&pod, backup)) > 0 })
 	})
@@ -115,19 +115,19 @@ func RunsHooks(unit workload.Unit, backup *velerov1.Backup) bool {
 // Narrow leaves in a group of which nothing is to be quiesced the claims that
 // Velero backs up in one item block, where its own hooks run: it runs those of a
 // block's pods just before the block's volumes.
-func (f *Facts) Narrow(group *Group, backup *velerov1.Backup) {
-	if group.Asked() || !RunsHooks(group.Unit, backup) {
+func (f *Facts) LimitToHookBlock(group *Unit, backup *velerov1.Backup) {
+	if group.Quiesced() || !RunsHooks(group.Component, backup) {
 		return
 	}
-	block := f.inventory.Block(group.of)
+	block := f.inventory.Block(group.foundBy)
 	group.Claims = slices.DeleteFunc(group.Claims, func(claim corev1.PersistentVolumeClaim) bool {
-		return claim.Name != group.of && !slices.Contains(block.Claims, claim.Name)
+		return claim.Name != group.foundBy && !slices.Contains(block.Claims, claim.Name)
 	})
 }
 
 // Hooked returns what Velero backs up in one item block with a pod that mounts
 // claims, where its own hooks run in that; false where none do.
-func (f *Facts) Hooked(pod *corev1.Pod, backup *velerov1.Backup) (workload.Unit, bool) {
+func (f *Facts) HookBlock(pod *corev1.Pod, backup *velerov1.Backup) (workload.Component, bool) {
 	block := f.inventory.Block(workload.Claims(pod)[0])
 	return block, RunsHooks(block, backup)
 }

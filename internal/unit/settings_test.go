@@ -1,4 +1,4 @@
-package quiesce
+package unit
 
 import (
 	"testing"
@@ -103,7 +103,7 @@ func TestResolve(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			settings, err := Resolve(test.layers)
 			require.NoError(t, err)
-			settings.origins = nil // TestPermit
+			settings.Origins = nil // TestPermit
 			assert.Equal(t, test.want, settings)
 		})
 	}

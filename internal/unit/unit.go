@@ -1,4 +1,4 @@
-package quiesce
+package unit
 
 import (
 	"cmp"
@@ -17,70 +17,70 @@ import (
 
 // Group is the volumes that one freeze covers, and what their annotations ask
 // for.
-type Group struct {
+type Unit struct {
 	// Unit is all workloads that share volumes with these.
-	Unit workload.Unit
+	Component workload.Component
 	// Claims are the volumes of the freeze, sorted by name.
 	Claims []corev1.PersistentVolumeClaim
 	// OnError is valid even when the rest is not.
 	OnError OnError
 
-	namespace *corev1.Namespace // of the claims
-	parts     []part
-	of        string // the claim that the group was found by
+	Namespace *corev1.Namespace // of the claims
+	Parts     []Part
+	foundBy   string // the claim that the group was found by
 }
 
 // part is the share that one workload has in a group, or one object that is none
 // but stands for volumes.
-type part struct {
-	workload workload.Workload
-	settings Settings
+type Part struct {
+	Workload workload.Workload
+	Settings Settings
 	// source is the object that named the blueprints.
-	source map[string]any
-	claim  *corev1.PersistentVolumeClaim // when source is a claim
+	Source map[string]any
+	Claim  *corev1.PersistentVolumeClaim // when source is a claim
 	// object is nil for a workload, and claims what it stands for otherwise.
-	object *object
+	Object *Object
 	claims map[string]bool
 	// said are the annotations of the layer that named the blueprints.
-	said map[string]string
+	annotations map[string]string
 	// ofNamespace tells that it was the namespace.
 	ofNamespace bool
 	// repeats is the object at which these annotations count.
-	repeats *object
+	repeatsOwner *Object
 }
 
 // standsFor tells whether the part's hooks are for a claim.
-func (p part) standsFor(claim string) bool {
-	if p.object != nil {
+func (p Part) Covers(claim string) bool {
+	if p.Object != nil {
 		return p.claims[claim]
 	}
-	return uses(p.workload, claim)
+	return uses(p.Workload, claim)
 }
 
 // Asked tells whether anything is to be quiesced.
-func (g *Group) Asked() bool {
-	return slices.ContainsFunc(g.parts, func(p part) bool { return len(p.settings.Blueprints) > 0 })
+func (g *Unit) Quiesced() bool {
+	return slices.ContainsFunc(g.Parts, func(p Part) bool { return len(p.Settings.Blueprints) > 0 })
 }
 
 // quiesced are the parts that are to be quiesced; all of them when annotations
 // are not valid and it is not known which.
-func (g *Group) quiesced() []part {
-	asked := slices.DeleteFunc(slices.Clone(g.parts), func(p part) bool { return len(p.settings.Blueprints) == 0 })
+func (g *Unit) quiescedParts() []Part {
+	asked := slices.DeleteFunc(slices.Clone(g.Parts), func(p Part) bool { return len(p.Settings.Blueprints) == 0 })
 	if len(asked) == 0 {
-		return g.parts
+		return g.Parts
 	}
 	return asked
 }
 
 // Name is what messages call the group: its workloads, or the claims where no
 // workload stands for them.
-func (g *Group) Name() string {
+func (g *Unit) Name() string {
 	var names []string
-	for _, part := range g.quiesced() {
-		if part.claim != nil {
-			return claimName(part.claim)
+	for _, part := range g.quiescedParts() {
+		if part.Claim != nil {
+			return claimName(part.Claim)
 		}
-		if name := part.workload.String(); !slices.Contains(names, name) {
+		if name := part.Workload.String(); !slices.Contains(names, name) {
 			names = append(names, name)
 		}
 	}
@@ -94,7 +94,7 @@ func (g *Group) Name() string {
 
 // Split is the error of a group whose volumes take different ways to a snapshot:
 // two claims, and what the way of each is called in package selection.
-func (g *Group) Split(claim, way, other, otherWay string) error {
+func (g *Unit) MixedPaths(claim, way, other, otherWay string) error {
 	return fmt.Errorf("the volumes of %s cannot be of one moment: %s, and %s; treat them alike, or give one of the claims an annotation %s of its own",
 		g.Name(), taken(claim, way), taken(other, otherWay), api.AnnotationQuiesce)
 }
@@ -115,11 +115,11 @@ func claimName(claim *corev1.PersistentVolumeClaim) string {
 }
 
 // Objects are the workloads and other objects that are quiesced, for events.
-func (g *Group) Objects() []workload.Ref {
+func (g *Unit) Refs() []workload.Ref {
 	var refs []workload.Ref
-	for _, part := range g.quiesced() {
-		if !slices.Contains(refs, part.workload.Ref) {
-			refs = append(refs, part.workload.Ref)
+	for _, part := range g.quiescedParts() {
+		if !slices.Contains(refs, part.Workload.Ref) {
+			refs = append(refs, part.Workload.Ref)
 		}
 	}
 	return refs
@@ -130,32 +130,32 @@ func (g *Group) Objects() []workload.Ref {
 // claims have quiesce annotations of their own; each of these is a group by
 // itself. Where nothing is to be quiesced, a group is what is snapshotted
 // together. It is returned even with an error, as far as it is known.
-func (f *Facts) Group(claim *corev1.PersistentVolumeClaim) (*Group, error) {
-	group := &Group{OnError: Fail, Claims: []corev1.PersistentVolumeClaim{*claim}, namespace: f.namespace, of: claim.Name}
-	own, err := f.own(claim)
+func (f *Facts) Unit(claim *corev1.PersistentVolumeClaim) (*Unit, error) {
+	group := &Unit{OnError: Fail, Claims: []corev1.PersistentVolumeClaim{*claim}, Namespace: f.namespace, foundBy: claim.Name}
+	own, err := f.hasOwnAnnotations(claim)
 	if err != nil {
 		return group, err
 	}
 	var invalid error // the first; the others still have a say in OnError
-	take := func(part part, err error) {
-		if asks := len(part.settings.Blueprints) > 0; asks || err != nil {
-			group.OnError = strictest(invalid != nil || group.Asked(), part.settings.OnError, group.OnError)
+	take := func(part Part, err error) {
+		if asks := len(part.Settings.Blueprints) > 0; asks || err != nil {
+			group.OnError = strictest(invalid != nil || group.Quiesced(), part.Settings.OnError, group.OnError)
 		}
-		group.parts = append(group.parts, part)
+		group.Parts = append(group.Parts, part)
 		if invalid == nil {
 			invalid = err
 		}
 	}
 	if own {
-		group.Unit = f.inventory.Unit(claim.Name)
+		group.Component = f.inventory.ComponentOf(claim.Name)
 	} else {
-		var objects []*object
-		group.Unit, objects = f.joined(claim.Name)
+		var objects []*Object
+		group.Component, objects = f.joined(claim.Name)
 		for _, o := range objects {
 			take(o.part(), o.invalid)
 		}
 	}
-	for _, w := range individuals(group.Unit.Workloads) {
+	for _, w := range individuals(group.Component.Workloads) {
 		if own && !uses(w, claim.Name) {
 			continue
 		}
@@ -169,22 +169,22 @@ func (f *Facts) Group(claim *corev1.PersistentVolumeClaim) (*Group, error) {
 	}
 
 	quiesced := func(name string) bool {
-		return slices.ContainsFunc(group.parts, func(p part) bool {
-			return len(p.settings.Blueprints) > 0 && p.standsFor(name)
+		return slices.ContainsFunc(group.Parts, func(p Part) bool {
+			return len(p.Settings.Blueprints) > 0 && p.Covers(name)
 		})
 	}
 	asked := quiesced(claim.Name)
 	for _, other := range f.claims {
-		if other.Name == claim.Name || !slices.Contains(group.Unit.Claims, other.Name) || quiesced(other.Name) != asked {
+		if other.Name == claim.Name || !slices.Contains(group.Component.Claims, other.Name) || quiesced(other.Name) != asked {
 			continue
 		}
-		if own, err := f.own(&other); err != nil || own {
+		if own, err := f.hasOwnAnnotations(&other); err != nil || own {
 			continue // its own group, or its own error
 		}
 		group.Claims = append(group.Claims, other)
 	}
-	if !asked && group.Asked() { // others of the unit are quiesced, without it
-		group.parts = nil
+	if !asked && group.Quiesced() { // others of the unit are quiesced, without it
+		group.Parts = nil
 	}
 	slices.SortFunc(group.Claims, func(a, b corev1.PersistentVolumeClaim) int { return cmp.Compare(a.Name, b.Name) })
 	return group, nil
@@ -192,10 +192,10 @@ func (f *Facts) Group(claim *corev1.PersistentVolumeClaim) (*Group, error) {
 
 // Keep leaves in the group the claim that it was found by, and those others for
 // which included says yes.
-func (g *Group) Keep(included func(corev1.PersistentVolumeClaim) (bool, error)) error {
+func (g *Unit) KeepClaims(included func(corev1.PersistentVolumeClaim) (bool, error)) error {
 	var kept []corev1.PersistentVolumeClaim
 	for _, claim := range g.Claims {
-		in := claim.Name == g.of
+		in := claim.Name == g.foundBy
 		if !in {
 			var err error
 			if in, err = included(claim); err != nil {
@@ -213,8 +213,8 @@ func (g *Group) Keep(included func(corev1.PersistentVolumeClaim) (bool, error)) 
 // Asked tells whether anything of a pod's unit is to be quiesced, and returns
 // what is frozen together with it. Annotations that are not valid count as yes:
 // they come to light where the plan is made.
-func (f *Facts) Asked(pod *corev1.Pod) (workload.Unit, bool) {
-	unit := f.inventory.Of(pod)
+func (f *Facts) QuiescedWith(pod *corev1.Pod) (workload.Component, bool) {
+	unit := f.inventory.ComponentOfPod(pod)
 	for _, claim := range unit.Claims {
 		if !slices.Contains(workload.Claims(pod), claim) {
 			continue
@@ -225,7 +225,7 @@ func (f *Facts) Asked(pod *corev1.Pod) (workload.Unit, bool) {
 	}
 	for _, w := range individuals(unit.Workloads) {
 		part, err := f.part(w, nil, false)
-		if err != nil || len(part.settings.Blueprints) > 0 {
+		if err != nil || len(part.Settings.Blueprints) > 0 {
 			return unit, true
 		}
 	}
@@ -234,9 +234,9 @@ func (f *Facts) Asked(pod *corev1.Pod) (workload.Unit, bool) {
 
 // Together is what is frozen together with a claim when annotated objects join
 // it with others; false when there are none.
-func (f *Facts) Together(claim string) (workload.Unit, bool) {
-	if c := f.Claim(claim); c == nil || !f.stoodFor(claim) {
-		return workload.Unit{}, false
+func (f *Facts) JoinedByObjects(claim string) (workload.Component, bool) {
+	if c := f.Claim(claim); c == nil || !f.canBeAssigned(claim) {
+		return workload.Component{}, false
 	}
 	unit, objects := f.joined(claim)
 	return unit, len(objects) > 0
@@ -252,8 +252,8 @@ func strictest(before bool, next, so OnError) OnError {
 }
 
 // InUse reports whether a pod writes to a claim, or may at any moment.
-func (g *Group) InUse(claim string) bool {
-	return slices.ContainsFunc(g.Unit.Workloads, func(w workload.Workload) bool { return uses(w, claim) })
+func (g *Unit) InUse(claim string) bool {
+	return slices.ContainsFunc(g.Component.Workloads, func(w workload.Workload) bool { return uses(w, claim) })
 }
 
 func uses(w workload.Workload, claim string) bool {
@@ -315,29 +315,29 @@ func hasOwn(claim *corev1.PersistentVolumeClaim) (bool, error) {
 
 // part is a workload's, without what counts at an object that stands for its
 // volumes.
-func (f *Facts) part(w workload.Workload, claim *corev1.PersistentVolumeClaim, own bool) (part, error) {
+func (f *Facts) part(w workload.Workload, claim *corev1.PersistentVolumeClaim, own bool) (Part, error) {
 	p, err := newPart(w, f.namespace, claim, own)
-	if err != nil || p.claim != nil || len(p.settings.Blueprints) == 0 || len(f.objects) == 0 {
+	if err != nil || p.Claim != nil || len(p.Settings.Blueprints) == 0 || len(f.objects) == 0 {
 		return p, err
 	}
 	owners := []metav1.OwnerReference{{UID: w.UID}}
 	if w.Object != nil {
 		owners = w.Object.GetOwnerReferences()
 	}
-	controller := slices.ContainsFunc(f.objects, func(o *object) bool { return o.UID == w.UID && decides(o.Annotations) })
+	controller := slices.ContainsFunc(f.objects, func(o *Object) bool { return o.UID == w.UID && decides(o.Annotations) })
 	if !p.ofNamespace {
-		p.repeats = f.repeated(p.said, owners...)
+		p.repeatsOwner = f.ownerRepeatedBy(p.annotations, owners...)
 	}
-	if p.ofNamespace && controller || p.repeats != nil {
-		p.settings.Blueprints = nil
+	if p.ofNamespace && controller || p.repeatsOwner != nil {
+		p.Settings.Blueprints = nil
 	}
 	return p, nil
 }
 
 // newPart resolves the annotations of one workload: the claim's own where it has
 // some, those of the pod template, the controller and the namespace.
-func newPart(w workload.Workload, namespace *corev1.Namespace, claim *corev1.PersistentVolumeClaim, own bool) (part, error) {
-	result := part{workload: w, settings: Settings{OnError: Fail}}
+func newPart(w workload.Workload, namespace *corev1.Namespace, claim *corev1.PersistentVolumeClaim, own bool) (Part, error) {
+	result := Part{Workload: w, Settings: Settings{OnError: Fail}}
 	var (
 		layers  []Layer
 		sources []func() (map[string]any, error)
@@ -371,16 +371,16 @@ func newPart(w workload.Workload, namespace *corev1.Namespace, claim *corev1.Per
 	layers[len(layers)-1].Workload = false
 
 	var err error
-	if result.settings, err = Resolve(layers); err != nil {
+	if result.Settings, err = Resolve(layers); err != nil {
 		return result, err
 	}
-	if i := result.settings.SourceLayer; i >= 0 {
-		result.said, result.ofNamespace = layers[i].Annotations, i == len(layers)-1
-		if result.source, err = sources[i](); err != nil {
+	if i := result.Settings.SourceLayer; i >= 0 {
+		result.annotations, result.ofNamespace = layers[i].Annotations, i == len(layers)-1
+		if result.Source, err = sources[i](); err != nil {
 			return result, err
 		}
 		if own && i == 0 {
-			result.claim = claim
+			result.Claim = claim
 		}
 	}
 	return result, nil

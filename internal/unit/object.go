@@ -1,9 +1,8 @@
-package quiesce
+package unit
 
 import (
 	"cmp"
 	"context"
-	"encoding/base64"
 	"fmt"
 	"maps"
 	"slices"
@@ -17,7 +16,6 @@ import (
 
 	"stillpoint.io/stillpoint/internal/annotated"
 	"stillpoint.io/stillpoint/internal/api"
-	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
@@ -31,7 +29,7 @@ func IsAnnotation(key string) bool {
 // object is an annotated object that is no workload, claim or namespace: a
 // custom resource, a ConfigMap, whatever there is. What it asks for is a hook
 // of its own, which is run once in a freeze.
-type object struct {
+type Object struct {
 	annotated.Object
 	// content is the object in full; of facts that are not of now it is what
 	// is known without asking.
@@ -47,12 +45,12 @@ type object struct {
 	// pods are those that run and mount any of claims.
 	pods []corev1.Pod
 	// above are the annotated objects that own it.
-	above []*object
+	above []*Object
 }
 
 // asks tells whether the object has a say: nothing is to be run for one whose
 // annotation is "none".
-func (o *object) asks() bool { return o.invalid != nil || len(o.settings.Blueprints) > 0 }
+func (o *Object) isQuiesced() bool { return o.invalid != nil || len(o.settings.Blueprints) > 0 }
 
 // lineage is who owns whom, by UID.
 type lineage map[types.UID][]types.UID
@@ -93,8 +91,8 @@ func (f *Facts) takeObjects(view *annotated.View, templates map[workload.Ref]wor
 		return
 	}
 	f.line = f.lineage(view)
-	byUID := map[types.UID]*object{}
-	var all []*object
+	byUID := map[types.UID]*Object{}
+	var all []*Object
 	for _, seen := range view.Annotated {
 		if seen.Known() {
 			f.annotated = append(f.annotated, seen)
@@ -115,11 +113,11 @@ func (f *Facts) takeObjects(view *annotated.View, templates map[workload.Ref]wor
 		}
 	}
 	// What repeats its owner counts there.
-	f.objects = slices.DeleteFunc(slices.Clone(all), func(o *object) bool {
-		return slices.ContainsFunc(o.above, func(above *object) bool { return repeats(o.Annotations, above.Annotations) })
+	f.objects = slices.DeleteFunc(slices.Clone(all), func(o *Object) bool {
+		return slices.ContainsFunc(o.above, func(above *Object) bool { return repeats(o.Annotations, above.Annotations) })
 	})
-	f.stand(view, templates)
-	slices.SortStableFunc(f.objects, func(a, b *object) int {
+	f.assignClaims(view, templates)
+	slices.SortStableFunc(f.objects, func(a, b *Object) int {
 		return cmp.Or(cmp.Compare(len(a.above), len(b.above)), compareBool(b.all, a.all), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
 	})
 }
@@ -136,8 +134,8 @@ func compareBool(a, b bool) int {
 
 // newObject reads the annotations of an object. A namespace's are the default
 // of everything but the blueprints: these it names for its workloads.
-func newObject(seen annotated.Object, namespace *corev1.Namespace) *object {
-	o := &object{Object: seen, claims: map[string]bool{}}
+func newObject(seen annotated.Object, namespace *corev1.Namespace) *Object {
+	o := &Object{Object: seen, claims: map[string]bool{}}
 	o.content = &unstructured.Unstructured{Object: map[string]any{}}
 	o.content.SetAPIVersion(seen.APIVersion)
 	o.content.SetKind(seen.Kind)
@@ -151,7 +149,7 @@ func newObject(seen annotated.Object, namespace *corev1.Namespace) *object {
 
 // complete takes an object as it is now. It returns false when it is gone, or
 // has no annotation any more.
-func (o *object) complete(full *annotated.Contents, namespace *corev1.Namespace) bool {
+func (o *Object) complete(full *annotated.Contents, namespace *corev1.Namespace) bool {
 	if err := full.Failed[o.UID]; err != nil {
 		o.invalid = fmt.Errorf("%s asks to be quiesced: %w", o.Ref, err)
 		return true
@@ -166,7 +164,7 @@ func (o *object) complete(full *annotated.Contents, namespace *corev1.Namespace)
 	return len(o.Annotations) > 0
 }
 
-func (o *object) resolve(namespace *corev1.Namespace) {
+func (o *Object) resolve(namespace *corev1.Namespace) {
 	layers := []Layer{{Object: o.String(), Annotations: o.Annotations}, {Object: "Namespace " + namespace.Name, Annotations: namespace.Annotations}}
 	o.settings, o.invalid = Resolve(layers)
 	if o.invalid != nil || decides(o.Annotations) {
@@ -206,7 +204,7 @@ func repeats(of, owner map[string]string) bool {
 
 // repeated is the owner at which the annotations of what has these owners count,
 // nil when it is none of them.
-func (f *Facts) repeated(annotations map[string]string, owners ...metav1.OwnerReference) *object {
+func (f *Facts) ownerRepeatedBy(annotations map[string]string, owners ...metav1.OwnerReference) *Object {
 	if len(f.objects) == 0 {
 		return nil
 	}
@@ -227,13 +225,13 @@ func (f *Facts) repeated(annotations map[string]string, owners ...metav1.OwnerRe
 // stand finds out which claims each object stands for: those that it owns, and
 // those of pods and workloads that it owns; where it owns nothing of the kind,
 // all claims of the namespace.
-func (f *Facts) stand(view *annotated.View, templates map[workload.Ref]workload.Template) {
-	byUID := map[types.UID]*object{}
+func (f *Facts) assignClaims(view *annotated.View, templates map[workload.Ref]workload.Template) {
+	byUID := map[types.UID]*Object{}
 	for _, o := range f.objects {
 		byUID[o.UID] = o
 	}
-	owns := map[*object]bool{}
-	below := func(uid types.UID, found func(o *object)) {
+	owns := map[*Object]bool{}
+	below := func(uid types.UID, found func(o *Object)) {
 		for owner := range f.line.ancestors(uid) {
 			if o := byUID[owner]; o != nil {
 				owns[o] = true
@@ -241,27 +239,27 @@ func (f *Facts) stand(view *annotated.View, templates map[workload.Ref]workload.
 			}
 		}
 	}
-	add := func(o *object, claim string) {
-		if f.stoodFor(claim) {
+	add := func(o *Object, claim string) {
+		if f.canBeAssigned(claim) {
 			o.claims[claim] = true
 		}
 	}
 	for i := range f.claims {
-		below(f.claims[i].UID, func(o *object) { add(o, f.claims[i].Name) })
+		below(f.claims[i].UID, func(o *Object) { add(o, f.claims[i].Name) })
 	}
 	for uid := range f.inventory.Owners() {
-		below(uid, func(*object) {})
+		below(uid, func(*Object) {})
 	}
 	pods := f.inventory.Pods()
 	for p := range pods {
-		below(pods[p].UID, func(o *object) {
+		below(pods[p].UID, func(o *Object) {
 			for _, claim := range workload.Claims(&pods[p]) {
 				add(o, claim)
 			}
 		})
 	}
 	for _, ref := range view.Workloads {
-		below(ref.UID, func(o *object) {
+		below(ref.UID, func(o *Object) {
 			for i := range f.claims {
 				if templates[ref].Mounts(f.claims[i].Name) {
 					add(o, f.claims[i].Name)
@@ -286,18 +284,18 @@ func (f *Facts) stand(view *annotated.View, templates map[workload.Ref]workload.
 
 // stoodFor tells whether objects can stand for a claim: it is there, and has no
 // say of its own.
-func (f *Facts) stoodFor(name string) bool {
+func (f *Facts) canBeAssigned(name string) bool {
 	claim := f.Claim(name)
 	if claim == nil {
 		return false
 	}
-	own, err := f.own(claim)
+	own, err := f.hasOwnAnnotations(claim)
 	return err == nil && !own
 }
 
 // own tells whether a claim itself says what to do for it.
-func (f *Facts) own(claim *corev1.PersistentVolumeClaim) (bool, error) {
-	if f.repeated(claim.Annotations, claim.OwnerReferences...) != nil {
+func (f *Facts) hasOwnAnnotations(claim *corev1.PersistentVolumeClaim) (bool, error) {
+	if f.ownerRepeatedBy(claim.Annotations, claim.OwnerReferences...) != nil {
 		return false, nil
 	}
 	return hasOwn(claim)
@@ -317,19 +315,19 @@ func templatesOf(ctx context.Context, kube kubernetes.Interface, namespace strin
 }
 
 // part is the object's share of a group.
-func (o *object) part() part {
-	return part{
-		workload: workload.Workload{Ref: o.Ref, Object: o.content, Pods: o.pods, CurrentPods: o.current()},
-		settings: o.settings,
-		source:   o.content.Object,
+func (o *Object) part() Part {
+	return Part{
+		Workload: workload.Workload{Ref: o.Ref, Object: o.content, Pods: o.pods, CurrentPods: o.current()},
+		Settings: o.settings,
+		Source:   o.content.Object,
 		claims:   o.claims,
-		object:   o,
+		Object:   o,
 	}
 }
 
 // current are the pods that templates see: of an OpenShift DeploymentConfig those of
 // its current deployment, otherwise all that hooks can reach.
-func (o *object) current() []corev1.Pod {
+func (o *Object) current() []corev1.Pod {
 	pods := workload.Reachable(o.pods)
 	if o.Kind != "DeploymentConfig" {
 		return pods
@@ -341,34 +339,16 @@ func (o *object) current() []corev1.Pod {
 	})
 }
 
-// mask knows the values of an annotated Secret, which templates see as .Object.
-func (p part) mask() render.Masker {
-	if p.object == nil || p.object.Kind != "Secret" {
-		return render.Masker{}
-	}
-	data, _, err := unstructured.NestedStringMap(p.source, "data")
-	if err != nil {
-		return render.Masker{}
-	}
-	var values [][]byte
-	for _, value := range data {
-		if plain, err := base64.StdEncoding.DecodeString(value); err == nil {
-			values = append(values, plain)
-		}
-	}
-	return render.NewMasker(values...)
-}
-
 // joined is the unit of a claim, together with the units of all claims that
 // objects stand for which stand for any of its own, and these objects.
-func (f *Facts) joined(claim string) (workload.Unit, []*object) {
-	unit := f.inventory.Unit(claim)
+func (f *Facts) joined(claim string) (workload.Component, []*Object) {
+	unit := f.inventory.ComponentOf(claim)
 	if len(f.objects) == 0 {
 		return unit, nil
 	}
 	claims := map[string]bool{claim: true}
 	workloads := map[workload.Ref]workload.Workload{}
-	add := func(unit workload.Unit) {
+	add := func(unit workload.Component) {
 		for _, w := range unit.Workloads {
 			workloads[w.Ref] = w
 		}
@@ -377,18 +357,18 @@ func (f *Facts) joined(claim string) (workload.Unit, []*object) {
 		}
 	}
 	add(unit)
-	in := map[*object]bool{}
+	in := map[*Object]bool{}
 	for grown := true; grown; {
 		grown = false
 		for _, o := range f.objects {
-			if in[o] || !o.asks() || !overlap(o.claims, claims) {
+			if in[o] || !o.isQuiesced() || !overlap(o.claims, claims) {
 				continue
 			}
 			in[o], grown = true, true
 			for name := range o.claims {
 				if !claims[name] {
 					claims[name] = true
-					add(f.inventory.Unit(name))
+					add(f.inventory.ComponentOf(name))
 				}
 			}
 		}
@@ -396,13 +376,13 @@ func (f *Facts) joined(claim string) (workload.Unit, []*object) {
 	if len(in) == 0 {
 		return unit, nil
 	}
-	var objects []*object
+	var objects []*Object
 	for _, o := range f.objects {
 		if in[o] {
 			objects = append(objects, o)
 		}
 	}
-	whole := workload.Unit{Claims: slices.Sorted(maps.Keys(claims))}
+	whole := workload.Component{Claims: slices.Sorted(maps.Keys(claims))}
 	whole.Workloads = slices.SortedFunc(maps.Values(workloads), func(a, b workload.Workload) int {
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
 	})
@@ -419,26 +399,26 @@ func overlap(a, b map[string]bool) bool {
 }
 
 // Standing is an annotated object of a group that is no workload.
-type Standing struct {
+type AnnotatedObject struct {
 	workload.Ref
 	// Claims are those that it stands for, sorted; All tells that it is because
 	// nothing of the namespace depends on it.
-	Claims []string
-	All    bool
-	names  []string
+	Claims    []string
+	AllClaims bool
+	names     []string
 }
 
 // Is tells whether the object is of a kind that a user means: by its kind, the
 // name of the resource or a short one, with or without the group.
-func (s Standing) Is(kind string) bool { return slices.Contains(s.names, strings.ToLower(kind)) }
+func (s AnnotatedObject) Is(kind string) bool { return slices.Contains(s.names, strings.ToLower(kind)) }
 
 // Standings are the objects that stand for volumes of the group, in the order of
 // their hooks.
-func (g *Group) Standings() []Standing {
-	var all []Standing
-	for _, part := range g.parts {
-		if o := part.object; o != nil {
-			all = append(all, Standing{Ref: o.Ref, Claims: slices.Sorted(maps.Keys(o.claims)), All: o.all, names: o.Names})
+func (g *Unit) AnnotatedObjects() []AnnotatedObject {
+	var all []AnnotatedObject
+	for _, part := range g.Parts {
+		if o := part.Object; o != nil {
+			all = append(all, AnnotatedObject{Ref: o.Ref, Claims: slices.Sorted(maps.Keys(o.claims)), AllClaims: o.all, names: o.Names})
 		}
 	}
 	return all
@@ -446,11 +426,11 @@ func (g *Group) Standings() []Standing {
 
 // Repeated are the workloads whose annotations count at an object that owns them,
 // each in a sentence.
-func (g *Group) Repeated() []string {
+func (g *Unit) RepeatedAnnotations() []string {
 	var all []string
-	for _, part := range g.parts {
-		if part.repeats != nil {
-			all = append(all, fmt.Sprintf("The annotations of %s only repeat those of %s, and count there.", part.workload, part.repeats.Ref))
+	for _, part := range g.Parts {
+		if part.repeatsOwner != nil {
+			all = append(all, fmt.Sprintf("The annotations of %s only repeat those of %s, and count there.", part.Workload, part.repeatsOwner.Ref))
 		}
 	}
 	return all
@@ -459,18 +439,18 @@ func (g *Group) Repeated() []string {
 // Twice are the blueprints that run for an annotated object and for what shares
 // its volumes, too, each in a sentence. Both were asked for, and only one may be
 // meant. File systems are frozen once whoever asks.
-func (g *Group) Twice() []string {
+func (g *Unit) DuplicateBlueprints() []string {
 	var all []string
-	for i, part := range g.parts {
-		for _, name := range part.settings.Blueprints {
+	for i, part := range g.Parts {
+		for _, name := range part.Settings.Blueprints {
 			var others []string
-			for _, other := range g.parts[i+1:] {
-				if slices.Contains(other.settings.Blueprints, name) {
-					others = append(others, other.workload.String())
+			for _, other := range g.Parts[i+1:] {
+				if slices.Contains(other.Settings.Blueprints, name) {
+					others = append(others, other.Workload.String())
 				}
 			}
-			if part.object != nil && name != FSFreeze && len(others) > 0 {
-				all = append(all, fmt.Sprintf("Blueprint %s runs for %s and for %s: each names it.", name, part.workload, strings.Join(others, " and for ")))
+			if part.Object != nil && name != FSFreeze && len(others) > 0 {
+				all = append(all, fmt.Sprintf("Blueprint %s runs for %s and for %s: each names it.", name, part.Workload, strings.Join(others, " and for ")))
 			}
 		}
 	}
@@ -480,7 +460,7 @@ func (g *Group) Twice() []string {
 // Idle is something annotated for which nothing is run, because it stands for no
 // volume.
 type Idle struct {
-	Standing
+	AnnotatedObject
 	// Text says so and why, in a sentence.
 	Text string
 	// Warning is set where pods run that the annotations are probably meant for.
@@ -496,24 +476,24 @@ func (f *Facts) Idle() []Idle {
 		b := between[ref]
 		said := ours(b.Object.GetAnnotations())
 		top := f.inventory.Top(b.Top)
-		repeated := top != nil && maps.Equal(said, ours(top.GetAnnotations())) || f.repeated(said, metav1.OwnerReference{UID: b.Top.UID}) != nil
+		repeated := top != nil && maps.Equal(said, ours(top.GetAnnotations())) || f.ownerRepeatedBy(said, metav1.OwnerReference{UID: b.Top.UID}) != nil
 		if len(said) > 0 && !repeated {
 			all = append(all, Idle{
-				Standing: Standing{Ref: ref},
-				Text:     fmt.Sprintf("The annotations of %s are not acted on, since it belongs to %s: annotate that.", ref, b.Top),
-				Warning:  b.Top.Kind != "Deployment", // which leaves copies of annotations that it has no more
+				AnnotatedObject: AnnotatedObject{Ref: ref},
+				Text:            fmt.Sprintf("The annotations of %s are not acted on, since it belongs to %s: annotate that.", ref, b.Top),
+				Warning:         b.Top.Kind != "Deployment", // which leaves copies of annotations that it has no more
 			})
 		}
 	}
 	idle := func(of annotated.Object, why string) {
 		all = append(all, Idle{
-			Standing: Standing{Ref: of.Ref, names: of.Names},
-			Text:     fmt.Sprintf("Nothing is run for %s, which is annotated: %s.", of.Ref, why),
+			AnnotatedObject: AnnotatedObject{Ref: of.Ref, names: of.Names},
+			Text:            fmt.Sprintf("Nothing is run for %s, which is annotated: %s.", of.Ref, why),
 		})
 	}
 	for _, o := range f.objects {
 		switch {
-		case !o.asks() || len(o.claims) > 0:
+		case !o.isQuiesced() || len(o.claims) > 0:
 		case o.all:
 			idle(o.Object, "all claims of the namespace have annotations of their own")
 		default:
@@ -525,7 +505,7 @@ func (f *Facts) Idle() []Idle {
 		if _, counts := between[w.Ref]; counts || (err == nil && len(settings.Blueprints) == 0) || f.inventory.Runs(w.UID) {
 			continue
 		}
-		if f.repeated(w.Annotations, ownersOf(f.line[w.UID])...) == nil {
+		if f.ownerRepeatedBy(w.Annotations, ownersOf(f.line[w.UID])...) == nil {
 			idle(w, "none of its pods runs and mounts a claim")
 		}
 	}

@@ -1,4 +1,4 @@
-package quiesce
+package unit
 
 import (
 	"context"
@@ -32,7 +32,7 @@ type Facts struct {
 	claims    []corev1.PersistentVolumeClaim
 	// objects are those that stand for claims, or would if there were any;
 	// owners come before what they own.
-	objects []*object
+	objects []*Object
 	// annotated are the workloads among annotated objects.
 	annotated []annotated.Object
 	// line is nil where there are no objects.

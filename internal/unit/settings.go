@@ -1,7 +1,4 @@
-// Package quiesce makes the plan of how an application is brought to rest, and
-// holds it there: freeze, hold, thaw, with a thaw that comes whatever dies. A
-// plan is all decisions, a session all action.
-package quiesce
+package unit
 
 import (
 	"fmt"
@@ -68,7 +65,7 @@ type Settings struct {
 	PrepareTimeout, QuiesceTimeout time.Duration
 	OnError                        OnError
 	Options                        map[string]string
-	origins                        map[string]Layer // of Options
+	Origins                        map[string]Layer // of Options
 }
 
 // Resolve reads the annotations of layers, nearest to the volume first. Each
@@ -82,7 +79,7 @@ func Resolve(layers []Layer) (Settings, error) {
 		QuiesceTimeout: DefaultQuiesceTimeout,
 		OnError:        Fail,
 		Options:        map[string]string{},
-		origins:        map[string]Layer{},
+		Origins:        map[string]Layer{},
 		SourceLayer:    -1,
 	}
 	var failed []error
@@ -97,7 +94,7 @@ func Resolve(layers []Layer) (Settings, error) {
 		case Fail, Continue:
 			settings.OnError = OnError(value)
 		default:
-			note(invalid(layer, api.AnnotationOnQuiesceError, value, "fail, continue"))
+			note(InvalidValue(layer, api.AnnotationOnQuiesceError, value, "fail, continue"))
 		}
 	}
 	note(duration(layers, api.AnnotationPrepareTimeout, &settings.PrepareTimeout))
@@ -105,7 +102,7 @@ func Resolve(layers []Layer) (Settings, error) {
 	for _, layer := range slices.Backward(layers) {
 		for key, value := range layer.Annotations {
 			if option, ok := strings.CutPrefix(key, api.AnnotationOptionPrefix); ok {
-				settings.Options[option], settings.origins[option] = value, layer
+				settings.Options[option], settings.Origins[option] = value, layer
 			}
 		}
 	}
@@ -135,7 +132,7 @@ func nearest(layers []Layer, key string) (Layer, string, bool) {
 	return Layer{}, "", false
 }
 
-func invalid(layer Layer, key, value, valid string) error {
+func InvalidValue(layer Layer, key, value, valid string) error {
 	return fmt.Errorf("%s: annotation %s: %q is not valid; valid: %s", layer.Object, key, value, valid)
 }
 
@@ -146,7 +143,7 @@ func duration(layers []Layer, key string, into *time.Duration) error {
 	}
 	parsed, err := time.ParseDuration(value)
 	if err != nil || parsed <= 0 || parsed > 24*time.Hour {
-		return invalid(layer, key, value, "a duration above 0 and up to 24h, such as 30s, 5m or 1m30s")
+		return InvalidValue(layer, key, value, "a duration above 0 and up to 24h, such as 30s, 5m or 1m30s")
 	}
 	*into = parsed
 	return nil
@@ -178,7 +175,7 @@ func blueprints(layer Layer) (names []string, named bool, err error) {
 		if name := strings.TrimSpace(kanister); len(validation.IsDNS1123Subdomain(name)) == 0 {
 			names = append(names, name)
 		} else {
-			return nil, true, invalid(layer, api.AnnotationKanister, kanister, "the name of one blueprint")
+			return nil, true, InvalidValue(layer, api.AnnotationKanister, kanister, "the name of one blueprint")
 		}
 	}
 	if quiesce {
@@ -189,7 +186,7 @@ func blueprints(layer Layer) (names []string, named bool, err error) {
 			case name == None && len(fields) == 1:
 				return nil, true, nil
 			case name == None, len(validation.IsDNS1123Subdomain(name)) > 0:
-				return nil, true, invalid(layer, api.AnnotationQuiesce, list, valid)
+				return nil, true, InvalidValue(layer, api.AnnotationQuiesce, list, valid)
 			case !slices.Contains(names, name):
 				names = append(names, name)
 			}
