@@ -140,6 +140,8 @@ func UntilGone(ctx context.Context, remove func(context.Context) (left string, e
 		switch {
 		case errors.Is(err, ErrKept):
 			return false, err
+		case err != nil && ctx.Err() != nil && problem != nil:
+			// The end of ctx has cut the call off: what it found before says more.
 		case err != nil:
 			problem = err
 		case left != "":
