@@ -12,7 +12,7 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/plugin/framework"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 
-	"stillpoint.io/stillpoint/internal/location/csi"
+	"stillpoint.io/stillpoint/internal/location/csi/spec"
 	"stillpoint.io/stillpoint/internal/location/externalstorage"
 	"stillpoint.io/stillpoint/internal/node"
 	"stillpoint.io/stillpoint/internal/render"
@@ -43,7 +43,7 @@ func main() {
 		RegisterBackupItemAction("stillpoint.io/quiesce-volume", shared.Volume).
 		RegisterBackupItemActionV2("stillpoint.io/claim", shared.Claim).
 		RegisterItemBlockAction("stillpoint.io/quiesce-pods", shared.Pods).
-		RegisterVolumeSnapshotter(csi.Provider, shared.Locations).
+		RegisterVolumeSnapshotter(spec.Provider, shared.Locations).
 		RegisterVolumeSnapshotter(externalstorage.Provider, shared.ExternalLocations).
 		RegisterRestoreItemAction("stillpoint.io/restore-snapshot", restores.Snapshots).
 		RegisterRestoreItemAction("stillpoint.io/restore-volume", restores.Volumes).

@@ -26,16 +26,11 @@ import (
 
 	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/blueprint"
-	"stillpoint.io/stillpoint/internal/bracket"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
-	"stillpoint.io/stillpoint/internal/export"
-	"stillpoint.io/stillpoint/internal/group"
-	"stillpoint.io/stillpoint/internal/location/csi"
+	"stillpoint.io/stillpoint/internal/decision"
 	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/quiesce"
-	"stillpoint.io/stillpoint/internal/selection"
-	"stillpoint.io/stillpoint/internal/snapshotclass"
 	"stillpoint.io/stillpoint/internal/unit"
 	"stillpoint.io/stillpoint/internal/velero"
 	"stillpoint.io/stillpoint/internal/workload"
@@ -83,11 +78,8 @@ type visit struct {
 	options    Options
 	server     velero.Server
 	backup     *velerov1.Backup
-	selection  *selection.Selection
 	namespaces *unit.Namespaces
-	classes    *snapshotclass.Catalogue
-	groups     *group.Groups
-	bracket    *bracket.Bracket
+	decisions  *decision.Backup
 	report     *Report
 	// components are the containers of the cluster, read when they are asked for.
 	components func() ([]component, error)
@@ -107,10 +99,7 @@ func (c *Checker) Check(ctx context.Context, options Options) (*Report, error) {
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	v.namespaces = unit.NewNamespaces(c.clients, c.clock, log)
-	v.classes = snapshotclass.NewCatalogue(c.clients, c.clock)
-	v.selection = selection.New(c.clients.Remembered, v.server.CSI, v.backup)
-	v.groups = group.New(c.clients, v.namespaces, v.classes, nil, v.server.CSI, log)
-	v.bracket = bracket.New(c.clients, v.namespaces, v.classes, nil, v.server.CSI, log)
+	v.decisions = decision.New(c.clients, v.namespaces, decision.Server{CSI: v.server.CSI, Poll: v.server.Poll}, c.clock).For(v.backup)
 	v.report = newReport(v.server, v.backup, options)
 
 	if _, err := config.Load(ctx, c.clients.Kube, c.clients.VeleroNamespace); err != nil {
@@ -119,7 +108,7 @@ func (c *Checker) Check(ctx context.Context, options Options) (*Report, error) {
 		}
 		v.report.fail("the configuration: %v", err)
 	}
-	if err := v.selection.Policies(ctx); err != nil {
+	if err := v.decisions.Policies(ctx); err != nil {
 		if unreadable(err) {
 			return nil, err
 		}
@@ -198,7 +187,7 @@ func (v *visit) names(ctx context.Context) ([]string, error) {
 			return nil, fmt.Errorf("list the claims of all namespaces: %w", err)
 		}
 		for _, claim := range claims.Items {
-			if v.selection.Namespace(claim.Namespace) {
+			if v.decisions.Namespace(claim.Namespace) {
 				found[claim.Namespace] = true
 			}
 		}
@@ -333,31 +322,38 @@ func (v *visit) unit(ctx context.Context, whole *unit.Unit, invalid error) (*uni
 	if i < 0 {
 		return u, nil
 	}
-	u.path = u.volumes[i].verdict.Path
-	preview := v.bracket.Preview
-	switch u.path {
-	case selection.Group:
-		preview = v.groups.Preview
-	case selection.Snapshotter:
-		preview = v.bracket.PreviewShot
-	case selection.Velero, selection.None:
+	decided, err := v.decisions.Unit(ctx, u.volumes[i].Decision)
+	if err != nil {
+		return nil, err
 	}
-	frozen, err := preview(ctx, u.volumes[i].claim, v.backup)
+	u.path = decided.Path
 	switch {
-	case err != nil:
-		u.cause = err
-	case frozen == nil: // the annotations are gone since
+	case decided.Refusal != nil && !ofMember(decided):
+		u.cause = decided.Refusal
+	case !decided.Quiesced(): // the annotations are gone since
 	case faulty != nil:
 		u.cause = faulty
 	default:
-		if u.plan, u.cause = planner.Plan(ctx, frozen, v.backup); u.cause == nil && u.path == selection.Velero {
-			u.cause = bracket.Refusal(frozen.Claims, v.backup, v.server.Poll, u.plan.QuiesceTimeout)
+		if u.plan, u.cause = planner.Plan(ctx, decided.Quiesce, v.backup); u.cause == nil {
+			u.cause = decided.Outlasts(u.plan.QuiesceTimeout)
 		}
 		if u.cause == nil {
 			v.predict(ctx, u)
 		}
 	}
+	for _, finding := range decided.Findings() {
+		u.warnings = append(u.warnings, finding.Text)
+	}
 	return u, nil
+}
+
+// ofMember reports whether one claim alone is why a unit is refused; the plan can be
+// made all the same.
+func ofMember(unit *decision.Unit) bool {
+	return slices.ContainsFunc(unit.Quiesce.Claims, func(claim corev1.PersistentVolumeClaim) bool {
+		d := unit.Of(claim.Name)
+		return d != nil && errors.Is(unit.Refusal, d.Refusal)
+	})
 }
 
 // sources says where blueprints come from; those that are not found are left
@@ -374,59 +370,16 @@ func sources(ctx context.Context, finder *blueprint.Finder, asks []unit.Request)
 	return found
 }
 
-// volume gathers what would become of one claim.
+// volume decides on one claim.
 func (v *visit) volume(ctx context.Context, claim *corev1.PersistentVolumeClaim) (volume, error) {
-	found := volume{claim: claim}
-	var err error
-	if found.verdict, err = v.selection.Of(ctx, claim); err != nil {
-		if unreadable(err) {
-			return found, err
-		}
-		found.err = err
-		return found, nil
+	decided, err := v.decisions.Expected(ctx, claim)
+	if err != nil && unreadable(err) {
+		return volume{}, err
 	}
-	if claim.Spec.VolumeName == "" {
-		return found, nil
-	}
-	if found.volume, err = v.selection.Volume(ctx, claim); err != nil {
-		found.volume = nil
-		if unreadable(err) {
-			return found, err
-		}
-		return found, nil // Velero's error, where it needs the volume
-	}
-	if found.snapshotted() && found.volume.Spec.CSI != nil {
-		v.class(ctx, &found)
-	}
-	return found, nil
-}
-
-// class gathers which VolumeSnapshotClass would be taken.
-func (v *visit) class(ctx context.Context, of *volume) {
-	input, err := v.classes.Input(ctx, of.claim, of.volume.Spec.CSI.Driver, v.backup)
 	if err != nil {
-		of.classErr = err
-		return
+		decided = &decision.Decision{Claim: claim, Path: decision.None, Reason: err.Error()}
 	}
-	if location := of.verdict.Location; location != nil {
-		if input.Location, of.classErr = csi.Classes(location.Spec.Config); of.classErr != nil {
-			return
-		}
-	}
-	if of.verdict.Path == selection.Velero {
-		of.taken, _ = input.Velero().Class()
-	}
-	if of.choice, of.classErr = snapshotclass.Choose(input); of.classErr == nil && of.verdict.Path == selection.Velero {
-		of.mend = input.Velero().Annotation(of.choice.Class)
-	}
-	settings, err := v.classes.Settings(ctx)
-	if err != nil {
-		return // which Input has told
-	}
-	of.driver = settings.Driver(of.volume.Spec.CSI.Driver)
-	if v.report.Backup.SnapshotMoveData && of.verdict.Path != selection.Snapshotter {
-		of.policy, of.policyErr = export.PolicyOf(settings.LocalSnapshots, of.claim, of.driver.Name, v.backup)
-	}
+	return volume{decided, err}, nil
 }
 
 // unreadable tells an API server that cannot be asked from an answer that a

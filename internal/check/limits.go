@@ -22,7 +22,7 @@ import (
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/internal/api"
-	"stillpoint.io/stillpoint/internal/selection"
+	"stillpoint.io/stillpoint/internal/decision"
 )
 
 // requestsPerSnapshot is how many requests the snapshot controller and the CSI
@@ -188,20 +188,20 @@ func (v *visit) limits(ctx context.Context, driver string) limits {
 func (v *visit) predict(ctx context.Context, u *unitReport) {
 	counts := map[string]int{} // by driver; "" is the snapshot controller
 	for _, volume := range u.volumes {
-		if volume.snapshotted() && volume.volume != nil && volume.volume.Spec.CSI != nil {
+		if volume.snapshotted() && volume.Volume != nil && volume.Volume.Spec.CSI != nil {
 			n := 1
-			if volume.policy.Keep && u.path == selection.Group {
+			if volume.Keep.Second && u.path == decision.Group {
 				n = 2
 			}
 			counts[""] += n
-			counts[volume.volume.Spec.CSI.Driver] += n
+			counts[volume.Volume.Spec.CSI.Driver] += n
 		}
 	}
 	if len(counts) == 0 {
 		return
 	}
 	var shortest, longest time.Duration
-	if u.path == selection.Velero { // which takes one after another
+	if u.path == decision.Around { // which takes one after another
 		shortest = time.Duration(counts[""]-1) * v.server.Poll
 		longest = shortest
 	}

@@ -10,19 +10,17 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/utils/ptr"
 
 	"stillpoint.io/stillpoint/internal/annotated"
 	"stillpoint.io/stillpoint/internal/api"
-	"stillpoint.io/stillpoint/internal/config"
-	"stillpoint.io/stillpoint/internal/export"
+	"stillpoint.io/stillpoint/internal/decision"
 	"stillpoint.io/stillpoint/internal/function"
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/render"
-	"stillpoint.io/stillpoint/internal/selection"
-	"stillpoint.io/stillpoint/internal/snapshotclass"
 	"stillpoint.io/stillpoint/internal/unit"
 	"stillpoint.io/stillpoint/internal/velero"
 	"stillpoint.io/stillpoint/internal/workload"
@@ -127,8 +125,8 @@ type Command struct {
 
 // The values of Volume.Path.
 const (
-	PathGroup   = "group"   // Stillpoint takes the snapshot, with all others of the unit
-	PathBracket = "bracket" // Velero does, and Stillpoint freezes around it
+	PathGroup  = "group"  // Stillpoint takes the snapshot, with all others of the unit
+	PathAround = "around" // Velero does, and Stillpoint freezes around it
 	// Stillpoint's VolumeSnapshotter does, for one volume after another.
 	PathSnapshotter = "snapshotter"
 	PathNone        = "none" // nobody does
@@ -155,10 +153,9 @@ type Volume struct {
 
 // unitReport is what was gathered about a Unit.
 type unitReport struct {
-	whole *unit.Unit
-	asked bool
-	// path and plan are of the volumes that are frozen together.
-	path     selection.Path
+	whole    *unit.Unit
+	asked    bool
+	path     decision.Path // of the volumes that are frozen together
 	plan     *quiesce.Plan
 	sources  map[string]string // of blueprints
 	warnings []string          // of the planner
@@ -168,32 +165,15 @@ type unitReport struct {
 	volumes []volume
 }
 
-// volume is what was gathered about a Volume.
+// volume is what was decided about a Volume.
 type volume struct {
-	claim   *corev1.PersistentVolumeClaim
-	volume  *corev1.PersistentVolume // nil where there is none
-	verdict selection.Verdict
-	err     error // instead of a verdict
-	// choice is by Stillpoint's rules, or classErr; taken is what Velero takes
-	// where it takes the snapshot, and mend what would have it take the choice.
-	choice   snapshotclass.Choice
-	classErr error
-	taken    string
-	mend     string
-	// driver is the profile of the volume's driver, and policy what becomes of
-	// the snapshot once its data is moved.
-	driver    config.DriverProfile
-	policy    export.Policy
-	policyErr error
+	*decision.Decision
+	err error // why there is no decision
 }
 
-// snapshotted tells whether somebody is to take a snapshot, and nothing is in
+// snapshotted reports whether a snapshot is to be taken and nothing is known to be in
 // the way.
-func (v volume) snapshotted() bool {
-	return v.err == nil && v.verdict.Path != selection.None && v.verdict.Obstacle == nil
-}
-
-func (v volume) name() string { return v.claim.Namespace + "/" + v.claim.Name }
+func (v volume) snapshotted() bool { return v.err == nil && v.Snapshotted() }
 
 func newReport(server velero.Server, backup *velerov1.Backup, options Options) *Report {
 	r := &Report{
@@ -309,10 +289,7 @@ func (u *unitReport) report() Unit {
 	}
 	for _, v := range u.volumes {
 		r.Volumes = append(r.Volumes, v.report())
-		r.judge(v, u.asked)
-		if v.snapshotted() {
-			r.judgeExport(v, u.asked || !u.whole.InUse(v.claim.Name))
-		}
+		r.judge(v, u)
 	}
 	switch frozen := slices.ContainsFunc(u.volumes, volume.snapshotted); {
 	case !u.asked:
@@ -326,53 +303,25 @@ func (u *unitReport) report() Unit {
 	return r
 }
 
-// judge says what is wrong with one volume.
-func (r *Unit) judge(v volume, asked bool) {
-	fail := func(format string, args ...any) { r.Failures = append(r.Failures, fmt.Sprintf(format, args...)) }
-	warn := func(format string, args ...any) { r.Warnings = append(r.Warnings, fmt.Sprintf(format, args...)) }
+// judge adds what is wrong with one volume, and what should be known of it.
+func (r *Unit) judge(v volume, u *unitReport) {
 	switch {
 	case v.err != nil:
-		fail("%v", v.err)
-	case v.verdict.Obstacle != nil:
-		fail("%v", v.verdict.Obstacle)
-	case v.verdict.Fails:
-		mend := ""
-		if v.claim.Status.Phase != corev1.ClaimBound {
-			mend = fmt.Sprintf("; bind or delete it, or leave it out by a volume policy with the condition pvcPhase: [%s] and action skip", v.claim.Status.Phase)
+		r.Failures = append(r.Failures, v.err.Error())
+	case v.Obstacle != nil:
+		r.Failures = append(r.Failures, v.Obstacle.Error())
+	case v.Refusal != nil && !u.asked: // else it is why the unit is not frozen
+		r.Failures = append(r.Failures, v.Refusal.Error())
+	}
+	for _, finding := range v.Findings(u.asked || !u.whole.InUse(v.Claim.Name)) {
+		switch finding.Level {
+		case logrus.ErrorLevel:
+			r.Failures = append(r.Failures, finding.Text)
+		case logrus.WarnLevel:
+			r.Warnings = append(r.Warnings, finding.Text)
+		default:
+			r.Notes = append(r.Notes, finding.Text)
 		}
-		fail("claim %s: Velero's own snapshot of it fails: %s%s", v.name(), v.verdict.Reason, mend)
-	}
-	if v.verdict.Warning != "" {
-		warn("claim %s: %s", v.name(), v.verdict.Warning)
-	}
-	switch {
-	case v.classErr != nil && v.verdict.Path == selection.Velero && v.taken == "":
-		warn("claim %s: whether Velero takes the right VolumeSnapshotClass is not known: %v", v.name(), v.classErr)
-	case v.classErr != nil && v.verdict.Path == selection.Velero:
-		warn("claim %s: Velero takes VolumeSnapshotClass %s, although %v", v.name(), v.taken, v.classErr)
-	case v.classErr != nil && !asked:
-		fail("%v", v.classErr)
-	case v.verdict.Path == selection.Velero && v.mend != "":
-		warn("claim %s: Velero takes VolumeSnapshotClass %s and not %s, which it should by the %s; annotate the claim with %s",
-			v.name(), v.taken, v.choice.Class.Name, v.choice.Reason, v.mend)
-	}
-}
-
-// judgeExport says what is wrong with a volume's snapshot by the profile of its
-// driver, and what stays beside its export. quiet tells that the volume is
-// quiesced, or not in use.
-func (r *Unit) judgeExport(v volume, quiet bool) {
-	if err := export.Suits(v.driver, v.volume, quiet); err != nil {
-		r.Failures = append(r.Failures, err.Error())
-	}
-	switch {
-	case v.policyErr != nil:
-		r.Failures = append(r.Failures, v.policyErr.Error())
-	case v.policy.Keep && v.verdict.Path == selection.Velero:
-		r.Warnings = append(r.Warnings, fmt.Sprintf("claim %s: no local snapshot is kept beside the export, which the %s asks for: Velero takes the snapshot of this volume; hand it to Stillpoint by a volume policy",
-			v.name(), v.policy.Reason))
-	case v.policy.Keep:
-		r.Notes = append(r.Notes, fmt.Sprintf("A second snapshot of claim %s is kept beside the export: %s.", v.name(), v.policy.Reason))
 	}
 }
 
@@ -384,13 +333,13 @@ func (r *Unit) judgeFreeze(u *unitReport) {
 	for _, v := range u.volumes {
 		switch {
 		case !v.snapshotted():
-		case v.classErr == nil || u.path == selection.Velero:
+		case v.Refusal == nil:
 			taken++
 		case lax:
-			r.Failures = append(r.Failures, v.classErr.Error())
+			r.Failures = append(r.Failures, v.Refusal.Error())
 			fallthrough
 		default:
-			cause = cmp.Or(cause, v.classErr)
+			cause = cmp.Or(cause, v.Refusal)
 		}
 	}
 	switch {
@@ -462,43 +411,37 @@ func commands(steps []*render.Step, mask render.Masker) []Command {
 
 func (v volume) report() Volume {
 	r := Volume{
-		Claim: v.claim.Name, PersistentVolume: v.claim.Spec.VolumeName,
+		Claim: v.Claim.Name, PersistentVolume: v.Claim.Spec.VolumeName,
 		AccessModes:  []string{},
-		VolumeMode:   string(ptr.Deref(v.claim.Spec.VolumeMode, corev1.PersistentVolumeFilesystem)),
-		StorageClass: ptr.Deref(v.claim.Spec.StorageClassName, ""),
-		Path:         PathNone, Reason: v.verdict.Reason,
+		VolumeMode:   string(ptr.Deref(v.Claim.Spec.VolumeMode, corev1.PersistentVolumeFilesystem)),
+		StorageClass: ptr.Deref(v.Claim.Spec.StorageClassName, ""),
+		Path:         PathNone, Reason: v.Reason,
 	}
-	for _, mode := range v.claim.Spec.AccessModes {
+	for _, mode := range v.Claim.Spec.AccessModes {
 		r.AccessModes = append(r.AccessModes, string(mode))
 	}
-	size, ok := v.claim.Status.Capacity[corev1.ResourceStorage]
+	size, ok := v.Claim.Status.Capacity[corev1.ResourceStorage]
 	if !ok {
-		size, ok = v.claim.Spec.Resources.Requests[corev1.ResourceStorage]
+		size, ok = v.Claim.Spec.Resources.Requests[corev1.ResourceStorage]
 	}
 	if ok {
 		r.Size = size.String()
 	}
-	if v.volume != nil && v.volume.Spec.CSI != nil {
-		r.Driver = v.volume.Spec.CSI.Driver
+	if v.Volume != nil && v.Volume.Spec.CSI != nil {
+		r.Driver = v.Volume.Spec.CSI.Driver
 	}
-	switch {
-	case v.err != nil:
-		r.Reason = v.err.Error()
+	switch v.Path {
+	case decision.None:
 		return r
-	case v.verdict.Path == selection.None:
-		return r
-	case v.verdict.Path == selection.Group:
+	case decision.Group:
 		r.Path = PathGroup
-	case v.verdict.Path == selection.Velero:
-		r.Path = PathBracket
-	case v.verdict.Path == selection.Snapshotter:
-		r.Path, r.Location = PathSnapshotter, v.verdict.Location.Name
+	case decision.Around:
+		r.Path = PathAround
+	case decision.Location:
+		r.Path, r.Location = PathSnapshotter, v.Location.Name
 	}
-	switch {
-	case r.Path == PathBracket && v.taken != v.choice.Class.Name:
-		r.SnapshotClass, r.SnapshotClassReason = v.taken, "Velero's own choice"
-	case v.choice.Class.Name != "":
-		r.SnapshotClass, r.SnapshotClassReason = v.choice.Class.Name, v.choice.Reason
+	if v.Class != "" {
+		r.SnapshotClass, r.SnapshotClassReason = v.Class, v.ClassReason
 	}
 	return r
 }

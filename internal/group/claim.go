@@ -90,7 +90,7 @@ func (g *group) answer(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 // provisions a new one, which needs a StorageClass and accepts no selector.
 func (g *group) provisionable(ctx context.Context, claim *corev1.PersistentVolumeClaim) {
 	claim.Spec.Selector = nil
-	class, reason, err := g.selection.StorageClass(ctx, claim)
+	class, reason, err := g.decisions.StorageClass(ctx, claim)
 	switch {
 	case err != nil:
 		g.log.Warnf("The snapshot of a claim cannot be restored as things are: claim %s/%s: %v", claim.Namespace, claim.Name, err)

@@ -57,8 +57,13 @@ func (r *run) settle(ctx context.Context) error {
 func (r *run) tellLost(ctx context.Context, there []snapshotv1.VolumeSnapshot) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for claim, g := range r.groups {
-		m := g.members[claim.Name]
+	for _, g := range r.groups {
+		r.tellLostOf(ctx, g, there)
+	}
+}
+
+func (r *run) tellLostOf(ctx context.Context, g *group, there []snapshotv1.VolumeSnapshot) {
+	for _, m := range g.members {
 		vs, _ := m.answered.Load().(*snapshotv1.VolumeSnapshot)
 		if vs == nil || slices.ContainsFunc(there, func(found snapshotv1.VolumeSnapshot) bool {
 			return found.UID == vs.UID && found.Annotations[velerov1.VolumeSnapshotHandleAnnotation] != ""
@@ -67,7 +72,7 @@ func (r *run) tellLost(ctx context.Context, there []snapshotv1.VolumeSnapshot) {
 		}
 		content, err := snapshot.ContentOf(ctx, r.clients.Snapshots, vs)
 		if err == nil && (content == nil || content.Labels[velerov1.BackupNameLabel] == "") {
-			r.log.Errorf("Claim %s cannot be restored from this backup: VolumeSnapshot %s was deleted before Velero backed it up", claim, vs.Name)
+			r.log.Errorf("Claim %s/%s cannot be restored from this backup: VolumeSnapshot %s was deleted before Velero backed it up", vs.Namespace, m.claim.Name, vs.Name)
 		}
 	}
 }

@@ -19,11 +19,9 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"stillpoint.io/stillpoint/internal/api"
-	"stillpoint.io/stillpoint/internal/config"
-	"stillpoint.io/stillpoint/internal/export"
+	"stillpoint.io/stillpoint/internal/decision"
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/snapshot"
-	"stillpoint.io/stillpoint/internal/snapshotclass"
 	"stillpoint.io/stillpoint/internal/unit"
 	"stillpoint.io/stillpoint/internal/velero"
 )
@@ -39,7 +37,8 @@ const (
 // group is the volumes that are snapshotted together.
 type group struct {
 	*run
-	quiesce *unit.Unit
+	unit    *decision.Unit
+	quiesce *unit.Unit // of the unit
 	log     logrus.FieldLogger
 
 	start   sync.Once
@@ -50,13 +49,12 @@ type group struct {
 // member is one volume of a group.
 type member struct {
 	claim    *corev1.PersistentVolumeClaim
+	decision *decision.Decision
 	snapshot *snapshotv1.VolumeSnapshot // as it is to be created
 	// kept is a second snapshot, to stay beside the first one's export; nil where
 	// none is wanted, or none could be taken.
 	kept   *snapshotv1.VolumeSnapshot
 	failed error // why there is no first one
-	// unquiesced is why a first one would be worth nothing that was not quiesced.
-	unquiesced error
 	// created is when the snapshots were asked for, deadline when csiSnapshotTimeout
 	// has passed.
 	created, deadline time.Time
@@ -75,16 +73,17 @@ func (m *member) key() types.NamespacedName { return keyOfSnapshot(m.snapshot) }
 
 func (m *member) keptKey() types.NamespacedName { return keyOfSnapshot(m.kept) }
 
-func newGroup(r *run, of *unit.Unit) *group {
-	return &group{
-		run: r, quiesce: of,
-		log:     r.log.WithField("workload", of.Name()),
+func newGroup(r *run, unit *decision.Unit) *group {
+	g := &group{
+		run: r, unit: unit, quiesce: unit.Quiesce,
+		log:     r.log.WithField("workload", unit.Quiesce.Name()),
 		members: map[string]*member{},
 	}
-}
-
-func (g *group) add(claim *corev1.PersistentVolumeClaim) {
-	g.members[claim.Name] = &member{claim: claim}
+	for i := range g.quiesce.Claims {
+		claim := &g.quiesce.Claims[i]
+		g.members[claim.Name] = &member{claim: claim, decision: unit.Of(claim.Name)}
+	}
+	return g
 }
 
 // claims are the names of the members, in the order of the alphabet.
@@ -100,13 +99,8 @@ func (g *group) claims() []string {
 // once takes the snapshots on the first call; later ones wait for it.
 func (g *group) once(ctx context.Context) {
 	g.start.Do(func() {
-		if g.failed == nil {
-			g.failed = g.take(ctx)
-		} else if g.quiesce.OnError == unit.Continue {
-			g.reporter.Failed(ctx, g.log, g.quiesce, g.failed, g.backup.Name)
-			g.failed = g.takeUnfrozen(ctx)
-		}
-		if g.failed == nil {
+		decision.Log(g.log, logrus.InfoLevel, g.unit.Findings())
+		if g.failed = g.take(ctx); g.failed == nil {
 			g.secureAll(ctx)
 		}
 	})
@@ -115,7 +109,7 @@ func (g *group) once(ctx context.Context) {
 // take takes all snapshots of the group. An error means that none is left; one
 // that concerns a single volume is kept there.
 func (g *group) take(ctx context.Context) error {
-	if !g.quiesce.Quiesced() {
+	if !g.unit.Quiesced() {
 		return g.takeUnfrozen(ctx)
 	}
 	err := g.takeFrozen(ctx)
@@ -139,11 +133,11 @@ func (g *group) takeUnfrozen(ctx context.Context) error {
 	return nil
 }
 
-// refuseUnquiesced gives up the volumes whose snapshots would be worth nothing.
+// refuseUnquiesced gives up the volumes whose snapshots are unusable without a freeze.
 func (g *group) refuseUnquiesced() {
-	for _, m := range g.members {
+	for name, m := range g.members {
 		if m.failed == nil {
-			m.failed = m.unquiesced
+			m.failed = g.unit.Unquiesced(name)
 		}
 	}
 }
@@ -157,62 +151,30 @@ func (g *group) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	settings, err := g.classes.Settings(ctx)
-	if err != nil {
-		return err
-	}
 	for _, name := range g.claims() {
-		m := g.members[name]
-		if m.snapshot != nil || m.failed != nil {
-			continue
+		if m := g.members[name]; m.snapshot == nil && m.failed == nil {
+			g.execute(m, installation)
 		}
-		volume, err := g.selection.Volume(ctx, m.claim)
-		if err != nil {
-			m.failed = err
-			continue
-		}
-		input, err := g.classes.Input(ctx, m.claim, volume.Spec.CSI.Driver, g.backup)
-		if err != nil {
-			return err
-		}
-		choice, err := snapshotclass.Choose(input)
-		if err != nil {
-			m.failed = err
-			continue
-		}
-		g.log.Infof("Claim %s/%s: VolumeSnapshotClass %s: %s", m.claim.Namespace, name, choice.Class.Name, choice.Reason)
-		m.snapshot = snapshot.New(installation, g.backup, m.claim, choice.Class.Name, choice.Reason, settings.ExcludesLabel)
-		m.failed = g.profile(m, settings, volume, &choice.Class)
 	}
 	return nil
 }
 
-// profile applies what is known of the volume's driver and what is to become of
-// its snapshots after an export. Its error is why the volume has no snapshot.
-func (g *group) profile(m *member, settings *config.Config, volume *corev1.PersistentVolume, class *snapshotv1.VolumeSnapshotClass) error {
-	driver := settings.Driver(volume.Spec.CSI.Driver)
-	if err := export.Suits(driver, volume, true); err != nil {
-		return err
+// execute makes the VolumeSnapshots that a decision asks for, which are created later.
+func (g *group) execute(m *member, installation string) {
+	d, name := m.decision, m.claim.Namespace+"/"+m.claim.Name
+	if m.failed = d.Refusal; m.failed != nil {
+		return
 	}
-	m.unquiesced = export.Suits(driver, volume, !g.quiesce.InUse(m.claim.Name))
-	exported := driver.Exported(class.Parameters)
-	m.snapshot.Annotations[api.AnnotationExported] = strconv.FormatBool(exported)
-	if !boolptr.IsSetToTrue(g.backup.Spec.SnapshotMoveData) {
-		return nil
+	g.log.Infof("Claim %s: VolumeSnapshotClass %s: %s", name, d.Class, d.ClassReason)
+	m.snapshot = snapshot.New(installation, g.backup, m.claim, d.Class, d.ClassReason, d.ExcludesLabel)
+	m.snapshot.Annotations[api.AnnotationExported] = strconv.FormatBool(d.Exported)
+	if d.Exported && boolptr.IsSetToTrue(g.backup.Spec.SnapshotMoveData) {
+		g.log.Infof("Claim %s: its driver %s exports snapshots of VolumeSnapshotClass %s by itself, and the data mover exports this one again; a class that does not is enough",
+			name, d.Volume.Spec.CSI.Driver, d.Class)
 	}
-	if exported {
-		g.log.Infof("Claim %s/%s: its driver %s exports snapshots of VolumeSnapshotClass %s by itself, and the data mover exports this one again; a class that does not is enough",
-			m.claim.Namespace, m.claim.Name, driver.Name, class.Name)
+	if d.Keep.Second {
+		m.kept = snapshot.Kept(m.snapshot, g.backup, m.claim, d.Keep.Last)
 	}
-	policy, err := export.PolicyOf(settings.LocalSnapshots, m.claim, driver.Name, g.backup)
-	if err != nil {
-		return err
-	}
-	if policy.Keep {
-		m.kept = snapshot.Kept(m.snapshot, g.backup, m.claim, policy.Last)
-		g.log.Infof("Claim %s/%s: a second snapshot is kept beside the export: %s", m.claim.Namespace, m.claim.Name, policy.Reason)
-	}
-	return nil
 }
 
 // create creates all VolumeSnapshots side by side.
@@ -262,6 +224,9 @@ func (g *group) adopt(ctx context.Context) {
 
 // takeFrozen takes the snapshots of one moment.
 func (g *group) takeFrozen(ctx context.Context) error {
+	if g.unit.Refusal != nil {
+		return g.refuse(ctx, g.unit.Refusal)
+	}
 	earlier, err := g.earlier(ctx)
 	if err != nil {
 		return g.refuse(ctx, err)
@@ -271,11 +236,6 @@ func (g *group) takeFrozen(ctx context.Context) error {
 	}
 	if err := g.prepare(ctx); err != nil {
 		return g.refuse(ctx, err)
-	}
-	for _, name := range g.claims() {
-		if err := g.members[name].failed; err != nil {
-			return g.refuse(ctx, err)
-		}
 	}
 	if earlier != nil {
 		g.log.Infof("Going on from the snapshots that an earlier plugin process took of %s", g.quiesce.Name())

@@ -15,11 +15,7 @@ import (
 
 // upload creates the DataUpload of a snapshot, as Velero's own action does.
 func (g *group) upload(ctx context.Context, claim *corev1.PersistentVolumeClaim, vs *snapshotv1.VolumeSnapshot) (*velerov2alpha1.DataUpload, error) {
-	volume, err := g.selection.Volume(ctx, claim)
-	if err != nil {
-		return nil, err
-	}
-	upload := velero.NewDataUpload(g.backup, claim, vs, volume.Spec.CSI.Driver)
+	upload := velero.NewDataUpload(g.backup, claim, vs, g.members[claim.Name].decision.Volume.Spec.CSI.Driver)
 	if vs.Status != nil && vs.Status.BoundVolumeSnapshotContentName != nil {
 		upload.Annotations = map[string]string{api.AnnotationContent: *vs.Status.BoundVolumeSnapshotContentName}
 	}

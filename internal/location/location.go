@@ -25,7 +25,7 @@ var ErrInconsistent = errors.New("the snapshot is not consistent")
 
 // Request is one snapshot that Velero has asked for.
 type Request struct {
-	Volume *corev1.PersistentVolume
+	Claim  *corev1.PersistentVolumeClaim // as it is in the cluster
 	Backup *velerov1.Backup
 	// Take takes the snapshot, and returns when its point in time is past. patience is
 	// how long it may bear with errors of the storage that may pass: an application
@@ -34,9 +34,6 @@ type Request struct {
 	// Taken names a snapshot of one of these claims that this backup has already,
 	// "" for none: of a plugin process that has died since.
 	Taken func(ctx context.Context, claims []corev1.PersistentVolumeClaim) (string, error)
-	// Unquiesced is why the snapshot of a volume in use would be worth nothing without
-	// a freeze; nil where it is worth something.
-	Unquiesced error
 	// Failed is why the snapshot cannot even be tried: then nothing is taken, and
 	// what is frozen for it is thawed.
 	Failed error

@@ -13,7 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
-	"stillpoint.io/stillpoint/internal/location/csi"
+	"stillpoint.io/stillpoint/internal/location/csi/spec"
 	"stillpoint.io/stillpoint/internal/location/externalstorage"
 	"stillpoint.io/stillpoint/internal/velero"
 )
@@ -21,7 +21,7 @@ import (
 // providers are Stillpoint's VolumeSnapshotters, and how they choose their volumes
 // by a location's config.
 var providers = map[string]func(config map[string]string, volume *corev1.PersistentVolume) (bool, error){
-	csi.Provider:             csi.Takes,
+	spec.Provider:            spec.Takes,
 	externalstorage.Provider: externalstorage.Takes,
 }
 

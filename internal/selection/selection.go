@@ -53,6 +53,8 @@ type Verdict struct {
 	Location *velerov1.VolumeSnapshotLocation
 	// Reason says why nobody takes a snapshot.
 	Reason string
+	// Excluded reports that the backup's filters are the reason.
+	Excluded bool
 	// Fails tells that Velero's own action ends with an error for that reason,
 	// and drops the claim from the backup.
 	Fails bool
@@ -95,7 +97,9 @@ func New(client crclient.Client, csi bool, backup *velerov1.Backup) *Selection {
 // nobody snapshots would stop an application for nothing.
 func (s *Selection) Of(ctx context.Context, claim *corev1.PersistentVolumeClaim) (Verdict, error) {
 	if reason, err := s.selects(ctx, claim); reason != "" || err != nil {
-		return none(reason), err
+		verdict := none(reason)
+		verdict.Excluded = reason != ""
+		return verdict, err
 	}
 	return s.OfIncluded(ctx, claim)
 }

@@ -316,7 +316,7 @@ func TestSnapshots(t *testing.T) {
 			}
 			// Velero calls for the volume, too, unless a list of kinds lacks it.
 			assert.Equal(t, name == "claims named", verdict.Uncalled != nil)
-			verdict.Uncalled = nil
+			verdict.Uncalled, verdict.Excluded = nil, false
 			assert.Equal(t, want, verdict)
 		})
 	}
@@ -511,7 +511,7 @@ func TestOfIncluded(t *testing.T) {
 	s.backup.Spec.LabelSelector = app("web")
 	verdict, err := s.selection(t).Of(t.Context(), s.claim)
 	require.NoError(t, err)
-	assert.Equal(t, Verdict{Path: None, Reason: notSelected}, verdict)
+	assert.Equal(t, Verdict{Path: None, Reason: notSelected, Excluded: true}, verdict)
 	verdict, err = s.selection(t).OfIncluded(t.Context(), s.claim)
 	require.NoError(t, err)
 	assert.Equal(t, Verdict{Path: Group}, verdict)

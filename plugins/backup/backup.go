@@ -1,6 +1,6 @@
 // Package backup holds the actions that Velero calls while it backs up. They
-// convert and pass on; what is done stands in package group, for volumes that a
-// volume policy hands to Stillpoint, and in package bracket for all others.
+// convert, have package decision decide, and pass the decision on to its executor:
+// package group, around or location.
 package backup
 
 import (
@@ -19,17 +19,17 @@ import (
 	"k8s.io/utils/clock"
 
 	"stillpoint.io/stillpoint/internal/api"
-	"stillpoint.io/stillpoint/internal/bracket"
+	"stillpoint.io/stillpoint/internal/around"
 	"stillpoint.io/stillpoint/internal/cleanup"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/decision"
 	"stillpoint.io/stillpoint/internal/group"
 	"stillpoint.io/stillpoint/internal/location/csi"
 	"stillpoint.io/stillpoint/internal/location/externalstorage"
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/restore"
 	"stillpoint.io/stillpoint/internal/selection"
-	"stillpoint.io/stillpoint/internal/snapshotclass"
 	"stillpoint.io/stillpoint/internal/unit"
 	"stillpoint.io/stillpoint/internal/upload"
 	velerofacts "stillpoint.io/stillpoint/internal/velero"
@@ -46,19 +46,19 @@ const askLimit = time.Minute
 // Shared is what the actions of one process have in common: a freeze begins in
 // one action's call and ends in another's.
 type Shared struct {
-	csi     func() bool
-	once    sync.Once
-	err     error
-	bracket *bracket.Bracket
-	groups  *group.Groups
-	tracker *upload.Tracker
-	classes *snapshotclass.Catalogue
-	clients *cluster.Clients
-	settler *csi.Settler
-	cleaner *cleanup.Cleaner
-	undoer  *quiesce.Undoer
-	tidied  sync.Once
-	leaver  *restore.Leaver
+	csi       func() bool
+	once      sync.Once
+	err       error
+	decisions *decision.Decisions
+	freezes   *around.Freezes
+	groups    *group.Groups
+	tracker   *upload.Tracker
+	clients   *cluster.Clients
+	settler   *csi.Settler
+	cleaner   *cleanup.Cleaner
+	undoer    *quiesce.Undoer
+	tidied    sync.Once
+	leaver    *restore.Leaver
 }
 
 // NewShared returns a Shared. csi is asked when the first action is made; only
@@ -74,17 +74,18 @@ func (s *Shared) connect(log logrus.FieldLogger) error {
 		}
 		clock := clock.RealClock{}
 		namespaces := unit.NewNamespaces(clients, clock, log)
-		classes := snapshotclass.NewCatalogue(clients, clock)
+		server := decision.Server{CSI: s.csi(), Poll: velerofacts.PollInterval()} // a plugin inherits the server's environment
+		s.decisions = decision.New(clients, namespaces, server, clock)
 		reporter := quiesce.NewReporter(clients.Kube)
-		s.bracket = bracket.New(clients, namespaces, classes, reporter, s.csi(), log)
+		s.freezes = around.New(clients, namespaces, s.decisions, reporter, log)
 		s.tracker = upload.NewTracker(clients, clock, log)
-		s.clients, s.classes, s.settler = clients, classes, csi.NewSettler(clients)
-		s.groups = group.New(clients, namespaces, classes, reporter, s.csi(), log)
+		s.clients, s.settler = clients, csi.NewSettler(clients)
+		s.groups = group.New(clients, namespaces, s.decisions, reporter, log)
 		settings := func(ctx context.Context) (*config.Config, error) {
 			return config.Load(ctx, clients.Kube, clients.VeleroNamespace)
 		}
 		s.cleaner = cleanup.New(clients, clock)
-		s.leaver = &restore.Leaver{Settings: classes.Settings, Log: log, Select: func(backup *velerov1.Backup) *selection.Selection {
+		s.leaver = &restore.Leaver{Settings: s.decisions.Settings, Log: log, Select: func(backup *velerov1.Backup) *selection.Selection {
 			return selection.New(clients.Remembered, s.csi(), backup)
 		}}
 		s.undoer = quiesce.NewUndoer(clients, settings, clock)
@@ -113,7 +114,7 @@ func (s *Shared) Locations(log logrus.FieldLogger) (any, error) {
 	if err := s.connect(log); err != nil {
 		return nil, err
 	}
-	return snapshotter.New(csi.New(s.clients, s.bracket, s.classes, log)), nil
+	return snapshotter.New(csi.New(s.clients, s.freezes, s.decisions, log)), nil
 }
 
 // ExternalLocations makes the VolumeSnapshotter for the snapshot API before CSI's.
@@ -121,7 +122,7 @@ func (s *Shared) ExternalLocations(log logrus.FieldLogger) (any, error) {
 	if err := s.connect(log); err != nil {
 		return nil, err
 	}
-	return snapshotter.New(externalstorage.New(s.clients, s.bracket, log)), nil
+	return snapshotter.New(externalstorage.New(s.clients, s.freezes, log)), nil
 }
 
 type volumeAction struct{ *Shared }
@@ -139,7 +140,7 @@ func (a *volumeAction) Execute(item runtime.Unstructured, backup *velerov1.Backu
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
 	defer cancel()
-	if err := a.bracket.Volume(ctx, volume, backup); err != nil {
+	if err := a.freezes.Volume(ctx, volume, backup); err != nil {
 		return nil, nil, err
 	}
 	return item, nil, nil
@@ -187,30 +188,38 @@ func (a *claimAction) Execute(item runtime.Unstructured, backup *velerov1.Backup
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
 	defer cancel()
-	answer, err := a.groups.Claim(ctx, claim, backup)
+	d, err := a.decisions.For(backup).Called(ctx, claim)
 	if err != nil {
 		return nil, nil, "", nil, err
 	}
-	if answer == nil {
-		if err := a.bracket.Claim(ctx, claim, backup); err != nil {
-			return nil, nil, "", nil, err
-		}
-		if velerofacts.Finalizing(backup) {
-			return item, nil, "", nil, nil
-		}
-		unstructured.RemoveNestedField(item.UnstructuredContent(), "metadata", "annotations", api.AnnotationLevel) // an earlier backup's
-		if level := a.bracket.Level(claim, backup); level != "" {
-			_ = unstructured.SetNestedField(item.UnstructuredContent(), level, "metadata", "annotations", api.AnnotationLevel)
-		}
-		a.leave(ctx, item.UnstructuredContent(), backup)
-		return item, nil, a.follow(ctx, claim, backup), nil, nil
+	if d.Path != decision.Group {
+		return a.beside(ctx, d, item, claim, backup)
 	}
+	decision.Log(a.log, logrus.InfoLevel, d.Findings(true))
+	answer := a.groups.Claim(ctx, d, claim, backup)
 	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(answer.Claim)
 	if err != nil {
 		return nil, nil, "", nil, fmt.Errorf("stillpoint: convert claim %s/%s: %w", claim.Namespace, claim.Name, err)
 	}
 	a.leave(ctx, content, backup)
 	return &unstructured.Unstructured{Object: content}, answer.Additional, answer.Operation, answer.Update, nil
+}
+
+// beside is Execute for a claim of which Stillpoint takes no group snapshot: Velero has
+// taken a snapshot by now, or nothing takes one.
+func (a *claimAction) beside(ctx context.Context, d *decision.Decision, item runtime.Unstructured, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (runtime.Unstructured, []velero.ResourceIdentifier, string, []velero.ResourceIdentifier, error) {
+	if velerofacts.Finalizing(backup) {
+		return item, nil, "", nil, nil
+	}
+	if err := a.freezes.Claim(ctx, d, claim, backup); err != nil {
+		return nil, nil, "", nil, err
+	}
+	unstructured.RemoveNestedField(item.UnstructuredContent(), "metadata", "annotations", api.AnnotationLevel) // an earlier backup's
+	if level := a.freezes.Level(claim, backup); level != "" {
+		_ = unstructured.SetNestedField(item.UnstructuredContent(), level, "metadata", "annotations", api.AnnotationLevel)
+	}
+	a.leave(ctx, item.UnstructuredContent(), backup)
+	return item, nil, a.follow(ctx, claim, backup), nil, nil
 }
 
 // leave works on a claim for the sake of its restore. The claim stays in the backup
@@ -278,13 +287,13 @@ func (a *podsAction) GetRelatedItems(item runtime.Unstructured, backup *velerov1
 		if err := convert(item, claim); err != nil {
 			return nil, err
 		}
-		return a.bracket.RelatedToClaim(ctx, claim, backup), nil
+		return a.freezes.RelatedToClaim(ctx, claim, backup), nil
 	}
 	pod := &corev1.Pod{}
 	if err := convert(item, pod); err != nil {
 		return nil, err
 	}
-	return a.bracket.Related(ctx, pod, backup), nil
+	return a.freezes.Related(ctx, pod, backup), nil
 }
 
 func convert(item runtime.Unstructured, into any) error {

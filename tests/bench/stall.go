@@ -12,7 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"stillpoint.io/stillpoint/internal/location/csi"
+	"stillpoint.io/stillpoint/internal/location/csi/spec"
 	"stillpoint.io/stillpoint/tests/cluster"
 	"stillpoint.io/stillpoint/tests/cluster/bed"
 	"stillpoint.io/stillpoint/tests/stage"
@@ -152,7 +152,7 @@ func (b *bench) throughLocation(ctx context.Context, into []series) error {
 func snapshotLocation() *velerov1.VolumeSnapshotLocation {
 	return &velerov1.VolumeSnapshotLocation{
 		ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: "bench", Labels: ours},
-		Spec:       velerov1.VolumeSnapshotLocationSpec{Provider: csi.Provider},
+		Spec:       velerov1.VolumeSnapshotLocationSpec{Provider: spec.Provider},
 	}
 }
 

@@ -90,6 +90,6 @@ func TestCheckForetellsTheBackup(t *testing.T) {
 	require.NoError(t, json.Unmarshal([]byte(document), &report))
 	require.Len(t, report.Units, 1)
 	for _, volume := range report.Units[0].Volumes {
-		assert.Equal(t, check.PathBracket, volume.Path)
+		assert.Equal(t, check.PathAround, volume.Path)
 	}
 }

@@ -34,10 +34,11 @@ import (
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/internal/api"
-	"stillpoint.io/stillpoint/internal/bracket"
+	"stillpoint.io/stillpoint/internal/around"
 	"stillpoint.io/stillpoint/internal/cleanup"
 	stillpoint "stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/decision"
 	"stillpoint.io/stillpoint/internal/group"
 	"stillpoint.io/stillpoint/internal/journal"
 	"stillpoint.io/stillpoint/internal/location/csi"
@@ -47,7 +48,6 @@ import (
 	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/restore"
 	"stillpoint.io/stillpoint/internal/snapshot"
-	"stillpoint.io/stillpoint/internal/snapshotclass"
 	"stillpoint.io/stillpoint/internal/unit"
 	"stillpoint.io/stillpoint/internal/upload"
 	"stillpoint.io/stillpoint/internal/workload"
@@ -55,24 +55,26 @@ import (
 	"stillpoint.io/stillpoint/tests/cluster"
 )
 
-// deploy/rbac.yaml is enough: bracket, groups, check and restore run here as a
+// deploy/rbac.yaml is enough: around, group, check and restore run here as a
 // service account that has these rights and no others, with the test in the
 // place of Velero.
 func TestRightsOfDeploySuffice(t *testing.T) {
 	c := connect(t)
 	clients, log, said := restricted(t, c)
 	namespaces := unit.NewNamespaces(clients, clock.RealClock{}, log)
-	classes := snapshotclass.NewCatalogue(clients, clock.RealClock{})
 	reporter := quiesce.NewReporter(clients.Kube)
 	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze", "stillpoint.io/quiesce-timeout": "5s"}})
 	defer a.unretain()
-	t.Run("bracket", func(t *testing.T) {
-		bracketRights(t, c, a, bracket.New(clients, namespaces, classes, reporter, true, log), said)
+	decisions := decision.New(clients, namespaces, decision.Server{CSI: true, Poll: time.Second}, clock.RealClock{})
+	t.Run("around", func(t *testing.T) {
+		aroundRights(t, c, a, aroundProcess{around.New(clients, namespaces, decisions, reporter, log), decisions}, said)
 	})
 	a.deploy("grouped", shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}, volumes: 3})
 	t.Run("groups", func(t *testing.T) {
-		groupRights(t, c, a, func() *group.Groups {
-			return group.New(clients, unit.NewNamespaces(clients, clock.RealClock{}, log), classes, reporter, true, log)
+		groupRights(t, c, a, func() groupProcess {
+			namespaces := unit.NewNamespaces(clients, clock.RealClock{}, log)
+			decisions := decision.New(clients, namespaces, decision.Server{CSI: true, Poll: time.Second}, clock.RealClock{})
+			return groupProcess{group.New(clients, namespaces, decisions, reporter, log), decisions}
 		}, upload.NewTracker(clients, clock.RealClock{}, log), said)
 	})
 	t.Run("check", func(t *testing.T) {
@@ -299,12 +301,13 @@ func TestRightsThatAreSwitchedOn(t *testing.T) {
 		undone = a.release(clients, owed)
 		require.NoError(t, undone.Left)
 	})
-	classes := snapshotclass.NewCatalogue(clients, clock.RealClock{})
-	quiescer := bracket.New(clients, unit.NewNamespaces(clients, clock.RealClock{}, log), classes, quiesce.NewReporter(clients.Kube), false, log)
+	namespaces := unit.NewNamespaces(clients, clock.RealClock{}, log)
+	decisions := decision.New(clients, namespaces, decision.Server{}, clock.RealClock{})
+	quiescer := around.New(clients, namespaces, decisions, quiesce.NewReporter(clients.Kube), log)
 	t.Run("location of stillpoint.io/csi", func(t *testing.T) {
 		a.kubectl("annotate", "deployment/app", "stillpoint.io/quiesce=fsfreeze")
 		settler := csi.NewSettler(clients)
-		locationRights(t, a, "stillpoint.io/csi", csi.New(clients, quiescer, classes, log), "app-data0", func(claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) {
+		locationRights(t, a, "stillpoint.io/csi", csi.New(clients, quiescer, decisions, log), "app-data0", func(claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) {
 			operation, err := settler.Operation(t.Context(), claim, backup)
 			require.NoError(t, err)
 			require.Eventually(t, func() bool {
@@ -378,7 +381,34 @@ func locationRights(t *testing.T, a *app, of string, provider snapshotter.Provid
 	noTraces(t, a.c)
 }
 
-func bracketRights(t *testing.T, c *cluster.Cluster, a *app, b *bracket.Bracket, said *bytes.Buffer) {
+// aroundProcess and groupProcess call an executor as the plugin does.
+type aroundProcess struct {
+	*around.Freezes
+	decisions *decision.Decisions
+}
+
+func (p aroundProcess) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) error {
+	d, err := p.decisions.For(backup).Called(ctx, claim)
+	if err != nil {
+		return err
+	}
+	return p.Freezes.Claim(ctx, d, claim, backup)
+}
+
+type groupProcess struct {
+	*group.Groups
+	decisions *decision.Decisions
+}
+
+func (p groupProcess) Claim(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (*group.Answer, error) {
+	d, err := p.decisions.For(backup).Called(ctx, claim)
+	if err != nil {
+		return nil, err
+	}
+	return p.Groups.Claim(ctx, d, claim, backup), nil
+}
+
+func aroundRights(t *testing.T, c *cluster.Cluster, a *app, b aroundProcess, said *bytes.Buffer) {
 	t.Helper()
 	name := "e2e-" + rand.String(5)
 	claim, err := c.Client().CoreV1().PersistentVolumeClaims(a.namespace).Get(t.Context(), "app-data0", metav1.GetOptions{})
@@ -439,7 +469,7 @@ func bracketRights(t *testing.T, c *cluster.Cluster, a *app, b *bracket.Bracket,
 
 // groupRights takes a group in one process, goes on in a second one and clears
 // up in a third, as after two deaths of the plugin.
-func groupRights(t *testing.T, c *cluster.Cluster, a *app, process func() *group.Groups, tracker *upload.Tracker, said *bytes.Buffer) {
+func groupRights(t *testing.T, c *cluster.Cluster, a *app, process func() groupProcess, tracker *upload.Tracker, said *bytes.Buffer) {
 	t.Helper()
 	claim := func(i int) *corev1.PersistentVolumeClaim {
 		found, err := c.Client().CoreV1().PersistentVolumeClaims(a.namespace).Get(t.Context(), fmt.Sprintf("grouped-data%d", i), metav1.GetOptions{})

@@ -15,7 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/uuid"
 
-	"stillpoint.io/stillpoint/internal/location/csi"
+	"stillpoint.io/stillpoint/internal/location/csi/spec"
 	"stillpoint.io/stillpoint/plugins/backup"
 	"stillpoint.io/stillpoint/plugins/check"
 	"stillpoint.io/stillpoint/plugins/command"
@@ -117,7 +117,7 @@ func (b *Bed) Locating(config map[string]string) *Locating {
 }
 
 // Provider is the VolumeSnapshotter's name in a VolumeSnapshotLocation.
-const Provider = csi.Provider
+const Provider = spec.Provider
 
 // Command runs one of the plugin's commands (check, sweep, thaw) with arguments,
 // and returns its exit code and what it prints to standard output and to standard

@@ -8,7 +8,7 @@ import (
 
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 
-	"stillpoint.io/stillpoint/internal/location/csi"
+	"stillpoint.io/stillpoint/internal/location/csi/spec"
 	"stillpoint.io/stillpoint/tests/cluster"
 	"stillpoint.io/stillpoint/tests/stage"
 )
@@ -90,7 +90,7 @@ func throughLocation(ctx context.Context, s *stage.Stage, config string) error {
 	if err := s.AwaitRollout(ctx, cluster.VeleroNamespace, "velero"); err != nil {
 		return err
 	}
-	return s.Run(ctx, "velero", "snapshot-location", "create", location, "--provider", csi.Provider, "--config", config)
+	return s.Run(ctx, "velero", "snapshot-location", "create", location, "--provider", spec.Provider, "--config", config)
 }
 
 // relocate restores it in the second cluster, by the handle and the maps, and

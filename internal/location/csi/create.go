@@ -16,10 +16,9 @@ import (
 	"k8s.io/utils/ptr"
 
 	"stillpoint.io/stillpoint/internal/api"
-	"stillpoint.io/stillpoint/internal/export"
 	"stillpoint.io/stillpoint/internal/location"
+	"stillpoint.io/stillpoint/internal/location/csi/spec"
 	"stillpoint.io/stillpoint/internal/snapshot"
-	"stillpoint.io/stillpoint/internal/snapshotclass"
 )
 
 // removalLimit is how long it may take to delete a snapshot that is of no use.
@@ -38,9 +37,9 @@ func (s *Snapshotter) Create(ctx context.Context, id string, tags map[string]str
 	}
 	taken, err := s.prepare(ctx, subject, tags)
 	if err != nil {
-		return "", s.quiescer.Around(ctx, location.Request{Volume: subject.Volume, Backup: subject.Backup, Failed: err})
+		return "", s.quiescer.Around(ctx, location.Request{Claim: subject.Claim, Backup: subject.Backup, Failed: err})
 	}
-	shot := location.Request{Volume: subject.Volume, Backup: subject.Backup, Take: taken.take, Taken: taken.earlier, Unquiesced: taken.unquiesced}
+	shot := location.Request{Claim: subject.Claim, Backup: subject.Backup, Take: taken.take, Taken: taken.earlier}
 	if err := s.quiescer.Around(ctx, shot); err != nil {
 		if !taken.begun {
 			return "", err
@@ -60,7 +59,6 @@ type taking struct {
 	snapshot     *snapshotv1.VolumeSnapshot
 	timeout      time.Duration
 	exported     bool
-	unquiesced   error
 
 	begun bool
 }
@@ -71,32 +69,20 @@ func (s *Snapshotter) prepare(ctx context.Context, subject *location.Subject, ta
 	if err != nil {
 		return nil, err
 	}
-	driver := subject.Volume.Spec.CSI.Driver
-	input, err := s.classes.Input(ctx, subject.Claim, driver, subject.Backup)
+	options := s.settings()
+	d, err := s.decisions.For(subject.Backup).Requested(ctx, subject.Claim, options.Classes)
 	if err != nil {
 		return nil, err
 	}
-	options := s.settings()
-	input.Location = options.classes
-	choice, err := snapshotclass.Choose(input)
-	if err != nil {
-		return nil, err
+	if d.Refusal != nil {
+		return nil, d.Refusal
 	}
 	claim := subject.Claim
-	s.log.Infof("Claim %s/%s: VolumeSnapshotClass %s: %s", claim.Namespace, claim.Name, choice.Class.Name, choice.Reason)
-	settings, err := s.classes.Settings(ctx)
-	if err != nil {
-		return nil, err
-	}
-	profile := settings.Driver(driver)
-	if err := export.Suits(profile, subject.Volume, true); err != nil {
-		return nil, err
-	}
+	s.log.Infof("Claim %s/%s: VolumeSnapshotClass %s: %s", claim.Namespace, claim.Name, d.Class, d.ClassReason)
 	t := &taking{
 		Snapshotter: s, Subject: subject, follower: s.follower(subject.Backup), installation: installation,
-		snapshot: snapshot.New(installation, subject.Backup, claim, choice.Class.Name, choice.Reason, settings.ExcludesLabel),
-		timeout:  options.cutLimit(subject.Backup), exported: profile.Exported(choice.Class.Parameters),
-		unquiesced: export.Suits(profile, subject.Volume, false),
+		snapshot: snapshot.New(installation, subject.Backup, claim, d.Class, d.ClassReason, d.ExcludesLabel),
+		timeout:  options.CutLimit(subject.Backup), exported: d.Exported,
 	}
 	maps.Copy(t.snapshot.Annotations, tags)
 	t.snapshot.Annotations[api.AnnotationExported] = fmt.Sprint(t.exported)
@@ -213,7 +199,7 @@ func (t *taking) identity(ctx context.Context) (string, error) {
 	if err := i.validate(); err != nil {
 		return "", err
 	}
-	return location.EncodeID(Provider, i)
+	return location.EncodeID(spec.Provider, i)
 }
 
 // secure has the snapshot stay when its objects go, and notes on them that the

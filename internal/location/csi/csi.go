@@ -25,22 +25,23 @@ import (
 	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
+	"stillpoint.io/stillpoint/internal/decision"
 	"stillpoint.io/stillpoint/internal/location"
+	"stillpoint.io/stillpoint/internal/location/csi/spec"
 	"stillpoint.io/stillpoint/internal/snapshot"
-	"stillpoint.io/stillpoint/internal/snapshotclass"
 )
 
 // Snapshotter is one location's. It is safe for concurrent use once it is
 // configured.
 type Snapshotter struct {
-	clients  *cluster.Clients
-	quiescer location.Quiescer
-	classes  *snapshotclass.Catalogue
-	promoter *location.Promoter
-	log      logrus.FieldLogger
+	clients   *cluster.Clients
+	quiescer  location.Quiescer
+	decisions *decision.Decisions
+	promoter  *location.Promoter
+	log       logrus.FieldLogger
 
 	mu      sync.Mutex
-	options *options
+	options *spec.Spec
 	// followers are those of the backups that this process serves.
 	followers map[types.UID]*snapshot.Follower
 	// storageClasses are those of the volumes that Velero has asked for, by their ids.
@@ -50,9 +51,9 @@ type Snapshotter struct {
 }
 
 // New returns a Snapshotter, which Init has to configure.
-func New(clients *cluster.Clients, quiescer location.Quiescer, classes *snapshotclass.Catalogue, log logrus.FieldLogger) *Snapshotter {
+func New(clients *cluster.Clients, quiescer location.Quiescer, decisions *decision.Decisions, log logrus.FieldLogger) *Snapshotter {
 	return &Snapshotter{
-		clients: clients, quiescer: quiescer, classes: classes, log: log,
+		clients: clients, quiescer: quiescer, decisions: decisions, log: log,
 		promoter: location.NewPromoter(clients, log), promoted: map[string]*corev1.PersistentVolume{},
 		followers: map[types.UID]*snapshot.Follower{}, storageClasses: map[string]string{},
 	}
@@ -60,7 +61,7 @@ func New(clients *cluster.Clients, quiescer location.Quiescer, classes *snapshot
 
 // Init takes the config of a location.
 func (s *Snapshotter) Init(config map[string]string) error {
-	options, err := decode(config)
+	options, err := spec.Decode(config)
 	if err != nil {
 		return err
 	}
@@ -70,7 +71,7 @@ func (s *Snapshotter) Init(config map[string]string) error {
 	return nil
 }
 
-func (s *Snapshotter) settings() *options {
+func (s *Snapshotter) settings() *spec.Spec {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.options
@@ -79,8 +80,8 @@ func (s *Snapshotter) settings() *options {
 // VolumeID is how Velero knows a volume: driver/handle, "" for one that this
 // location leaves to others.
 func (s *Snapshotter) VolumeID(_ context.Context, volume *corev1.PersistentVolume) (string, error) {
-	if why := s.settings().takes(volume); why != "" {
-		s.log.Infof("PersistentVolume %s is not for provider %s: %s", volume.Name, Provider, why)
+	if why := s.settings().LeavesOut(volume); why != "" {
+		s.log.Infof("PersistentVolume %s is not for provider %s: %s", volume.Name, spec.Provider, why)
 		return "", nil
 	}
 	s.mu.Lock()
@@ -142,14 +143,14 @@ func (i identity) validate() error {
 	}
 	if len(missing) > 0 {
 		slices.Sort(missing)
-		return fmt.Errorf("a snapshot id of provider %s has no %s", Provider, strings.Join(missing, " and no "))
+		return fmt.Errorf("a snapshot id of provider %s has no %s", spec.Provider, strings.Join(missing, " and no "))
 	}
 	return nil
 }
 
 func decodeID(id string) (identity, error) {
 	var i identity
-	if err := location.DecodeID(Provider, id, &i); err != nil {
+	if err := location.DecodeID(spec.Provider, id, &i); err != nil {
 		return i, err
 	}
 	return i, i.validate()
@@ -194,7 +195,7 @@ func (s *Snapshotter) Delete(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.settings().limit())
+	ctx, cancel := context.WithTimeout(ctx, s.settings().Limit())
 	defer cancel()
 	installation, err := s.clients.Installation(ctx)
 	if err != nil {
@@ -204,7 +205,7 @@ func (s *Snapshotter) Delete(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	settings, err := s.classes.Settings(ctx)
+	settings, err := s.decisions.Settings(ctx)
 	if _, unknown := s.knows(ctx, i.Driver); config.Unusable(err) && unknown == nil {
 		settings, err = config.Default(s.clients.VeleroNamespace), nil // the cluster has the driver, and needs no map
 	}

@@ -8,6 +8,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"stillpoint.io/stillpoint/internal/location/csi/spec"
 )
 
 func TestTakes(t *testing.T) {
@@ -33,17 +35,17 @@ func TestTakes(t *testing.T) {
 		"released":       {nil, volume(func(v *corev1.PersistentVolume) { v.Status.Phase = corev1.VolumeReleased }), "it is not bound to a claim"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l, err := decode(test.config)
+			l, err := spec.Decode(test.config)
 			require.NoError(t, err)
-			why := l.takes(test.volume)
+			why := l.LeavesOut(test.volume)
 			assert.Contains(t, why, test.why)
 			assert.Equal(t, test.why == "", why == "")
-			takes, err := Takes(test.config, test.volume)
+			takes, err := spec.Takes(test.config, test.volume)
 			require.NoError(t, err)
 			assert.Equal(t, test.why == "", takes)
 		})
 	}
-	_, err := Takes(map[string]string{"driver": "a"}, volume(as))
+	_, err := spec.Takes(map[string]string{"driver": "a"}, volume(as))
 	require.ErrorContains(t, err, "key driver: there is no such key")
 
 	driver, handle, err := handleOf(idOf(volume(as)))

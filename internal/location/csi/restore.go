@@ -35,7 +35,7 @@ func (s *Snapshotter) Restore(ctx context.Context, id, zone string) (string, err
 	if err != nil {
 		return "", err
 	}
-	timeout := s.settings().limit()
+	timeout := s.settings().Limit()
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("it took longer than the location's timeout, %s", timeout))
 	defer cancel()
 	volume, err := s.restore(ctx, i, zone)
@@ -53,7 +53,7 @@ func (s *Snapshotter) restore(ctx context.Context, i identity, zone string) (*co
 	if err != nil {
 		return nil, err
 	}
-	settings, err := s.classes.Settings(ctx)
+	settings, err := s.decisions.Settings(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -143,12 +143,12 @@ func (s *Snapshotter) Create(ctx context.Context, volumeID string, tags map[stri
 	}
 	installation, err := s.clients.Installation(ctx)
 	if err != nil {
-		return "", s.quiescer.Around(ctx, location.Request{Volume: subject.Volume, Backup: subject.Backup, Failed: err})
+		return "", s.quiescer.Around(ctx, location.Request{Claim: subject.Claim, Backup: subject.Backup, Failed: err})
 	}
 	s.tidy(ctx, subject.Backup, installation)
 
 	t := newTaking(s, installation, subject, tags)
-	err = s.quiescer.Around(ctx, location.Request{Volume: subject.Volume, Backup: subject.Backup, Take: t.take, Taken: t.taken})
+	err = s.quiescer.Around(ctx, location.Request{Claim: subject.Claim, Backup: subject.Backup, Take: t.take, Taken: t.taken})
 	var home *Identity
 	if err == nil {
 		home, err = t.rehome(ctx)

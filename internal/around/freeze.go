@@ -1,4 +1,4 @@
-package bracket
+package around
 
 import (
 	"context"
@@ -16,10 +16,10 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
+	"stillpoint.io/stillpoint/internal/decision"
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/snapshot"
 	"stillpoint.io/stillpoint/internal/unit"
-	"stillpoint.io/stillpoint/internal/velero"
 )
 
 const (
@@ -46,8 +46,9 @@ const (
 // freeze is one group of volumes, from the first call for one of its claims to
 // the thaw.
 type freeze struct {
-	bracket *Bracket
-	group   *unit.Unit
+	freezes *Freezes
+	unit    *decision.Unit
+	group   *unit.Unit // of the unit
 	backup  *velerov1.Backup
 	log     logrus.FieldLogger
 
@@ -75,10 +76,10 @@ type freeze struct {
 	moved chan struct{}
 }
 
-func newFreeze(b *Bracket, group *unit.Unit, backup *velerov1.Backup) *freeze {
+func newFreeze(b *Freezes, unit *decision.Unit, backup *velerov1.Backup) *freeze {
 	return &freeze{
-		bracket: b, group: group, backup: backup,
-		log:    b.log.WithFields(logrus.Fields{"workload": group.Name()}),
+		freezes: b, unit: unit, group: unit.Quiesce, backup: backup, failed: unit.Refusal,
+		log:    b.log.WithField("workload", unit.Quiesce.Name()),
 		over:   make(chan struct{}),
 		stages: map[string]stage{},
 		seen:   map[string]map[string]bool{},
@@ -107,12 +108,13 @@ func (f *freeze) once(ctx context.Context, begin func() error) {
 			f.stages[claim.Name] = waiting
 		}
 		f.mu.Unlock()
+		decision.Log(f.log, logrus.InfoLevel, f.unit.Findings())
 		if f.failed == nil {
 			f.failed = begin()
 		}
 		if f.failed != nil {
 			close(f.over)
-			f.bracket.reporter.Failed(ctx, f.log, f.group, f.failed, f.backup.Name)
+			f.freezes.reporter.Failed(ctx, f.log, f.group, f.failed, f.backup.Name)
 		}
 	})
 }
@@ -130,9 +132,6 @@ func (f *freeze) missed(ctx context.Context, claim *corev1.PersistentVolumeClaim
 
 // begin does everything that can be done before the freeze, and freezes.
 func (f *freeze) begin(ctx context.Context) error {
-	if err := volumeGroup(f.group.Claims, f.backup); err != nil {
-		return err
-	}
 	started := time.Now()
 	if f.backup.Status.StartTimestamp != nil {
 		started = f.backup.Status.StartTimestamp.Time
@@ -141,7 +140,7 @@ func (f *freeze) begin(ctx context.Context) error {
 	if err != nil || plan.Empty() {
 		return err
 	}
-	if err := tooMany(len(f.group.Claims), velero.PollInterval(), plan.QuiesceTimeout); err != nil {
+	if err := f.unit.Outlasts(plan.QuiesceTimeout); err != nil {
 		return err
 	}
 	if err := f.findTwin(ctx); err != nil {
@@ -151,7 +150,7 @@ func (f *freeze) begin(ctx context.Context) error {
 		return err
 	}
 	watching, stop := context.WithCancel(context.WithoutCancel(ctx))
-	events, err := snapshot.Watch(watching, f.bracket.clients.Snapshots, f.group.Claims[0].Namespace, f.backup)
+	events, err := snapshot.Watch(watching, f.freezes.clients.Snapshots, f.group.Claims[0].Namespace, f.backup)
 	if err != nil {
 		stop()
 		return err
@@ -169,7 +168,7 @@ func (f *freeze) begin(ctx context.Context) error {
 
 // plan makes the plan of the freeze, and what it is carried out with.
 func (f *freeze) plan(ctx context.Context) (*quiesce.Planner, *quiesce.Plan, error) {
-	planner, err := quiesce.NewPlanner(ctx, f.bracket.clients, f.bracket.executor, f.log.Warnf)
+	planner, err := quiesce.NewPlanner(ctx, f.freezes.clients, f.freezes.executor, f.log.Warnf)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -180,14 +179,14 @@ func (f *freeze) plan(ctx context.Context) (*quiesce.Planner, *quiesce.Plan, err
 // freeze carries the plan out.
 func (f *freeze) freeze(ctx context.Context, planner *quiesce.Planner, plan *quiesce.Plan) (err error) {
 	f.unfrozen = plan.Unfrozen
-	f.session, err = f.bracket.reporter.Freeze(ctx, planner.Tools, plan, f.group, f.log, f.backup.Name)
+	f.session, err = f.freezes.reporter.Freeze(ctx, planner.Tools, plan, f.group, f.log, f.backup.Name)
 	return err
 }
 
 // interrupted recognizes that an earlier process of this backup has begun with
 // this group and died: what is left could not be of the same moment.
 func (f *freeze) interrupted(ctx context.Context, started time.Time) error {
-	list, err := snapshot.List(ctx, f.bracket.clients.Snapshots, f.group.Claims[0].Namespace, snapshot.OfBackup(f.backup.Name).String())
+	list, err := snapshot.List(ctx, f.freezes.clients.Snapshots, f.group.Claims[0].Namespace, snapshot.OfBackup(f.backup.Name).String())
 	if err != nil {
 		return err
 	}
@@ -209,7 +208,7 @@ func (f *freeze) interrupted(ctx context.Context, started time.Time) error {
 // look, it is only found out afterwards that a thaw was for another's snapshot.
 func (f *freeze) findTwin(ctx context.Context) error {
 	backups := &velerov1.BackupList{}
-	err := f.bracket.clients.Objects.List(ctx, backups, crclient.MatchingFields{"metadata.name": f.backup.Name})
+	err := f.freezes.clients.Objects.List(ctx, backups, crclient.MatchingFields{"metadata.name": f.backup.Name})
 	if err != nil && !apierrors.IsForbidden(err) {
 		return fmt.Errorf("list the Backups of the name %s: %w", f.backup.Name, err)
 	}
@@ -299,7 +298,7 @@ func (f *freeze) patience() (limit time.Duration, awaited string) {
 		return creationLimit, next
 	case all != "":
 		// Velero has to notice the cut of the one before.
-		return creationLimit + velero.PollInterval(), all
+		return creationLimit + f.unit.Poll(), all
 	}
 	return 0, ""
 }
@@ -347,7 +346,7 @@ func (f *freeze) hold(ctx context.Context, events <-chan snapshot.Event) {
 		}
 		break
 	}
-	f.bracket.reporter.Thawed(ctx, f.log, f.group, f.session.Report(), f.backup.Name)
+	f.freezes.reporter.Thawed(ctx, f.log, f.group, f.session.Report(), f.backup.Name)
 	f.settle(ctx)
 }
 
@@ -443,7 +442,7 @@ func (f *freeze) await(claim string) {
 // VolumeSnapshot with what it stands for, or the upload that reads from it.
 func (f *freeze) discard(ctx context.Context, claim *corev1.PersistentVolumeClaim) {
 	uploads := &velerov2alpha1.DataUploadList{}
-	err := f.bracket.clients.Objects.List(ctx, uploads, crclient.InNamespace(f.backup.Namespace), crclient.MatchingLabels{
+	err := f.freezes.clients.Objects.List(ctx, uploads, crclient.InNamespace(f.backup.Namespace), crclient.MatchingLabels{
 		velerov1.BackupUIDLabel: string(f.backup.UID), velerov1.PVCUIDLabel: string(claim.UID),
 	})
 	if err != nil {
@@ -453,7 +452,7 @@ func (f *freeze) discard(ctx context.Context, claim *corev1.PersistentVolumeClai
 		upload := &uploads.Items[i]
 		before := upload.DeepCopy()
 		upload.Spec.Cancel = true
-		if err := f.bracket.clients.Objects.Patch(ctx, upload, crclient.MergeFrom(before)); err != nil {
+		if err := f.freezes.clients.Objects.Patch(ctx, upload, crclient.MergeFrom(before)); err != nil {
 			f.log.Errorf("Cancel DataUpload %s: %v", upload.Name, err)
 		}
 	}
@@ -462,7 +461,7 @@ func (f *freeze) discard(ctx context.Context, claim *corev1.PersistentVolumeClai
 	}
 	ctx, cancel := context.WithTimeout(ctx, removalLimit)
 	defer cancel()
-	if err := snapshot.DeleteAll(ctx, f.bracket.clients.Snapshots, f.targets(claim)...); err != nil {
+	if err := snapshot.DeleteAll(ctx, f.freezes.clients.Snapshots, f.targets(claim)...); err != nil {
 		f.log.Errorf("%v", err)
 	}
 }
