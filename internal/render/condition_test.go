@@ -15,7 +15,7 @@ func TestConditions(t *testing.T) {
 	for _, test := range []struct{ function, condition, want, err string }{
 		{"Wait", `{{ if eq "{ $.status.phase }" "Running" }}true{{ else }}false{{ end }}`, "true", ""},
 		{"Wait", `{{ if and (eq {$.status.ready} 2) (eq "{ $.status.list[?(@.type=='Ready')].status }" "True") }} true {{ end }}`, "true", ""},
-		{"Wait", `{{ if eq "{ $.status.nope }" "x" }}true{{ end }}`, "", "{ $.status.nope } is not there"},
+		{"Wait", `{{ if eq "{ $.status.nope }" "x" }}true{{ end }}`, "", "{ $.status.nope } does not exist"},
 		{"Wait", `{{ if eq "{ $.status.phase }" "Gone" | not }}{{ "tru" | printf "%se" }}{{ end }}`, "true", ""},
 		{"Wait", `{{ env "HOME" }}`, "", "the condition fails on the object as it is now"},
 		{"WaitV2", `{{ eq .status.phase "Running" }}`, "true", ""},

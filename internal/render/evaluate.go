@@ -11,6 +11,7 @@ import (
 	"os"
 	"reflect"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"text/template"
@@ -18,6 +19,8 @@ import (
 
 	"k8s.io/client-go/util/jsonpath"
 	kjson "sigs.k8s.io/json"
+
+	"stillpoint.io/stillpoint/internal/blueprint"
 )
 
 const (
@@ -28,34 +31,33 @@ const (
 	maxStack = 64 << 20
 )
 
-// question is a template to be rendered.
+// question is a template to render.
 type question struct {
 	Source string
 	// Data is what the template sees.
 	Data *data
-	// Nonce is given where marks stand for values in the text.
+	// Nonce, if set, asks for marks in place of the values in the text.
 	Nonce string
-	// Condition is a function, Wait or WaitV2, whose condition the template is, over
-	// Object. Where that is nil the template is only parsed.
+	// Condition is WaitFunction or WaitV2Function if the template is a condition over
+	// Object. Without Object it is only parsed.
 	Condition string
 	Object    map[string]any
 }
 
-// answer is what a template gave.
+// answer is what a template was rendered to.
 type answer struct {
 	Text   []byte // JSON would change a string that is not valid UTF-8
 	Values []marked
-	// Needs is what the template asked for that is not known yet.
+	// Needs is what the template asks for and what is not known yet.
 	Needs string
 	Error string
 }
 
-// Serve is the subcommand Command: it renders what it reads, and ends
-// with its input. It returns the exit code.
+// Serve is the subcommand Command: it answers the questions that it reads until its
+// input ends, and returns the exit code.
 //
-// Nothing can interrupt a template, and nothing within it bounds its memory, so this
-// process is the bound: the other end kills it. Where the kernel runs out of memory
-// it takes this process first.
+// Nothing can interrupt a template or limit its memory from within the process, so the
+// parent kills this process. If the kernel runs out of memory it kills this one first.
 func Serve(in io.Reader, out io.Writer) int {
 	debug.SetMaxStack(maxStack)
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0) // best effort
@@ -64,7 +66,7 @@ func Serve(in io.Reader, out io.Writer) int {
 		for decoder := json.NewDecoder(in); ; {
 			var body json.RawMessage
 			if decoder.Decode(&body) != nil {
-				os.Exit(0) // even during a template: the plugin no longer waits for it
+				os.Exit(0) // even during a template: the parent no longer waits for it
 			}
 			questions <- body
 		}
@@ -90,7 +92,7 @@ func Serve(in io.Reader, out io.Writer) int {
 type evaluation struct {
 	question
 	scope *scope
-	// wants is what the template has asked for in vain.
+	// wants is what the template asked for and what is not known yet.
 	wants wants
 	marks *marks
 }
@@ -111,7 +113,7 @@ func (e *evaluation) reply() (answer, error) {
 	var out limited
 	err = parsed.Execute(&out, e.scope)
 	if missing := e.wants.first; missing != "" {
-		if err := e.certain(parsed.Root); err != nil {
+		if err := e.lookAhead(parsed.Root); err != nil {
 			return answer{}, e.explain(err)
 		}
 		return answer{Needs: missing}, nil
@@ -126,8 +128,7 @@ func (e *evaluation) reply() (answer, error) {
 	return reply, nil
 }
 
-// parse parses the source, such that a mark stands for each value in the text where
-// marks are wanted.
+// parse parses the source. If marks are set, they replace the values in the text.
 func (e *evaluation) parse(missingKey string, functions template.FuncMap) (*template.Template, error) {
 	parsed := template.New(templateName).Option("missingkey=" + missingKey).Funcs(functions)
 	if e.marks != nil {
@@ -135,11 +136,11 @@ func (e *evaluation) parse(missingKey string, functions template.FuncMap) (*temp
 	}
 	parsed, err := parsed.Parse(e.Source)
 	if err != nil {
-		// Nothing has been evaluated, so there is no value in it.
+		// Nothing has been evaluated, so the error holds no value.
 		return nil, fmt.Errorf("template line %s", strings.TrimPrefix(err.Error(), "template: "+templateName+":"))
 	}
 	if e.marks != nil {
-		visit(parsed, showValues)
+		change(parsed, showValues)
 	}
 	return parsed, nil
 }
@@ -154,42 +155,101 @@ func (l *limited) Write(p []byte) (int, error) {
 	return l.Builder.Write(p)
 }
 
-// visit calls do for each node of all templates that were parsed.
-func visit(parsed *template.Template, do func(tree.Node)) {
-	var nodes func(...tree.Node)
-	nodes = func(all ...tree.Node) {
-		for _, at := range all {
-			if reflect.ValueOf(at).IsNil() { // as of a branch without else
-				continue
+// walk calls do for nodes and for what they contain, unless do returns false.
+func walk(do func(tree.Node) bool, nodes ...tree.Node) {
+	for _, node := range nodes {
+		if reflect.ValueOf(node).IsNil() || !do(node) { // a branch without else is nil
+			continue
+		}
+		switch n := node.(type) {
+		case *tree.ListNode:
+			walk(do, n.Nodes...)
+		case *tree.PipeNode:
+			for _, command := range n.Cmds {
+				walk(do, command)
 			}
-			do(at)
-			switch n := at.(type) {
-			case *tree.ListNode:
-				nodes(n.Nodes...)
-			case *tree.PipeNode:
-				for _, command := range n.Cmds {
-					nodes(command.Args...)
-				}
-			case *tree.ActionNode:
-				nodes(n.Pipe)
-			case *tree.ChainNode:
-				nodes(n.Node)
-			case *tree.TemplateNode:
-				nodes(n.Pipe)
-			case *tree.IfNode:
-				nodes(n.Pipe, n.List, n.ElseList)
-			case *tree.WithNode:
-				nodes(n.Pipe, n.List, n.ElseList)
-			case *tree.RangeNode:
-				nodes(n.Pipe, n.List, n.ElseList)
-			}
+		case *tree.CommandNode:
+			walk(do, n.Args...)
+		case *tree.ActionNode:
+			walk(do, n.Pipe)
+		case *tree.ChainNode:
+			walk(do, n.Node)
+		case *tree.TemplateNode:
+			walk(do, n.Pipe)
+		case *tree.IfNode:
+			walk(do, n.Pipe, n.List, n.ElseList)
+		case *tree.WithNode:
+			walk(do, n.Pipe, n.List, n.ElseList)
+		case *tree.RangeNode:
+			walk(do, n.Pipe, n.List, n.ElseList)
 		}
 	}
+}
+
+// change calls do for each node of all templates that were parsed.
+func change(parsed *template.Template, do func(tree.Node)) {
 	for _, each := range parsed.Templates() {
 		if each.Tree != nil {
-			nodes(each.Root)
+			walk(func(node tree.Node) bool { do(node); return true }, each.Root)
 		}
 	}
+}
+
+// lookAhead finds mistakes behind the place where a template stopped because it asked
+// for something that is not known yet: it evaluates each parameter alone that the
+// template asks for in any case. Mistakes inside a branch, or where the dot is another
+// one, appear when the template is rendered.
+func (e *evaluation) lookAhead(root *tree.ListNode) (err error) {
+	walk(func(node tree.Node) bool {
+		var path []string
+		switch n := node.(type) {
+		case *tree.ListNode:
+			return n == root
+		case *tree.CommandNode:
+			// These stop at the first argument that decides.
+			if name, ok := n.Args[0].(*tree.IdentifierNode); ok && (name.Ident == "and" || name.Ident == "or") {
+				n.Args = n.Args[:min(len(n.Args), 2)]
+			}
+		case *tree.FieldNode:
+			path = n.Ident
+		case *tree.VariableNode:
+			if n.Ident[0] == "$" {
+				path = n.Ident[1:]
+			}
+		}
+		if err == nil && len(path) > 0 {
+			err = e.lookUp(path)
+		}
+		return err == nil
+	}, root)
+	return err
+}
+
+// lookUp returns an error if a path from the top can never be evaluated.
+func (e *evaluation) lookUp(path []string) error {
+	if len(path) > 3 && path[0] == "ArtifactsIn" && path[2] == "KeyValue" {
+		name, key := path[1], path[3]
+		keys := e.Data.Declared[name].KeyValue
+		if _, ok := keys[key]; !ok && keys != nil {
+			return refusal(fmt.Sprintf("artifact %s has no key %q; the keys are: %s", name, key, blueprint.List(slices.Collect(maps.Keys(keys)))))
+		}
+	}
+	e.wants = wants{}
+	err := e.evaluate("{{ with ."+strings.Join(path, ".")+" }}{{ end }}", nil)
+	var later pending
+	if e.wants.first != "" || errors.As(err, &later) {
+		return nil
+	}
+	return err
+}
+
+// evaluate runs a template of our own over the same data.
+func (e *evaluation) evaluate(source string, functions template.FuncMap) error {
+	parsed, err := template.New(templateName).Option("missingkey=error").Funcs(functions).Parse(source)
+	if err != nil {
+		return err
+	}
+	return parsed.Execute(io.Discard, e.scope)
 }
 
 // condition renders a condition over an object. Its errors hold nothing of the
@@ -208,7 +268,7 @@ func (e *evaluation) condition() (string, error) {
 	}
 	// Paths in texts give texts.
 	fill := strings.NewReplacer(pairs...)
-	visit(parsed, func(node tree.Node) {
+	change(parsed, func(node tree.Node) {
 		switch n := node.(type) {
 		case *tree.TextNode:
 			n.Text = []byte(fill.Replace(string(n.Text)))
@@ -227,10 +287,10 @@ func (e *evaluation) condition() (string, error) {
 	return strings.TrimSpace(out.String()), nil
 }
 
-// paths puts a name in the place of each jsonpath of a condition. In a text it is
-// replaced when the condition has been parsed; elsewhere it is a function that
-// returns what the path finds. So a field of the object is data wherever it stands.
-// (With Kanister it becomes source of the template.)
+// paths replaces each jsonpath of a condition by a name. In a text, the value replaces
+// the name after the condition is parsed; elsewhere the name is a function that returns
+// the value. So a field of the object is always data. (In Kanister it becomes source of
+// the template.)
 func (e *evaluation) paths() (_ template.FuncMap, pairs []string, err error) {
 	functions, nonce := maps.Clone(textFuncs()), rand.Text()
 	e.Source = jsonPathInText.ReplaceAllStringFunc(e.Source, func(found string) string {
@@ -241,7 +301,7 @@ func (e *evaluation) paths() (_ template.FuncMap, pairs []string, err error) {
 		}
 		var value bytes.Buffer
 		if err == nil && e.Object != nil && path.Execute(&value, e.Object) != nil {
-			err = fmt.Errorf("%s is not there", found)
+			err = fmt.Errorf("%s does not exist", found)
 		}
 		name := fmt.Sprintf("path%s%dx", nonce, len(functions))
 		pairs = append(pairs, name, value.String())
@@ -251,8 +311,8 @@ func (e *evaluation) paths() (_ template.FuncMap, pairs []string, err error) {
 	return functions, pairs, err
 }
 
-// constant is a value as a template has it that is written there: a number, a
-// truth, or else a text.
+// constant converts a value as if it stood in the template: to a number, a boolean, or
+// else a text.
 func constant(text string) any {
 	whole, notWhole := strconv.Atoi(text)
 	number, notNumber := strconv.ParseFloat(text, 64)

@@ -8,18 +8,19 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"text/template"
 
 	"stillpoint.io/stillpoint/internal/blueprint"
 )
 
-// templateName is what text/template calls each of our templates in its
-// errors, where it is taken out again.
+// templateName names our templates in the errors of text/template, which explain
+// removes.
 const templateName = "text"
 
 var (
-	// executing splits an error of text/template. The node is cut at the
-	// first ">: ": what belongs to the node but lands in the message is text
-	// of the template, what belongs to the message never lands in the node.
+	// executing splits an error of text/template at the first ">: ". So the message
+	// may get a part of the node, which is text of the template, but the node gets
+	// no part of the message.
 	executing = regexp.MustCompile(`(?s)^template: ` + templateName + `:\d+:\d+: executing "[^"]*" at <(.*?)>: (.*)$`)
 
 	noKey      = regexp.MustCompile(`^(?:map has no entry for key|nil data; no entry for key) "(.*)"$`)
@@ -27,26 +28,26 @@ var (
 	nilPointer = regexp.MustCompile(`^nil pointer evaluating (.+)\.(\w+)$`)
 	calling    = regexp.MustCompile(`(?s)^error calling (\w+): (.*)$`)
 
-	// ownCalls are what showValues has put into a template.
+	// ownCalls are what showValues adds to a template.
 	ownCalls = regexp.MustCompile(`( \| )?_show( (true|false))?`)
 
-	// harmless are messages which hold names and types, and never a value.
+	// harmless are messages that hold names and types, but no value.
 	harmless = regexp.MustCompile(`^(wrong number of args for \w+: want (at least )?\d+ got \d+|` +
 		`wrong type for value; expected .+; got .+|invalid value; expected .+|` +
 		`nil is not a command|exceeded maximum template depth \(\d+\)|undefined variable: \$\w*|` +
 		`template "\w*" not defined|\w+ is not a method but has arguments|` +
 		`\w+ has arguments but cannot be invoked as function)$`)
 
-	// quiet are functions of text/template whose errors hold types and
-	// indexes only. (Those of eq and its kind print what they compared.)
+	// quiet are functions of text/template whose errors hold only types and
+	// indexes. (The errors of eq and other comparisons print the operands.)
 	quiet = []string{"index", "slice", "len"}
 )
 
-// explain says in the words of a blueprint's author why a template failed.
+// explain says in terms of the blueprint why a template failed.
 //
-// Messages of text/template and of sprig can quote the values that they failed
-// on. Where Secrets are in scope, only those are shown of which it is known
-// that they do not. The other process masks what is left.
+// Messages of text/template and of sprig can quote values. If Secrets are in scope,
+// explain shows only messages that are known to quote none. The parent process masks
+// the rest.
 func (e *evaluation) explain(err error) error {
 	var refused refusal
 	match := executing.FindStringSubmatch(err.Error())
@@ -87,8 +88,8 @@ func (e *evaluation) explain(err error) error {
 		return at("there is no field %q in a %s", m[1], strings.TrimSuffix(strings.TrimPrefix(strings.TrimPrefix(m[2], "*"), "render."), "Scope"))
 	}
 	if m := calling.FindStringSubmatch(message); m != nil {
-		// What stands in the template word for word (the text of `fail`)
-		// is the blueprint's and not a value.
+		// Text that stands in the template word for word, as that of `fail`, is
+		// no value.
 		if slices.Contains(quiet, m[1]) || strings.Contains(e.Source, m[2]) {
 			return at("%s: %s", m[1], m[2])
 		}
@@ -100,7 +101,7 @@ func (e *evaluation) explain(err error) error {
 	return e.withheld(node, message)
 }
 
-// withheld shows a message only while there are no Secrets that it could hold.
+// withheld shows a message only if there are no Secrets that it could quote.
 func (e *evaluation) withheld(node, message string) error {
 	if e.Data.Secretive {
 		what := "this"
@@ -115,11 +116,11 @@ func (e *evaluation) withheld(node, message string) error {
 	return fmt.Errorf("{{%s}}: %s", node, message)
 }
 
-// absent says what a nil stands for of which a template wanted a field.
+// absent says why a value is nil of which a template asked for a field.
 func (e *evaluation) absent(kind, field string) string {
 	switch kind {
 	case "*render.Profile":
-		return "there is no Kanister profile: a hook of a backup has none, and what it needs to know can be given as options"
+		return "there is no Kanister profile: a hook of a backup has none; pass what it needs as options"
 	case "interface {}":
 		return fmt.Sprintf("there is nothing to take %q from", field)
 	default:
@@ -128,44 +129,20 @@ func (e *evaluation) absent(kind, field string) string {
 	}
 }
 
-// keys lists the keys beside the missing one. It follows the node (such as
-// .Options.container) from the top and gives up where the node starts
-// elsewhere.
+// keys lists the keys beside the missing one, if the node is a path from the top such
+// as .Options.container.
 func (e *evaluation) keys(node, missing string) (string, bool) {
 	path := strings.Split(strings.TrimPrefix(node, "$"), ".")
-	if len(path) < 2 || path[0] != "" {
+	at := slices.Index(path, missing)
+	if at < 1 || path[0] != "" {
 		return "", false
 	}
-	at := reflect.ValueOf(e.scope)
-	for _, name := range path[1:] {
-		if at.Kind() == reflect.Pointer {
-			if method := at.MethodByName(name); method.IsValid() && method.Type().NumIn() == 0 {
-				at = method.Call(nil)[0]
-				continue
-			}
+	var names []string
+	err := e.evaluate("{{ keys $"+strings.Join(path[:at], ".")+" }}", template.FuncMap{"keys": func(of any) string {
+		for _, key := range reflect.ValueOf(of).MapKeys() {
+			names = append(names, key.String())
 		}
-		for at.Kind() == reflect.Pointer || at.Kind() == reflect.Interface {
-			at = at.Elem()
-		}
-		switch at.Kind() {
-		case reflect.Struct:
-			at = at.FieldByName(name)
-		case reflect.Map:
-			if at.Type().Key() != reflect.TypeFor[string]() {
-				return "", false
-			}
-			next := at.MapIndex(reflect.ValueOf(name))
-			if !next.IsValid() && name == missing {
-				var names []string
-				for _, key := range at.MapKeys() {
-					names = append(names, key.String())
-				}
-				return blueprint.List(names), true
-			}
-			at = next
-		default:
-			return "", false
-		}
-	}
-	return "", false
+		return ""
+	}})
+	return blueprint.List(names), err == nil
 }

@@ -69,14 +69,14 @@ func FuzzRender(f *testing.F) {
 		soon(t, func() {
 			run := r.newRendering(&blueprint.Blueprint{}, blueprint.Prehook, p, &secrecy{})
 			run.enter(0)
-			_, err := run.document(t.Context(), "spec", template)
+			_, err := run.Document(t.Context(), "spec", template)
 			_ = err // of any kind; what counts is that there is an end
 			for _, spec := range []string{
 				"a: {{ .Options.x }}\nb: c", "a: [{{ .Options.x }}, d]", "{a: {b: \"{{ .Options.x }}\"}}", "a: '{{ .Options.x }}'",
 				"a: |\n  {{ .Options.x | nindent 2 }}\nb: c", "a: >-\n  {{ .Options.x }}\n", "a: x{{ .Options.x }}{{ .Options.x }}", "a: {{ .Options.x | quote }}",
 				"{{ .Options.x | quote }}: b",
 			} {
-				object, err := run.document(t.Context(), "spec", spec)
+				object, err := run.Document(t.Context(), "spec", spec)
 				if err != nil {
 					continue
 				}
@@ -84,7 +84,7 @@ func FuzzRender(f *testing.F) {
 				meant.Options = map[string]string{"x": "x"}
 				other := *run
 				other.data = &meant
-				plain, err := other.document(t.Context(), "spec", spec)
+				plain, err := other.Document(t.Context(), "spec", spec)
 				require.NoError(t, err)
 				require.Equal(t, shape(plain), shape(object), "%s with %q", spec, value)
 			}

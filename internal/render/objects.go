@@ -25,7 +25,7 @@ func (r *rendering) fetch(ctx context.Context, as string, ref, source blueprint.
 	case ref.Namespace == "":
 		return errors.New("namespace is empty") // Kanister asks the API server, which finds nothing
 	}
-	if err := r.allow(ref.Namespace, ref.Namespace == source.Namespace && ref.Name == source.Name); err != nil {
+	if err := r.Allow(ref.Namespace, ref.Namespace == source.Namespace && ref.Name == source.Name); err != nil {
 		return err
 	}
 	if r.Kube == nil {

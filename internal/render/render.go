@@ -21,8 +21,8 @@ type Renderer struct {
 	// Kube reads the Secrets and ConfigMaps that phases name.
 	Kube kubernetes.Interface
 
-	// ConfineTo is the only namespace that calls, tasks and objects may name;
-	// "" lets a blueprint reach further, see Script.
+	// ConfineTo is the only namespace that calls, tasks and objects may name; ""
+	// means the limits that Script documents.
 	ConfineTo string
 }
 
@@ -38,25 +38,25 @@ type rendering struct {
 	data *data
 	// before are the phases of the action before this one.
 	before []*phase
-	// builtIn tells that an object without a name is one that no option names.
+	// builtIn allows objects without a name: recipes have them if an option is not set.
 	builtIn bool
 
-	// needs is the first thing that the phase at hand has asked for and that is
-	// not known yet.
+	// needs is the first thing that the current phase asks for and that is not known
+	// yet.
 	needs string
 }
 
 // secrecy is shared by the actions of a Script.
 type secrecy struct {
-	// masker knows the secret values in scope; secretive tells that there are
-	// Secrets, or outputs that could hold one, short and empty values included.
+	// masker knows the secret values in scope. secretive reports that there are
+	// Secrets, even with short or no values, or outputs that could quote one.
 	masker    Masker
 	secretive bool
 	// spent is how long templates have taken, of scriptLimit.
 	spent time.Duration
 }
 
-// learn takes the values of Secrets, and the bytes of one that has none counts.
+// learn adds the values of a Secret, which may have none.
 func (s *secrecy) learn(values [][]byte) {
 	s.masker = s.masker.Merge(NewMasker(values...))
 	s.secretive = true
@@ -68,7 +68,7 @@ type phase struct {
 	title string
 	data  *phaseData
 	step  *Step
-	// done tells that the phase has run. (Its outputs may be known before.)
+	// done reports that the phase has run. (Its outputs may be known before.)
 	done bool
 }
 
@@ -136,10 +136,9 @@ func (f Function) accept(args Args, complete bool) error {
 	return nil
 }
 
-// named fetches the objects of secretNames and configMapNames. With Kanister an
-// ActionSet says which objects these are. A hook has none, so that they are the
-// ones of that name beside the annotated object, or of the name that the option
-// secret.<name> or configmap.<name> gives.
+// named fetches the objects of secretNames and configMapNames. In Kanister an ActionSet
+// says which objects these are. A hook has none: it gets the objects of that name beside
+// the annotated object, or of the name in the option secret.<name> or configmap.<name>.
 func (r *rendering) named(ctx context.Context) error {
 	for _, names := range []struct {
 		field, kind, option string
@@ -171,7 +170,7 @@ func titleOf(p blueprint.Phase, i int) string {
 	return "phase " + p.Name
 }
 
-// enter makes the data that of phase i, or of what comes after the last one.
+// enter makes data that of phase i; len(phases) is after the last phase.
 func (r *rendering) enter(i int) {
 	r.data.Phases, r.data.DeferPhase = map[string]*phaseData{}, &phaseData{Fetched: true, Ran: true}
 	r.needs = ""
@@ -187,7 +186,7 @@ func (r *rendering) enter(i int) {
 	}
 }
 
-// render makes a step of phase i, or says in it what is needed first.
+// render completes the step of phase i, or sets what it needs first.
 func (r *rendering) render(ctx context.Context, i int) error {
 	phase := r.phases[i]
 	r.enter(i)
@@ -228,7 +227,7 @@ func (r *rendering) prepare(ctx context.Context, phase *phase) error {
 	return nil
 }
 
-// finish checks the args against the function, and makes its calls or its task.
+// finish checks the args, and makes the calls or the task of the function.
 func (r *rendering) finish(ctx context.Context, phase *phase, args Args) error {
 	function := r.Functions[phase.Func]
 	if err := function.accept(args, true); err != nil {
@@ -245,8 +244,7 @@ func (r *rendering) finish(ctx context.Context, phase *phase, args Args) error {
 	return nil
 }
 
-// objects fetches what the phase names and makes it visible to its args and to
-// all later phases.
+// objects fetches the objects of a phase for its args and for all later phases.
 func (r *rendering) objects(ctx context.Context, phase *phase) error {
 	into := phase.data
 	if into.Fetched {
@@ -255,7 +253,7 @@ func (r *rendering) objects(ctx context.Context, phase *phase) error {
 	into.Secrets, into.ConfigMaps = map[string]corev1.Secret{}, map[string]corev1.ConfigMap{}
 	for _, as := range slices.Sorted(maps.Keys(phase.ObjectRefs)) {
 		path, source := "objects."+as, phase.ObjectRefs[as]
-		ref, err := r.reference(ctx, path, source)
+		ref, err := r.Reference(ctx, path, source)
 		if err != nil {
 			return err
 		}
@@ -263,7 +261,7 @@ func (r *rendering) objects(ctx context.Context, phase *phase) error {
 			continue
 		}
 		if err := r.fetch(ctx, as, ref, source, into); err != nil {
-			// It holds rendered text.
+			// The error holds rendered text.
 			return r.masked(fmt.Errorf("%s: %w", path, err))
 		}
 	}
@@ -271,8 +269,8 @@ func (r *rendering) objects(ctx context.Context, phase *phase) error {
 	return nil
 }
 
-// reference renders the strings of a reference.
-func (r *rendering) reference(ctx context.Context, path string, ref blueprint.ObjectReference) (blueprint.ObjectReference, error) {
+// Reference renders the strings of a reference.
+func (r *rendering) Reference(ctx context.Context, path string, ref blueprint.ObjectReference) (blueprint.ObjectReference, error) {
 	fields := ref.Fields()
 	for _, name := range slices.Sorted(maps.Keys(fields)) {
 		text, err := r.text(ctx, path+"."+name, *fields[name])
@@ -284,14 +282,14 @@ func (r *rendering) reference(ctx context.Context, path string, ref blueprint.Ob
 	return ref, nil
 }
 
-// calls runs a function that makes calls, and checks what it wants to call.
+// calls returns the calls of a function, which must be within the confinement.
 func (r *rendering) calls(ctx context.Context, phase *phase, function Function, args Args) ([]Call, error) {
 	named, err := args.String("namespace")
 	if err != nil {
 		return nil, err
 	}
 	if named != "" {
-		if err := r.allow(named, phase.Args["namespace"] == named); err != nil {
+		if err := r.Allow(named, phase.Args["namespace"] == named); err != nil {
 			return nil, r.masked(fmt.Errorf("args.namespace: %w", err))
 		}
 	}
@@ -305,25 +303,17 @@ func (r *rendering) calls(ctx context.Context, phase *phase, function Function, 
 		return nil, r.masked(err)
 	}
 	for _, call := range calls {
-		if err := r.allow(call.Namespace, call.Namespace == named); err != nil {
+		if err := r.Allow(call.Namespace, call.Namespace == named); err != nil {
 			return nil, r.masked(fmt.Errorf("pod %s/%s: %w", call.Namespace, call.Pod, err))
 		}
 	}
 	return calls, nil
 }
 
-// maker is an earlier phase that has not run yet and that may bring a pod into
-// being: it makes one, makes something that makes some, or scales. "" is that
-// the pods which are there are all that there will be.
+// maker returns an earlier phase that has not run yet and that may create pods, "" if
+// there is none.
 func (r *rendering) maker(phase *phase) string {
-	earlier := slices.Clone(r.before)
-	for _, each := range r.phases {
-		if each == phase {
-			break
-		}
-		earlier = append(earlier, each)
-	}
-	for _, each := range slices.Backward(earlier) {
+	for _, each := range slices.Backward(slices.Concat(r.before, r.earlier(phase))) {
 		if !each.done && r.Functions[each.Func].MakesPods {
 			return each.title
 		}
@@ -331,8 +321,13 @@ func (r *rendering) maker(phase *phase) string {
 	return ""
 }
 
-// task makes the task of a function, and foretells its outputs where it can:
-// not in the posthook, which has to run after a prehook that went half-way.
+// earlier returns the phases of the action that run before phase.
+func (r *rendering) earlier(than *phase) []*phase {
+	return r.phases[:slices.Index(r.phases, than)]
+}
+
+// task makes the task of a function, and foretells its outputs if possible. It does not
+// in the posthook, which also runs after a prehook that failed half-way.
 func (r *rendering) task(ctx context.Context, phase *phase, function Function, args Args) error {
 	task := &Task{
 		Func: phase.Func, Args: args, Namespace: r.params.namespace(),
@@ -351,10 +346,7 @@ func (r *rendering) task(ctx context.Context, phase *phase, function Function, a
 		return nil
 	}
 	var before []*Task
-	for _, earlier := range r.phases {
-		if earlier == phase {
-			break
-		}
+	for _, earlier := range r.earlier(phase) {
 		if earlier.step.Task != nil {
 			before = append(before, earlier.step.Task)
 		}
@@ -399,30 +391,41 @@ func (r *rendering) artifacts(ctx context.Context) (known map[string]blueprint.A
 	return known, needs, nil
 }
 
-// allow decides whether the blueprint may reach into a namespace. Literal
-// tells that the blueprint has the namespace as plain text, so that nothing
-// which a tenant writes had a part in it.
-func (r *rendering) allow(namespace string, literal bool) error {
+// Allow returns an error if the blueprint must not reach into a namespace. literal
+// means that the blueprint has the namespace as plain text, so that no tenant chose it.
+func (r *rendering) Allow(namespace string, literal bool) error {
 	own := r.params.namespace()
 	switch {
-	case r.ConfineTo != "" && namespace != r.ConfineTo:
-		return fmt.Errorf("namespace %q is out of reach: a blueprint of namespace %s acts there only", namespace, r.ConfineTo)
-	case r.ConfineTo != "" || namespace == own || literal:
+	case r.ConfineTo != "":
+		return within(r.ConfineTo, namespace)
+	case namespace == own || literal:
 		return nil
 	default:
 		return fmt.Errorf("namespace %q is out of reach: it is not the annotated object's (%s), and another one must be named without a template, an object's name too", namespace, own)
 	}
 }
 
-// value renders every string in a value, through slices and maps.
-func (r *rendering) value(ctx context.Context, path string, value any) (any, error) {
+// within returns an error unless confinedTo allows a namespace; "" means that an object
+// has none.
+func within(confinedTo, namespace string) error {
+	switch {
+	case confinedTo == "" || namespace == confinedTo:
+		return nil
+	case namespace == "":
+		return fmt.Errorf("what is of no namespace is out of reach: a blueprint of namespace %s acts there only", confinedTo)
+	}
+	return fmt.Errorf("namespace %q is out of reach: a blueprint of namespace %s acts there only", namespace, confinedTo)
+}
+
+// Value renders every string in a value, through slices and maps.
+func (r *rendering) Value(ctx context.Context, path string, value any) (any, error) {
 	switch v := value.(type) {
 	case string:
 		return r.text(ctx, path, v)
 	case []any:
 		elements := make([]any, len(v))
 		for i, element := range v {
-			rendered, err := r.value(ctx, fmt.Sprintf("%s[%d]", path, i), element)
+			rendered, err := r.Value(ctx, fmt.Sprintf("%s[%d]", path, i), element)
 			if err != nil {
 				return nil, err
 			}
@@ -447,26 +450,25 @@ func (r *rendering) value(ctx context.Context, path string, value any) (any, err
 	}
 }
 
-// entry renders a key and its value. Errors name the key as the blueprint has
-// it, which cannot hold a secret.
+// entry renders a key and its value. Errors show the key as the blueprint has it, which
+// cannot hold a secret.
 func (r *rendering) entry(ctx context.Context, path, key string, value any) (string, any, error) {
 	name, err := r.text(ctx, fmt.Sprintf("%s, key %q", path, key), key)
 	if err != nil {
 		return "", nil, err
 	}
-	rendered, err := r.value(ctx, path+"."+key, value)
+	rendered, err := r.Value(ctx, path+"."+key, value)
 	return name, rendered, err
 }
 
-// text renders one template; path says where it stands. A template that asks
-// for what is not known yet gives "", and r.needs says what that is.
+// text renders one template; path says where it stands. If the template asks for
+// something that is not known yet, text returns "" and sets r.needs.
 func (r *rendering) text(ctx context.Context, path, source string) (string, error) {
 	text, _, err := r.execute(ctx, path, source, "")
 	return text, err
 }
 
-// execute is text in which marks stand for the values that it returns, where there
-// is a nonce.
+// execute is text; with a nonce, marks stand for the values, which it also returns.
 func (r *rendering) execute(ctx context.Context, path, source, nonce string) (string, []marked, error) {
 	if !strings.Contains(source, "{{") {
 		return source, nil, nil
@@ -487,11 +489,11 @@ func (r *rendering) execute(ctx context.Context, path, source, nonce string) (st
 	return string(reply.Text), reply.Values, nil
 }
 
-// maxError is how long the error of a template may be, in bytes.
+// maxError is the longest error of a template, in bytes.
 const maxError = 2048
 
-// masked hides secret values in an error that shows rendered text. The chain
-// of errors ends there, since errors further in would show them again.
+// masked hides secret values in an error that shows rendered text. It drops the chain
+// of errors, which would show them again.
 func (r *rendering) masked(err error) error {
 	if text := r.masker.Mask(err.Error()); text != err.Error() {
 		return errors.New(text)

@@ -128,14 +128,14 @@ func (m *marks) only(text string) (marked, bool) {
 	return marked{}, false
 }
 
-// document renders a template and reads the one object that it is in YAML.
+// Document renders a template and reads the one object that it is in YAML.
 //
 // A value that is rendered into YAML can be YAML itself. If an annotation could
 // add lines, it could add a privileged container, or turn a ConfigMap into a
 // RoleBinding, with the rights of whoever runs the blueprint. So a value may
 // fill a scalar, and nothing else, unless it comes out of toJson. (Kanister
 // checks none of that.)
-func (r *rendering) document(ctx context.Context, path, source string) (map[string]any, error) {
+func (r *rendering) Document(ctx context.Context, path, source string) (map[string]any, error) {
 	m := &marks{nonce: rand.Text()}
 	var text string
 	var err error

@@ -61,7 +61,7 @@ func TestValuesStayInTheirPlace(t *testing.T) {
 			p.Options = map[string]string{"x": test.x, "y": test.y}
 			r := renderer("").newRendering(&blueprint.Blueprint{}, blueprint.Prehook, p, &secrecy{})
 			r.enter(0)
-			object, err := r.document(t.Context(), "args.spec", test.spec)
+			object, err := r.Document(t.Context(), "args.spec", test.spec)
 			if test.want == "refused" {
 				require.Error(t, err, "%v", object)
 				return
@@ -79,7 +79,7 @@ func TestSpecAdvice(t *testing.T) {
 	p.Options = map[string]string{"x": "{a: b}"}
 	r := renderer("").newRendering(&blueprint.Blueprint{}, blueprint.Prehook, p, &secrecy{})
 	r.enter(0)
-	_, err := r.document(t.Context(), "args.spec", "a:\n  b: [1, {{ .Options.x }}]")
+	_, err := r.Document(t.Context(), "args.spec", "a:\n  b: [1, {{ .Options.x }}]")
 	require.EqualError(t, err, "args.spec: at a.b[1]: a value that is rendered into it may fill one scalar only: put it in quotes ({{ … | quote }}), or write what is more by toJson")
 }
 

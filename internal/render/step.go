@@ -4,26 +4,24 @@ import (
 	"context"
 	"errors"
 	"fmt"
-
-	"stillpoint.io/stillpoint/internal/blueprint"
 )
 
-// Call is one command in one container. Its command can hold secrets: mask it
-// before it is shown.
+// Call is one command in one container. The command can hold secrets: mask it before
+// you show it.
 type Call struct {
 	Namespace string
 	Pod       string
 	Container string
 	Command   []string
-	// Env is set for the command alone. Its values never stand in a list of
-	// processes. Only functions of this program's own set it.
+	// Env is the command's own environment. Its values never appear in a list of
+	// processes. Only Stillpoint's own functions set it.
 	Env map[string]string `json:",omitempty"`
 	// Hold is set when the command is a client that stays open.
 	Hold *Hold `json:",omitempty"`
 }
 
-// Hold is what a client that stays open is told on its standard input: Begin
-// when it is opened, End when it may go.
+// Hold is what a client that stays open reads from its standard input: Begin first,
+// End when it may exit.
 type Hold struct{ Begin, End string }
 
 // Step is a phase of a hook. Its calls run at the same time, steps one after
@@ -35,11 +33,10 @@ type Step struct {
 	Calls []Call
 	// Task is what the function does through the API server.
 	Task *Task
-	// Needs says what has to happen before the step can be rendered, such as
-	// "the output of phase dump"; "" when it is rendered.
+	// Needs says what the step waits for, such as "the output of phase dump"; "" if it
+	// is rendered.
 	Needs string
-	// Last marks the action's deferPhase, which runs whatever happened before
-	// it.
+	// Last marks the action's deferPhase, which runs even if a phase before it failed.
 	Last bool
 }
 
@@ -47,45 +44,36 @@ type Step struct {
 // rights a confined blueprint acts.
 const ServiceAccountOption = "service-account"
 
-// Task is a call of a function that acts through the API server. It holds all
-// that the call needs, so that it can be written down and run by another
-// process. Args can hold secrets.
+// Task is a call of a function that acts through the API server. It holds everything
+// that the call needs, so that another process can run it from the journal. Args can
+// hold secrets.
 type Task struct {
 	Func string `json:"func"`
 	Args Args   `json:"args"`
 	// Namespace is the annotated object's.
 	Namespace string `json:"namespace"`
-	// ConfinedTo is the only namespace that the task may act in, and it acts
-	// there as a ServiceAccount of that namespace: Velero can do what a tenant
-	// who writes a blueprint must not. "" is no limit.
+	// ConfinedTo is the only namespace that the task may act in, as a ServiceAccount
+	// of that namespace: a tenant who writes a blueprint must not get Velero's rights.
+	// "" is no limit.
 	ConfinedTo string `json:"confinedTo,omitempty"`
-	// ServiceAccount is the one of ConfinedTo; "" is "default".
+	// ServiceAccount is one of ConfinedTo; "" means "default".
 	ServiceAccount string `json:"serviceAccount,omitempty"`
-	// Kind and Name are the workload that ScaleWorkload takes when its args
-	// name none.
+	// Kind and Name are the workload that ScaleWorkload scales by default.
 	Kind string `json:"kind,omitempty"`
 	Name string `json:"name,omitempty"`
-	// Owner names the session that the task belongs to, and marks what the task
-	// creates. The caller that runs the task sets it.
+	// Owner is the session of the task, and marks what the task creates. The caller
+	// that runs the task sets it.
 	Owner string `json:"owner,omitempty"`
-	// Show returns what an error may show of what the task printed, see
-	// Masker.Tail. nil shows the end of it as it is.
+	// Show returns what an error may quote from the task's output, see Masker.Tail.
+	// nil quotes the end unmasked.
 	Show func(said string, cut bool) string `json:"-"`
 	// Pre is set for a task of a prehook.
 	Pre bool `json:"pre,omitempty"`
 }
 
-// Within is what a task that is run must obey once more, wherever it was kept
-// in the meantime. "" is no namespace.
-func (t *Task) Within(namespace string) error {
-	if t.ConfinedTo != "" && namespace != t.ConfinedTo {
-		if namespace == "" {
-			return fmt.Errorf("what is of no namespace is out of reach: a blueprint of namespace %s acts there only", t.ConfinedTo)
-		}
-		return fmt.Errorf("namespace %q is out of reach: a blueprint of namespace %s acts there only", namespace, t.ConfinedTo)
-	}
-	return nil
-}
+// Within checks the confinement again when the task runs, because it may have been
+// stored in the cluster. "" stands for an object of no namespace.
+func (t *Task) Within(namespace string) error { return within(t.ConfinedTo, namespace) }
 
 // TargetNamespace is the argument of that name, or the annotated object's.
 func (t *Task) TargetNamespace() (string, error) {
@@ -100,27 +88,26 @@ func (t *Task) TargetNamespace() (string, error) {
 }
 
 // Function turns the rendered args of a phase into its calls, or into a task.
-// A function that looks at a namespace which its args choose takes it from the
-// argument "namespace": that is the one which is held against the blueprint's
-// confinement before Calls runs. The namespaces of its calls are checked
-// after.
+//
+// Calls must read only the namespace in the argument "namespace", which render checks
+// against the confinement before. It checks the namespaces of the returned calls after.
 type Function struct {
 	Required []string
 	Optional []string
 	Calls    func(ctx context.Context, args Args) ([]Call, error)
 
-	// Prepare, instead of Calls, makes a task of args that Raw leaves as they
-	// stand in the blueprint. Foretell gives its outputs before it has run,
-	// when those of before will have.
+	// Prepare, instead of Calls, completes a task. With Raw, it also renders the args.
+	// Foretell returns the outputs of a task in advance, assuming that the tasks in
+	// before have run.
 	Prepare  func(ctx context.Context, draft *Draft) error
 	Raw      bool
 	Foretell func(ctx context.Context, task *Task, before []*Task) (map[string]any, error)
-	// MakesPods reports that there can be other pods after the function than before.
+	// MakesPods reports that the function may create pods.
 	MakesPods bool
 }
 
-// Absent is the error that nothing can be run in a pod, or in a container of
-// it, as things are. What an earlier phase does can change that.
+// Absent is the error that a pod or container is not running. An earlier phase may
+// change that.
 type Absent struct {
 	// Pod is its namespace and name with a slash between them.
 	Pod    string
@@ -132,47 +119,26 @@ func (a *Absent) Error() string { return a.Reason }
 // Draft is a task that is being made.
 type Draft struct {
 	*Task
+	*rendering
 	// Source are the args as the blueprint has them.
-	Source    map[string]any
-	rendering *rendering
-	phase     *phase
+	Source map[string]any
+	phase  *phase
 }
 
-// Action is the name of the action that the task is part of.
-func (d *Draft) Action() string { return d.rendering.name }
+// Action returns the name of the action that the task is part of.
+func (d *Draft) Action() string { return d.name }
 
-// Incomplete reports that something was rendered that asks for what is not known yet.
-func (d *Draft) Incomplete() bool { return d.rendering.needs != "" }
+// Incomplete reports whether something rendered so far asks for what is not known yet.
+func (d *Draft) Incomplete() bool { return d.needs != "" }
 
 // Mask hides secret values.
-func (d *Draft) Mask(text string) string { return d.rendering.masker.Mask(text) }
+func (d *Draft) Mask(text string) string { return d.masker.Mask(text) }
 
-// Value renders every string in a value, through slices and maps.
-func (d *Draft) Value(ctx context.Context, path string, value any) (any, error) {
-	return d.rendering.value(ctx, path, value)
-}
+// Maker returns an earlier phase that has not run yet and that may create pods or
+// namespaces, "" if there is none.
+func (d *Draft) Maker() string { return d.maker(d.phase) }
 
-// Reference renders the strings of a reference.
-func (d *Draft) Reference(ctx context.Context, path string, ref blueprint.ObjectReference) (blueprint.ObjectReference, error) {
-	return d.rendering.reference(ctx, path, ref)
-}
-
-// Document renders a template and reads the object that it is in YAML.
-func (d *Draft) Document(ctx context.Context, path, source string) (map[string]any, error) {
-	return d.rendering.document(ctx, path, source)
-}
-
-// Allow decides whether the blueprint may reach into a namespace, which it has as
-// plain text if literal.
-func (d *Draft) Allow(namespace string, literal bool) error {
-	return d.rendering.allow(namespace, literal)
-}
-
-// Maker is an earlier phase that has not run yet and that may bring a pod into being.
-func (d *Draft) Maker() string { return d.rendering.maker(d.phase) }
-
-// AllowNamespace holds the namespace that the args give against the blueprint's
-// confinement.
+// AllowNamespace is Allow for the namespace that the args choose.
 func (d *Draft) AllowNamespace() error {
 	namespace, err := d.TargetNamespace()
 	if err != nil {
