@@ -9,9 +9,9 @@ import (
 )
 
 // ExternalSnapshots makes the action on the objects of the snapshot API before
-// CSI's. They are not restored: of a VolumeSnapshot that is created anew, the
-// controller takes a new snapshot, and a VolumeSnapshotData would claim data that
-// is another's.
+// CSI's. They are not restored: the controller takes a new snapshot for a
+// VolumeSnapshot that is created, and a VolumeSnapshotData would claim data of another
+// object.
 func ExternalSnapshots(log logrus.FieldLogger) (any, error) {
 	return &externalSnapshotAction{log}, nil
 }

@@ -1,6 +1,3 @@
-// Package restore holds the actions that Velero calls while it restores. They
-// convert and pass on; what is decided stands in the package restore of
-// internal.
 package restore
 
 import (
@@ -19,13 +16,12 @@ import (
 	"stillpoint.io/stillpoint/internal/restore"
 )
 
-// callLimit bounds one call of Velero's, which brings no context along. A call
-// is a few requests to the API server; the first about an operation waits a
-// little for the claims.
+// callLimit bounds one call of Velero, which passes no context. A call makes a few
+// requests to the API server; the first about an operation also waits for the claims.
 const callLimit = 2 * time.Minute
 
-// Shared is what the actions of one process have in common: what was decided
-// on a snapshot holds for its claim.
+// Shared makes the actions of one process. They share a Restorer, since a decision
+// about a snapshot holds for its claim.
 type Shared struct {
 	once     sync.Once
 	restorer *restore.Restorer
@@ -63,7 +59,7 @@ func (s *Shared) Snapshots(log logrus.FieldLogger) (any, error) {
 		case "VolumeSnapshot":
 			return answer{}, r.Snapshot(ctx, item)
 		default:
-			return answer{}, fmt.Errorf("%s %s/%s is of no kind that this action is for", kind, item.BackedUp.GetNamespace(), item.BackedUp.GetName())
+			return answer{}, fmt.Errorf("%s %s/%s is of a kind that the restore of snapshots does not handle", kind, item.BackedUp.GetNamespace(), item.BackedUp.GetName())
 		}
 	}}, err
 }
@@ -85,8 +81,8 @@ func (s *Shared) StatefulSets(log logrus.FieldLogger) (any, error) {
 	}}, err
 }
 
-// Claims makes the action on PersistentVolumeClaims. Its operations remove what a
-// claim was filled from when it is bound.
+// Claims makes the action on PersistentVolumeClaims. Its operations delete the source
+// of a claim once the claim is bound.
 func (s *Shared) Claims(log logrus.FieldLogger) (any, error) {
 	r, err := s.connect(log)
 	return &operatingAction{action{[]string{"persistentvolumeclaims"}, func(ctx context.Context, item restore.Item) (answer, error) {
@@ -95,8 +91,8 @@ func (s *Shared) Claims(log logrus.FieldLogger) (any, error) {
 	}}, r.Progress, r.Cancel}, err
 }
 
-// Owners makes the action on objects of all kinds. Its operations put owner references
-// back when all objects are restored.
+// Owners makes the action on objects of all kinds. Its operations restore owner
+// references when all objects are restored.
 func (s *Shared) Owners(log logrus.FieldLogger) (any, error) {
 	r, err := s.connect(log)
 	return &operatingAction{action{nil, func(_ context.Context, item restore.Item) (answer, error) {
@@ -105,7 +101,7 @@ func (s *Shared) Owners(log logrus.FieldLogger) (any, error) {
 	}}, r.Adopt, func(context.Context, string, *velerov1.Restore) error { return nil }}, err
 }
 
-// action works on the items of some resources, of all if there are none.
+// action handles the items of some resources, of all if resources is empty.
 type action struct {
 	resources []string
 	do        func(context.Context, restore.Item) (answer, error)
@@ -119,7 +115,8 @@ func (a *action) Execute(input *velero.RestoreItemActionExecuteInput) (*velero.R
 	return execute(input, a.do)
 }
 
-// operatingAction is asked for the progress of its operations when all is restored.
+// operatingAction is an action with operations, whose progress Velero requests when
+// all items are restored.
 type operatingAction struct {
 	action
 
@@ -149,16 +146,16 @@ func (a *operatingAction) Cancel(operation string, of *velerov1.Restore) error {
 	return nil
 }
 
-// AreAdditionalItemsReady is never asked: there are none.
+// AreAdditionalItemsReady is never called: no action returns additional items.
 func (*operatingAction) AreAdditionalItemsReady([]velero.ResourceIdentifier, *velerov1.Restore) (bool, error) {
 	return true, nil
 }
 
-// answer is what Velero is told of an item beside the item itself.
+// answer is what an action returns to Velero beside the item.
 type answer struct {
 	// skip keeps the item from being restored.
 	skip bool
-	// operation is asked for its progress later; "" is none.
+	// operation is the ID of an operation, "" for none.
 	operation string
 }
 

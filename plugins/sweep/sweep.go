@@ -77,7 +77,7 @@ func (f *flags) validate(c *cobra.Command, args []string) error {
 		return err
 	}
 	if f.format.JSON() && f.remove {
-		return errors.New("--output json and --delete: what is deleted is told line by line")
+		return errors.New("--output json and --delete: deletions are reported line by line")
 	}
 	if set.Changed("namespace") && (len(f.Namespaces) == 0 || slices.Contains(f.Namespaces, "")) {
 		return errors.New("--namespace is empty")
@@ -154,7 +154,7 @@ func (f *flags) external(ctx context.Context, snapshotter *externalstorage.Snaps
 	}
 	left, err := snapshotter.Leftovers(ctx)
 	if apierrors.IsForbidden(err) {
-		fmt.Fprintf(stderr, "What is left of %s is not known: %v\n", externalstorage.Group, err)
+		fmt.Fprintf(stderr, "Leftovers of %s are unknown: %v\n", externalstorage.Group, err)
 		return nil, nil
 	}
 	return left, err

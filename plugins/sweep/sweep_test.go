@@ -36,7 +36,7 @@ func TestParse(t *testing.T) {
 		"no name":             {[]string{"shop/"}, `argument "shop/": must be namespace/name of a VolumeSnapshot, or content/name`},
 		"flag":                {[]string{"--force"}, "unknown flag: --force"},
 		"output":              {[]string{"-o", "yaml"}, `--output "yaml": must be table or json`},
-		"json and delete":     {[]string{"-o", "json", "--delete"}, "--output json and --delete: what is deleted is told line by line"},
+		"json and delete":     {[]string{"-o", "json", "--delete"}, "--output json and --delete: deletions are reported line by line"},
 		"empty namespace":     {[]string{"-n", ""}, "--namespace is empty"},
 		"namespace and names": {[]string{"-n", "shop", "shop/a"}, "--namespace and names: what is named has its namespace in the name"},
 		"no timeout":          {[]string{"--delete", "--timeout", "0s"}, "--timeout 0s: must be longer than 0"},

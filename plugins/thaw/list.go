@@ -14,17 +14,17 @@ import (
 	"stillpoint.io/stillpoint/internal/journal"
 )
 
-// list is what is quiesced at a moment.
+// list holds the frozen workloads of the journal at a moment.
 type list struct {
 	entries []journal.Status
 	now     time.Time
 }
 
-// choose picks what the flags say.
+// choose returns the entries that the flags name.
 func (l *list) choose(f *flags) ([]journal.Status, error) {
 	for _, name := range f.names {
 		if !slices.ContainsFunc(l.entries, func(e journal.Status) bool { return e.ID == name }) {
-			return nil, fmt.Errorf("there is no %s; stillpoint thaw lists the names", name)
+			return nil, fmt.Errorf("%s does not exist; stillpoint thaw lists the names", name)
 		}
 	}
 	var chosen []journal.Status
@@ -42,22 +42,22 @@ func (l *list) table(to io.Writer) error {
 		return err
 	}
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tQUIESCED\tSINCE\tBACKUP\tHELD BY\tOWED")
+	fmt.Fprintln(w, "NAME\tQUIESCED\tSINCE\tBACKUP\tHELD BY\tPENDING")
 	abandoned := 0
 	for _, e := range l.entries {
 		holder := e.Holder.String()
 		switch {
 		case e.Abandoned():
 			abandoned++
-			holder = "nobody: " + e.HolderGone
+			holder = "none: " + e.HolderGone
 		case e.HolderGone != "":
 			holder = "backup " + e.FrozenAgainBy + ", which has quiesced it again"
 		}
-		var owed []string
+		var pending []string
 		for _, undo := range e.Undo {
-			owed = append(owed, step(undo))
+			pending = append(pending, step(undo))
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", e.ID, e.Name, duration.HumanDuration(l.now.Sub(e.Since)), e.Backup, oneLine(holder), oneLine(strings.Join(owed, ", ")))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", e.ID, e.Name, duration.HumanDuration(l.now.Sub(e.Since)), e.Backup, oneLine(holder), oneLine(strings.Join(pending, ", ")))
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -70,7 +70,7 @@ func (l *list) table(to io.Writer) error {
 			}
 		}
 	}
-	_, err := fmt.Fprintf(to, "\n%d quiesced, %d of them held by nobody any more%s.\n", len(l.entries), abandoned, advice(abandoned))
+	_, err := fmt.Fprintf(to, "\n%d quiesced, %d of them abandoned%s.\n", len(l.entries), abandoned, advice(abandoned))
 	return err
 }
 
@@ -78,10 +78,10 @@ func advice(abandoned int) string {
 	if abandoned == 0 {
 		return ""
 	}
-	return ": `stillpoint thaw --abandoned` releases those"
+	return ": `stillpoint thaw --abandoned` releases them"
 }
 
-// step says what is owed, and nothing of a command: that can hold secrets.
+// step names a pending undo without its command, which can hold secrets.
 func step(undo journal.Undo) string {
 	name := undo.Blueprint + "/" + undo.Phase
 	switch {
@@ -154,5 +154,5 @@ func (l *list) json(to io.Writer) error {
 
 func clockTime(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-// oneLine is for a table: errors can have several lines.
+// oneLine joins the lines of an error for a table.
 func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }

@@ -16,24 +16,23 @@ import (
 )
 
 const (
-	// lookLimit bounds the look of a plugin that has just started.
+	// lookLimit bounds the check of a plugin that has just started.
 	lookLimit = 10 * time.Second
-	// farewell is how long a plugin that Velero ends at once waits for its look;
+	// farewell is how long a plugin that Velero ends at once waits for its check;
 	// Velero kills it after two seconds.
 	farewell = time.Second
-	// tries is how long the release is tried: less than a backup waits for it.
+	// tries is how long the release is retried: less than a backup waits for it.
 	tries = 30 * time.Second
 )
 
-// AtStart looks for what is quiesced and held by nobody any more, in the
-// background and with one request when there is nothing. Otherwise it starts a
-// process that releases it and outlives this one, since Velero ends a plugin that
-// it has only asked for its actions at once. cookie is the name of the variable by
-// which Velero says who is calling.
+// AtStart checks the journal for abandoned entries, in the background, and with one
+// request if the journal is empty. For abandoned ones it starts a process that
+// releases them and outlives this one: Velero ends a plugin at once that it has only
+// asked for its actions. cookie is the name of the variable of Velero's handshake,
+// which that process must not have.
 //
-// The function that it returns waits for the look, a second at the most. Trouble
-// is told nowhere: there is no backup here that it could concern, and the next
-// one looks again.
+// The returned function waits for the check, a second at most. Errors are not
+// reported: there is no backup that they could concern, and the next one checks again.
 func AtStart(cookie string) (wait func()) {
 	done := make(chan struct{})
 	go func() {
@@ -57,7 +56,7 @@ func due(ctx context.Context) bool {
 	if err != nil {
 		return false
 	}
-	// An error is of some of them.
+	// An error concerns some of the entries only.
 	abandoned, _ := journal.New(clients, clock.RealClock{}).Abandoned(ctx)
 	return slices.ContainsFunc(abandoned, func(i journal.Entry) bool { return i.Due(time.Now()) })
 }
@@ -68,13 +67,13 @@ func release(cookie string) error {
 	if err != nil {
 		return err
 	}
-	// No context: it is to outlive this process.
+	// No context: the command must outlive this process.
 	command := exec.Command(program, "thaw", "--abandoned", "--timeout", tries.String())
 	command.Env = slices.DeleteFunc(os.Environ(), func(variable string) bool { return strings.HasPrefix(variable, cookie+"=") })
 	command.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := command.Start(); err != nil {
 		return err
 	}
-	go func() { _ = command.Wait() }() // while this process lasts, nobody else can
+	go func() { _ = command.Wait() }() // no other process can while this one lives
 	return nil
 }

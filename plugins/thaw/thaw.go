@@ -91,7 +91,7 @@ func (f *flags) validate(c *cobra.Command, args []string) error {
 	case f.forget && len(f.names) == 0:
 		return errors.New("--forget needs names of the list")
 	case f.format.JSON() && ways > 0:
-		return errors.New("--output json is for the list: what is released is told line by line")
+		return errors.New("--output json is for the list: releases are reported line by line")
 	case f.timeout <= 0:
 		return fmt.Errorf("--timeout %s: must be longer than 0", f.timeout)
 	case set.Changed("timeout") && ways == 0:
@@ -131,7 +131,7 @@ func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) error {
 		return err
 	}
 	if len(chosen) == 0 {
-		fmt.Fprintln(stdout, "There is nothing to release.")
+		fmt.Fprintln(stdout, "Nothing to release.")
 		return result
 	}
 	var wait sync.WaitGroup
@@ -159,10 +159,10 @@ func (f *flags) release(ctx context.Context, undoer *quiesce.Undoer, e journal.S
 		}
 		return fmt.Sprintf("Forgot %s: %s, quiesced by backup %s\n", e.ID, e.Name, e.Backup), nil
 	}
-	holder := e.Holder // which this process is next
+	holder := e.Holder // Undo makes this process the holder
 	undone, err := undoer.Undo(ctx, e.Entry, f.timeout)
 	if errors.Is(err, journal.ErrTaken) {
-		return fmt.Sprintf("%s: somebody else has released it, or is about to\n", e.ID), nil
+		return fmt.Sprintf("%s: another process has released it, or is about to\n", e.ID), nil
 	}
 	if err != nil {
 		return "", err

@@ -37,7 +37,7 @@ func TestParse(t *testing.T) {
 		"json":                 {[]string{"-o", "json"}, ""},
 		"flag":                 {[]string{"--force"}, "unknown flag: --force"},
 		"output":               {[]string{"-o", "yaml"}, `--output "yaml": must be table or json`},
-		"json and release":     {[]string{"-o", "json", "--all"}, "--output json is for the list: what is released is told line by line"},
+		"json and release":     {[]string{"-o", "json", "--all"}, "--output json is for the list: releases are reported line by line"},
 		"empty namespace":      {[]string{"-n", ""}, "a name or --namespace is empty"},
 		"empty name":           {[]string{""}, "a name or --namespace is empty"},
 		"all and names":        {[]string{"--all", "a"}, "--all, --abandoned, --namespace and names: give one of them"},
@@ -144,5 +144,5 @@ func TestChoose(t *testing.T) {
 		})
 	}
 	_, err := quiesced().choose(&flags{names: []string{"web"}})
-	require.EqualError(t, err, "there is no web; stillpoint thaw lists the names")
+	require.EqualError(t, err, "web does not exist; stillpoint thaw lists the names")
 }

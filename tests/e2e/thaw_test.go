@@ -195,7 +195,7 @@ func TestBackupFindsWhatIsStillScaledDown(t *testing.T) {
 	require.NoError(t, c.Objects().Create(t.Context(), secret))
 	t.Cleanup(func() { _ = c.Objects().Delete(context.Background(), secret) })
 	table, _ := runThaw(t)
-	assert.Regexp(t, `Deployment `+a.namespace+`/app .* earlier +nobody: process 7 of pod velero-gone was to be done with it at 2026-03-01T12:10:00Z +scale-down/up \(ScaleWorkload\)`, table)
+	assert.Regexp(t, `Deployment `+a.namespace+`/app .* earlier +none: process 7 of pod velero-gone was to be done with it at 2026-03-01T12:10:00Z +scale-down/up \(ScaleWorkload\)`, table)
 
 	b := startBackup(t, c, a.namespace, nil)
 	require.Equal(t, velerov1.BackupPhaseCompleted, b.finished(limit), b.log())
@@ -215,7 +215,7 @@ func TestThawReleasesWhatABackupHolds(t *testing.T) {
 
 	output, code := runThaw(t, "--abandoned")
 	assert.Equal(t, 0, code)
-	assert.Equal(t, "There is nothing to release.\n", output)
+	assert.Equal(t, "Nothing to release.\n", output)
 
 	output, code = runThaw(t, "--namespace", a.namespace)
 	assert.Equal(t, 0, code)
