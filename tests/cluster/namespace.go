@@ -63,10 +63,16 @@ var deletions struct {
 }
 
 // Main is what the TestMain of a package calls whose tests make namespaces. It
-// waits until these are gone; one that stays fails the package.
-func Main(m *testing.M) {
+// waits until these are gone; one that stays fails the package. Then it calls after,
+// which puts back what the tests had in common.
+func Main(m *testing.M, after ...func() error) {
 	code := m.Run()
 	deletions.Wait()
+	for _, call := range after {
+		if err := call(); err != nil {
+			deletions.failed = append(deletions.failed, err)
+		}
+	}
 	for _, err := range deletions.failed {
 		fmt.Fprintf(os.Stderr, "--- FAIL: clean up: %v\n", err)
 		code = 1

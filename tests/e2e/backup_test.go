@@ -4,8 +4,10 @@ import (
 	"context"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,6 +21,29 @@ import (
 	"stillpoint.io/stillpoint/tests/cluster"
 )
 
+// oftenFlags have Velero look every 2 s whether the operations of a backup have ended,
+// and each time that it could look for backups in the object store. Its own 10 s and
+// one to two minutes are what the walk-through and the recovery wait for.
+var oftenFlags = []string{"--item-operation-sync-frequency=2s", "--backup-sync-period=10s"}
+
+func isOften(arg string) bool { return slices.Contains(oftenFlags, arg) }
+
+// often is set for the first test, and taken back after the last.
+var often struct {
+	sync.Once
+	on *cluster.Cluster
+}
+
+// atItsOwnPace takes oftenFlags back.
+func atItsOwnPace() error {
+	if often.on == nil {
+		return nil
+	}
+	return changeFlags(context.Background(), often.on, func(args []string) []string {
+		return slices.DeleteFunc(args, isOften)
+	})
+}
+
 // connect connects to the test bed and has Velero run the plugin under test,
 // which `make test` has built. The test must leave no snapshot in the storage.
 func connect(t *testing.T) *cluster.Cluster {
@@ -29,6 +54,13 @@ func connect(t *testing.T) *cluster.Cluster {
 		defer cancel()
 		require.NoError(t, c.InstallPlugin(ctx, binary))
 	}
+	often.Do(func() {
+		often.on = c
+		require.NoError(t, changeFlags(t.Context(), c, func(args []string) []string {
+			// A run that was cut off may have left it.
+			return append(slices.DeleteFunc(args, isOften), oftenFlags...)
+		}))
+	})
 	c.LeavesNoSnapshots(t)
 	return c
 }

@@ -86,7 +86,7 @@ var faultsBesideEachOther = []testOfCluster{
 // Velero runs backups of different namespaces at the same time where its server
 // has --concurrent-backups, and each has a process of our plugin.
 func TestBesideEachOther(t *testing.T) {
-	const backups = 3
+	const backups = 4
 	c := connect(t)
 	serverFlags(t, c, concurrent(backups)) // and without them again, when the kinds have gone
 	kanisterKind(t, c)

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -21,10 +22,12 @@ import (
 	"github.com/stretchr/testify/require"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/rand"
+	"k8s.io/client-go/util/retry"
 	"k8s.io/utils/ptr"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -370,29 +373,57 @@ func hostVolume(t *testing.T, c *cluster.Cluster, namespace string, labels map[s
 	return volume.Name
 }
 
-// serverFlags runs Velero's server with more flags for one test.
+// serverFlags runs Velero's server with more flags for one test. The last of a flag
+// counts.
 func serverFlags(t *testing.T, c *cluster.Cluster, flags ...string) {
 	t.Helper()
-	patch := func(ctx context.Context, verb string, flags []string) {
-		var operations []string
-		for _, flag := range flags {
-			if verb == "add" {
-				operations = append(operations, fmt.Sprintf(`{"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": %q}`, flag))
-			} else {
-				operations = append(operations, `{"op": "remove", "path": "/spec/template/spec/containers/0/args/3"}`)
+	require.NoError(t, changeFlags(t.Context(), c, func(args []string) []string { return append(args, flags...) }))
+	t.Cleanup(func() { require.NoError(t, changeFlags(context.Background(), c, without(flags))) })
+}
+
+// without takes the last of each of these flags away.
+func without(flags []string) func(args []string) []string {
+	return func(args []string) []string {
+		for _, flag := range slices.Backward(flags) {
+			for i, arg := range slices.Backward(args) {
+				if arg == flag {
+					args = slices.Delete(args, i, i+1)
+					break
+				}
 			}
 		}
-		_, err := c.Kubectl(ctx, nil, "-n", cluster.VeleroNamespace, "patch", "deployment/velero", "--type=json", "--patch", "["+strings.Join(operations, ",")+"]")
-		require.NoError(t, err)
-		_, err = c.Kubectl(ctx, nil, "-n", cluster.VeleroNamespace, "rollout", "status", "deployment/velero", "--timeout=90s")
-		require.NoError(t, err)
+		return args
 	}
-	patch(t.Context(), "add", flags)
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-		defer cancel()
-		patch(ctx, "remove", flags)
+}
+
+// changeFlags changes the arguments of Velero's server, and waits until it runs so.
+func changeFlags(ctx context.Context, c *cluster.Cluster, change func(args []string) []string) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	err := retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		server := &appsv1.Deployment{}
+		if err := c.Objects().Get(ctx, crclient.ObjectKey{Namespace: cluster.VeleroNamespace, Name: "velero"}, server); err != nil {
+			return err
+		}
+		container := &server.Spec.Template.Spec.Containers[0]
+		container.Args = change(slices.Clone(container.Args))
+		return c.Objects().Update(ctx, server)
 	})
+	if err != nil {
+		return fmt.Errorf("change the flags of Velero's server: %w", err)
+	}
+	_, err = c.Kubectl(ctx, nil, "-n", cluster.VeleroNamespace, "rollout", "status", "deployment/velero", "--timeout=90s")
+	return err
+}
+
+// expire lets the time of a backup be up.
+func (b *backup) expire() {
+	b.t.Helper()
+	backup := &velerov1.Backup{}
+	require.NoError(b.t, b.c.Objects().Get(b.t.Context(), crclient.ObjectKey{Namespace: cluster.VeleroNamespace, Name: b.name}, backup))
+	before := backup.DeepCopy()
+	backup.Status.Expiration = ptr.To(metav1.Now())
+	require.NoError(b.t, b.c.Objects().Patch(b.t.Context(), backup, crclient.MergeFrom(before)))
 }
 
 // Eight workers ask at once, the policy is the server's own, and a filter policy
@@ -408,7 +439,6 @@ func TestGroupWithEightWorkers(t *testing.T) {
 		"  - kinds: [persistentvolumeclaims]\n    excludedNames: [other-data1]\n  - kinds: ['*']\n", a.namespace))
 	b := startBackup(t, c, a.namespace, func(spec *velerov1.BackupSpec) {
 		spec.ResourcePolicy = &corev1.TypedLocalObjectReference{Kind: "configmap", Name: filters}
-		spec.TTL.Duration = 45 * time.Second
 	})
 	require.Equal(t, velerov1.BackupPhaseCompleted, b.finished(limit), b.log())
 	log := b.log()
@@ -427,6 +457,7 @@ func TestGroupWithEightWorkers(t *testing.T) {
 	assert.Len(t, a.stored("other-data0"), 1)
 
 	// The backup expires, and takes along what it stands for in the storage.
+	b.expire()
 	assert.Eventually(t, func() bool {
 		return len(a.stored("app-data0"))+len(a.stored("app-data1"))+len(a.stored("other-data0"))+len(a.stored("third-data0")) == 0
 	}, time.Minute, 500*time.Millisecond)

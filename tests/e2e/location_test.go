@@ -22,10 +22,10 @@ import (
 )
 
 // withoutCSI runs Velero's server as many clusters do: without the feature by
-// which it takes CSI snapshots itself. The last of a flag counts.
+// which it takes CSI snapshots itself.
 func withoutCSI(t *testing.T, c *cluster.Cluster) {
 	t.Helper()
-	serverFlags(t, c, "--features=", "--item-operation-sync-frequency=2s")
+	serverFlags(t, c, "--features=")
 }
 
 // location makes a VolumeSnapshotLocation, and the change by which a backup uses it.

@@ -11,7 +11,7 @@ import (
 
 // atOnce is how many of the tests run that may run beside each other. What they do
 // is wait for Velero and for pods, so it is not how many processors there are.
-const atOnce = "4"
+const atOnce = "6"
 
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == render.Command {
@@ -21,5 +21,5 @@ func TestMain(m *testing.M) {
 	if err := flag.Set("test.parallel", atOnce); err != nil {
 		panic(err)
 	}
-	cluster.Main(m)
+	cluster.Main(m, atItsOwnPace)
 }

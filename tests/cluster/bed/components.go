@@ -113,6 +113,9 @@ func (b *Bed) flags(name string) []string {
 		return []string{
 			kubeconfig, "--authentication-" + kubeconfig[2:], "--authorization-" + kubeconfig[2:],
 			"--bind-address=127.0.0.1", "--leader-elect=false",
+			// When the scheduler misses that a claim's volume has come, it looks at the
+			// pod again after 5 minutes by default. Uploads of Velero waited for that.
+			"--pod-max-in-unschedulable-pods-duration=10s",
 		}
 	case Kubelet:
 		return []string{
