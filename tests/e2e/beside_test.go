@@ -26,6 +26,7 @@ type testOfCluster struct {
 // busy machine needs.
 var besideEachOther = []testOfCluster{
 	{"ExportLeavesNothing", testExportLeavesNothing},
+	{"Databases", testDatabases},
 	{"ExportOfVelerosSnapshot", testExportOfVelerosSnapshot},
 	{"VolumeSnapshotDeletedDuringTheBackup", testVolumeSnapshotDeletedDuringTheBackup},
 	{"RestoreBringsTheDataBack", testRestoreBringsTheDataBack},
@@ -33,6 +34,7 @@ var besideEachOther = []testOfCluster{
 	{"KindsOfWorkloads", testKindsOfWorkloads},
 	{"AnnotationOnAConfigMap", testAnnotationOnAConfigMap},
 	{"BadInput", testBadInput},
+	{"Recipes", testRecipes},
 	{"TaskPods", testTaskPods},
 	{"AttacksOnAnotherNamespace", testAttacksOnAnotherNamespace},
 	{"MongoDBLock", testMongoDBLock},

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"context"
 	"testing"
 	"time"
 
@@ -10,29 +9,10 @@ import (
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/tests/cluster"
 )
-
-// Without a snapshot controller a backup fails early and says why, and the namespace
-// can be deleted.
-func TestNoSnapshotController(t *testing.T) {
-	c := connect(t)
-	a := newApp(t, c, shape{annotations: map[string]string{"stillpoint.io/quiesce": "fsfreeze"}})
-	require.NoError(t, c.Kill(t.Context(), cluster.SnapshotController))
-	t.Cleanup(func() { require.NoError(t, c.Start(context.Background(), cluster.SnapshotController)) })
-	b := startBackup(t, c, a.namespace, handOver(t, c, "", func(spec *velerov1.BackupSpec) {
-		spec.CSISnapshotTimeout = metav1.Duration{Duration: 20 * time.Second}
-	}))
-	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(time.Minute), b.log())
-	assert.Contains(t, said(b.log(), "error"), "the snapshot controller has not reacted for 5s; is it installed and running")
-	assert.Contains(t, b.claim(a.namespace, "app-data0").Annotations, "stillpoint.io/no-snapshot")
-	a.writesWithin(5*time.Second, "app-data0")
-	assert.Empty(t, a.snapshots())
-	a.kubectl("delete", "namespace", a.namespace, "--timeout=60s")
-}
 
 // A VolumeSnapshot that is deleted while its backup runs does not take the data
 // along: the backup says so, and can be restored. A later backup leaves what the
