@@ -134,18 +134,19 @@ func RemoveAll(ctx context.Context, client versioned.Interface, targets ...Targe
 // removal.
 func UntilGone(ctx context.Context, remove func(context.Context) (left string, err error)) error {
 	var problem error
+	var reason string // what was left, by the last call that found it out
 	pauses := wait.Backoff{Duration: removalFirst, Factor: 2, Steps: math.MaxInt32, Cap: removalPause}
 	err := pauses.DelayFunc().Until(ctx, true, true, func(ctx context.Context) (bool, error) {
 		left, err := remove(ctx)
 		switch {
 		case errors.Is(err, ErrKept):
 			return false, err
-		case err != nil && ctx.Err() != nil && problem != nil:
-			// The end of ctx has cut the call off: what it found before says more.
+		case err != nil && reason != "":
+			problem = fmt.Errorf("%s; %w", reason, err) // the end of ctx may be all that err says
 		case err != nil:
 			problem = err
 		case left != "":
-			problem = errors.New(left)
+			reason, problem = left, errors.New(left)
 		default:
 			return ctx.Err() == nil, nil // an answer after the end is not reliable
 		}
