@@ -56,7 +56,7 @@ var apart = [][]string{{"from-cloudcasa", "linstor-s3"}, {"from-k10"}, {"schedul
 
 // Every example does what its README says, by the commands that stand there.
 func TestExamples(t *testing.T) {
-	serverFlags(t, connect(t), concurrent(4))
+	serverFlags(t, connect(t), concurrent(atOnce))
 	runTogether(t, slices.DeleteFunc(exampleNames(t), func(name string) bool { return prepares[name] != nil })...)
 }
 
