@@ -26,7 +26,6 @@ type testOfCluster struct {
 // busy machine needs.
 var besideEachOther = []testOfCluster{
 	{"ExportLeavesNothing", testExportLeavesNothing},
-	{"Databases", testDatabases},
 	{"ExportOfVelerosSnapshot", testExportOfVelerosSnapshot},
 	{"VolumeSnapshotDeletedDuringTheBackup", testVolumeSnapshotDeletedDuringTheBackup},
 	{"RestoreBringsTheDataBack", testRestoreBringsTheDataBack},
@@ -34,7 +33,6 @@ var besideEachOther = []testOfCluster{
 	{"KindsOfWorkloads", testKindsOfWorkloads},
 	{"AnnotationOnAConfigMap", testAnnotationOnAConfigMap},
 	{"BadInput", testBadInput},
-	{"Recipes", testRecipes},
 	{"TaskPods", testTaskPods},
 	{"AttacksOnAnotherNamespace", testAttacksOnAnotherNamespace},
 	{"MongoDBLock", testMongoDBLock},

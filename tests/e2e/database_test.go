@@ -19,7 +19,8 @@ import (
 )
 
 // The soak, with two backups of each database.
-func testDatabases(t *testing.T, c *cluster.Cluster) {
+func TestDatabases(t *testing.T) {
+	c := connect(t)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	results, err := soak.Run(t.Context(), onStage(t, c), soak.Options{
@@ -73,7 +74,8 @@ func (a *app) quiesceBy(workload, recipes string, options ...string) {
 
 // What keeps a recipe from its work is said in the words of the database, and
 // nothing is frozen then.
-func testRecipes(t *testing.T, c *cluster.Cluster) {
+func TestRecipes(t *testing.T) {
+	c := connect(t)
 	const db = "statefulset/db"
 	policy := policyFile(t, c, "volumePolicies:\n"+byStillpoint)
 	backUp := func(t *testing.T, a *app) (velerov1.BackupPhase, string) {

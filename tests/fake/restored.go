@@ -245,6 +245,32 @@ func (b *Bed) Bind() {
 	}
 }
 
+// Release is one pass of the PersistentVolume controller over the volumes whose claims
+// are gone. Those that go with their claims are deleted.
+func (b *Bed) Release() {
+	b.T.Helper()
+	claims := map[string]bool{}
+	volumes := b.API.All("persistentvolumes") // before the claims: what is bound has one
+	for _, claim := range b.API.All("persistentvolumeclaims") {
+		claims[string(claim.GetUID())] = true
+	}
+	for i := range volumes {
+		volume := &corev1.PersistentVolume{}
+		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(volumes[i].Object, volume); err != nil {
+			b.T.Fatal(err)
+		}
+		switch {
+		case volume.Status.Phase != corev1.VolumeBound || volume.Spec.ClaimRef == nil || claims[string(volume.Spec.ClaimRef.UID)]:
+		case volume.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete:
+			b.API.Delete("persistentvolumes", "", volume.Name)
+		default:
+			b.API.Update("persistentvolumes", "", volume.Name, func(o *unstructured.Unstructured) {
+				_ = unstructured.SetNestedField(o.Object, "Released", "status", "phase")
+			})
+		}
+	}
+}
+
 func (b *Bed) reserved(claim *corev1.PersistentVolumeClaim) string {
 	for _, volume := range b.API.All("persistentvolumes") {
 		namespace, _, _ := unstructured.NestedString(volume.Object, "spec", "claimRef", "namespace")
