@@ -1,15 +1,16 @@
-// Package mapping decides with which driver and VolumeSnapshotClass a snapshot of a
-// backup comes back in the cluster that it is restored to, by the maps of the
-// configuration. What no map names is left as it is.
 package mapping
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/sets"
 
+	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/snapshotclass"
 )
@@ -20,7 +21,44 @@ type Target struct {
 	Classes []snapshotv1.VolumeSnapshotClass
 }
 
-// Source is what a backup says of a snapshot.
+// ReadTarget returns the drivers and classes of the cluster.
+func ReadTarget(ctx context.Context, clients *cluster.Clients) (Target, error) {
+	classes, err := clients.Snapshots.SnapshotV1().VolumeSnapshotClasses().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return Target{}, fmt.Errorf("list VolumeSnapshotClasses: %w", err)
+	}
+	drivers, err := clients.Kube.StorageV1().CSIDrivers().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return Target{}, fmt.Errorf("list CSIDrivers: %w", err)
+	}
+	target := Target{Classes: classes.Items}
+	for _, driver := range drivers.Items {
+		target.Drivers = append(target.Drivers, driver.Name)
+	}
+	return target, nil
+}
+
+// Class returns the class of that name, nil if it does not exist.
+func (t Target) Class(name string) *snapshotv1.VolumeSnapshotClass {
+	i := slices.IndexFunc(t.Classes, func(c snapshotv1.VolumeSnapshotClass) bool { return c.Name == name })
+	if i < 0 {
+		return nil
+	}
+	return &t.Classes[i]
+}
+
+// classesOf returns the names of a driver's classes.
+func (t Target) classesOf(driver string) sets.Set[string] {
+	names := sets.New[string]()
+	for _, class := range t.Classes {
+		if class.Driver == driver {
+			names.Insert(class.Name)
+		}
+	}
+	return names
+}
+
+// Source is the driver and the class of a snapshot in a backup.
 type Source struct {
 	Driver string
 	Class  string // "" for a snapshot without one
@@ -29,121 +67,104 @@ type Source struct {
 // Mapped is the driver and the class that a snapshot comes back with.
 type Mapped struct {
 	Driver string
-	// Class is "" where the driver has no class in this cluster. Velero's
-	// content has none then either.
+	// Class is "" if the driver has no class in this cluster. Velero's content then
+	// has no class either.
 	Class string
-	// Reason says what decided on both, for the restore's log.
+	// Reason names the entries that decided, for the log of the restore.
 	Reason string
 }
 
-// Map decides with which driver and class a snapshot comes back: the driver
-// first, then the class, by its own entry in the map or else by the chain for
-// that driver. It is nil where the maps name neither its driver nor its class:
-// then all stays as Velero leaves it.
+// Map decides on the driver first and then on the class: by the class's own entry,
+// else by the rules for that driver. It returns nil if the maps name neither.
 func Map(source Source, settings *config.Config, target Target) (*Mapped, error) {
-	class, classMapped := ClassEntry(settings.Restore, source.Class)
-	driver, driverMapped, err := driverOf(source.Driver, settings.Restore, target)
-	if err != nil {
+	entry, classMapped := ClassEntry(settings.Restore, source.Class)
+	driver, driverReason, err := driverOf(source.Driver, settings.Restore, target)
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if !driverMapped && !classMapped {
-		return nil, nil //nolint:nilnil // nothing is mapped
+	case driverReason == "" && !classMapped:
+		return nil, nil //nolint:nilnil // see above
 	}
 	mapped := &Mapped{Driver: driver}
-	var reasons []string
-	if driverMapped {
-		reasons = append(reasons, since(source, driver, class, true))
-	}
+	classReason := ""
 	switch {
-	case classMapped && !class.Skip:
-		if err := fits(class, driver, target); err != nil {
+	case classMapped && !entry.Skip:
+		if err := fits(entry, driver, target); err != nil {
 			return nil, err
 		}
-		mapped.Class = class.To
-		reasons = append(reasons, "class by "+show(class))
-	case len(ofDriver(driver, target)) == 0:
-		reasons = append(reasons, fmt.Sprintf("driver %s has no VolumeSnapshotClass here", driver))
+		mapped.Class, classReason = entry.To, "class by "+show(entry)
+	case len(target.classesOf(driver)) == 0:
+		classReason = fmt.Sprintf("driver %s has no VolumeSnapshotClass here", driver)
 	default:
 		choice, err := snapshotclass.ForContent(driver, settings.SnapshotClasses, target.Classes)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", since(source, driver, class, driverMapped), err)
+			if driverReason == "" {
+				driverReason = show(entry)
+			}
+			return nil, fmt.Errorf("%s: %w", driverReason, err)
 		}
-		mapped.Class = choice.Class.Name
-		reasons = append(reasons, "class by "+choice.Reason)
+		mapped.Class, classReason = choice.Class.Name, "class by "+choice.Reason
 	}
-	mapped.Reason = strings.Join(reasons, "; ")
+	mapped.Reason = join(driverReason, classReason)
 	return mapped, nil
-}
-
-// since says which entry sent a snapshot through the chain.
-func since(source Source, driver string, class config.SnapshotClassMapping, driverMapped bool) string {
-	if driverMapped {
-		return fmt.Sprintf("restore.drivers maps driver %s to %s", source.Driver, driver)
-	}
-	return show(class)
 }
 
 // Class is what becomes of a VolumeSnapshotClass in a backup.
 type Class struct {
 	Skip         bool
 	Name, Driver string
-	// Reason says what decided; it is "" where nothing changes.
+	// Reason names the entries that decided, "" if nothing changes.
 	Reason string
 }
 
-// MapClass decides what becomes of a VolumeSnapshotClass: by the maps it is
-// left out, has another name or another driver. One that already exists under
-// its new name is left as it is; one that does not is made by a restore that
-// was told to bring cluster resources along, and an error in others: Velero
-// restores classes unasked, and a typing mistake would become a class.
+// MapClass decides what becomes of a VolumeSnapshotClass: the maps can skip it or
+// give it another name or driver. A class that exists under its new name stays as it
+// is. One that does not is created if the restore includes cluster resources (bring),
+// and is an error otherwise: Velero restores classes without being asked, and a
+// spelling mistake would become a class.
 func MapClass(class Source, settings *config.Config, target Target, bring bool) (Class, error) {
-	entry, entryThere := ClassEntry(settings.Restore, class.Class)
+	entry, mapped := ClassEntry(settings.Restore, class.Class)
 	if entry.Skip {
 		return Class{Skip: true, Reason: show(entry)}, nil
 	}
-	driver, driverMapped, err := driverOf(class.Driver, settings.Restore, target)
-	if err != nil {
+	driver, driverReason, err := driverOf(class.Driver, settings.Restore, target)
+	switch {
+	case err != nil:
 		return Class{}, err
+	case !mapped:
+		return Class{Name: class.Class, Driver: driver, Reason: driverReason}, nil
 	}
-	plan := Class{Name: class.Class, Driver: driver}
-	var reasons []string
-	if entryThere {
-		plan.Name = entry.To
-		misfit := fits(entry, driver, target)
-		switch exists := Named(entry.To, target) != nil; {
-		case misfit == nil:
-			return Class{Skip: true, Reason: show(entry) + ", which this cluster has"}, nil
-		case exists:
-			return Class{}, misfit
-		case !bring:
-			return Class{}, fmt.Errorf("%w; --include-cluster-resources makes it from the one in the backup", misfit)
-		}
-		reasons = append(reasons, show(entry))
+	switch misfit := fits(entry, driver, target); {
+	case misfit == nil:
+		return Class{Skip: true, Reason: show(entry) + ", which this cluster has"}, nil
+	case target.Class(entry.To) != nil:
+		return Class{}, misfit
+	case !bring:
+		return Class{}, fmt.Errorf("%w; --include-cluster-resources makes it from the one in the backup", misfit)
 	}
-	if driverMapped {
-		reasons = append(reasons, fmt.Sprintf("restore.drivers maps driver %s to %s", class.Driver, driver))
-	}
-	plan.Reason = strings.Join(reasons, "; ")
-	return plan, nil
+	return Class{Name: entry.To, Driver: driver, Reason: join(show(entry), driverReason)}, nil
 }
 
-// driverOf is the name that a driver has in the target cluster.
-func driverOf(source string, maps config.Restore, target Target) (name string, mapped bool, err error) {
-	for _, entry := range maps.Drivers {
-		if entry.From != source {
-			continue
-		}
-		// A driver need not have a CSIDriver object, and a class of it is a sign of it too.
-		if known := drivers(target); !slices.Contains(known, entry.To) {
-			return "", false, fmt.Errorf("restore.drivers maps driver %q of the backup to %q, of which this cluster has neither a CSIDriver nor a VolumeSnapshotClass; its drivers: %s",
-				source, entry.To, list(known))
-		}
-		return entry.To, true, nil
+// driverOf returns the name of a driver in the target cluster; reason is "" for a
+// driver that keeps its name.
+func driverOf(source string, maps config.Restore, target Target) (name, reason string, err error) {
+	name, mapped := maps.Driver(source)
+	if !mapped {
+		return name, "", nil
 	}
-	return source, false, nil
+	// A driver need not have a CSIDriver object; a class of it proves it too.
+	known := sets.New(target.Drivers...)
+	for _, class := range target.Classes {
+		known.Insert(class.Driver)
+	}
+	if !known.Has(name) {
+		return "", "", fmt.Errorf("restore.drivers maps driver %q of the backup to %q, of which this cluster has neither a CSIDriver nor a VolumeSnapshotClass; its drivers: %s",
+			source, name, list(known))
+	}
+	return name, fmt.Sprintf("restore.drivers maps driver %s to %s", source, name), nil
 }
 
-// ClassEntry is the entry of the maps for a class.
+// ClassEntry returns the entry of the maps for a class.
 func ClassEntry(maps config.Restore, class string) (config.SnapshotClassMapping, bool) {
 	for _, entry := range maps.SnapshotClasses {
 		if class != "" && entry.From == class {
@@ -153,53 +174,29 @@ func ClassEntry(maps config.Restore, class string) (config.SnapshotClassMapping,
 	return config.SnapshotClassMapping{}, false
 }
 
-// fits is an error unless the class that an entry names exists and is of the driver.
+// fits returns an error unless the class that an entry names exists and is of the
+// driver.
 func fits(entry config.SnapshotClassMapping, driver string, target Target) error {
-	class := Named(entry.To, target)
-	choices := fmt.Sprintf("classes of driver %s here: %s", driver, list(ofDriver(driver, target)))
-	if class == nil {
-		return fmt.Errorf("restore.snapshotClasses maps VolumeSnapshotClass %q of the backup to %q, which this cluster does not have; %s", entry.From, entry.To, choices)
-	}
-	if class.Driver != driver {
-		return fmt.Errorf("restore.snapshotClasses maps VolumeSnapshotClass %q of the backup to %q, which is of driver %q in this cluster, not of %q; %s",
-			entry.From, entry.To, class.Driver, driver, choices)
-	}
-	return nil
-}
-
-// Named is a class of the target cluster, nil where it has none of that name.
-func Named(name string, target Target) *snapshotv1.VolumeSnapshotClass {
-	i := slices.IndexFunc(target.Classes, func(c snapshotv1.VolumeSnapshotClass) bool { return c.Name == name })
-	if i < 0 {
-		return nil
-	}
-	return &target.Classes[i]
-}
-
-func ofDriver(driver string, target Target) []string {
-	var names []string
-	for _, class := range target.Classes {
+	where := "which this cluster does not have"
+	if class := target.Class(entry.To); class != nil {
 		if class.Driver == driver {
-			names = append(names, class.Name)
+			return nil
 		}
+		where = fmt.Sprintf("which is of driver %q in this cluster, not of %q", class.Driver, driver)
 	}
-	return names
+	return fmt.Errorf("restore.snapshotClasses maps VolumeSnapshotClass %q of the backup to %q, %s; classes of driver %s here: %s",
+		entry.From, entry.To, where, driver, list(target.classesOf(driver)))
 }
 
-func drivers(target Target) []string {
-	names := slices.Clone(target.Drivers)
-	for _, class := range target.Classes {
-		names = append(names, class.Driver)
-	}
-	slices.Sort(names)
-	return slices.Compact(names)
+func join(reasons ...string) string {
+	return strings.Join(slices.DeleteFunc(reasons, func(reason string) bool { return reason == "" }), "; ")
 }
 
-func list(names []string) string {
+func list(names sets.Set[string]) string {
 	if len(names) == 0 {
 		return "none"
 	}
-	return strings.Join(slices.Sorted(slices.Values(names)), ", ")
+	return strings.Join(sets.List(names), ", ")
 }
 
 func show(entry config.SnapshotClassMapping) string {

@@ -1,6 +1,7 @@
 package restore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"github.com/vmware-tanzu/velero/pkg/util/collections"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/internal/api"
@@ -23,30 +25,26 @@ import (
 	"stillpoint.io/stillpoint/internal/mapping"
 )
 
-// exportsOnly answers whether snapshots of a driver in the backup can be
-// restored from their export only.
+// exportsOnly reports whether snapshots of a driver in the backup can only be
+// restored from their export.
 func (m *memory) exportsOnly(driver string) bool {
-	return exportsOnly(m.settings, driver, renamed(m.settings.Restore, driver))
+	here, _ := m.settings.Restore.Driver(driver)
+	return exportsOnly(m.settings, driver, here)
 }
 
-// exportsOnly goes by the profile of the driver here, which is what restores.
+// exportsOnly follows the profile of the driver in this cluster, which restores.
 func exportsOnly(settings *config.Config, source, target string) bool {
 	return settings.Driver(target).RestoreFrom == config.RestoreFromExport ||
 		(source == target && settings.Driver(source).RestoreFrom == config.RestoreFromExport)
 }
 
-func renamed(maps config.Restore, driver string) string {
-	here, _ := maps.Driver(driver)
-	return here
-}
-
-// exportedBy answers whether a driver, by either of its names, exports the
-// snapshots of a class.
+// exportedBy reports whether a driver, by either of its names, exports the snapshots
+// of a class.
 func exportedBy(settings *config.Config, source, target string, parameters map[string]string) bool {
 	return settings.Driver(source).Exported(parameters) || settings.Driver(target).Exported(parameters)
 }
 
-// usable is an error for a VolumeSnapshotClass none of whose snapshots can be
+// usable returns an error for a VolumeSnapshotClass none of whose snapshots can be
 // restored from.
 func usable(settings *config.Config, source, target string, parameters map[string]string) error {
 	if !exportsOnly(settings, source, target) || exportedBy(settings, source, target, parameters) {
@@ -56,11 +54,11 @@ func usable(settings *config.Config, source, target string, parameters map[strin
 		"back up with data movement, and leave the class out with restore.snapshotClasses and skip: true", target)
 }
 
-// restorable is an error for a snapshot that was not exported, of a driver that
-// restores from exports only. known is false where that cannot be told by this
-// item: a content does not say as much as its VolumeSnapshot.
+// restorable returns an error for a snapshot that was not exported, of a driver that
+// restores from exports only. settled is false if this item does not say so: a
+// VolumeSnapshot has more information than its content.
 func (r *Restorer) restorable(ctx context.Context, known *memory, source mapping.Source, mapped *mapping.Mapped, item metav1.Object) (settled bool, err error) {
-	driver := renamed(known.settings.Restore, source.Driver)
+	driver, _ := known.settings.Restore.Driver(source.Driver)
 	if !exportsOnly(known.settings, source.Driver, driver) {
 		return true, nil
 	}
@@ -69,7 +67,7 @@ func (r *Restorer) restorable(ctx context.Context, known *memory, source mapping
 	case "true":
 		return true, nil
 	case "false":
-		why = "the backup says that it was not exported"
+		why = "according to the backup it was not exported"
 	default:
 		parameters, found, err := r.classParameters(ctx, known, source, mapped)
 		switch {
@@ -80,7 +78,7 @@ func (r *Restorer) restorable(ctx context.Context, known *memory, source mapping
 		case found:
 			why = fmt.Sprintf("VolumeSnapshotClass %s has no parameter by which the driver exports", source.Class)
 		default:
-			why = fmt.Sprintf("VolumeSnapshotClass %s, which could tell whether it was exported, is neither here nor in this restore", orNone(source.Class))
+			why = fmt.Sprintf("VolumeSnapshotClass %s, which shows whether it was exported, exists neither here nor in this restore", cmp.Or(source.Class, "none"))
 		}
 		if _, isContent := item.(*snapshotv1.VolumeSnapshotContent); isContent && !found {
 			return false, nil
@@ -89,16 +87,16 @@ func (r *Restorer) restorable(ctx context.Context, known *memory, source mapping
 	return true, &localError{driver, why}
 }
 
-// localError says that a snapshot was not exported, of a driver that restores
-// from exports only.
+// localError is the error of a snapshot that was not exported, of a driver that
+// restores from exports only.
 type localError struct{ driver, why string }
 
 func (e *localError) Error() string {
 	return fmt.Sprintf("driver %s restores from exports only (restoreFrom: export in its profile), and this snapshot stayed in the storage: %s", e.driver, e.why)
 }
 
-// advise adds to a localError which backup has an export of the claim; its name
-// is "" where only the VolumeSnapshot can say.
+// advise adds to a localError which backup has an export of the claim. The name of
+// the claim is "" if only the VolumeSnapshot names it.
 func (r *Restorer) advise(ctx context.Context, err error, claim types.NamespacedName) error {
 	if local := (*localError)(nil); !errors.As(err, &local) {
 		return err
@@ -109,8 +107,8 @@ func (r *Restorer) advise(ctx context.Context, err error, claim types.Namespaced
 	return fmt.Errorf("%w; %s", err, r.exports(ctx, claim))
 }
 
-// classParameters are those of the class that a snapshot was taken with: as the
-// backup has it, as the cluster has it, or of the class that stands for it here.
+// classParameters returns the parameters of the class that a snapshot was taken with:
+// the class in the backup, in the cluster, or the one that replaces it here.
 func (r *Restorer) classParameters(ctx context.Context, known *memory, source mapping.Source, mapped *mapping.Mapped) (parameters map[string]string, found bool, err error) {
 	r.mu.Lock()
 	parameters, found = known.parameters[source.Class]
@@ -118,23 +116,22 @@ func (r *Restorer) classParameters(ctx context.Context, known *memory, source ma
 	if found || source.Class == "" {
 		return parameters, found, nil
 	}
-	target, err := r.target(ctx)
+	target, err := mapping.ReadTarget(ctx, r.clients)
 	if err != nil {
 		return nil, false, err
 	}
-	if class := mapping.Named(source.Class, target); class != nil && class.Driver == source.Driver {
+	if class := target.Class(source.Class); class != nil && class.Driver == source.Driver {
 		return class.Parameters, true, nil
 	}
 	if _, entry := mapping.ClassEntry(known.settings.Restore, source.Class); entry && mapped != nil && mapped.Class != "" {
-		if class := mapping.Named(mapped.Class, target); class != nil {
+		if class := target.Class(mapped.Class); class != nil {
 			return class.Parameters, true, nil
 		}
 	}
 	return nil, false, nil
 }
 
-// exports tells which backup has an export of a claim. That nothing is found
-// out is not worth another error.
+// exports returns which backup has an export of a claim, for an error.
 func (r *Restorer) exports(ctx context.Context, claim types.NamespacedName) string {
 	backups, uploads := &velerov1.BackupList{}, &velerov2alpha1.DataUploadList{}
 	err := r.clients.Objects.List(ctx, backups, crclient.InNamespace(r.clients.VeleroNamespace))
@@ -147,7 +144,7 @@ func (r *Restorer) exports(ctx context.Context, claim types.NamespacedName) stri
 	return exportOf(claim, backups.Items, uploads.Items)
 }
 
-// exportOf names the newest backup that has exported a claim, or else those of
+// exportOf names the newest backup that exported a claim, or else the backups of
 // another cluster that may have.
 func exportOf(claim types.NamespacedName, backups []velerov1.Backup, uploads []velerov2alpha1.DataUpload) string {
 	var newest *velerov1.Backup
@@ -184,8 +181,5 @@ func exportOf(claim types.NamespacedName, backups []velerov1.Backup, uploads []v
 }
 
 func started(backup *velerov1.Backup) time.Time {
-	if backup.Status.StartTimestamp == nil {
-		return backup.CreationTimestamp.Time
-	}
-	return backup.Status.StartTimestamp.Time
+	return ptr.Deref(backup.Status.StartTimestamp, backup.CreationTimestamp).Time
 }

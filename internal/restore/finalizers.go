@@ -7,9 +7,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// transient are the finalizers by which a controller protects an object while
-// something else uses it: a VolumeSnapshot that is being cut, a clone, an attached
-// volume. On a copy of the object no controller removes them again.
+// transient has the finalizers by which a controller protects an object while
+// another one uses it: a snapshot that is being cut, a clone, an attachment. On a copy
+// of the object no controller removes them.
 var transient = []string{
 	"/pvc-as-source-protection", "/cloning-protection", "/populate-target-protection",
 	"/volumesnapshot-as-source-protection", "/volumesnapshot-bound-protection",

@@ -13,8 +13,9 @@ import (
 	"stillpoint.io/stillpoint/internal/api"
 )
 
-// guard is an error for a claim that would come back empty, or with other data than
-// the backup's, unasked. Velero leaves a claim alone that the target has.
+// guard returns an error for a claim that would come back empty, or with other data
+// than the backup's, without being asked for. Velero does not change a claim that
+// exists.
 func (r *Restorer) guard(ctx context.Context, item Item, claim, target types.NamespacedName) error {
 	backedUp := &corev1.PersistentVolumeClaim{}
 	if err := convert(item.BackedUp, backedUp); err != nil {
@@ -29,7 +30,7 @@ func (r *Restorer) guard(ctx context.Context, item Item, claim, target types.Nam
 	case lacks == "":
 		return nil
 	case boolptr.IsSetToFalse(item.Restore.Spec.RestorePVs):
-		r.log.Infof("Claim %s comes back empty, as asked: RestorePVs is false", claim)
+		r.log.Infof("RestorePVs is false: claim %s comes back empty", claim)
 		return nil
 	}
 	return fmt.Errorf("claim %s is not restored: backup %s has no %s of its volume (%s), so that it would come back empty; "+
@@ -37,8 +38,8 @@ func (r *Restorer) guard(ctx context.Context, item Item, claim, target types.Nam
 		claim, item.Restore.Spec.BackupName, lacks, cmp.Or(reason, "the backup does not say why"))
 }
 
-// lacks says what a backup does not have of a claim's volume, and why. It is "" for a
-// claim that may be restored.
+// lacks returns what a backup is missing of a claim's volume, and why; "" for a claim
+// that can be restored.
 func (r *Restorer) lacks(ctx context.Context, item Item, claim *corev1.PersistentVolumeClaim, target types.NamespacedName) (what, reason string, err error) {
 	if exists, err := r.exists(ctx, target); exists || err != nil {
 		return "", "", err
@@ -59,7 +60,7 @@ func (r *Restorer) lacks(ctx context.Context, item Item, claim *corev1.Persisten
 			return "", "", err
 		}
 	}
-	// A mark on a claim with data is that of an earlier backup.
+	// On a claim with data the annotation is of an earlier backup.
 	if reason, marked := claim.Annotations[api.AnnotationNoSnapshot]; marked && !saved && !copied {
 		return "snapshot", reason, nil
 	}

@@ -18,8 +18,8 @@ import (
 	"stillpoint.io/stillpoint/internal/velero"
 )
 
-// Leaver works on claims that are backed up, so that a restore brings them back. It
-// belongs to the process of one backup.
+// Leaver works on claims that are backed up, and warns of those that a restore will
+// not bring back as they are. It belongs to the process of one backup.
 type Leaver struct {
 	// Select returns the selection of the backup, Settings the configuration.
 	Select   func(*velerov1.Backup) *selection.Selection
@@ -29,8 +29,7 @@ type Leaver struct {
 	named sync.Once
 }
 
-// Claim works on a claim as it is about to be backed up, after Velero's own action. It
-// reports what a restore will not bring back as it is now.
+// Claim works on a claim after Velero's own backup action.
 func (l *Leaver) Claim(ctx context.Context, item *unstructured.Unstructured, backup *velerov1.Backup) error {
 	claim := &corev1.PersistentVolumeClaim{}
 	if err := convert(item, claim); err != nil {
@@ -38,7 +37,7 @@ func (l *Leaver) Claim(ctx context.Context, item *unstructured.Unstructured, bac
 	}
 	moves := boolptr.IsSetToTrue(backup.Spec.SnapshotMoveData)
 	if claim.Annotations[velerov1.VolumeSnapshotLabel] != "" {
-		unannotate(item, api.AnnotationNoSnapshot) // the mark of an earlier backup
+		unannotate(item, api.AnnotationNoSnapshot) // of an earlier backup
 		if label.GetValidName(backup.Name) != backup.Name && !moves {
 			l.named.Do(func() {
 				l.Log.Warnf("The name of the backup is too long for a label: %s has more than 63 characters, and Velero's volume information lacks its CSI snapshots. "+

@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
@@ -20,9 +21,9 @@ import (
 	"stillpoint.io/stillpoint/internal/velero"
 )
 
-// missing says why a claim of a backup that moves data would come back empty;
-// "" when it would not, or was meant to. Velero restores a claim without a
-// DataUpload as it is, and lets one wait for good whose DataUpload has failed.
+// missing returns why a claim of a backup that moves data would come back empty; ""
+// if it would not, or is meant to. Velero restores a claim without a DataUpload as it
+// is, and a claim whose DataUpload failed then waits forever.
 func (r *Restorer) missing(ctx context.Context, item Item, target types.NamespacedName) (string, error) {
 	claim := &corev1.PersistentVolumeClaim{}
 	if err := convert(item.BackedUp, claim); err != nil {
@@ -35,7 +36,7 @@ func (r *Restorer) missing(ctx context.Context, item Item, target types.Namespac
 	if upload := claim.Annotations[velerov1.DataUploadNameAnnotation]; upload != "" {
 		return r.notMoved(ctx, item, claim, upload)
 	}
-	// There was no volume, or none that Velero can snapshot: it has marked that.
+	// The claim had no volume, or none that Velero can snapshot.
 	if claim.Status.Phase == corev1.ClaimPending || claim.Annotations[velerov1.SkippedNoCSIPVAnnotation] != "" {
 		return "", nil
 	}
@@ -48,15 +49,15 @@ func (r *Restorer) missing(ctx context.Context, item Item, target types.Namespac
 	leftOut, err := selection.New(standIn(r.clients.Objects, claim), true, backup).LeftOut(claim)
 	switch {
 	case err != nil:
-		return fmt.Sprintf("it moves data, but has no DataUpload of the claim, and whether it was to leave the claim out is not known: %v", err), nil
+		return fmt.Sprintf("it moves data, but has no DataUpload of the claim, and it is not known whether it was to exclude the claim: %v", err), nil
 	case leftOut == "":
 		return "it moves data, but has no DataUpload of the claim", nil
 	}
-	r.log.Infof("Claim %s/%s comes back empty: %s", claim.Namespace, claim.Name, leftOut)
+	r.log.Infof("The backup has no data of claim %s/%s, which comes back empty: %s", claim.Namespace, claim.Name, leftOut)
 	return "", nil
 }
 
-// backup is the Backup that is restored from.
+// backup returns the Backup that is restored from.
 func (r *Restorer) backup(ctx context.Context, restore *velerov1.Restore) (*velerov1.Backup, error) {
 	known := r.of(ctx, restore)
 	r.mu.Lock()
@@ -71,9 +72,9 @@ func (r *Restorer) backup(ctx context.Context, restore *velerov1.Restore) (*vele
 	return known.backup, nil
 }
 
-// standIn is a client that knows the volume of a claim as far as the claim
-// tells of it: the volume itself need not be in this cluster. Pods have no say,
-// since only a PodVolumeBackup proves that a volume was backed up through one.
+// standIn returns a client that knows the volume of a claim as far as the claim
+// describes it, since the volume need not exist in this cluster. Pods are ignored:
+// only a PodVolumeBackup proves that a volume was backed up through a pod.
 func standIn(client crclient.WithWatch, claim *corev1.PersistentVolumeClaim) crclient.Client {
 	return interceptor.NewClient(client, interceptor.Funcs{
 		Get: func(ctx context.Context, client crclient.WithWatch, key crclient.ObjectKey, into crclient.Object, options ...crclient.GetOption) error {
@@ -89,7 +90,7 @@ func standIn(client crclient.WithWatch, claim *corev1.PersistentVolumeClaim) crc
 				ObjectMeta: metav1.ObjectMeta{Name: claim.Spec.VolumeName},
 				Spec: corev1.PersistentVolumeSpec{
 					Capacity: claim.Status.Capacity, AccessModes: claim.Spec.AccessModes, VolumeMode: claim.Spec.VolumeMode,
-					StorageClassName: value(claim.Spec.StorageClassName),
+					StorageClassName: ptr.Deref(claim.Spec.StorageClassName, ""),
 				},
 			}
 			if driver := claim.Annotations[velero.StorageProvisioner]; driver != "" {
@@ -100,11 +101,11 @@ func standIn(client crclient.WithWatch, claim *corev1.PersistentVolumeClaim) crc
 	})
 }
 
-// podVolumeBackup answers whether a claim's data was copied through a pod; text
-// says so where that was tried, and did not succeed.
+// podVolumeBackup reports whether a claim's data was copied through a pod; text
+// describes a copy that failed.
 func (r *Restorer) podVolumeBackup(ctx context.Context, backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim) (copied bool, text string, err error) {
 	list := &velerov1.PodVolumeBackupList{}
-	// Remembered: each claim without a snapshot is looked up in the same list.
+	// Cached, since each claim without a snapshot is looked up in the same list.
 	err = r.clients.Remembered.List(ctx, list, crclient.InNamespace(backup.Namespace), crclient.MatchingLabels{velerov1.BackupNameLabel: label.GetValidName(backup.Name)})
 	if err != nil {
 		return false, "", fmt.Errorf("list the PodVolumeBackups of backup %s: %w", backup.Name, err)
@@ -121,9 +122,9 @@ func (r *Restorer) podVolumeBackup(ctx context.Context, backup *velerov1.Backup,
 	return false, strings.TrimSuffix(text, ": "), nil
 }
 
-// hasVolume answers whether a claim gets a PersistentVolume that is there:
-// Velero restores volumes first, those of its snapshotters and those with
-// reclaim policy Retain, which are not empty.
+// hasVolume reports whether a claim gets a restored PersistentVolume, which is not
+// empty. Velero restores volumes first: those of VolumeSnapshotters, and those with
+// reclaim policy Retain.
 func (r *Restorer) hasVolume(ctx context.Context, restore *velerov1.Restore, claim *corev1.PersistentVolumeClaim, target types.NamespacedName) (bool, error) {
 	if claim.Spec.VolumeName == "" {
 		return false, nil
@@ -142,9 +143,8 @@ func (r *Restorer) hasVolume(ctx context.Context, restore *velerov1.Restore, cla
 	return false, nil
 }
 
-// notMoved says what became of a DataUpload that has left no data; "" when it
-// has. Velero has made a DataDownload of it by now, which would wait for its
-// claim in vain.
+// notMoved returns why a DataUpload has no data, "" if it has. It then cancels the
+// DataDownload that Velero created by now, which would wait for its claim in vain.
 func (r *Restorer) notMoved(ctx context.Context, item Item, claim *corev1.PersistentVolumeClaim, upload string) (string, error) {
 	results, err := r.kube.CoreV1().ConfigMaps(r.clients.VeleroNamespace).List(ctx, metav1.ListOptions{LabelSelector: metav1.FormatLabelSelector(&metav1.LabelSelector{MatchLabels: map[string]string{
 		velerov1.RestoreUIDLabel:       label.GetValidName(string(item.Restore.UID)),
@@ -154,7 +154,7 @@ func (r *Restorer) notMoved(ctx context.Context, item Item, claim *corev1.Persis
 	if err != nil {
 		return "", fmt.Errorf("list the DataUpload results of claim %s/%s: %w", claim.Namespace, claim.Name, err)
 	}
-	if len(results.Items) != 1 { // which Velero's own action has refused
+	if len(results.Items) != 1 { // refused by Velero's own action
 		return "", nil
 	}
 	result := velerov2alpha1.DataUploadResult{}
@@ -170,15 +170,14 @@ func (r *Restorer) notMoved(ctx context.Context, item Item, claim *corev1.Persis
 	text := fmt.Sprintf("its DataUpload %s was not completed", upload)
 	namespace, name, _ := strings.Cut(upload, "/")
 	found := &velerov2alpha1.DataUpload{}
-	// It need not be here, and tells no more than why.
+	// The DataUpload may not exist here; it only says why.
 	if err := r.clients.Objects.Get(ctx, crclient.ObjectKey{Namespace: namespace, Name: name}, found); err == nil {
 		text = strings.TrimSuffix(fmt.Sprintf("its DataUpload %s is %s: %s", upload, found.Status.Phase, found.Status.Message), ": ")
 	}
 	return text, nil
 }
 
-// cancelDownload ends the DataDownload that Velero's action has just created
-// for a claim (newDataDownload in pkg/restore/actions/csi of Velero 1.18).
+// cancelDownload cancels the DataDownload that Velero's action created for a claim.
 func (r *Restorer) cancelDownload(ctx context.Context, restore *velerov1.Restore, claim *corev1.PersistentVolumeClaim) error {
 	operation := velero.DownloadOperation(restore, claim.UID)
 	list := &velerov2alpha1.DataDownloadList{}

@@ -102,7 +102,7 @@ func TestClaimWithoutADataUpload(t *testing.T) {
 		"policy of another driver": {backup: byPolicy, cluster: func(w *target) {
 			policy(w, "- conditions: {csi: {driver: x.csi}}\n  action: {type: skip}\n")
 		}, refused: "it moves data, but has no DataUpload"},
-		"the policy is gone": {backup: byPolicy, refused: "it moves data, but has no DataUpload of the claim, and whether it was to leave the claim out is not known: read the volume policies of backup monday"},
+		"the policy is gone": {backup: byPolicy, refused: "it moves data, but has no DataUpload of the claim, and it is not known whether it was to exclude the claim: read the volume policies of backup monday"},
 		"its volume is back": {cluster: volumeThere(volumeName, nil)},
 		"its volume is back, renamed": {cluster: volumeThere("velero-clone-1", func(v *corev1.PersistentVolume) {
 			v.Annotations = map[string]string{"velero.io/original-pv-name": volumeName}

@@ -19,9 +19,9 @@ import (
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// orphan is an object of a restore and the owners that it had in the backup. Velero
-// strips the references, which name UIDs of objects that are gone. The orphan is the
-// id of the operation that puts them back.
+// orphan is a restored object with the owners that it had in the backup. Velero strips
+// the references, whose UIDs are those of the backup. Encoded as JSON, the orphan is
+// the ID of the operation that sets them again.
 type orphan struct {
 	APIVersion string                  `json:"apiVersion"`
 	Kind       string                  `json:"kind"`
@@ -30,8 +30,8 @@ type orphan struct {
 	Owners     []metav1.OwnerReference `json:"owners"`
 }
 
-// Orphan returns the id of the operation that puts the owner references of an item
-// back, or "" if it has none that its owner does not restore by itself.
+// Orphan returns the ID of the operation that sets the owner references of an item, or
+// "" if it has none, or none that its owner does not set itself.
 func Orphan(item Item) (operation string, err error) {
 	from := item.BackedUp
 	o := orphan{APIVersion: from.GetAPIVersion(), Kind: from.GetKind(), Namespace: targetNamespace(item.Restore, from.GetNamespace()), Name: from.GetName()}
@@ -58,8 +58,8 @@ func adopts(owner metav1.OwnerReference, object *unstructured.Unstructured) bool
 	return of.Group == velerov1.SchemeGroupVersion.Group || strings.HasSuffix(of.Group, "snapshot.storage.k8s.io")
 }
 
-// Adopt puts the owner references of an object back. Velero asks when all objects
-// are restored.
+// Adopt sets the owner references of an object. Velero calls it when all objects are
+// restored.
 func (r *Restorer) Adopt(ctx context.Context, operation string, restore *velerov1.Restore) (velero.OperationProgress, error) {
 	o := orphan{}
 	if err := json.Unmarshal([]byte(operation), &o); err != nil || len(o.Owners) == 0 {
@@ -110,7 +110,7 @@ func (r *Restorer) adopt(ctx context.Context, o orphan, restore *velerov1.Restor
 		err = r.clients.Objects.Patch(ctx, child, crclient.MergeFromWithOptions(before, crclient.MergeFromWithOptimisticLock{}))
 	}
 	if err != nil {
-		return false, "", fmt.Errorf("put the owner references of %s back: %w", name, err)
+		return false, "", fmt.Errorf("set the owner references of %s: %w", name, err)
 	}
 	text = strings.Join(texts, "; ")
 	r.log.Info(text)
@@ -126,7 +126,7 @@ func (r *Restorer) object(ctx context.Context, version, kind, namespace, name st
 	object := &metav1.PartialObjectMetadata{TypeMeta: metav1.TypeMeta{APIVersion: version, Kind: kind}}
 	err := r.clients.Objects.Get(ctx, crclient.ObjectKey{Namespace: namespace, Name: name}, object)
 	if apierrors.IsNotFound(err) || meta.IsNoMatchError(err) {
-		return nil, nil //nolint:nilnil // it is not there
+		return nil, nil //nolint:nilnil // see above
 	}
 	if err != nil {
 		return nil, fmt.Errorf("get %s %s/%s: %w", kind, namespace, name, err)

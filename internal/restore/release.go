@@ -23,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
 
 	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/snapshot"
@@ -297,7 +298,7 @@ func judge(f facts) verdict {
 		return verdict{leave, fmt.Sprintf("%s stays: it or its content lacks the label %s of this restore", f.name(), api.LabelRestore)}
 	}
 	// Velero gives both the same name; another content would go by its own policy.
-	if f.snapshot != nil && value(f.snapshot.Spec.Source.VolumeSnapshotContentName) != f.loan.snapshot {
+	if f.snapshot != nil && ptr.Deref(f.snapshot.Spec.Source.VolumeSnapshotContentName, "") != f.loan.snapshot {
 		return verdict{leave, fmt.Sprintf("%s stays: it is not bound to the content that Velero has restored for it", f.name())}
 	}
 	if f.claim != nil && snapshot.Awaits(f.claim, f.namespace, f.loan.snapshot) {
@@ -381,7 +382,7 @@ func (r *Restorer) facts(ctx context.Context, l loan, restore *velerov1.Restore)
 // awaits answers whether a claim is bound for its first pod only, and has none,
 // or one without a node.
 func (r *Restorer) awaits(ctx context.Context, claim *corev1.PersistentVolumeClaim) (pod, node bool, err error) {
-	if claim.Annotations["volume.kubernetes.io/selected-node"] != "" || value(claim.Spec.StorageClassName) == "" {
+	if claim.Annotations["volume.kubernetes.io/selected-node"] != "" || ptr.Deref(claim.Spec.StorageClassName, "") == "" {
 		return false, false, nil
 	}
 	class, err := r.kube.StorageV1().StorageClasses().Get(ctx, *claim.Spec.StorageClassName, metav1.GetOptions{})

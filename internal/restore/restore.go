@@ -1,11 +1,7 @@
-// Package restore decides how the snapshots in a backup come back in the
-// cluster that is restored to: with which driver, class and deletion policy,
-// and which volumes are refused. It changes what Velero's own actions have made
-// of an item only where the configuration or a mark in the backup asks for it,
-// and removes what a claim was filled from when that is done.
 package restore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,6 +25,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/utils/clock"
+	"k8s.io/utils/ptr"
 
 	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/cluster"
@@ -37,60 +34,58 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-// Restorer works on the items of restores. Velero starts a process for each
-// restore, so what it remembers is of one; it is safe for concurrent use.
+// Restorer works on the items of restores. Velero starts a process for each restore,
+// so a Restorer usually serves one. It is safe for concurrent use.
 type Restorer struct {
 	clients   *cluster.Clients
 	kube      kubernetes.Interface
 	snapshots versioned.Interface
 	clock     clock.PassiveClock
 	log       logrus.FieldLogger
-	// wait is how long the process of a restore waits for its claims.
+	// wait is how long the process waits for the claims of its restore.
 	wait time.Duration
 
 	mu       sync.Mutex
 	restores map[types.UID]*memory
-	// refused are the claims that were not restored, as backed up, by restore.
+	// refused has, by restore, the claims that are not restored, as backed up.
 	refused map[types.UID][]types.NamespacedName
 }
 
-// memory is what is known of one restore. When the process dies in between it
-// is gone, and what it knew is looked up in the cluster.
+// memory is the state of one restore. A process that continues the restore looks it
+// up in the cluster.
 type memory struct {
 	settings *config.Config
-	err      error // that there are no settings
-	// decided is by the VolumeSnapshot as backed up. Its content comes first,
-	// and the claim that wants it last.
+	err      error // why the settings could not be read
+	// decided is by the VolumeSnapshot as backed up. Velero restores its content
+	// first and its claim last.
 	decided map[types.NamespacedName]decision
-	// parameters are those of the VolumeSnapshotClasses in the backup, as far as
-	// they were restored.
+	// parameters has the parameters of the VolumeSnapshotClasses in the backup.
 	parameters map[string]map[string]string
-	// filled are the PersistentVolumes, as backed up, that a VolumeSnapshotter has filled.
+	// filled has the PersistentVolumes, as backed up, that a VolumeSnapshotter filled.
 	filled map[string]bool
 	// lent are the VolumeSnapshots that this process has restored for claims.
 	lent []loan
-	// backup is that which is restored from, nil until somebody asks.
+	// backup is the Backup that is restored from, nil until it is read.
 	backup *velerov1.Backup
 }
 
 type decision struct {
-	mapped *mapping.Mapped // nil where the maps do not name it
-	// settled says that it is known whether the snapshot may be restored from.
+	mapped *mapping.Mapped // nil if the maps do not name it
+	// settled reports whether it is known that the snapshot can be restored from.
 	settled bool
 	err     error
 }
 
 // Item is one object of a restore.
 type Item struct {
-	// Object is the item as Velero's own actions left it. It is changed in
-	// place, and only in the fields that are mapped.
+	// Object is the item as Velero's own actions left it. It is changed in place.
 	Object *unstructured.Unstructured
 	// BackedUp is the item as the backup has it.
 	BackedUp *unstructured.Unstructured
 	Restore  *velerov1.Restore
 }
 
-// NewRestorer returns a Restorer for the Velero that the clients reach.
+// NewRestorer returns a Restorer.
 func NewRestorer(clients *cluster.Clients, clock clock.PassiveClock, log logrus.FieldLogger) *Restorer {
 	return &Restorer{
 		clients: clients, kube: clients.Kube, snapshots: clients.Snapshots, clock: clock, log: log, wait: pollsWorth,
@@ -98,9 +93,9 @@ func NewRestorer(clients *cluster.Clients, clock clock.PassiveClock, log logrus.
 	}
 }
 
-// of reads the configuration at the restore's first item. What could not be
-// read stays an error to the end: half a restore with the maps and half
-// without would be worse.
+// of returns the state of a restore, and reads the configuration at the first item.
+// An error stays to the end: a restore of which one half follows the maps and the
+// other does not would be worse.
 func (r *Restorer) of(ctx context.Context, restore *velerov1.Restore) *memory {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -119,7 +114,7 @@ func (m *memory) maps() bool {
 	return len(m.settings.Restore.Drivers)+len(m.settings.Restore.SnapshotClasses) > 0
 }
 
-// Class works on a VolumeSnapshotClass. skip says that it is not to be restored.
+// Class works on a VolumeSnapshotClass. skip excludes it from the restore.
 func (r *Restorer) Class(ctx context.Context, item Item) (skip bool, err error) {
 	known := r.of(ctx, item.Restore)
 	name := item.BackedUp.GetName()
@@ -136,12 +131,12 @@ func (r *Restorer) Class(ctx context.Context, item Item) (skip bool, err error) 
 	if !known.maps() && !known.exportsOnly(class.Driver) {
 		return false, nil
 	}
-	target, err := r.target(ctx)
+	target, err := mapping.ReadTarget(ctx, r.clients)
 	if err != nil {
 		return false, fmt.Errorf("VolumeSnapshotClass %s is not restored: %w", name, err)
 	}
 	plan, err := mapping.MapClass(mapping.Source{Driver: class.Driver, Class: name}, known.settings, target, boolptr.IsSetToTrue(item.Restore.Spec.IncludeClusterResources))
-	if err == nil && !plan.Skip && mapping.Named(plan.Name, target) == nil {
+	if err == nil && !plan.Skip && target.Class(plan.Name) == nil {
 		err = usable(known.settings, class.Driver, plan.Driver, class.Parameters)
 	}
 	if err != nil {
@@ -151,15 +146,15 @@ func (r *Restorer) Class(ctx context.Context, item Item) (skip bool, err error) 
 	case plan.Reason == "":
 		return false, nil
 	case plan.Skip:
-		r.log.Infof("VolumeSnapshotClass %s of the backup is left out: %s", name, plan.Reason)
+		r.log.Infof("Skipped VolumeSnapshotClass %s of the backup: %s", name, plan.Reason)
 		return true, nil
 	}
-	r.log.Infof("VolumeSnapshotClass %s of the backup comes back as %s of driver %s: %s", name, plan.Name, plan.Driver, plan.Reason)
+	r.log.Infof("Mapped VolumeSnapshotClass %s of the backup to %s of driver %s: %s", name, plan.Name, plan.Driver, plan.Reason)
 	item.Object.SetName(plan.Name)
 	return false, set(item.Object, plan.Driver, "driver")
 }
 
-// Content works on a VolumeSnapshotContent: driver, class, deletion policy.
+// Content sets driver, class and deletion policy of a VolumeSnapshotContent.
 func (r *Restorer) Content(ctx context.Context, item Item) error {
 	content := &snapshotv1.VolumeSnapshotContent{}
 	if err := convert(item.BackedUp, content); err != nil {
@@ -167,7 +162,7 @@ func (r *Restorer) Content(ctx context.Context, item Item) error {
 	}
 	snapshot := types.NamespacedName{Namespace: content.Spec.VolumeSnapshotRef.Namespace, Name: content.Spec.VolumeSnapshotRef.Name}
 	known := r.of(ctx, item.Restore)
-	decided := r.decide(ctx, known, snapshot, mapping.Source{Driver: content.Spec.Driver, Class: value(content.Spec.VolumeSnapshotClassName)}, content)
+	decided := r.decide(ctx, known, snapshot, mapping.Source{Driver: content.Spec.Driver, Class: ptr.Deref(content.Spec.VolumeSnapshotClassName, "")}, content)
 	if decided.err != nil {
 		return fmt.Errorf("VolumeSnapshotContent %s of VolumeSnapshot %s is not restored: %w", content.Name, snapshot, r.advise(ctx, decided.err, types.NamespacedName{}))
 	}
@@ -175,8 +170,8 @@ func (r *Restorer) Content(ctx context.Context, item Item) error {
 		return fmt.Errorf("VolumeSnapshotContent %s of VolumeSnapshot %s is not restored: %w", content.Name, snapshot, err)
 	}
 	if mapped := decided.mapped; mapped != nil {
-		r.log.Infof("VolumeSnapshotContent %s of VolumeSnapshot %s comes back with driver %s and class %s: %s",
-			content.Name, snapshot, mapped.Driver, orNone(mapped.Class), mapped.Reason)
+		r.log.Infof("Mapped VolumeSnapshotContent %s of VolumeSnapshot %s to driver %s and class %s: %s",
+			content.Name, snapshot, mapped.Driver, cmp.Or(mapped.Class, "none"), mapped.Reason)
 		if err := set(item.Object, mapped.Driver, "spec", "driver"); err != nil {
 			return err
 		}
@@ -187,14 +182,14 @@ func (r *Restorer) Content(ctx context.Context, item Item) error {
 		}
 	}
 	if policy := known.settings.Restore.DeletionPolicy; policy != "" {
-		r.log.Infof("VolumeSnapshotContent %s of VolumeSnapshot %s comes back with deletion policy %s: restore.deletionPolicy", content.Name, snapshot, policy)
+		r.log.Infof("Set deletion policy %s on VolumeSnapshotContent %s of VolumeSnapshot %s: restore.deletionPolicy", policy, content.Name, snapshot)
 		return set(item.Object, string(policy), "spec", "deletionPolicy")
 	}
 	return nil
 }
 
-// Snapshot works on a VolumeSnapshot. Its class is Velero's to clear; driver
-// and policy are annotations here, which say what its content has.
+// Snapshot sets the annotations of a VolumeSnapshot that name the driver and the
+// deletion policy of its content. Velero clears the class itself.
 func (r *Restorer) Snapshot(ctx context.Context, item Item) error {
 	snapshot := &snapshotv1.VolumeSnapshot{}
 	if err := convert(item.BackedUp, snapshot); err != nil {
@@ -202,14 +197,14 @@ func (r *Restorer) Snapshot(ctx context.Context, item Item) error {
 	}
 	name := types.NamespacedName{Namespace: snapshot.Namespace, Name: snapshot.Name}
 	known := r.of(ctx, item.Restore)
-	decided := r.decide(ctx, known, name, mapping.Source{Driver: snapshot.Annotations[velerov1.DriverNameAnnotation], Class: value(snapshot.Spec.VolumeSnapshotClassName)}, snapshot)
+	decided := r.decide(ctx, known, name, mapping.Source{Driver: snapshot.Annotations[velerov1.DriverNameAnnotation], Class: ptr.Deref(snapshot.Spec.VolumeSnapshotClassName, "")}, snapshot)
 	if decided.err == nil && (known.maps() || known.exportsOnly(snapshot.Annotations[velerov1.DriverNameAnnotation])) {
 		if decided.err = r.hasContent(ctx, item.Object); decided.err != nil {
 			r.remember(known, name, decided)
 		}
 	}
 	if decided.err != nil {
-		claim := types.NamespacedName{Namespace: snapshot.Namespace, Name: value(snapshot.Spec.Source.PersistentVolumeClaimName)}
+		claim := types.NamespacedName{Namespace: snapshot.Namespace, Name: ptr.Deref(snapshot.Spec.Source.PersistentVolumeClaimName, "")}
 		return errors.Join(fmt.Errorf("VolumeSnapshot %s is not restored: %w", name, r.advise(ctx, decided.err, claim)), r.dropContent(ctx, item))
 	}
 	if err := r.lend(ctx, item); err != nil {
@@ -217,7 +212,7 @@ func (r *Restorer) Snapshot(ctx context.Context, item Item) error {
 	}
 	if decided.mapped != nil {
 		if snapshot.Annotations[velerov1.VolumeGroupSnapshotHandleAnnotation] != "" {
-			r.log.Warnf("VolumeSnapshot %s is of a group snapshot, for which Velero makes a VolumeGroupSnapshotContent of the backup's driver; the map does not reach that", name)
+			r.log.Warnf("restore.drivers does not apply to VolumeSnapshot %s: it belongs to a group snapshot, for which Velero creates a VolumeGroupSnapshotContent of the backup's driver", name)
 		}
 		annotate(item.Object, velerov1.DriverNameAnnotation, decided.mapped.Driver)
 	}
@@ -227,8 +222,8 @@ func (r *Restorer) Snapshot(ctx context.Context, item Item) error {
 	return nil
 }
 
-// dropContent removes the content of a VolumeSnapshot that is refused: whether
-// the snapshot may be restored from was not known when it was made.
+// dropContent removes the content of a refused VolumeSnapshot. It was restored before
+// it was known that the snapshot cannot be restored from.
 func (r *Restorer) dropContent(ctx context.Context, item Item) error {
 	name, _, err := unstructured.NestedString(item.Object.Object, "spec", "source", "volumeSnapshotContentName")
 	if err != nil || name == "" {
@@ -241,9 +236,8 @@ func (r *Restorer) dropContent(ctx context.Context, item Item) error {
 	return err
 }
 
-// hasContent is an error when the content that the VolumeSnapshot names is not
-// there. It was restored just before, or refused, perhaps by a process that
-// has died since.
+// hasContent returns an error if the content of a VolumeSnapshot does not exist:
+// Velero restores contents first, so it was refused, perhaps by an earlier process.
 func (r *Restorer) hasContent(ctx context.Context, snapshot *unstructured.Unstructured) error {
 	name, _, err := unstructured.NestedString(snapshot.Object, "spec", "source", "volumeSnapshotContentName")
 	if err != nil || name == "" {
@@ -259,10 +253,9 @@ func (r *Restorer) hasContent(ctx context.Context, snapshot *unstructured.Unstru
 	return nil
 }
 
-// Claim works on a PersistentVolumeClaim. It refuses one that would come back
-// empty, and one whose VolumeSnapshot was refused. One that comes from a
-// VolumeSnapshot has an operation, which removes that when it is not needed any
-// more; "" is none.
+// Claim refuses a claim that would come back empty, or whose VolumeSnapshot was
+// refused. For a claim that is filled from a VolumeSnapshot it returns the ID of the
+// operation that removes the VolumeSnapshot when the claim no longer needs it.
 func (r *Restorer) Claim(ctx context.Context, item Item) (operation string, err error) {
 	operation, err = r.claim(ctx, item)
 	if err != nil {
@@ -273,9 +266,8 @@ func (r *Restorer) Claim(ctx context.Context, item Item) (operation string, err 
 	return operation, err
 }
 
-// StatefulSet refuses a StatefulSet that is missing a claim because that was
-// refused: its controller would make the claim itself, empty. Velero restores
-// claims first.
+// StatefulSet refuses a StatefulSet one of whose claims was refused: its controller
+// would create an empty claim. Velero restores claims first.
 func (r *Restorer) StatefulSet(item Item) error {
 	set := &appsv1.StatefulSet{}
 	if err := convert(item.BackedUp, set); err != nil {
@@ -306,8 +298,8 @@ func (r *Restorer) claim(ctx context.Context, item Item) (operation string, err 
 	if from.Name == "" {
 		return "", nil
 	}
-	// Velero has pointed the claim at the VolumeSnapshot unless it leaves the
-	// claim alone, has it filled otherwise, or was asked to make it empty.
+	// Velero makes the VolumeSnapshot the claim's data source unless the claim exists,
+	// is filled in another way, or is to come back empty.
 	source := util.GenerateSha256FromRestoreUIDAndVsName(string(item.Restore.UID), from.Name)
 	restored := &corev1.PersistentVolumeClaim{}
 	if err := convert(item.Object, restored); err != nil {
@@ -321,14 +313,14 @@ func (r *Restorer) claim(ctx context.Context, item Item) (operation string, err 
 	} else if boolptr.IsSetToFalse(item.Restore.Spec.RestorePVs) {
 		return "", nil
 	}
-	// The VolumeSnapshot may be there for a claim that Velero leaves alone, too.
+	// The VolumeSnapshot can exist for a claim that Velero does not change, too.
 	l := loan{target.Namespace, target.Name, source}
 	there, err := r.lent(ctx, l, item.Restore)
 	switch {
 	case err != nil && pointed:
 		return "", fmt.Errorf("claim %s is not restored: %w", claim, err)
 	case err != nil:
-		r.log.Warnf("Claim %s is there already, and what the restore has made for it stays: %v", target, err)
+		r.log.Warnf("Could not mark the VolumeSnapshot for clean-up that this restore created for existing claim %s: %v", target, err)
 		return "", nil
 	case !there && pointed:
 		return "", fmt.Errorf("claim %s is not restored: its VolumeSnapshot %s, %s/%s here, was not restored, for a reason among the errors of this restore",
@@ -339,15 +331,12 @@ func (r *Restorer) claim(ctx context.Context, item Item) (operation string, err 
 	return l.operation(), nil
 }
 
-// targetNamespace is where the restore brings a namespace of the backup.
+// targetNamespace returns the namespace that a namespace of the backup is restored to.
 func targetNamespace(restore *velerov1.Restore, namespace string) string {
-	if mapped, ok := restore.Spec.NamespaceMapping[namespace]; ok {
-		return mapped
-	}
-	return namespace
+	return cmp.Or(restore.Spec.NamespaceMapping[namespace], namespace)
 }
 
-// exists tells whether the cluster has a claim that is not about to go.
+// exists reports whether the cluster has a claim that is not being deleted.
 func (r *Restorer) exists(ctx context.Context, claim types.NamespacedName) (bool, error) {
 	live, err := r.kube.CoreV1().PersistentVolumeClaims(claim.Namespace).Get(ctx, claim.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -359,8 +348,7 @@ func (r *Restorer) exists(ctx context.Context, claim types.NamespacedName) (bool
 	return live.DeletionTimestamp == nil, nil
 }
 
-// allowed is an error when the VolumeSnapshot that a claim is to come from was
-// refused, as far as this process knows.
+// allowed returns an error if this process refused the VolumeSnapshot of a claim.
 func (r *Restorer) allowed(known *memory, snapshot types.NamespacedName) error {
 	if known.err != nil {
 		return known.err
@@ -373,8 +361,8 @@ func (r *Restorer) allowed(known *memory, snapshot types.NamespacedName) error {
 	return nil
 }
 
-// decide gives the decision on a snapshot, which is made once: content and
-// VolumeSnapshot must not differ. item is the one of them that is restored.
+// decide returns the decision on a snapshot. It is made once, so that content and
+// VolumeSnapshot agree. item is the one of them that is restored.
 func (r *Restorer) decide(ctx context.Context, known *memory, snapshot types.NamespacedName, source mapping.Source, item metav1.Object) decision {
 	if known.err != nil {
 		return decision{err: known.err}
@@ -382,13 +370,13 @@ func (r *Restorer) decide(ctx context.Context, known *memory, snapshot types.Nam
 	r.mu.Lock()
 	decided, ok := known.decided[snapshot]
 	r.mu.Unlock()
-	// Without a driver it is a VolumeSnapshot that no Velero has backed up with
-	// its content, and all depends on that.
+	// A VolumeSnapshot without the annotation of its driver was backed up without its
+	// content, on which everything depends.
 	if source.Driver == "" || (ok && (decided.settled || decided.err != nil)) {
 		return decided
 	}
 	if !ok && known.maps() {
-		target, err := r.target(ctx)
+		target, err := mapping.ReadTarget(ctx, r.clients) // a restore adds classes
 		if err == nil {
 			decided.mapped, err = mapping.Map(source, known.settings, target)
 		}
@@ -405,23 +393,6 @@ func (r *Restorer) remember(known *memory, snapshot types.NamespacedName, decide
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	known.decided[snapshot] = decided
-}
-
-// target is read for each decision: a restore brings classes along.
-func (r *Restorer) target(ctx context.Context) (mapping.Target, error) {
-	classes, err := r.snapshots.SnapshotV1().VolumeSnapshotClasses().List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return mapping.Target{}, fmt.Errorf("list VolumeSnapshotClasses: %w", err)
-	}
-	drivers, err := r.kube.StorageV1().CSIDrivers().List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return mapping.Target{}, fmt.Errorf("list CSIDrivers: %w", err)
-	}
-	target := mapping.Target{Classes: classes.Items}
-	for _, driver := range drivers.Items {
-		target.Drivers = append(target.Drivers, driver.Name)
-	}
-	return target, nil
 }
 
 func convert(item *unstructured.Unstructured, into any) error {
@@ -447,7 +418,7 @@ func annotate(item *unstructured.Unstructured, key, value string) {
 	item.SetAnnotations(annotations)
 }
 
-// unmark takes away what the backup's copy says of its origin.
+// unmark removes the labels and annotations of an object's origin.
 func unmark(item *unstructured.Unstructured) {
 	snapshot.Unmark(item)
 	if len(item.GetLabels()) == 0 {
@@ -463,18 +434,4 @@ func unannotate(item *unstructured.Unstructured, key string) {
 		annotations = nil
 	}
 	item.SetAnnotations(annotations)
-}
-
-func value(name *string) string {
-	if name == nil {
-		return ""
-	}
-	return *name
-}
-
-func orNone(class string) string {
-	if class == "" {
-		return "none"
-	}
-	return class
 }

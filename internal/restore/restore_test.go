@@ -286,7 +286,7 @@ func TestVolumeComesBack(t *testing.T) {
 					}
 				}
 				content := typed(t, made["content"], &snapshotv1.VolumeSnapshotContent{})
-				assert.Equal(t, test.want, want{content.Spec.Driver, value(content.Spec.VolumeSnapshotClassName), string(content.Spec.DeletionPolicy)})
+				assert.Equal(t, test.want, want{content.Spec.Driver, ptr.Deref(content.Spec.VolumeSnapshotClassName, ""), string(content.Spec.DeletionPolicy)})
 				assert.Equal(t, "snapshot-fbc5f1ed-6bef-49fa-aaf6-10cf861cb0f0", *content.Spec.Source.SnapshotHandle)
 				annotations := made["snapshot"].GetAnnotations()
 				assert.Equal(t, test.want.driver, annotations[velerov1.DriverNameAnnotation])
@@ -544,7 +544,7 @@ func TestClaimWithAnotherSource(t *testing.T) {
 	require.NoError(t, err)
 	unstructured.RemoveNestedField(item.Object.Object, "spec", "dataSource")
 	_, err = w.restorer.Claim(t.Context(), *item)
-	require.ErrorContains(t, err, "Velero has not pointed the claim at it: does this server run with --features=EnableCSI?")
+	require.ErrorContains(t, err, "Velero has not made it the data source of the claim: does this server run with --features=EnableCSI?")
 }
 
 // A claim with a snapshot that is to be empty needs no map either.

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/utils/ptr"
 
 	"stillpoint.io/stillpoint/internal/config"
 )
@@ -22,8 +23,8 @@ import (
 const goneLimit = 20 * time.Second
 
 // Volume works on a PersistentVolume that Velero restores: one that a
-// VolumeSnapshotter has filled, or one with reclaim policy Retain that comes back as
-// it was, because Velero knows of no data. skip keeps the latter out of the restore.
+// VolumeSnapshotter filled, or one with reclaim policy Retain that comes back as it
+// was because the backup has no data of it. skip excludes the latter from the restore.
 func (r *Restorer) Volume(ctx context.Context, item Item) (skip bool, err error) {
 	StripFinalizers(item.Object)
 	var volume, backedUp corev1.PersistentVolume
@@ -42,7 +43,7 @@ func (r *Restorer) Volume(ctx context.Context, item Item) (skip bool, err error)
 	case known.err != nil:
 		return false, fmt.Errorf("PersistentVolume %s is not restored: %w", backedUp.Name, known.err)
 	}
-	mode, becomes := known.settings.Restore.WithoutData(), "is left out"
+	mode, becomes := known.settings.Restore.WithoutData(), "is skipped"
 	if mode == config.WithoutDataVelero {
 		becomes = fmt.Sprintf("comes back as it was, by reclaim policy %s, with the data that its storage has now, or none", backedUp.Spec.PersistentVolumeReclaimPolicy)
 	}
@@ -51,15 +52,15 @@ func (r *Restorer) Volume(ctx context.Context, item Item) (skip bool, err error)
 	return mode != config.WithoutDataVelero, nil
 }
 
-// hasFilled reports whether this process has seen a VolumeSnapshotter fill a volume.
+// hasFilled reports whether a VolumeSnapshotter filled a volume in this process.
 func (r *Restorer) hasFilled(restore *velerov1.Restore, volume string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.restores[restore.UID] != nil && r.restores[restore.UID].filled[volume]
 }
 
-// withoutData applies restore.volumesWithoutData to a claim of whose volume the
-// backup has no data. reason says why the claim is refused.
+// withoutData applies restore.volumesWithoutData to a claim of whose volume the backup
+// has no data. reason is why the claim is refused, "" if it is not.
 func (r *Restorer) withoutData(ctx context.Context, item Item, claim *corev1.PersistentVolumeClaim, volumes bool) (reason string, err error) {
 	known := r.of(ctx, item.Restore)
 	switch {
@@ -74,7 +75,7 @@ func (r *Restorer) withoutData(ctx context.Context, item Item, claim *corev1.Per
 		return "", nil
 	case volumes && mode == config.WithoutDataRefuse:
 		return reason, nil
-	case volumes && value(claim.Spec.StorageClassName) == "":
+	case volumes && ptr.Deref(claim.Spec.StorageClassName, "") == "":
 		return reason + ", and the claim has no StorageClass to provision a volume by", nil
 	}
 	r.log.Warnf("No data of the backup: claim %s/%s comes back with a new, empty volume (%s)", claim.Namespace, claim.Name, reason)
@@ -83,7 +84,7 @@ func (r *Restorer) withoutData(ctx context.Context, item Item, claim *corev1.Per
 	return "", nil
 }
 
-// fill makes sure that a claim gets the data that the backup has of its volume.
+// fill checks that a claim gets the data that the backup has of its volume.
 func (r *Restorer) fill(ctx context.Context, item Item, backedUp *corev1.PersistentVolumeClaim, target types.NamespacedName, volumes bool) error {
 	if (backedUp.Annotations[velerov1.VolumeSnapshotLabel] == "" && backedUp.Annotations[velerov1.DataUploadNameAnnotation] == "") || r.hasFilled(item.Restore, backedUp.Spec.VolumeName) {
 		return nil
@@ -95,7 +96,7 @@ func (r *Restorer) fill(ctx context.Context, item Item, backedUp *corev1.Persist
 	selector := restored.Spec.Selector
 	downloaded := selector != nil && selector.MatchLabels[velerov1.DynamicPVRestoreLabel] != ""
 	if volumes && restored.Spec.DataSource == nil && !downloaded {
-		return errors.New("the backup has a snapshot of its volume, and Velero has not pointed the claim at it: does this server run with --features=EnableCSI?")
+		return errors.New("the backup has a snapshot of its volume, and Velero has not made it the data source of the claim: does this server run with --features=EnableCSI?")
 	}
 	err := r.unreserve(ctx, item.Restore, target, volumes)
 	if err != nil && downloaded {
@@ -104,11 +105,10 @@ func (r *Restorer) fill(ctx context.Context, item Item, backedUp *corev1.Persist
 	return err
 }
 
-// unreserve makes sure that a claim of which the backup has data is not bound to a
-// PersistentVolume that is reserved for it. Velero brings such a volume back with
-// reclaim policy Retain where its volume information lacks the snapshot, as it does
-// for each CSI snapshot of a backup whose name has more than 63 characters
-// (generateVolumeInfoForCSIVolumeSnapshot in internal/volume of Velero 1.18).
+// unreserve deletes a PersistentVolume that is reserved for a claim of which the
+// backup has data. Velero restores such a volume with reclaim policy Retain if its
+// volume information lacks the snapshot, as it does for each CSI snapshot of a backup
+// whose name has more than 63 characters.
 func (r *Restorer) unreserve(ctx context.Context, restore *velerov1.Restore, target types.NamespacedName, volumes bool) error {
 	client := r.kube.CoreV1().PersistentVolumes()
 	list, err := client.List(ctx, metav1.ListOptions{LabelSelector: velerov1.RestoreNameLabel})
@@ -127,9 +127,9 @@ func (r *Restorer) unreserve(ctx context.Context, restore *velerov1.Restore, tar
 			return fmt.Errorf("PersistentVolume %s with reclaim policy %s is reserved for it by its claimRef, and would be bound instead of a volume with the data of the backup; "+
 				"delete the PersistentVolume, or remove its claimRef, and restore the claim again", volume.Name, policy)
 		}
-		r.log.Warnf("PersistentVolume %s, which Velero has restored as it was, is deleted: claim %s gets the data of the backup. The storage keeps the volume", volume.Name, target)
+		r.log.Warnf("Deleting PersistentVolume %s, which Velero restored as it was: claim %s gets the data of the backup instead. The storage keeps the volume", volume.Name, target)
 		err := client.Delete(ctx, volume.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &volume.UID, ResourceVersion: &volume.ResourceVersion}})
-		if err == nil { // the claim is created next
+		if err == nil { // Velero creates the claim next
 			err = wait.PollUntilContextTimeout(ctx, pause, goneLimit, true, func(ctx context.Context) (bool, error) {
 				_, err := client.Get(ctx, volume.Name, metav1.GetOptions{})
 				return apierrors.IsNotFound(err), nil
@@ -142,8 +142,8 @@ func (r *Restorer) unreserve(ctx context.Context, restore *velerov1.Restore, tar
 	return nil
 }
 
-// boundElsewhere says why a claim lacks the data of its VolumeSnapshot: its
-// PersistentVolume is older than the claim. It returns "" otherwise.
+// boundElsewhere returns why a claim lacks the data of its VolumeSnapshot: it is bound
+// to a PersistentVolume that is older than the claim. It returns "" otherwise.
 func (r *Restorer) boundElsewhere(ctx context.Context, l loan) string {
 	claim, err := r.kube.CoreV1().PersistentVolumeClaims(l.namespace).Get(ctx, l.claim, metav1.GetOptions{})
 	if err != nil || claim.Spec.VolumeName == "" || claim.Spec.DataSource == nil || claim.Spec.DataSource.Name != l.snapshot {
@@ -153,5 +153,5 @@ func (r *Restorer) boundElsewhere(ctx context.Context, l loan) string {
 	if err != nil || !volume.CreationTimestamp.Before(&claim.CreationTimestamp) {
 		return ""
 	}
-	return fmt.Sprintf("claim %s/%s lacks the data of the backup: it is bound to PersistentVolume %s, which was there before the claim", l.namespace, l.claim, volume.Name)
+	return fmt.Sprintf("claim %s/%s lacks the data of the backup: it is bound to PersistentVolume %s, which existed before the claim", l.namespace, l.claim, volume.Name)
 }

@@ -128,7 +128,7 @@ func TestLeftovers(t *testing.T) {
 		r := exported.restore(t, only)
 		require.Equal(t, velerov1.RestorePhaseCompleted, r.finished(limit), said(r.log(), "error"))
 		assert.Equal(t, []string{"app-data1"}, r.claims())
-		assert.Contains(t, r.log(), "app-data1 comes back empty: a volume policy skips it")
+		assert.Contains(t, r.log(), "app-data1, which comes back empty: a volume policy skips it")
 
 		// If it was not left out on purpose, it is missing.
 		policy := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: cluster.VeleroNamespace, Name: skipped}}

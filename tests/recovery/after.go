@@ -175,12 +175,12 @@ func volume(ctx context.Context, s *stage.Stage, one saved, log string) error {
 	if one.Driver != lostStorage.Driver() {
 		return fmt.Errorf("backup %s has a snapshot of driver %s, not of %s", one.Backup, one.Driver, lostStorage.Driver())
 	}
-	want := fmt.Sprintf("comes back with driver %s and class %s", newStorage.Driver(), exportClass(newStorage))
+	want := fmt.Sprintf("to driver %s and class %s", newStorage.Driver(), exportClass(newStorage))
 	if one.Way == located {
-		want = fmt.Sprintf("comes back with driver %s and VolumeSnapshotClass %s", newStorage.Driver(), exportClass(newStorage))
+		want = fmt.Sprintf("to driver %s and VolumeSnapshotClass %s", newStorage.Driver(), exportClass(newStorage))
 	}
 	if !strings.Contains(log, want) {
-		return fmt.Errorf("the restore's log does not say that a snapshot %s", want)
+		return fmt.Errorf("the restore's log does not report a snapshot that was mapped %s", want)
 	}
 	s.Say("Its volume is one of driver %s and StorageClass %s, and came from the export by its handle, with class %s.",
 		pv.Spec.CSI.Driver, class, exportClass(newStorage))

@@ -1,11 +1,7 @@
-// Package csi takes snapshots of CSI volumes through a VolumeSnapshotLocation,
-// for Velero servers without the EnableCSI feature. What Velero keeps of a
-// snapshot is its driver and handle: VolumeSnapshots and their contents are there
-// while one is taken, restored from or deleted, and not in between, so neither a
-// deleted namespace nor a lost cluster takes the backup along.
 package csi
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,11 +24,11 @@ import (
 	"stillpoint.io/stillpoint/internal/decision"
 	"stillpoint.io/stillpoint/internal/location"
 	"stillpoint.io/stillpoint/internal/location/csi/spec"
+	"stillpoint.io/stillpoint/internal/mapping"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-// Snapshotter is one location's. It is safe for concurrent use once it is
-// configured.
+// Snapshotter serves one location. After Init it is safe for concurrent use.
 type Snapshotter struct {
 	clients   *cluster.Clients
 	quiescer  location.Quiescer
@@ -42,15 +38,15 @@ type Snapshotter struct {
 
 	mu      sync.Mutex
 	options *spec.Spec
-	// followers are those of the backups that this process serves.
+	// followers has the follower of each backup that this process serves.
 	followers map[types.UID]*snapshot.Follower
-	// storageClasses are those of the volumes that Velero has asked for, by their ids.
+	// storageClasses has the StorageClass of each volume that Velero asked for, by ID.
 	storageClasses map[string]string
-	// promoted are the volumes that this process has made, by their ids.
+	// promoted has the volumes that this process provisioned, by ID.
 	promoted map[string]*corev1.PersistentVolume
 }
 
-// New returns a Snapshotter, which Init has to configure.
+// New returns a Snapshotter. Init configures it.
 func New(clients *cluster.Clients, quiescer location.Quiescer, decisions *decision.Decisions, log logrus.FieldLogger) *Snapshotter {
 	return &Snapshotter{
 		clients: clients, quiescer: quiescer, decisions: decisions, log: log,
@@ -59,7 +55,7 @@ func New(clients *cluster.Clients, quiescer location.Quiescer, decisions *decisi
 	}
 }
 
-// Init takes the config of a location.
+// Init sets the config of the location.
 func (s *Snapshotter) Init(config map[string]string) error {
 	options, err := spec.Decode(config)
 	if err != nil {
@@ -77,11 +73,11 @@ func (s *Snapshotter) settings() *spec.Spec {
 	return s.options
 }
 
-// VolumeID is how Velero knows a volume: driver/handle, "" for one that this
-// location leaves to others.
+// VolumeID returns the ID by which Velero knows a volume, driver/handle; "" for a
+// volume that this location does not take.
 func (s *Snapshotter) VolumeID(_ context.Context, volume *corev1.PersistentVolume) (string, error) {
 	if why := s.settings().LeavesOut(volume); why != "" {
-		s.log.Infof("PersistentVolume %s is not for provider %s: %s", volume.Name, spec.Provider, why)
+		s.log.Infof("Not a volume of provider %s: PersistentVolume %s: %s", spec.Provider, volume.Name, why)
 		return "", nil
 	}
 	s.mu.Lock()
@@ -94,7 +90,7 @@ func idOf(volume *corev1.PersistentVolume) string {
 	return volume.Spec.CSI.Driver + "/" + volume.Spec.CSI.VolumeHandle
 }
 
-// handleOf takes a volume's id apart. Handles may have slashes, drivers do not.
+// handleOf splits the ID of a volume. A handle can contain slashes, a driver cannot.
 func handleOf(id string) (driver, handle string, err error) {
 	driver, handle, found := strings.Cut(id, "/")
 	if !found || driver == "" || handle == "" {
@@ -103,8 +99,8 @@ func handleOf(id string) (driver, handle string, err error) {
 	return driver, handle, nil
 }
 
-// VolumeInfo is what Velero notes of a volume as its type: its StorageClass. Velero
-// asks for it right after the volume's id, in the same process.
+// VolumeInfo returns what Velero stores as the type of a volume: its StorageClass.
+// Velero asks for it right after the volume's ID, in the same process.
 func (s *Snapshotter) VolumeInfo(_ context.Context, id string) (string, error) {
 	if _, _, err := handleOf(id); err != nil {
 		return "", err
@@ -114,21 +110,21 @@ func (s *Snapshotter) VolumeInfo(_ context.Context, id string) (string, error) {
 	return s.storageClasses[id], nil
 }
 
-// identity is all that a restore is told of a snapshot.
+// identity is everything that a restore knows of a snapshot.
 type identity struct {
 	Driver string `json:"driver"`
 	Handle string `json:"handle"`
 	Class  string `json:"class,omitempty"`
-	// Exported tells that the handle names a copy which the driver keeps elsewhere.
+	// Exported reports whether the handle is of a copy outside the storage.
 	Exported bool `json:"exported,omitempty"`
-	// Secret is namespace/name of the one that the driver needs to delete it.
+	// Secret is namespace/name of the Secret that the driver needs for the deletion.
 	Secret string `json:"secret,omitempty"`
-	// Size is in bytes: that of the volume, or what the snapshot restores to.
+	// Size is in bytes: the size of the volume, or the restore size of the snapshot.
 	Size         int64                               `json:"size"`
 	StorageClass string                              `json:"storageClass,omitempty"`
 	Mode         corev1.PersistentVolumeMode         `json:"mode,omitempty"`
 	AccessModes  []corev1.PersistentVolumeAccessMode `json:"accessModes"`
-	// Volume, Namespace and Claim are those that the snapshot was taken of.
+	// Volume, Namespace and Claim name the source of the snapshot.
 	Volume    string `json:"volume"`
 	Namespace string `json:"namespace"`
 	Claim     string `json:"claim"`
@@ -156,16 +152,14 @@ func decodeID(id string) (identity, error) {
 	return i, i.validate()
 }
 
-// Deletion and restore make a content of a handle, by a name of its own.
-
-// Secrets that the sidecar calls the driver with.
+// Annotations of a content that name the Secret for its deletion.
 const (
 	secretName      = "snapshot.storage.kubernetes.io/deletion-secret-name"
 	secretNamespace = "snapshot.storage.kubernetes.io/deletion-secret-namespace"
 )
 
-// static makes the pair that stands for a snapshot which the storage has already.
-// why begins their names.
+// static returns the pair of objects for a snapshot that the storage has already. Their
+// names begin with why.
 func (s *Snapshotter) static(i identity, why, installation string, policy snapshotv1.DeletionPolicy) (*snapshotv1.VolumeSnapshot, *snapshotv1.VolumeSnapshotContent) {
 	content := snapshot.OfHandle(why, s.clients.VeleroNamespace, i.Driver, i.Handle, policy)
 	content.Labels = map[string]string{api.LabelPromoted: installation, velerov1.ExcludeFromBackupLabel: "true"}
@@ -188,8 +182,8 @@ func (s *Snapshotter) static(i identity, why, installation string, policy snapsh
 	return vs, content
 }
 
-// Delete removes the storage's snapshot, and returns when the storage has
-// confirmed it, or with what is in the way.
+// Delete deletes the storage's snapshot, and returns when the storage confirmed the
+// deletion.
 func (s *Snapshotter) Delete(ctx context.Context, id string) error {
 	i, err := decodeID(id)
 	if err != nil {
@@ -205,14 +199,18 @@ func (s *Snapshotter) Delete(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	target, err := mapping.ReadTarget(ctx, s.clients)
+	if err != nil {
+		return err
+	}
 	settings, err := s.decisions.Settings(ctx)
-	if _, unknown := s.knows(ctx, i.Driver); config.Unusable(err) && unknown == nil {
-		settings, err = config.Default(s.clients.VeleroNamespace), nil // the cluster has the driver, and needs no map
+	if config.Unusable(err) && missing(i.Driver, target) == nil {
+		settings, err = config.Default(s.clients.VeleroNamespace), nil // the driver needs no map
 	}
 	if err != nil {
 		return err
 	}
-	if err := s.mapped(ctx, &i, settings); err != nil { // what another cluster has taken
+	if err := s.mapped(&i, settings, target); err != nil { // another cluster may have taken it
 		return fmt.Errorf("delete snapshot %s: %w", i.Handle, err)
 	}
 	kept, err := snapshot.RemoveAll(ctx, s.clients.Snapshots, targets...)
@@ -226,8 +224,8 @@ func (s *Snapshotter) Delete(ctx context.Context, id string) error {
 	return snapshot.DeleteByHandle(ctx, s.clients.Snapshots, content)
 }
 
-// objects are those that the backup has left of a snapshot: where the claim was
-// not in the backup, nobody was asked to take them away.
+// objects returns the remaining objects of a snapshot. They remain if the claim was
+// not in the backup, since Velero then does not call for it.
 func (s *Snapshotter) objects(ctx context.Context, i identity, installation string) ([]snapshot.Target, error) {
 	list, err := snapshot.List(ctx, s.clients.Snapshots, i.Namespace, snapshot.Of(installation).String())
 	if err != nil {
@@ -242,31 +240,17 @@ func (s *Snapshotter) objects(ctx context.Context, i identity, installation stri
 	return targets, nil
 }
 
-// knows is an error where the cluster does not have a driver, and lists those
-// that it has.
-func (s *Snapshotter) knows(ctx context.Context, driver string) ([]string, error) {
-	list, err := s.clients.Kube.StorageV1().CSIDrivers().List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return nil, fmt.Errorf("list the CSIDrivers: %w", err)
+// missing returns an error if the cluster does not have a driver.
+func missing(driver string, target mapping.Target) error {
+	if slices.Contains(target.Drivers, driver) {
+		return nil
 	}
-	var names []string
-	for _, d := range list.Items {
-		names = append(names, d.Name)
-	}
-	if !slices.Contains(names, driver) {
-		return names, fmt.Errorf("this cluster has no CSIDriver %s; it has: %s", driver, orNone(names))
-	}
-	return names, nil
+	return fmt.Errorf("this cluster has no CSIDriver %s; it has: %s", driver, orNone(target.Drivers))
 }
 
-func orNone(names []string) string {
-	if len(names) == 0 {
-		return "none"
-	}
-	return strings.Join(names, ", ")
-}
+func orNone(names []string) string { return cmp.Or(strings.Join(names, ", "), "none") }
 
-// discarded is the error of a snapshot that was of no use.
+// discarded returns the error for a snapshot that was deleted because it is unusable.
 func discarded(err, removal error) error {
 	if removal != nil {
 		return errors.Join(err, fmt.Errorf("it could not be deleted either: %w", removal))

@@ -24,12 +24,12 @@ import (
 	"stillpoint.io/stillpoint/internal/velero"
 )
 
-// look lies between two looks at a snapshot that is to become ready.
-const look = 200 * time.Millisecond
+// interval is the poll interval for a snapshot that is to become ready.
+const interval = 200 * time.Millisecond
 
-// Restore provisions a volume from a snapshot, through the driver and the
-// StorageClass of the claim that it was taken of, and returns the volume's id.
-// zone is where the volume was, "" where that is not known.
+// Restore provisions a volume from a snapshot, by the driver and the StorageClass of
+// the original claim, and returns the ID of the volume. zone is the zone of the
+// original volume, "" if it is not known.
 func (s *Snapshotter) Restore(ctx context.Context, id, zone string) (string, error) {
 	i, err := decodeID(id)
 	if err != nil {
@@ -60,7 +60,11 @@ func (s *Snapshotter) restore(ctx context.Context, i identity, zone string) (*co
 	if settings.Driver(i.Driver).RestoreFrom == config.RestoreFromExport && !i.Exported {
 		return nil, fmt.Errorf("the snapshot is a local one, and driver %s restores from exports only, by its profile in the configuration (drivers, restoreFrom)", i.Driver)
 	}
-	if err := s.mapped(ctx, &i, settings); err != nil {
+	target, err := mapping.ReadTarget(ctx, s.clients)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.mapped(&i, settings, target); err != nil {
 		return nil, err
 	}
 	class, err := s.storageClass(ctx, i)
@@ -71,11 +75,11 @@ func (s *Snapshotter) restore(ctx context.Context, i identity, zone string) (*co
 	if err != nil {
 		return nil, err
 	}
-	vs, err := s.lend(ctx, &i, installation)
+	vs, err := s.represent(ctx, &i, installation)
 	if err != nil {
 		return nil, err
 	}
-	defer s.takeBack(ctx, vs)
+	defer s.withdraw(ctx, vs)
 	if err := s.ready(ctx, vs, &i); err != nil {
 		return nil, err
 	}
@@ -91,38 +95,30 @@ func (s *Snapshotter) restore(ctx context.Context, i identity, zone string) (*co
 	}, nodes...)
 }
 
-// mapped applies the restore maps of the configuration, and looks whether the
-// cluster has what they lead to.
-func (s *Snapshotter) mapped(ctx context.Context, i *identity, settings *config.Config) error {
-	classes, err := s.clients.Snapshots.SnapshotV1().VolumeSnapshotClasses().List(ctx, metav1.ListOptions{})
-	if err != nil {
-		return fmt.Errorf("list the VolumeSnapshotClasses: %w", err)
-	}
-	drivers, unknown := s.knows(ctx, i.Driver)
-	if drivers == nil && unknown != nil {
-		return unknown
-	}
-	mapped, err := mapping.Map(mapping.Source{Driver: i.Driver, Class: i.Class}, settings, mapping.Target{Drivers: drivers, Classes: classes.Items})
+// mapped applies the restore maps of the configuration, and checks that the cluster
+// has what they lead to.
+func (s *Snapshotter) mapped(i *identity, settings *config.Config, target mapping.Target) error {
+	mapped, err := mapping.Map(mapping.Source{Driver: i.Driver, Class: i.Class}, settings, target)
 	switch {
 	case err != nil:
 		return err
 	case mapped != nil:
-		s.log.Infof("Snapshot %s of claim %s/%s comes back with driver %s and VolumeSnapshotClass %s: %s", i.Handle, i.Namespace, i.Claim, mapped.Driver, cmp.Or(mapped.Class, "none"), mapped.Reason)
+		s.log.Infof("Mapped snapshot %s of claim %s/%s to driver %s and VolumeSnapshotClass %s: %s", i.Handle, i.Namespace, i.Claim, mapped.Driver, cmp.Or(mapped.Class, "none"), mapped.Reason)
 		i.Driver, i.Class = mapped.Driver, mapped.Class
 		return nil
-	case unknown != nil:
-		return fmt.Errorf("%w; restore.drivers of the configuration maps a driver of another name", unknown)
 	}
-	if !slices.ContainsFunc(classes.Items, func(class snapshotv1.VolumeSnapshotClass) bool {
-		return class.Name == i.Class && class.Driver == i.Driver
-	}) {
-		i.Class = "" // a snapshot that is there needs none
+	if err := missing(i.Driver, target); err != nil {
+		return fmt.Errorf("%w; restore.drivers of the configuration maps a driver of another name", err)
+	}
+	if class := target.Class(i.Class); class == nil || class.Driver != i.Driver {
+		i.Class = "" // an existing snapshot needs none
 	}
 	return nil
 }
 
-// storageClass is the one to provision with: that of the claim, or what Velero's
-// map makes of it.
+// storageClass returns the StorageClass to provision with: the claim's, or the one that
+// Velero's map replaces it by. That map works on the items of the restore, and the
+// volume has to be provisioned by the class that they get.
 func (s *Snapshotter) storageClass(ctx context.Context, i identity) (*storagev1.StorageClass, error) {
 	name, reason := i.StorageClass, "as backed up"
 	changes, err := common.GetPluginConfig(common.PluginKindRestoreItemAction, velero.ChangeStorageClass, s.clients.Kube.CoreV1().ConfigMaps(s.clients.VeleroNamespace))
@@ -148,7 +144,7 @@ func classFor(name, reason, driver string, all []storagev1.StorageClass) (*stora
 		}
 	}
 	slices.Sort(valid)
-	if name == "" && len(valid) > 0 { // a volume that was made by hand
+	if name == "" && len(valid) > 0 { // of a volume that was created by hand
 		name, reason = valid[0], "the first one of driver "+driver
 		for _, class := range all {
 			if class.Provisioner == driver && class.Annotations["storageclass.kubernetes.io/is-default-class"] == "true" {
@@ -156,24 +152,25 @@ func classFor(name, reason, driver string, all []storagev1.StorageClass) (*stora
 			}
 		}
 	}
-	mend := fmt.Sprintf("map it by a ConfigMap for Velero's plugin %s; StorageClasses of driver %s: %s", velero.ChangeStorageClass, driver, orNone(valid))
+	fix := fmt.Sprintf("map it by a ConfigMap for Velero's plugin %s; StorageClasses of driver %s: %s", velero.ChangeStorageClass, driver, orNone(valid))
 	if name == "" {
 		return nil, fmt.Errorf("the claim had no StorageClass to provision a volume by, and there is none of driver %s", driver)
 	}
 	at := slices.IndexFunc(all, func(class storagev1.StorageClass) bool { return class.Name == name })
 	switch {
 	case at < 0:
-		return nil, fmt.Errorf("StorageClass %s (%s) does not exist in this cluster; %s", name, reason, mend)
+		return nil, fmt.Errorf("StorageClass %s (%s) does not exist in this cluster; %s", name, reason, fix)
 	case all[at].Provisioner != driver:
-		return nil, fmt.Errorf("StorageClass %s (%s) is of provisioner %s, and the snapshot of driver %s; %s", name, reason, all[at].Provisioner, driver, mend)
+		return nil, fmt.Errorf("StorageClass %s (%s) is of provisioner %s, and the snapshot of driver %s; %s", name, reason, all[at].Provisioner, driver, fix)
 	}
 	return &all[at], nil
 }
 
-// lend makes a VolumeSnapshot of the handle for as long as a claim needs it.
-func (s *Snapshotter) lend(ctx context.Context, i *identity, installation string) (*snapshotv1.VolumeSnapshot, error) {
+// represent creates a temporary VolumeSnapshot of the handle, for a claim to be
+// provisioned from.
+func (s *Snapshotter) represent(ctx context.Context, i *identity, installation string) (*snapshotv1.VolumeSnapshot, error) {
 	vs, content := s.static(*i, "restore", installation, snapshotv1.VolumeSnapshotContentRetain)
-	suffix := "-" + utilrand.String(5) // two restores may use a snapshot at the same time
+	suffix := "-" + utilrand.String(5) // two restores can use a snapshot at the same time
 	vs.Name += suffix
 	content.Name = vs.Name
 	content.Spec.VolumeSnapshotRef.Name, vs.Spec.Source.VolumeSnapshotContentName = vs.Name, &content.Name
@@ -183,23 +180,23 @@ func (s *Snapshotter) lend(ctx context.Context, i *identity, installation string
 	}
 	made, err := client.VolumeSnapshots(vs.Namespace).Create(ctx, vs, metav1.CreateOptions{})
 	if err != nil {
-		s.takeBack(ctx, vs)
+		s.withdraw(ctx, vs)
 		return nil, fmt.Errorf("create VolumeSnapshot %s/%s: %w", vs.Namespace, vs.Name, err)
 	}
 	return made, nil
 }
 
-// ready waits until the storage says that the snapshot can be restored from, and
-// notes the size that needs.
+// ready waits until the snapshot can be restored from, and stores the size that this
+// needs.
 func (s *Snapshotter) ready(ctx context.Context, vs *snapshotv1.VolumeSnapshot, i *identity) error {
 	trouble := "is the snapshot controller running, and the CSI sidecar csi-snapshotter of driver " + i.Driver + "?"
-	err := wait.PollUntilContextCancel(ctx, look, true, func(ctx context.Context) (bool, error) {
+	err := wait.PollUntilContextCancel(ctx, interval, true, func(ctx context.Context) (bool, error) {
 		now, err := s.clients.Snapshots.SnapshotV1().VolumeSnapshots(vs.Namespace).Get(ctx, vs.Name, metav1.GetOptions{})
 		switch {
 		case apierrors.IsNotFound(err):
 			return false, err
 		case err != nil || now.Status == nil:
-			return false, nil //nolint:nilerr // it may pass, and ctx has an end
+			return false, nil //nolint:nilerr // transient, and ctx has an end
 		case now.Status.Error != nil:
 			trouble = "the driver says: " + ptr.Deref(now.Status.Error.Message, "nothing")
 		}
@@ -209,24 +206,24 @@ func (s *Snapshotter) ready(ctx context.Context, vs *snapshotv1.VolumeSnapshot, 
 		return ptr.Deref(now.Status.ReadyToUse, false), nil
 	})
 	if err != nil {
-		return fmt.Errorf("VolumeSnapshot %s/%s, made of the handle, is not ready to use: %w; %s", vs.Namespace, vs.Name, context.Cause(ctx), trouble)
+		return fmt.Errorf("VolumeSnapshot %s/%s, created from the handle, is not ready to use: %w; %s", vs.Namespace, vs.Name, context.Cause(ctx), trouble)
 	}
 	return nil
 }
 
-// takeBack removes what lend made; the storage's snapshot stays.
-func (s *Snapshotter) takeBack(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
+// withdraw deletes the objects that represent created; the storage's snapshot stays.
+func (s *Snapshotter) withdraw(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removalLimit)
 	defer cancel()
 	_, err := snapshot.RemoveAll(ctx, s.clients.Snapshots, snapshot.Target{
 		Namespace: vs.Namespace, Name: vs.Name, Content: *vs.Spec.Source.VolumeSnapshotContentName, Policy: snapshotv1.VolumeSnapshotContentRetain,
 	})
 	if err != nil {
-		s.log.Warnf("The storage's snapshot is not affected, but what a volume was restored by is left: %v", err)
+		s.log.Warnf("Could not delete the temporary objects of a restore, which do not affect the storage's snapshot: %v", err)
 	}
 }
 
-// Adopt makes of a volume as backed up the one that has the restored data.
+// Adopt returns a volume as backed up with the restored data.
 func (s *Snapshotter) Adopt(ctx context.Context, item *corev1.PersistentVolume, id string) (*corev1.PersistentVolume, error) {
 	driver, handle, err := handleOf(id)
 	if err != nil {
@@ -236,7 +233,7 @@ func (s *Snapshotter) Adopt(ctx context.Context, item *corev1.PersistentVolume, 
 	promoted := s.promoted[id]
 	delete(s.promoted, id)
 	s.mu.Unlock()
-	if promoted == nil { // another process has made it
+	if promoted == nil { // by another process
 		promoted, err = s.promoter.Promoted(ctx, func(volume *corev1.PersistentVolume) bool { return volume.Spec.CSI != nil && idOf(volume) == id })
 		if err != nil {
 			return nil, err
