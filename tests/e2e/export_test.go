@@ -15,7 +15,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/utils/ptr"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -30,7 +29,7 @@ func retaining(t *testing.T, c *cluster.Cluster, parameters map[string]string) s
 	existing := &snapshotv1.VolumeSnapshotClass{}
 	require.NoError(t, c.Objects().Get(t.Context(), crclient.ObjectKey{Name: cluster.SnapshotClass}, existing))
 	class := &snapshotv1.VolumeSnapshotClass{
-		ObjectMeta: metav1.ObjectMeta{Name: "e2e-" + rand.String(5)},
+		ObjectMeta: metav1.ObjectMeta{Name: passingName()},
 		Driver:     existing.Driver, DeletionPolicy: snapshotv1.VolumeSnapshotContentRetain, Parameters: parameters,
 	}
 	require.NoError(t, c.Objects().Create(t.Context(), class))

@@ -182,7 +182,7 @@ func TestLeftovers(t *testing.T) {
 func retainClass(t *testing.T, c *cluster.Cluster) string {
 	t.Helper()
 	class := &snapshotv1.VolumeSnapshotClass{
-		ObjectMeta: metav1.ObjectMeta{Name: "e2e-" + rand.String(5)},
+		ObjectMeta: metav1.ObjectMeta{Name: passingName()},
 		Driver:     "loop.csi.stillpoint.io", DeletionPolicy: snapshotv1.VolumeSnapshotContentRetain,
 	}
 	require.NoError(t, c.Objects().Create(t.Context(), class))
