@@ -95,7 +95,7 @@ func TestScaledUpDuringTheFreeze(t *testing.T) {
 func TestTwoScaleDownAtOnce(t *testing.T) {
 	t.Parallel()
 	bed := fake.New(t)
-	app := bed.Deploy(fake.App{Replicas: 2, Annotations: map[string]string{"stillpoint.io/quiesce": "scale-down", "stillpoint.io/prepare-timeout": "6s"}})
+	app := bed.Deploy(fake.App{Replicas: 2, Annotations: map[string]string{"stillpoint.io/quiesce": "scale-down", "stillpoint.io/prepare-timeout": "1m"}})
 	first, second := bed.Velero(), bed.Velero()
 	done := make(chan struct{})
 	go func() {
