@@ -168,10 +168,11 @@ func (f *freeze) begin(ctx context.Context) error {
 
 // plan makes the plan of the freeze, and what it is carried out with.
 func (f *freeze) plan(ctx context.Context) (*quiesce.Planner, *quiesce.Plan, error) {
-	planner, err := quiesce.NewPlanner(ctx, f.freezes.clients, f.freezes.executor, f.log.Warnf)
+	settings, err := f.freezes.decisions.Settings(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
+	planner := quiesce.NewPlanner(settings, f.freezes.clients, f.freezes.executor, f.log.Warnf)
 	plan, err := planner.Plan(ctx, f.group, f.backup)
 	return planner, plan, err
 }

@@ -27,7 +27,6 @@ import (
 	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/blueprint"
 	"stillpoint.io/stillpoint/internal/cluster"
-	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/decision"
 	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/quiesce"
@@ -102,7 +101,7 @@ func (c *Checker) Check(ctx context.Context, options Options) (*Report, error) {
 	v.decisions = decision.New(c.clients, v.namespaces, decision.Server{CSI: v.server.CSI, Poll: v.server.Poll}, c.clock).For(v.backup)
 	v.report = newReport(v.server, v.backup, options)
 
-	if _, err := config.Load(ctx, c.clients.Kube, c.clients.VeleroNamespace); err != nil {
+	if _, err := v.decisions.Settings(ctx); err != nil {
 		if unreadable(err) {
 			return nil, err
 		}
@@ -311,10 +310,12 @@ func (v *visit) unit(ctx context.Context, whole *unit.Unit, invalid error) (*uni
 	if !u.asked {
 		return u, nil
 	}
-	planner, faulty := quiesce.NewPlanner(ctx, v.clients, v.executor, func(format string, args ...any) {
-		u.warnings = append(u.warnings, fmt.Sprintf(format, args...))
-	})
+	var planner *quiesce.Planner
+	settings, faulty := v.decisions.Settings(ctx)
 	if faulty == nil {
+		planner = quiesce.NewPlanner(settings, v.clients, v.executor, func(format string, args ...any) {
+			u.warnings = append(u.warnings, fmt.Sprintf(format, args...))
+		})
 		u.sources = sources(ctx, planner.Finder, whole.Requests())
 	}
 	// The first claim that Velero's calls come to decides for the others.

@@ -43,7 +43,7 @@ type Decisions struct {
 // New returns Decisions.
 func New(clients *cluster.Clients, namespaces *unit.Namespaces, server Server, clock clock.PassiveClock) *Decisions {
 	return &Decisions{
-		view:       &view{clients: clients, clock: clock},
+		view:       &view{clients: clients, clock: clock, settings: config.NewSource(clients.Kube, clients.VeleroNamespace, clock)},
 		namespaces: namespaces, server: server,
 		backups: map[types.UID]*Backup{},
 	}
@@ -52,8 +52,7 @@ func New(clients *cluster.Clients, namespaces *unit.Namespaces, server Server, c
 // Settings returns the configuration by which decisions are made. It is a minute old
 // at the most.
 func (d *Decisions) Settings(ctx context.Context) (*config.Config, error) {
-	settings, _, err := d.view.read(ctx)
-	return settings, err
+	return d.view.settings.Get(ctx)
 }
 
 // Backup makes the decisions of one backup. A claim is decided on once.

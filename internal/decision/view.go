@@ -19,38 +19,38 @@ import (
 	"stillpoint.io/stillpoint/internal/config"
 )
 
-// viewLife is how long a view is used before it is read again.
+// viewLife is how long the classes are used before they are read again.
 const viewLife = time.Minute
 
-// view is the configuration and the VolumeSnapshotClasses of the cluster, read
-// together. It is safe for concurrent use.
+// view is the configuration and the VolumeSnapshotClasses of the cluster. It is safe
+// for concurrent use.
 type view struct {
-	clients *cluster.Clients
-	clock   clock.PassiveClock
+	clients  *cluster.Clients
+	settings *config.Source
+	clock    clock.PassiveClock
 
-	mu       sync.Mutex
-	until    time.Time
-	classes  []snapshotv1.VolumeSnapshotClass
-	settings *config.Config
+	mu      sync.Mutex
+	until   time.Time
+	classes []snapshotv1.VolumeSnapshotClass
 }
 
 // read returns both, which are a minute old at the most.
 func (v *view) read(ctx context.Context) (*config.Config, []snapshotv1.VolumeSnapshotClass, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.clock.Now().Before(v.until) {
-		return v.settings, v.classes, nil
-	}
-	settings, err := config.Load(ctx, v.clients.Kube, v.clients.VeleroNamespace)
+	settings, err := v.settings.Get(ctx)
 	if err != nil {
 		return nil, nil, err
+	}
+	if v.clock.Now().Before(v.until) {
+		return settings, v.classes, nil
 	}
 	classes, err := v.clients.Snapshots.SnapshotV1().VolumeSnapshotClasses().List(ctx, metav1.ListOptions{})
 	if err != nil && !apierrors.IsNotFound(err) { // a cluster without the CustomResourceDefinition has none
 		return nil, nil, fmt.Errorf("list the VolumeSnapshotClasses: %w", err)
 	}
-	v.classes, v.settings, v.until = classes.Items, settings, v.clock.Now().Add(viewLife)
-	return v.settings, v.classes, nil
+	v.classes, v.until = classes.Items, v.clock.Now().Add(viewLife)
+	return settings, v.classes, nil
 }
 
 // storageClass returns the StorageClass of a claim, nil if the claim has none or it

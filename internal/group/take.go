@@ -242,10 +242,11 @@ func (g *group) takeFrozen(ctx context.Context) error {
 		g.adopt(ctx)
 		return nil
 	}
-	planner, err := quiesce.NewPlanner(ctx, g.clients, g.executor, g.log.Warnf)
+	settings, err := g.decisions.Settings(ctx)
 	if err != nil {
 		return g.refuse(ctx, err)
 	}
+	planner := quiesce.NewPlanner(settings, g.clients, g.executor, g.log.Warnf)
 	plan, err := planner.Plan(ctx, g.quiesce, g.backup)
 	if err != nil {
 		return g.refuse(ctx, err)

@@ -51,13 +51,8 @@ type Planner struct {
 	Driver func(ctx context.Context, claim *corev1.PersistentVolumeClaim) (config.DriverProfile, error)
 }
 
-// NewPlanner makes a planner with the configuration as it is now. Only a freeze
-// needs it: a volume that nobody wants quiesced is not to fail for it.
-func NewPlanner(ctx context.Context, clients *cluster.Clients, executor podexec.Executor, warn func(format string, args ...any)) (*Planner, error) {
-	settings, err := config.Load(ctx, clients.Kube, clients.VeleroNamespace)
-	if err != nil {
-		return nil, err
-	}
+// NewPlanner returns a planner for one freeze, which acts on these settings.
+func NewPlanner(settings *config.Config, clients *cluster.Clients, executor podexec.Executor, warn func(format string, args ...any)) *Planner {
 	clock := clock.RealClock{}
 	tasks := function.NewTasks(clients)
 	tasks.Warn = warn
@@ -86,7 +81,7 @@ func NewPlanner(ctx context.Context, clients *cluster.Clients, executor podexec.
 			}
 			return settings.Driver(volume.Spec.CSI.Driver), nil
 		},
-	}, nil
+	}
 }
 
 // Plan renders everything that freezing a group will take, as far as it can be

@@ -59,14 +59,14 @@ const (
 // that it knows stands in the cluster: Velero asks from a new process each time.
 // It is safe for concurrent use.
 type Tracker struct {
-	clients *cluster.Clients
-	clock   clock.PassiveClock
-	log     logrus.FieldLogger
+	clients  *cluster.Clients
+	settings func(context.Context) (*config.Config, error)
+	clock    clock.PassiveClock
+	log      logrus.FieldLogger
 
-	mu       sync.Mutex
-	patient  time.Time // until when this process waits
-	settings *config.Config
-	lists    map[types.UID]list
+	mu      sync.Mutex
+	patient time.Time // until when this process waits
+	lists   map[types.UID]list
 }
 
 type list struct {
@@ -74,9 +74,9 @@ type list struct {
 	items []snapshotv1.VolumeSnapshot
 }
 
-// NewTracker returns a Tracker.
-func NewTracker(clients *cluster.Clients, clock clock.PassiveClock, log logrus.FieldLogger) *Tracker {
-	return &Tracker{clients: clients, clock: clock, log: log, lists: map[types.UID]list{}}
+// NewTracker returns a Tracker; settings reads the configuration.
+func NewTracker(clients *cluster.Clients, settings func(context.Context) (*config.Config, error), clock clock.PassiveClock, log logrus.FieldLogger) *Tracker {
+	return &Tracker{clients: clients, settings: settings, clock: clock, log: log, lists: map[types.UID]list{}}
 }
 
 // SnapshotOperation is the id of the operation that follows the snapshot of a
@@ -286,7 +286,7 @@ func (t *Tracker) mark(ctx context.Context, claim *corev1.PersistentVolumeClaim,
 	if err != nil {
 		return err
 	}
-	settings, err := t.configuration(ctx)
+	settings, err := t.settings(ctx)
 	if err != nil { // which labels are left out is the least
 		settings = config.Default(t.clients.VeleroNamespace)
 	}
@@ -389,7 +389,7 @@ func (t *Tracker) deletes(ctx context.Context, mover string) (deletes bool, said
 		return true, "", nil
 	}
 	said = "the local snapshot is left to data mover " + mover
-	settings, err := t.configuration(ctx)
+	settings, err := t.settings(ctx)
 	switch {
 	case config.Unusable(err):
 		return false, fmt.Sprintf("%s, since the configuration cannot be used: %v", said, err), nil
@@ -397,19 +397,6 @@ func (t *Tracker) deletes(ctx context.Context, mover string) (deletes bool, said
 		return false, "", err
 	}
 	return settings.DeletesSnapshotsOf(mover), said, nil
-}
-
-func (t *Tracker) configuration(ctx context.Context) (*config.Config, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.settings == nil {
-		settings, err := config.Load(ctx, t.clients.Kube, t.clients.VeleroNamespace)
-		if err != nil {
-			return nil, err
-		}
-		t.settings = settings
-	}
-	return t.settings, nil
 }
 
 // list returns the VolumeSnapshots of a backup that Stillpoint took.

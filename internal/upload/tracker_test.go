@@ -91,9 +91,11 @@ func (p *place) tracker(t *testing.T) (*Tracker, *snapshotfake.Clientset, *veler
 	log, _ := logtest.NewNullLogger()
 	backup := nightly.DeepCopy()
 	backup.Spec.DataMover = p.mover
-	return NewTracker(&cluster.Clients{
+	clients := &cluster.Clients{
 		Kube: fake.NewClientset(configuration...), Objects: client, Remembered: client, Snapshots: snapshots, VeleroNamespace: "velero",
-	}, clock.RealClock{}, log), snapshots, backup
+	}
+	settings := config.NewSource(clients.Kube, clients.VeleroNamespace, clock.RealClock{})
+	return NewTracker(clients, settings.Get, clock.RealClock{}, log), snapshots, backup
 }
 
 func left(t *testing.T, snapshots *snapshotfake.Clientset) []string {

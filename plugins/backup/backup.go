@@ -78,17 +78,14 @@ func (s *Shared) connect(log logrus.FieldLogger) error {
 		s.decisions = decision.New(clients, namespaces, server, clock)
 		reporter := quiesce.NewReporter(clients.Kube)
 		s.freezes = around.New(clients, namespaces, s.decisions, reporter, log)
-		s.tracker = upload.NewTracker(clients, clock, log)
+		s.tracker = upload.NewTracker(clients, s.decisions.Settings, clock, log)
 		s.clients, s.settler = clients, csi.NewSettler(clients)
 		s.groups = group.New(clients, namespaces, s.decisions, reporter, log)
-		settings := func(ctx context.Context) (*config.Config, error) {
-			return config.Load(ctx, clients.Kube, clients.VeleroNamespace)
-		}
 		s.cleaner = cleanup.New(clients, clock)
 		s.leaver = &restore.Leaver{Settings: s.decisions.Settings, Log: log, Select: func(backup *velerov1.Backup) *selection.Selection {
 			return selection.New(clients.Remembered, s.csi(), backup)
 		}}
-		s.undoer = quiesce.NewUndoer(clients, settings, clock)
+		s.undoer = quiesce.NewUndoer(clients, s.decisions.Settings, clock)
 	})
 	return s.err
 }
@@ -173,7 +170,7 @@ func (a *claimAction) AppliesTo() (velero.ResourceSelector, error) {
 func (a *claimAction) warnOfConfiguration() {
 	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
 	defer cancel()
-	if _, err := config.Load(ctx, a.clients.Kube, a.clients.VeleroNamespace); config.Unusable(err) {
+	if _, err := a.decisions.Settings(ctx); config.Unusable(err) {
 		a.log.Warnf("The configuration cannot be used, so this backup quiesces nothing and takes no snapshot of volumes that are handed to Stillpoint: %v", err)
 	}
 }

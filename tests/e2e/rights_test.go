@@ -75,7 +75,7 @@ func TestRightsOfDeploySuffice(t *testing.T) {
 			namespaces := unit.NewNamespaces(clients, clock.RealClock{}, log)
 			decisions := decision.New(clients, namespaces, decision.Server{CSI: true, Poll: time.Second}, clock.RealClock{})
 			return groupProcess{group.New(clients, namespaces, decisions, reporter, log), decisions}
-		}, upload.NewTracker(clients, clock.RealClock{}, log), said)
+		}, upload.NewTracker(clients, decisions.Settings, clock.RealClock{}, log), said)
 	})
 	t.Run("check", func(t *testing.T) {
 		table, code := runCheck(t, "--namespace", a.namespace)
