@@ -14,8 +14,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// What a blueprint says of itself; the same as Kanister's, so that published
-// files are taken as they are.
+// The type of a blueprint. It is Kanister's, so that published files work unchanged.
 const (
 	APIVersion = "cr.kanister.io/v1alpha1"
 	Kind       = "Blueprint"
@@ -27,9 +26,8 @@ const (
 	Posthook = "backupPosthook"
 )
 
-// hooks are all names that K10 gives a meaning. Actions of other names are
-// ignored, so a name that differs from one of these in case only is a mistake
-// worth a warning.
+// hooks are all names of actions with a meaning in K10. Stillpoint ignores other actions,
+// and warns of a name that differs from one of these only in case.
 var hooks = []string{Prehook, Posthook, "restorePrehook", "restorePosthook", "backup", "restore", "delete"}
 
 // Blueprint is a set of actions, by name.
@@ -38,7 +36,7 @@ type Blueprint struct {
 	metav1.ObjectMeta `json:"metadata"`
 	Actions           map[string]*Action `json:"actions,omitempty"`
 
-	// Source is set by Finder and stands in every error about the blueprint.
+	// Source is set by Finder and appears in every error about the blueprint.
 	Source Source `json:"-"`
 }
 
@@ -54,8 +52,7 @@ type Action struct {
 	DeferPhase         *Phase              `json:"deferPhase,omitempty"`
 }
 
-// Artifact is what one action leaves to a later one; its strings are
-// templates.
+// Artifact is what one action passes to a later one; its strings are templates.
 type Artifact struct {
 	KeyValue      map[string]string `json:"keyValue,omitempty"`
 	KopiaSnapshot string            `json:"kopiaSnapshot,omitempty"`
@@ -93,7 +90,7 @@ func (b *Blueprint) Calls(function string) bool {
 	return action != nil && slices.ContainsFunc(action.Phases, func(p Phase) bool { return p.Func == function })
 }
 
-// dropped are the actions that Kasten K10 runs and Stillpoint does not, sorted.
+// dropped returns the actions that Kasten K10 runs and Stillpoint does not, sorted.
 func (b *Blueprint) dropped() []string {
 	var names []string
 	for _, name := range slices.Sorted(maps.Keys(b.Actions)) {
@@ -106,8 +103,8 @@ func (b *Blueprint) dropped() []string {
 
 func (b *Blueprint) hooked() bool { return b.Actions[Prehook] != nil || b.Actions[Posthook] != nil }
 
-// WithoutHooks returns what to do about a blueprint that has actions of Kasten K10's,
-// but no hook of a backup; "" for any other.
+// WithoutHooks returns advice for a blueprint that has actions of Kasten K10, but no hook
+// of a backup; "" for any other.
 func (b *Blueprint) WithoutHooks() string {
 	names := b.dropped()
 	meant := slices.ContainsFunc(slices.Collect(maps.Keys(b.Actions)), func(name string) bool {
@@ -121,7 +118,7 @@ func (b *Blueprint) WithoutHooks() string {
 		Prehook, Posthook, strings.Join(names, ", "), List(slices.Collect(maps.Keys(BuiltIns()))))
 }
 
-// Title is how errors call the blueprint.
+// Title returns how errors refer to the blueprint.
 func (b *Blueprint) Title() string {
 	if b.Source == "" {
 		return fmt.Sprintf("blueprint %s", b.Name)
@@ -129,10 +126,10 @@ func (b *Blueprint) Title() string {
 	return fmt.Sprintf("blueprint %s (%s)", b.Name, b.Source)
 }
 
-// Parse reads one YAML or JSON document. Unknown fields do not fail, because
-// Kanister's API server drops them and old published blueprints have some;
-// they come back as warnings. A key given twice fails, and so does an
-// apiVersion or kind that is not a blueprint's; both may be left out.
+// Parse reads one YAML or JSON document. Unknown fields are warnings, because the API
+// server drops them with Kanister's CRD and old published blueprints have some. A
+// duplicate key is an error, and so is an apiVersion or kind that is not a blueprint's;
+// both may be missing.
 func Parse(doc []byte) (bp *Blueprint, warnings []string, err error) {
 	docs := flat(doc)
 	switch len(docs) {
@@ -145,9 +142,8 @@ func Parse(doc []byte) (bp *Blueprint, warnings []string, err error) {
 	}
 }
 
-// ParseAll reads a YAML stream of any number of documents; empty ones do not
-// count. Errors and warnings say which document they are about, when there
-// are several.
+// ParseAll reads a YAML stream of any number of documents, without the empty ones. If
+// there are several, errors and warnings name the document.
 func ParseAll(stream []byte) ([]*Blueprint, []string, error) {
 	var (
 		blueprints []*Blueprint
@@ -167,7 +163,7 @@ func ParseAll(stream []byte) ([]*Blueprint, []string, error) {
 	return blueprints, warnings, nil
 }
 
-// position is the prefix of a message about document i of n.
+// position returns the prefix of a message about document i of n.
 func position(i, n int) string {
 	if n == 1 {
 		return ""
@@ -181,7 +177,7 @@ func parse(doc []byte) (*Blueprint, []string, error) {
 		return nil, nil, fmt.Errorf("read as YAML: %w", err)
 	}
 	bp := &Blueprint{}
-	// As the API server decodes: case counts, and whole numbers stay whole.
+	// Like the API server: field names are case-sensitive, and whole numbers stay whole.
 	unknown, err := kjson.UnmarshalStrict(asJSON, bp)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read as a blueprint: %w", err)
@@ -199,7 +195,7 @@ func parse(doc []byte) (*Blueprint, []string, error) {
 	return bp, append(warnings, mistakes(bp)...), nil
 }
 
-// mistakes are what Kanister takes without a word although nobody means it.
+// mistakes returns what Kanister accepts silently although it cannot be intended.
 func mistakes(bp *Blueprint) []string {
 	var found []string
 	for _, name := range slices.Sorted(maps.Keys(bp.Actions)) {
@@ -223,12 +219,11 @@ func mistakes(bp *Blueprint) []string {
 	return found
 }
 
-// boundary is a line that ends one YAML document: "---" may carry the start
-// of the next one, "..." may not.
+// boundary is a line that ends a YAML document. Behind "---" the next one may start.
 var boundary = regexp.MustCompile(`(?m)^(---(?:[ \t]|\r?$)|\.\.\.[ \t]*\r?$)`)
 
-// Documents splits a YAML stream. The YAML library reads the first document
-// and says nothing of those behind it, so none may be left in one piece.
+// Documents splits a YAML stream, because the YAML library reads only the first document
+// and silently ignores the rest.
 func Documents(stream []byte) [][]byte {
 	var docs [][]byte
 	for _, doc := range boundary.Split(string(stream), -1) {
@@ -239,7 +234,7 @@ func Documents(stream []byte) [][]byte {
 	return docs
 }
 
-// flat is Documents, with the items of a List in its place: that is what
+// flat is Documents with the items of a List instead of the List, which
 // `kubectl get blueprints -o yaml` prints.
 func flat(stream []byte) [][]byte {
 	var docs [][]byte
@@ -259,7 +254,7 @@ func flat(stream []byte) [][]byte {
 	return docs
 }
 
-// blank tells that a document has only comments and white space.
+// blank reports whether a document has only comments and white space.
 func blank(doc string) bool {
 	for line := range strings.Lines(doc) {
 		if line = strings.TrimSpace(strings.TrimPrefix(line, "\ufeff")); line != "" && !strings.HasPrefix(line, "#") {
@@ -269,7 +264,7 @@ func blank(doc string) bool {
 	return true
 }
 
-// List writes names for a message: sorted, or "none".
+// List returns names for a message: sorted, or "none".
 func List(names []string) string {
 	if len(names) == 0 {
 		return "none"

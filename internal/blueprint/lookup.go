@@ -24,7 +24,7 @@ import (
 	"stillpoint.io/stillpoint/internal/api"
 )
 
-// Resource is where an API server with Kanister's CRD has its blueprints.
+// Resource is the resource of Kanister's CRD.
 var Resource = schema.GroupVersionResource{Group: "cr.kanister.io", Version: "v1alpha1", Resource: "blueprints"}
 
 // Source says where a blueprint comes from, such as "Blueprint
@@ -34,11 +34,11 @@ type Source string
 
 const builtIn Source = "built in"
 
-// Found is the blueprint that a name stands for.
+// Found is the blueprint that Find returns for a name.
 type Found struct {
 	*Blueprint
-	// ConfinedTo is the only namespace that the blueprint may act in; "" is no
-	// limit. It goes into Renderer.ConfineTo.
+	// ConfinedTo is the only namespace that the blueprint may act in; "" is no limit.
+	// The caller passes it to render.Renderer.ConfineTo.
 	ConfinedTo string
 	// Warnings are what the user should see in the backup's log.
 	Warnings []string
@@ -66,11 +66,11 @@ func NewFinder(client kubernetes.Interface, objects dynamic.Interface, veleroNam
 	}
 }
 
-// Find gives the blueprint of that name for a workload in a namespace. It
-// looks at the Blueprint objects of that namespace, those of the configured
-// namespaces, the ConfigMaps, and those built in, and takes the first; two at
-// one step are an error. A Blueprint object of the workload's own namespace is
-// confined to it, unless the namespace is a configured one.
+// Find returns the blueprint of that name for a workload in a namespace. It searches the
+// Blueprint objects of that namespace, those of the configured namespaces, the
+// ConfigMaps, and the recipes, in this order; two matches at one step are an error. A
+// Blueprint object of the workload's own namespace is confined to it, unless the
+// namespace is a configured one.
 func (f *Finder) Find(ctx context.Context, name, workloadNamespace string) (*Found, error) {
 	if name == "" {
 		return nil, errors.New("the name of the blueprint is empty")
@@ -114,7 +114,7 @@ func (f *Finder) Find(ctx context.Context, name, workloadNamespace string) (*Fou
 		case entry.err == nil && entry.found.Name == name:
 			named = append(named, entry.found)
 		case entry.err != nil && slices.Contains(entry.names, name):
-			// Looking further would take a blueprint that the user has
+			// The next step could find a blueprint that the user has
 			// replaced by this one.
 			return nil, fmt.Errorf("blueprint %s: %w", name, entry.err)
 		case entry.err != nil:
@@ -138,7 +138,7 @@ func (f *Finder) Find(ctx context.Context, name, workloadNamespace string) (*Fou
 	return &result, nil
 }
 
-// one takes what was found at one step.
+// one returns the only blueprint that was found at one step.
 func one(name string, found []*Found) (*Found, error) {
 	switch len(found) {
 	case 0:
@@ -150,19 +150,19 @@ func one(name string, found []*Found) (*Found, error) {
 	for _, f := range found {
 		sources = append(sources, string(f.Source))
 	}
-	return nil, fmt.Errorf("blueprint %s is there more than once: %s; remove or rename all but one", name, strings.Join(sources, " and "))
+	return nil, fmt.Errorf("blueprint %s exists more than once: %s; remove or rename all but one", name, strings.Join(sources, " and "))
 }
 
-// object reads a Blueprint object; nil without an error when there is none, or
-// no such CRD.
+// object reads a Blueprint object. It returns nil if the object or the CRD does not
+// exist.
 func (f *Finder) object(ctx context.Context, namespace, name string) (*Found, error) {
-	// Keys of ConfigMaps can be names that no object can have.
+	// A key of a ConfigMap may be no valid name of an object.
 	if len(validation.IsDNS1123Subdomain(name)) > 0 {
 		return nil, nil //nolint:nilnil // nothing found is a valid answer here
 	}
 	source := Source(fmt.Sprintf("Blueprint %s/%s", namespace, name))
 	object, err := f.objects.Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
-	// The API server answers in the same way for a CRD that is not there.
+	// The API server returns the same error if the CRD does not exist.
 	if apierrors.IsNotFound(err) {
 		return nil, nil //nolint:nilnil // nothing found is a valid answer here
 	}
@@ -177,7 +177,7 @@ func decode(object *unstructured.Unstructured, source Source) (*Found, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", source, err)
 	}
-	// Not Parse: what comes from the API server is one document.
+	// Not Parse: the object is one document.
 	bp, warnings, err := parse(doc)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", source, err)
@@ -198,8 +198,8 @@ func newFound(bp *Blueprint, source Source, warnings []string) *Found {
 	return found
 }
 
-// entry is one document of a ConfigMap: a blueprint, or an error and the names
-// that it was probably meant to have.
+// entry is one document of a ConfigMap: a blueprint, or an error and the names that the
+// document was probably meant to have.
 type entry struct {
 	found *Found
 	err   error
@@ -245,8 +245,7 @@ func entriesOf(configMap *corev1.ConfigMap) []entry {
 	return entries
 }
 
-// nameIn is the name in a document that is no blueprint, as far as it can be
-// read.
+// nameIn returns the name in a document that is no blueprint, "" if it cannot be read.
 func nameIn(doc []byte) string {
 	var named struct {
 		Metadata struct {
@@ -259,7 +258,7 @@ func nameIn(doc []byte) string {
 	return named.Metadata.Name
 }
 
-// notFound lists the names that there are, at every step that was looked at.
+// notFound lists the existing names of every step.
 func (f *Finder) notFound(ctx context.Context, name, workloadNamespace string, entries []entry, broken []string) error {
 	var there []string
 	namespaces := f.namespaces
@@ -300,8 +299,7 @@ func (f *Finder) notFound(ctx context.Context, name, workloadNamespace string, e
 //go:embed builtin/*.yaml
 var builtInFiles embed.FS
 
-// BuiltIns are the blueprints of this program by name. A file among them that
-// is no blueprint fails the tests, so it cannot be here.
+// BuiltIns are Stillpoint's recipes by name. The tests fail if one cannot be parsed.
 var BuiltIns = sync.OnceValue(func() map[string]*Found {
 	byName := map[string]*Found{}
 	files, err := builtInFiles.ReadDir("builtin")

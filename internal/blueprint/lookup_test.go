@@ -87,13 +87,13 @@ func TestFindInOrder(t *testing.T) {
 
 func TestFindTwice(t *testing.T) {
 	_, err := finder(nil, []string{"velero", "ops"}, object("velero", "mongo"), object("ops", "mongo")).Find(t.Context(), "mongo", "shop")
-	require.EqualError(t, err, "blueprint mongo is there more than once: Blueprint velero/mongo and Blueprint ops/mongo; remove or rename all but one")
+	require.EqualError(t, err, "blueprint mongo exists more than once: Blueprint velero/mongo and Blueprint ops/mongo; remove or rename all but one")
 
 	_, err = finder([]runtime.Object{
 		configMap("one", map[string]string{"mongo.yaml": "{}"}),
 		configMap("two", map[string]string{"x": "metadata: {name: mongo}"}),
 	}, nil).Find(t.Context(), "mongo", "shop")
-	require.EqualError(t, err, "blueprint mongo is there more than once: ConfigMap velero/one (key mongo.yaml) and ConfigMap velero/two (key x); remove or rename all but one")
+	require.EqualError(t, err, "blueprint mongo exists more than once: ConfigMap velero/one (key mongo.yaml) and ConfigMap velero/two (key x); remove or rename all but one")
 }
 
 func TestFindBesideBrokenEntries(t *testing.T) {

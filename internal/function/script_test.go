@@ -246,7 +246,7 @@ func TestScriptOfOthers(t *testing.T) {
 	s, err := rendered(t, renderer("shop"), lazy, deployment())
 	require.NoError(t, err)
 	s.Done(&render.Step{}, nil)
-	require.ErrorContains(t, s.Render(t.Context(), &render.Step{Needs: "x"}), "the step is none of this script")
+	require.ErrorContains(t, s.Render(t.Context(), &render.Step{Needs: "x"}), "the step does not belong to this script")
 }
 
 func TestCallsAreWrittenWithoutWhatTheyLack(t *testing.T) {

@@ -15,8 +15,8 @@ const (
 	WaitV2Function = "WaitV2"
 )
 
-// Condition returns what a condition says of an object; nil checks the condition
-// only. Its errors hold nothing of the object, which may be a Secret.
+// Condition renders a condition of a function over an object; without an object it only
+// checks the condition. Its errors quote nothing of the object, which may be a Secret.
 func Condition(ctx context.Context, function, text string, object map[string]any) (string, error) {
 	q := &question{Source: text, Condition: function}
 	if object != nil {
@@ -32,8 +32,7 @@ func Condition(ctx context.Context, function, text string, object map[string]any
 	return string(reply.Text), nil
 }
 
-// objectFuncs are the functions of WaitV2: those that kubectl's go-template has, not
-// sprig's.
+// objectFuncs are the template functions of WaitV2: kubectl's, not sprig's.
 var objectFuncs = template.FuncMap{
 	"exists": exists,
 	"base64decode": func(encoded string) (string, error) {
@@ -42,7 +41,7 @@ var objectFuncs = template.FuncMap{
 	},
 }
 
-// exists tells whether index would find something.
+// exists reports whether index would find something.
 func exists(item any, indexes ...any) bool {
 	at := reflect.ValueOf(item)
 	for _, index := range indexes {
@@ -70,6 +69,6 @@ func exists(item any, indexes ...any) bool {
 	return at.IsValid()
 }
 
-// jsonPathInText is how a condition of Wait names a field of the object: one
-// brace, a dollar sign, and no closing brace within.
+// jsonPathInText matches a field of the object in a condition of Wait: one brace, a
+// dollar sign, and no closing brace inside.
 var jsonPathInText = regexp.MustCompile(`\{\s*\$([^}]*)\}`)

@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// Shorter values are not masked: they would black out half of every log and
+// Shorter values are not masked: masking them would make every log unreadable and
 // protect nothing.
 const (
 	shortestSecret = 3
@@ -18,11 +18,11 @@ const (
 	shortestLine = 8
 )
 
-// Masker replaces secret values by ***. The zero Masker knows none. Printing
-// one shows none of its values.
+// Masker replaces secret values by ***. The zero Masker has none. Printing a Masker
+// does not show its values.
 type Masker struct {
-	// A function, because package fmt prints through pointers, and does not
-	// ask the String method of a Masker inside another type.
+	// It is a function because package fmt prints what a pointer points to, and does
+	// not call the String method of a Masker inside another type.
 	table func() *maskTable
 }
 
@@ -31,10 +31,9 @@ type maskTable struct {
 	replacer *strings.Replacer
 }
 
-// NewMasker makes a Masker of secret values. It masks each value of at least 3
-// bytes as it is, in base64, quoted for a shell, as JSON and as Go. A value
-// that a template has changed further (cut, hashed, in upper case) is not
-// known to it.
+// NewMasker makes a Masker of secret values. It masks each value of at least 3 bytes as
+// it is, in base64, quoted for a shell, as JSON and as Go. It does not recognize a value
+// that a template has changed further (cut, hashed, in upper case).
 func NewMasker(secrets ...[]byte) Masker {
 	var forms []string
 	for _, secret := range secrets {
@@ -43,7 +42,7 @@ func NewMasker(secrets ...[]byte) Masker {
 	return newMasker(forms)
 }
 
-// Merge gives a Masker that knows the values of all.
+// Merge returns a Masker of the values of all.
 func (m Masker) Merge(others ...Masker) Masker {
 	var forms []string
 	for _, masker := range append([]Masker{m}, others...) {
@@ -54,7 +53,7 @@ func (m Masker) Merge(others ...Masker) Masker {
 	return newMasker(forms)
 }
 
-// Mask gives s with every known value replaced by ***.
+// Mask replaces every known value in s by ***.
 func (m Masker) Mask(s string) string {
 	if m.table == nil {
 		return s
@@ -62,9 +61,8 @@ func (m Masker) Mask(s string) string {
 	return m.table().replacer.Replace(s)
 }
 
-// Tail masks text and returns the last limit bytes of that at most. cut reports
-// that the beginning of text is missing: what could be the rest of a value that
-// began there is left out.
+// Tail masks text and returns at most the last limit bytes. cut means that the beginning
+// of text is missing: Tail drops what may be the rest of a value that began there.
 func (m Masker) Tail(text string, limit int, cut bool) string {
 	if cut && m.table != nil {
 		text = text[m.table().pastPart(text):]
@@ -73,8 +71,8 @@ func (m Masker) Tail(text string, limit int, cut bool) string {
 	return strings.ToValidUTF8(text[max(0, len(text)-limit):], "")
 }
 
-// pastPart returns a place in text that lies behind whatever can be a part of a
-// value, and in no value.
+// pastPart returns a place in text behind everything that may be the rest of a value,
+// and inside no value.
 func (t *maskTable) pastPart(text string) int {
 	past := min(len(t.forms[0])-1, len(text))
 	for i := 0; i < past; i++ {
@@ -99,8 +97,7 @@ func newMasker(forms []string) Masker {
 	}
 	slices.Sort(forms)
 	forms = slices.Compact(forms)
-	// The longest first, so that a value which contains another one goes as a
-	// whole.
+	// The longest first, so that a value that contains another is masked as a whole.
 	slices.SortStableFunc(forms, func(a, b string) int { return len(b) - len(a) })
 	pairs := make([]string, 0, 2*len(forms))
 	for _, form := range forms {
@@ -110,11 +107,10 @@ func newMasker(forms []string) Masker {
 	return Masker{table: func() *maskTable { return table }}
 }
 
-// formsOf gives a secret in all the shapes that it can have in a log.
+// formsOf returns a secret in all the forms in which a log may show it.
 func formsOf(secret string) []string {
 	values := []string{secret}
-	// Commands see a file's last line break cut off by the shell, and logs
-	// are written by line.
+	// The shell removes the last line break of a file, and logs are written by line.
 	trimmed := strings.TrimSpace(secret)
 	if trimmed != secret {
 		values = append(values, trimmed)
@@ -137,11 +133,11 @@ func formsOf(secret string) []string {
 			base64.RawStdEncoding.EncodeToString(bytes),
 			base64.URLEncoding.EncodeToString(bytes),
 			base64.RawURLEncoding.EncodeToString(bytes),
-			// The two ways to have a single quote inside single quotes.
+			// The two ways to write a single quote inside single quotes.
 			strings.ReplaceAll(value, `'`, `'\''`),
 			strings.ReplaceAll(value, `'`, `'"'"'`),
 			shellDoubleQuotes.Replace(value),
-			// What a template gives that leaves out `toString`.
+			// What a template prints without `toString`.
 			fmt.Sprint(bytes),
 		)
 		for _, text := range []string{asJSON(value), strconv.Quote(value)} {

@@ -6,12 +6,11 @@ import (
 	"stillpoint.io/stillpoint/internal/blueprint"
 )
 
-// Params is what templates see, under Kanister's names. Those that do not
-// apply to the annotated object stay nil; using them is then an error, asking
-// for them with `if` is not.
+// Params are the parameters that templates see, under Kanister's names. Those that do
+// not apply to the annotated object are nil: templates can test them with "if", and using
+// them is an error.
 type Params struct {
-	// Object is the annotated object as the API server has it, whatever its
-	// kind.
+	// Object is the annotated object as the API server has it.
 	Object      map[string]any
 	Deployment  *Deployment
 	StatefulSet *StatefulSet
@@ -48,14 +47,13 @@ type PVC struct {
 	Namespace string
 }
 
-// Namespace is the annotated namespace; both fields are its name, as with
-// Kanister.
+// Namespace is the annotated namespace; both fields are its name, as in Kanister.
 type Namespace struct {
 	Name      string
 	Namespace string
 }
 
-// namespace is the one that the annotated object is in, or is.
+// namespace returns the namespace that the annotated object is in, or is.
 func (p Params) namespace() string {
 	if meta, ok := p.Object["metadata"].(map[string]any); ok {
 		field := "namespace"
@@ -69,7 +67,7 @@ func (p Params) namespace() string {
 	return p.described().namespace
 }
 
-// kind says what the annotated object is, for messages.
+// kind returns the kind of the annotated object, for messages.
 func (p Params) kind() string {
 	if kind, ok := p.Object["kind"].(string); ok && kind != "" {
 		return kind
@@ -77,15 +75,15 @@ func (p Params) kind() string {
 	return cmp.Or(p.described().kind, "object of this kind")
 }
 
-// workload is what ScaleWorkload takes when its args name nothing.
+// workload is what ScaleWorkload scales by default.
 func (p Params) workload() (kind, name string) {
 	p.PVC, p.Namespace = nil, nil
 	workload := p.described()
 	return workload.kind, workload.name
 }
 
-// described is the object that the parameters describe; that of a workload goes
-// before the namespace's.
+// described is the object that the parameters describe, a workload rather than its
+// namespace.
 func (p Params) described() (object struct{ kind, namespace, name string }) {
 	switch {
 	case p.Deployment != nil:
@@ -102,7 +100,7 @@ func (p Params) described() (object struct{ kind, namespace, name string }) {
 	return object
 }
 
-// parameters are the names that a template may start with.
+// parameters lists the names that a path in a template may start with.
 func (p Params) parameters() string {
 	names := []string{".ArtifactsIn", ".ConfigMaps", ".Object", ".Options", ".Phases", ".Secrets", ".Time"}
 	for name, set := range map[string]bool{

@@ -11,34 +11,33 @@ import (
 	"time"
 )
 
-// Command is the subcommand of our program that renders templates; no person
-// needs it.
+// Command is the internal subcommand that renders templates.
 const Command = "render-templates"
 
 const (
-	// renderLimit is how long one template may take, scriptLimit all those that one
-	// call of a Script renders.
+	// renderLimit limits one template, scriptLimit all that one call of a Script
+	// renders.
 	renderLimit = 10 * time.Second
 	scriptLimit = 30 * time.Second
-	// memoryLimit is how much memory the process that renders may take, in bytes,
-	// without what it shares with this one, such as the program. Its collector of
-	// garbage aims at the half.
+	// memoryLimit limits the child's own memory, in bytes, without what it shares
+	// with this process, such as the program. The child's garbage collector aims at
+	// half of it.
 	memoryLimit = 128 << 20
-	// watchInterval is how often its memory is looked at.
+	// watchInterval is how often the memory is checked.
 	watchInterval = 5 * time.Millisecond
-	// renderingVariable is set in its environment: where a program serves no
-	// templates it must not start itself again and again.
+	// renderingVariable is set in the child's environment, so that a program that does
+	// not serve templates does not start itself without end.
 	renderingVariable = "STILLPOINT_RENDERING"
 )
 
-// templates renders for all of this process.
+// templates renders all templates of this process.
 var templates = &sandbox{turn: make(chan struct{}, 1)}
 
-// sandbox renders templates in a process of our own program, since nothing within a
-// process can bound what a template takes. The process has no environment, and is
-// ended when it takes too much memory or time; the next template starts another one.
+// sandbox renders templates in a child process, because nothing inside a process can
+// limit a template. The child runs our own program without our environment. The sandbox
+// kills it if it takes too much memory or time; the next template starts another one.
 type sandbox struct {
-	turn  chan struct{} // holds an element while a template is rendered
+	turn  chan struct{} // has an element while a template is rendered
 	child *child
 }
 
@@ -48,7 +47,7 @@ type child struct {
 	out *json.Decoder
 }
 
-// render has a template rendered. An error says that it was not, or took too much.
+// render renders a template in the child. The error is not one of the template.
 func (s *sandbox) render(ctx context.Context, q *question, limit time.Duration) (*answer, error) {
 	select {
 	case s.turn <- struct{}{}:
@@ -73,7 +72,7 @@ func (s *sandbox) render(ctx context.Context, q *question, limit time.Duration) 
 		}
 		s.child.end()
 		s.child = nil
-		// One that has died while nothing was asked of it says nothing of the template.
+		// The template is not the reason if the child died while it was idle.
 		if !used || !errors.Is(err, errEnded) {
 			return nil, err
 		}
@@ -82,7 +81,7 @@ func (s *sandbox) render(ctx context.Context, q *question, limit time.Duration) 
 
 func startChild() (*child, error) {
 	if os.Getenv(renderingVariable) != "" {
-		return nil, errors.New("this process is one, and does not serve " + Command)
+		return nil, errors.New("this process is the child and does not serve " + Command)
 	}
 	program, err := os.Executable()
 	if err != nil {
@@ -107,7 +106,7 @@ func startChild() (*child, error) {
 var (
 	errTime   = fmt.Errorf("the template takes too much time; a template may take %s, and all of a blueprint %s", renderLimit, scriptLimit)
 	errMemory = fmt.Errorf("the template takes too much memory; a template may take %d MiB", memoryLimit>>20)
-	// errEnded is a process that has ended by itself: it found no more memory, or its
+	// errEnded means that the child exited by itself: it was out of memory, or its
 	// stack was full.
 	errEnded = fmt.Errorf("%w", errMemory)
 )
@@ -144,8 +143,7 @@ func (c *child) ask(ctx context.Context, q *question, limit time.Duration) (*ans
 	}
 }
 
-// memoryOf returns how much memory a process has for itself; 0 where the system does
-// not say, as others than Linux.
+// memoryOf returns the size of a process's own memory, 0 on systems other than Linux.
 func memoryOf(pid int) int {
 	var size, resident, shared int
 	if statm, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid)); err == nil {
@@ -156,5 +154,5 @@ func memoryOf(pid int) int {
 
 func (c *child) end() {
 	_ = c.Process.Kill()
-	_ = c.Wait() // of no interest: it was killed
+	_ = c.Wait() // the error is that it was killed
 }

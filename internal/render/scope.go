@@ -10,9 +10,8 @@ import (
 	"stillpoint.io/stillpoint/internal/blueprint"
 )
 
-// data is what the templates of one action see: the parameters, what its phases have
-// fetched, and what they have given so far. It is sent to the process that renders,
-// as JSON; see exact.
+// data is what the templates of one action see: the parameters, the objects of its
+// phases, and their outputs so far. The child process gets it as JSON; see exact.
 type data struct {
 	Params
 	ArtifactsIn map[string]*artifactData
@@ -39,11 +38,11 @@ func newData(p Params) *data {
 	}
 }
 
-// phaseData is a phase: the objects that it named, and what it gave.
+// phaseData is a phase: its objects and its output.
 type phaseData struct {
 	Name    string
 	Fetched bool
-	// Running reports that the templates at hand are those of the phase itself.
+	// Running reports that the current templates are those of the phase itself.
 	Running    bool
 	Secrets    map[string]corev1.Secret
 	ConfigMaps map[string]corev1.ConfigMap
@@ -58,8 +57,8 @@ type artifactData struct {
 	blueprint.Artifact
 }
 
-// exact copies a value of JSON such that decodeJSON gives the same again: a whole
-// number that is a float64 stays one.
+// exact copies a JSON value so that the child process decodes the same value: a whole
+// number of type float64 remains one.
 func exact(value any) any {
 	switch v := value.(type) {
 	case map[string]any:
@@ -83,16 +82,16 @@ func exact(value any) any {
 
 // scope is data as templates see it. The names are Kanister's.
 type scope struct {
-	params      // which templates cannot name
+	params      // templates cannot refer to this name
 	ArtifactsIn map[string]*artifactScope
 	Secrets     map[string]corev1.Secret
 	ConfigMaps  map[string]corev1.ConfigMap
-	// Kanister sets CurrentPhase when the args of most functions are rendered
-	// already, so that hardly a blueprint can see that it is set earlier here.
+	// Kanister sets CurrentPhase only after it has rendered the args of most
+	// functions. Here it is set earlier.
 	Phases                   map[string]*phaseScope
 	CurrentPhase, DeferPhase *phaseScope
-	// Profile, and what an ActionSet adds to pods, are there in name only: a
-	// hook has no ActionSet.
+	// Profile, and what an ActionSet adds to pods, are always empty: a hook has no
+	// ActionSet.
 	Profile                   *Profile
 	PodOverride               map[string]any
 	PodAnnotations, PodLabels map[string]string
@@ -100,8 +99,8 @@ type scope struct {
 
 type params = Params
 
-// Profile is Kanister's location for data. There never is one, so that asking
-// for it with `if` works and using it is an error.
+// Profile is Kanister's location for data. It is always nil: templates can test it
+// with "if", and using it is an error.
 type Profile struct{ Location, Credential, SkipSSLVerify any }
 
 func newScope(d *data, wants *wants) *scope {
@@ -125,9 +124,8 @@ func newScope(d *data, wants *wants) *scope {
 	return s
 }
 
-// phaseScope is .Phases.<name>. The objects are the typed ones that Kanister hands
-// out, so that .Data of a Secret is bytes. What is not there yet is an error of type
-// pending.
+// phaseScope is .Phases.<name>. The objects are typed as in Kanister, so that .Data of a
+// Secret is bytes. What is not known yet is an error of type pending.
 type phaseScope struct {
 	data  *phaseData
 	wants *wants
@@ -166,7 +164,7 @@ func (p *phaseScope) Output() (map[string]any, error) {
 	return output, nil
 }
 
-// MarshalJSON gives what Kanister's own type gives to toJson.
+// MarshalJSON returns what toJson prints of Kanister's own type.
 func (p *phaseScope) MarshalJSON() ([]byte, error) {
 	phase, err := p.fetched()
 	if err != nil {
@@ -202,7 +200,7 @@ func (a *artifactScope) KopiaSnapshot() (string, error) {
 	return artifact.KopiaSnapshot, err
 }
 
-// MarshalJSON gives what Kanister's own type gives to toJson.
+// MarshalJSON returns what toJson prints of Kanister's own type.
 func (a *artifactScope) MarshalJSON() ([]byte, error) {
 	artifact, err := a.artifact()
 	return marshal(artifact, err)
@@ -215,8 +213,8 @@ func marshal(value any, err error) ([]byte, error) {
 	return json.Marshal(value)
 }
 
-// wants remembers what a template has asked for that is not known yet. It is
-// asked afterwards, since functions in a template may drop an error.
+// wants records what a template asks for that is not known yet, because functions in a
+// template may drop the error.
 type wants struct{ first string }
 
 func (w *wants) add(what string) error {
@@ -226,16 +224,16 @@ func (w *wants) add(what string) error {
 	return pending(what)
 }
 
-// pending is an error of a template that asks for what is not known yet.
+// pending is the error that a template asks for something that is not known yet.
 type pending string
 
 func (p pending) Error() string { return string(p) + " is not known yet" }
 
-// errAbsent is that there is no phase, or artifact, to take something from.
+// errAbsent is the error that a phase or an artifact does not exist.
 var errAbsent = errors.New("absent")
 
-// refusal is an error of ours inside a template. Its text is fixed, so it can
-// be shown even where a template sees secrets.
+// refusal is an error of ours inside a template. It quotes no value, so it can be shown
+// even if a template sees secrets.
 type refusal string
 
 func (r refusal) Error() string { return string(r) }

@@ -11,10 +11,9 @@ import (
 	"stillpoint.io/stillpoint/internal/blueprint"
 )
 
-// Script is the two hooks of a blueprint for one object, rendered as far as
-// can be known before anything is touched. A phase that uses what an earlier
-// one gives waits until that has run; see Step.Needs. A Script is not safe for
-// concurrent use.
+// Script is the two hooks of a blueprint for one object, rendered as far as possible
+// before anything runs. A phase that uses the output of an earlier one waits for it; see
+// Step.Needs. A Script is not safe for concurrent use.
 type Script struct {
 	Pre, Post []*Step
 
@@ -23,20 +22,18 @@ type Script struct {
 	pre, post *rendering
 }
 
-// Script renders both hooks of a blueprint: all phases in order, each seeing
-// the objects and outputs of those before it. An action that is absent has no
-// steps; a blueprint with neither hook is an error, since whoever named it
-// expects something to happen. So is everything that could never be rendered:
-// an unknown parameter, function or argument, and a phase that uses a later
-// one.
+// Script renders both hooks of a blueprint: all phases in order, each with the objects
+// and outputs of those before it. A missing action has no steps. A blueprint with neither
+// hook is an error, and so is everything that can never be rendered: an unknown
+// parameter, function or argument, and a phase that uses a later one.
 //
-// A blueprint that is not confined reaches a namespace other than the annotated
-// object's only by writing that namespace (and for objects the name, too)
-// without a template. Otherwise an annotation, which a tenant may write, could
-// choose another tenant's pods and secrets.
+// A blueprint that is not confined reaches a namespace other than the annotated object's
+// only if it names that namespace (and an object's name, too) without a template.
+// Otherwise an annotation, which a tenant may write, could choose another tenant's pods
+// and secrets.
 //
-// The Masker knows the values of every Secret that was read, also when there
-// is an error. The error itself shows none.
+// The Masker knows the values of every Secret that was read, even if Script returns an
+// error. The error itself shows none.
 func (r *Renderer) Script(ctx context.Context, bp *blueprint.Blueprint, p Params) (*Script, Masker, error) {
 	s := &Script{title: bp.Title(), secrets: &secrecy{}}
 	s.learnObject(p)
@@ -86,7 +83,7 @@ func (s *Script) render(ctx context.Context, bp *blueprint.Blueprint) error {
 	for _, run := range []*rendering{s.pre, s.post} {
 		for _, name := range run.action.InputArtifactNames {
 			if _, ok := run.data.Declared[name]; !ok {
-				return fmt.Errorf("action %s: inputArtifactNames: nobody makes the artifact %q; a hook's artifacts are the outputArtifacts of %s, which are here: %s",
+				return fmt.Errorf("action %s: inputArtifactNames: artifact %q does not exist; a hook's artifacts are the outputArtifacts of %s, which are here: %s",
 					run.name, name, blueprint.Prehook, blueprint.List(slices.Collect(maps.Keys(run.data.Declared))))
 			}
 		}
@@ -114,14 +111,14 @@ func (s *Script) render(ctx context.Context, bp *blueprint.Blueprint) error {
 	return nil
 }
 
-// hand gives artifacts of the prehook to the posthook.
+// hand passes artifacts of the prehook to the posthook.
 func (s *Script) hand(known map[string]blueprint.Artifact) {
 	for name, artifact := range known {
 		s.post.data.ArtifactsIn[name] = &artifactData{true, artifact}
 	}
 }
 
-// find gives the action that a step belongs to, and its place there.
+// find returns the action that a step belongs to, and its index there.
 func (s *Script) find(step *Step) (*rendering, int) {
 	for _, run := range []*rendering{s.pre, s.post} {
 		for i, phase := range run.phases {
@@ -133,8 +130,8 @@ func (s *Script) find(step *Step) (*rendering, int) {
 	return nil, 0
 }
 
-// Done tells that a step of Pre or Post has run, and what it gave: later phases
-// of its action see that. A step that has failed is not done.
+// Done records that a step of Pre or Post has succeeded, and its outputs, for later
+// phases of its action.
 func (s *Script) Done(step *Step, outputs map[string]any) {
 	run, i := s.find(step)
 	if run == nil {
@@ -143,15 +140,15 @@ func (s *Script) Done(step *Step, outputs map[string]any) {
 	run.phases[i].done = true
 	phase := run.phases[i].data
 	phase.Ran, phase.Output = true, exact(outputs)
-	// A command that was given a secret may have said it.
+	// A command that was given a secret may have printed it.
 	if len(outputs) > 0 {
 		s.secrets.secretive = true
 	}
 }
 
-// Finish tells that Pre has ended: outputArtifacts are rendered, and become the
-// posthook's .ArtifactsIn. Those that need what never came are an error, and
-// the others are there all the same.
+// Finish renders the outputArtifacts when Pre has ended; they become the posthook's
+// .ArtifactsIn. It returns an error if some need an output that never came, and still
+// passes on the others.
 func (s *Script) Finish(ctx context.Context) error {
 	s.secrets.spent = 0
 	known, needs, err := s.pre.artifacts(ctx)
@@ -165,12 +162,12 @@ func (s *Script) Finish(ctx context.Context) error {
 	return nil
 }
 
-// Render renders a step that has Needs. Where they are not met by now, it keeps
-// them; that is no error.
+// Render renders a step that has Needs. If they are not met yet, the step keeps them;
+// that is no error.
 func (s *Script) Render(ctx context.Context, step *Step) error {
 	run, i := s.find(step)
 	if run == nil {
-		return s.failed(errors.New("the step is none of this script"))
+		return s.failed(errors.New("the step does not belong to this script"))
 	}
 	if step.Needs == "" {
 		return nil

@@ -18,8 +18,8 @@ import (
 	"stillpoint.io/stillpoint/internal/blueprint"
 )
 
-// marks stand in a rendered text for the values that went into it, so that the
-// text can be parsed as its author meant it, whatever the values are.
+// marks stand in a rendered text for the values, so that the text can be parsed as its
+// author meant it, whatever the values are.
 type marks struct {
 	nonce  string
 	values []marked
@@ -34,7 +34,7 @@ type marked struct {
 // showFunc is the name of marks.show in a template.
 const showFunc = "_show"
 
-// showValues has a value that becomes text go through marks.show.
+// showValues passes each value that becomes text through marks.show.
 func showValues(node tree.Node) {
 	if n, ok := node.(*tree.ActionNode); ok && len(n.Pipe.Decl) == 0 {
 		isJSON := &tree.BoolNode{NodeType: tree.NodeBool, Pos: n.Pos, True: givesJSON(n.Pipe)}
@@ -44,8 +44,8 @@ func showValues(node tree.Node) {
 	}
 }
 
-// givesJSON reports whether a pipeline ends in one of the functions that write JSON,
-// indented perhaps.
+// givesJSON reports whether a pipeline ends in a function that writes JSON, perhaps
+// followed by one that indents.
 func givesJSON(pipe *tree.PipeNode) bool {
 	for _, command := range slices.Backward(pipe.Cmds) {
 		name, ok := command.Args[0].(*tree.IdentifierNode)
@@ -60,41 +60,31 @@ func givesJSON(pipe *tree.PipeNode) bool {
 	return false
 }
 
-// show puts a mark in the place of each line of a value. Blanks around a line
-// stay, as they may belong to the indentation.
+// show replaces each line of a value by a mark. Blanks around a line remain, because
+// they may belong to the indentation. Line breaks in JSON mean nothing.
 func (m *marks) show(isJSON bool, value any) (any, error) {
 	text := printed(value)
 	if m.length += len(text); m.length > maxRendered {
 		return nil, refusal(fmt.Sprintf("the text is longer than %d bytes", maxRendered))
 	}
-	if isJSON {
-		// Line breaks in it mean nothing.
-		trimmed := strings.TrimSpace(text)
-		if trimmed == "" {
-			return text, nil
-		}
-		before, after, _ := strings.Cut(text, trimmed)
-		return before + m.add(trimmed, true) + after, nil
+	lines := []string{text}
+	if !isJSON {
+		lines = strings.Split(text, "\n")
 	}
-	lines := strings.Split(text, "\n")
 	for i, line := range lines {
 		if trimmed := strings.TrimSpace(line); trimmed != "" {
 			before, after, _ := strings.Cut(line, trimmed)
-			lines[i] = before + m.add(trimmed, false) + after
+			m.values = append(m.values, marked{[]byte(trimmed), isJSON})
+			lines[i] = before + m.mark(len(m.values)-1) + after
 		}
 	}
 	return strings.Join(lines, "\n"), nil
 }
 
-func (m *marks) add(text string, isJSON bool) string {
-	m.values = append(m.values, marked{[]byte(text), isJSON})
-	return m.mark(len(m.values) - 1)
-}
-
-// mark is a word that no value can contain, as nobody can guess it.
+// mark returns a word that no value contains, because it cannot be guessed.
 func (m *marks) mark(i int) string { return fmt.Sprintf("mark%sx%dx", m.nonce, i) }
 
-// printed is how a template prints a value.
+// printed returns a value as a template prints it.
 func printed(value any) string {
 	v := reflect.ValueOf(value)
 	if !v.IsValid() {
@@ -106,7 +96,7 @@ func printed(value any) string {
 	return fmt.Sprint(value)
 }
 
-// fill puts the values where their marks are.
+// fill replaces the marks by their values.
 func (m *marks) fill(text string) string {
 	if !strings.Contains(text, m.nonce) {
 		return text
@@ -118,7 +108,7 @@ func (m *marks) fill(text string) string {
 	return strings.NewReplacer(pairs...).Replace(text)
 }
 
-// only gives the value whose mark is the whole text.
+// only returns the value whose mark is the whole text.
 func (m *marks) only(text string) (marked, bool) {
 	for i, value := range m.values {
 		if text == m.mark(i) {
@@ -128,13 +118,12 @@ func (m *marks) only(text string) (marked, bool) {
 	return marked{}, false
 }
 
-// Document renders a template and reads the one object that it is in YAML.
+// Document renders a template and reads the object that it contains as YAML.
 //
-// A value that is rendered into YAML can be YAML itself. If an annotation could
-// add lines, it could add a privileged container, or turn a ConfigMap into a
-// RoleBinding, with the rights of whoever runs the blueprint. So a value may
-// fill a scalar, and nothing else, unless it comes out of toJson. (Kanister
-// checks none of that.)
+// A rendered value may itself be YAML. If an annotation could add lines, it could add a
+// privileged container, or turn a ConfigMap into a RoleBinding, with the rights with
+// which the blueprint runs. So a value may only fill a scalar, unless it comes out of
+// toJson. (Kanister checks none of that.)
 func (r *rendering) Document(ctx context.Context, path, source string) (map[string]any, error) {
 	m := &marks{nonce: rand.Text()}
 	var text string
@@ -160,8 +149,7 @@ func (r *rendering) Document(ctx context.Context, path, source string) (map[stri
 	return object, nil
 }
 
-// oneObject reads an object in YAML. Several documents become a List of them, as
-// kubectl takes them.
+// oneObject reads an object in YAML. Several documents become a List, as with kubectl.
 func oneObject(text string) (map[string]any, error) {
 	docs := blueprint.Documents([]byte(text))
 	if len(docs) == 0 {
@@ -185,8 +173,8 @@ func oneObject(text string) (map[string]any, error) {
 	return map[string]any{"apiVersion": "v1", "kind": "List", "items": items}, nil
 }
 
-// differ gives the place where an object is not what was meant, "" when there
-// is none.
+// differ returns the place where an object differs from what was meant, "" if it does
+// not.
 func (m *marks) differ(path string, meant, is any) string {
 	here := strings.TrimPrefix(path, ".")
 	if here == "" {
@@ -230,7 +218,7 @@ func (m *marks) differ(path string, meant, is any) string {
 	return ""
 }
 
-// fills tells whether a scalar is the one that was meant, with its values.
+// fills reports whether a scalar is the intended one, with its values.
 func (m *marks) fills(meant string, is any) bool {
 	filled := m.fill(meant)
 	if filled == is {
@@ -243,7 +231,7 @@ func (m *marks) fills(meant string, is any) bool {
 		var parsed any
 		return kjson.UnmarshalCaseSensitivePreserveInts(value.Text, &parsed) == nil && reflect.DeepEqual(parsed, is)
 	}
-	// Of another type by what the value is, such as a number, or in quotes.
+	// The value may change the type, for example to a number, or be in quotes.
 	switch is.(type) {
 	case map[string]any, []any:
 		return false

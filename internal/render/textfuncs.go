@@ -8,8 +8,8 @@ import (
 	"github.com/Masterminds/sprig/v3"
 )
 
-// textFuncs are sprig's functions for text as Kanister has them: without those
-// that FIPS forbids, and without a way to the environment and the network.
+// textFuncs are sprig's functions for text as Kanister has them, without those that FIPS
+// forbids, and without access to the environment and the network.
 var textFuncs = sync.OnceValue(func() template.FuncMap {
 	funcs := sprig.TxtFuncMap()
 	generate, _ := funcs["genPrivateKey"].(func(string) string)
@@ -24,8 +24,8 @@ var textFuncs = sync.OnceValue(func() template.FuncMap {
 	for _, name := range []string{"bcrypt", "derivePassword", "htpasswd"} {
 		funcs[name] = refuse(name, "it is not FIPS compliant, and Kanister refuses it too")
 	}
-	// Kanister lets these through. Here a blueprint may be a tenant's, and Velero's
-	// environment and network are not the tenant's.
+	// Kanister allows these. Here a blueprint may be a tenant's, who has no right to
+	// Velero's environment and network.
 	for _, name := range []string{"env", "expandenv"} {
 		funcs[name] = refuse(name, "a blueprint must not read Velero's environment")
 	}
