@@ -53,7 +53,7 @@ var errNoKinds = errors.New("the kinds of the API server are not known here")
 
 // kindOf finds the resource of a kind.
 func (t *Tasks) kindOf(kind schema.GroupVersionKind) (target, error) {
-	if t == nil || t.mapper == nil {
+	if t.mapper == nil {
 		return target{}, errNoKinds
 	}
 	mapping, err := t.mapper.RESTMapping(kind.GroupKind(), kind.Version)
@@ -74,7 +74,7 @@ func (t *Tasks) resourceOf(ref blueprint.ObjectReference) (target, error) {
 	if wrong := pathvalidation.IsValidPathSegmentName(ref.Name); len(wrong) > 0 {
 		return target{}, fmt.Errorf("name %q: %s", ref.Name, strings.Join(wrong, ", "))
 	}
-	if t == nil || t.mapper == nil {
+	if t.mapper == nil {
 		return target{}, errNoKinds
 	}
 	wanted := schema.GroupVersionResource{Group: ref.Group, Version: ref.APIVersion, Resource: ref.Resource}

@@ -157,7 +157,7 @@ func (t *Tasks) preparePod(ctx context.Context, d *render.Draft) error {
 	if err != nil {
 		return err
 	}
-	if t != nil && t.Warn != nil {
+	if t.Warn != nil {
 		_, unknown, _ := override(&corev1.PodSpec{Containers: []corev1.Container{{}}}, d.Args["podOverride"])
 		for _, each := range unknown {
 			t.Warn("Action %s, function %s: args.podOverride: %s is ignored", d.Action(), d.Func, d.Mask(each.Error()))
@@ -170,7 +170,7 @@ func (t *Tasks) preparePod(ctx context.Context, d *render.Draft) error {
 		return err
 	}
 	account := pod.Spec.ServiceAccountName
-	if account == "" || t == nil || t.clients == nil || d.Maker() != "" {
+	if account == "" || t.clients == nil || d.Maker() != "" {
 		return nil
 	}
 	if _, err := t.clients.Kube.CoreV1().ServiceAccounts(pod.Namespace).Get(ctx, account, metav1.GetOptions{}); apierrors.IsNotFound(err) {

@@ -134,7 +134,7 @@ func (t *Tasks) prepareScaling(ctx context.Context, d *render.Draft) error {
 	if err := d.AllowNamespace(); err != nil {
 		return err
 	}
-	if err := t.exists(ctx, d, s.namespace); err != nil || !d.Pre || t == nil || t.scaledBefore(s) != nil {
+	if err := t.exists(ctx, d, s.namespace); err != nil || !d.Pre || t.clients == nil || t.scaledBefore(s) != nil {
 		return err
 	}
 	object, err := s.objects(t.clients.Dynamic).Get(ctx, s.name, metav1.GetOptions{})
@@ -241,7 +241,7 @@ func (t *Tasks) foretellScaling(ctx context.Context, task *render.Task, before [
 			return map[string]any{replicaCount: e.replicas}, nil
 		}
 	}
-	if t == nil {
+	if t.clients == nil {
 		return nil, errors.New("workloads cannot be read here")
 	}
 	// Velero's own rights suffice: the result is a number, of the blueprint's own

@@ -159,8 +159,7 @@ func NewTasks(clients *cluster.Clients) *Tasks {
 	return t
 }
 
-// TaskFunctions are Kanister's functions that act through the API server. Without
-// tasks they neither check nor foretell what depends on the cluster.
+// TaskFunctions are Kanister's functions that act through the API server.
 func TaskFunctions(tasks *Tasks) map[string]render.Function {
 	functions := map[string]render.Function{}
 	for name, kind := range kinds() {
@@ -217,7 +216,7 @@ func (t *Tasks) access(task *render.Task) (*access, error) {
 // exists returns an error if a task acts in a namespace that does not exist and that
 // no earlier phase can create.
 func (t *Tasks) exists(ctx context.Context, d *render.Draft, namespace string) error {
-	if t == nil || t.clients == nil || namespace == "" || namespace == d.Namespace || d.Maker() != "" {
+	if t.clients == nil || namespace == "" || namespace == d.Namespace || d.Maker() != "" {
 		return nil
 	}
 	if _, err := t.clients.Kube.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{}); !apierrors.IsNotFound(err) {

@@ -191,7 +191,7 @@ func (r *rendering) render(ctx context.Context, i int) error {
 	phase := r.phases[i]
 	r.enter(i)
 	if err := r.prepare(ctx, phase); err != nil {
-		return fmt.Errorf("action %s: %s: %w", r.name, phase.title, err)
+		return fmt.Errorf("action %s: %s: %w", r.name, phase.title, r.masked(err))
 	}
 	if phase.step.Needs = r.needs; r.needs != "" {
 		phase.step.Calls, phase.step.Task = nil, nil
@@ -204,43 +204,27 @@ func (r *rendering) prepare(ctx context.Context, phase *phase) error {
 		return err
 	}
 	function := r.Functions[phase.Func]
-	args := make(Args, len(phase.Args))
-	for _, key := range slices.Sorted(maps.Keys(phase.Args)) {
-		name, value, err := key, phase.Args[key], error(nil)
-		if !function.Raw {
-			name, value, err = r.entry(ctx, "args", key, value)
-		}
-		if err != nil {
+	args := phase.Args
+	if !function.Raw {
+		var err error
+		if args, err = r.entries(ctx, "args", args); err != nil {
 			return err
 		}
-		if _, twice := args[name]; twice && r.needs == "" {
-			return fmt.Errorf("args.%s is given twice, once by a template", r.masker.Mask(name))
-		}
-		args[name] = value
 	}
 	if r.needs != "" {
 		return nil
 	}
-	if err := r.finish(ctx, phase, args); err != nil {
+	err := function.accept(args, true)
+	switch {
+	case err != nil:
+	case function.Prepare != nil:
+		err = r.task(ctx, phase, function, args)
+	default:
+		phase.step.Calls, err = r.calls(ctx, phase, function, args)
+	}
+	if err != nil {
 		return fmt.Errorf("function %s: %w", phase.Func, err)
 	}
-	return nil
-}
-
-// finish checks the args, and makes the calls or the task of the function.
-func (r *rendering) finish(ctx context.Context, phase *phase, args Args) error {
-	function := r.Functions[phase.Func]
-	if err := function.accept(args, true); err != nil {
-		return r.masked(err)
-	}
-	if function.Prepare != nil {
-		return r.task(ctx, phase, function, args)
-	}
-	calls, err := r.calls(ctx, phase, function, args)
-	if err != nil {
-		return err
-	}
-	phase.step.Calls = calls
 	return nil
 }
 
@@ -261,8 +245,7 @@ func (r *rendering) objects(ctx context.Context, phase *phase) error {
 			continue
 		}
 		if err := r.fetch(ctx, as, ref, source, into); err != nil {
-			// The error holds rendered text.
-			return r.masked(fmt.Errorf("%s: %w", path, err))
+			return fmt.Errorf("%s: %w", path, err)
 		}
 	}
 	into.Fetched = r.needs == ""
@@ -290,7 +273,7 @@ func (r *rendering) calls(ctx context.Context, phase *phase, function Function, 
 	}
 	if named != "" {
 		if err := r.Allow(named, phase.Args["namespace"] == named); err != nil {
-			return nil, r.masked(fmt.Errorf("args.namespace: %w", err))
+			return nil, fmt.Errorf("args.namespace: %w", err)
 		}
 	}
 	calls, err := function.Calls(ctx, args)
@@ -300,11 +283,11 @@ func (r *rendering) calls(ctx context.Context, phase *phase, function Function, 
 		return nil, nil
 	}
 	if err != nil {
-		return nil, r.masked(err)
+		return nil, err
 	}
 	for _, call := range calls {
 		if err := r.Allow(call.Namespace, call.Namespace == named); err != nil {
-			return nil, r.masked(fmt.Errorf("pod %s/%s: %w", call.Namespace, call.Pod, err))
+			return nil, fmt.Errorf("pod %s/%s: %w", call.Namespace, call.Pod, err)
 		}
 	}
 	return calls, nil
@@ -336,7 +319,7 @@ func (r *rendering) task(ctx context.Context, phase *phase, function Function, a
 	}
 	task.Kind, task.Name = r.params.workload()
 	if err := function.Prepare(ctx, &Draft{Task: task, Source: phase.Args, rendering: r, phase: phase}); err != nil {
-		return r.masked(err)
+		return err
 	}
 	if r.needs != "" {
 		return nil
@@ -353,7 +336,7 @@ func (r *rendering) task(ctx context.Context, phase *phase, function Function, a
 	}
 	outputs, err := function.Foretell(ctx, task, before)
 	if err != nil {
-		return r.masked(err)
+		return err
 	}
 	phase.data.Ran, phase.data.Output = true, exact(outputs)
 	return nil
@@ -433,32 +416,31 @@ func (r *rendering) Value(ctx context.Context, path string, value any) (any, err
 		}
 		return elements, nil
 	case map[string]any:
-		entries := make(map[string]any, len(v))
-		for _, key := range slices.Sorted(maps.Keys(v)) {
-			name, rendered, err := r.entry(ctx, path, key, v[key])
-			if err != nil {
-				return nil, err
-			}
-			if _, twice := entries[name]; twice && r.needs == "" {
-				return nil, fmt.Errorf("%s.%s is given twice, once by a template", path, r.masker.Mask(name))
-			}
-			entries[name] = rendered
-		}
-		return entries, nil
+		return r.entries(ctx, path, v)
 	default:
 		return value, nil
 	}
 }
 
-// entry renders a key and its value. Errors show the key as the blueprint has it, which
-// cannot hold a secret.
-func (r *rendering) entry(ctx context.Context, path, key string, value any) (string, any, error) {
-	name, err := r.text(ctx, fmt.Sprintf("%s, key %q", path, key), key)
-	if err != nil {
-		return "", nil, err
+// entries renders the keys and values of a map. Errors show a key as the blueprint has
+// it, which cannot hold a secret.
+func (r *rendering) entries(ctx context.Context, path string, source map[string]any) (map[string]any, error) {
+	entries := make(map[string]any, len(source))
+	for _, key := range slices.Sorted(maps.Keys(source)) {
+		name, err := r.text(ctx, fmt.Sprintf("%s, key %q", path, key), key)
+		if err != nil {
+			return nil, err
+		}
+		value, err := r.Value(ctx, path+"."+key, source[key])
+		if err != nil {
+			return nil, err
+		}
+		if _, twice := entries[name]; twice && r.needs == "" {
+			return nil, fmt.Errorf("%s.%s is given twice, once by a template", path, r.masker.Mask(name))
+		}
+		entries[name] = value
 	}
-	rendered, err := r.Value(ctx, path+"."+key, value)
-	return name, rendered, err
+	return entries, nil
 }
 
 // text renders one template; path says where it stands. If the template asks for
