@@ -9,12 +9,12 @@ import (
 	"strings"
 )
 
-// version is that of the snapshot ids that are made now.
+// version is the version of new snapshot IDs.
 const version = "v1"
 
-// EncodeID makes the text by which Velero keeps a snapshot: provider, version,
-// and the fields as JSON. It is all that a restore is told, perhaps years later
-// and in another cluster.
+// EncodeID returns the ID by which Velero keeps a snapshot: provider, version, and the
+// fields as JSON. It is all that a restore knows, perhaps years later and in another
+// cluster.
 func EncodeID(provider string, fields any) (string, error) {
 	content, err := json.Marshal(fields)
 	if err != nil {
@@ -23,8 +23,8 @@ func EncodeID(provider string, fields any) (string, error) {
 	return strings.Join([]string{provider, version, string(content)}, ":"), nil
 }
 
-// DecodeID reads what EncodeID made. Another provider, another version and fields
-// that are not known are errors: half an identity would restore something else.
+// DecodeID reads an ID. Another provider, another version and unknown fields are
+// errors: half an identity would restore something else.
 func DecodeID(provider, id string, into any) error {
 	parts := strings.SplitN(id, ":", 3)
 	switch {

@@ -1,7 +1,3 @@
-// Package snapshotter holds what Stillpoint's VolumeSnapshotters have in common,
-// the door into Velero that a VolumeSnapshotLocation opens: the settings of a
-// location, the identity of a snapshot, and the way from a snapshot back to a
-// PersistentVolume. What storage they speak to is in the packages below it.
 package location
 
 import (
@@ -18,45 +14,44 @@ import (
 	"stillpoint.io/stillpoint/internal/velero"
 )
 
-// ErrInconsistent says that a snapshot was taken which is not what was asked for:
-// its workload ran again before all volumes were snapshotted. Whoever took it
-// deletes it.
+// ErrInconsistent is the error of a snapshot whose workload ran again before all of
+// its volumes were snapshotted. The provider deletes it.
 var ErrInconsistent = errors.New("the snapshot is not consistent")
 
-// Request is one snapshot that Velero has asked for.
+// Request is one snapshot that Velero asked for.
 type Request struct {
 	Claim  *corev1.PersistentVolumeClaim // as it is in the cluster
 	Backup *velerov1.Backup
-	// Take takes the snapshot, and returns when its point in time is past. patience is
-	// how long it may bear with errors of the storage that may pass: an application
-	// waits; 0 is until the timeout.
+	// Take takes the snapshot, and returns when it is cut. patience limits how long
+	// it tolerates transient errors of the storage while an application is frozen; 0
+	// is the timeout of the snapshot.
 	Take func(ctx context.Context, patience time.Duration) error
-	// Taken names a snapshot of one of these claims that this backup has already,
-	// "" for none: of a plugin process that has died since.
+	// Taken names a snapshot that an earlier process of this backup took of one of
+	// these claims, "" for none.
 	Taken func(ctx context.Context, claims []corev1.PersistentVolumeClaim) (string, error)
-	// Failed is why the snapshot cannot even be tried: then nothing is taken, and
+	// Failed is non-nil if the snapshot cannot be tried. Nothing is taken then, and
 	// what is frozen for it is thawed.
 	Failed error
 }
 
 // Quiescer quiesces around snapshots.
 type Quiescer interface {
-	// Around freezes the workload of the volume, unless it is frozen for an earlier
-	// one of its volumes, has the snapshot taken, and thaws after the last of them.
-	// Where there is nothing to quiesce, the snapshot is taken all the same. The
-	// error is ErrInconsistent when there is a snapshot that must go.
-	Around(ctx context.Context, shot Request) error
+	// Around freezes the workload of the volume, unless it is already frozen for
+	// another of its volumes, takes the snapshot, and thaws the workload after the
+	// last of them. With nothing to quiesce it only takes the snapshot. The error is
+	// ErrInconsistent if the snapshot must be deleted.
+	Around(ctx context.Context, request Request) error
 }
 
-// Subject is what a call for a snapshot is about.
+// Subject is the source of a snapshot.
 type Subject struct {
 	Volume *corev1.PersistentVolume
 	Claim  *corev1.PersistentVolumeClaim
 	Backup *velerov1.Backup
 }
 
-// Find reads what the tags of a call name. It is an error when the volume is not
-// bound to a claim that knows of it.
+// Find returns the subject that the tags of a call name. It returns an error if the
+// volume is not bound to its claim.
 func Find(ctx context.Context, clients *cluster.Clients, tags map[string]string) (*Subject, error) {
 	for _, tag := range []string{velero.TagBackup, velero.TagVolume} {
 		if tags[tag] == "" {

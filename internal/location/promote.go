@@ -1,6 +1,7 @@
 package location
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,16 +29,16 @@ import (
 )
 
 const (
-	// pause lies between two looks at something that is to come or go.
+	// pause is the poll interval for objects that are created or deleted.
 	pause = 200 * time.Millisecond
-	// handover is how long Velero may take to create the volume that it was given.
+	// handover limits how long Velero takes to create the volume that it was given.
 	handover = 2 * time.Minute
-	// cleanup is how long it may take to undo what has failed.
+	// cleanup limits the clean-up after a failure.
 	cleanup = time.Minute
 )
 
-// Promoter turns snapshots into PersistentVolumes, through a temporary claim:
-// the storage's own provisioner does the work.
+// Promoter provisions PersistentVolumes from snapshots by a temporary claim. The
+// storage's own provisioner copies the data.
 type Promoter struct {
 	clients *cluster.Clients
 	log     logrus.FieldLogger
@@ -48,13 +49,13 @@ func NewPromoter(clients *cluster.Clients, log logrus.FieldLogger) *Promoter {
 	return &Promoter{clients: clients, log: log}
 }
 
-// Promote creates the claim, which says where its data comes from, waits until it
-// is bound, has its volume outlive it, and deletes it. The volume is returned with
-// the reclaim policy Retain and without a claim. ctx bounds all of it; after an
-// error neither claim nor volume is left, or the error says so.
+// Promote creates a claim whose data source is the snapshot, waits until it is bound,
+// sets the reclaim policy of its volume to Retain, deletes the claim and returns the
+// volume. ctx limits all of it. After an error neither claim nor volume remains, or the
+// error says so.
 //
-// nodes are those to provision for, the best one first, where the StorageClass
-// waits for the first consumer: there is none yet. They must not be empty then.
+// nodes has the nodes to provision for, the best one first. It must not be empty if the
+// StorageClass waits for the first consumer, since there is none yet.
 func (p *Promoter) Promote(ctx context.Context, claim *corev1.PersistentVolumeClaim, nodes ...string) (*corev1.PersistentVolume, error) {
 	p.tidy(ctx)
 	installation, err := p.clients.Installation(ctx)
@@ -69,7 +70,7 @@ func (p *Promoter) Promote(ctx context.Context, claim *corev1.PersistentVolumeCl
 	}
 	claim, err = p.clients.Kube.CoreV1().PersistentVolumeClaims(claim.Namespace).Create(ctx, claim, metav1.CreateOptions{})
 	if err != nil {
-		return nil, fmt.Errorf("create the claim that a volume is provisioned by: %w", err)
+		return nil, fmt.Errorf("create the temporary claim of a restore: %w", err)
 	}
 	volume, err := p.provision(ctx, claim, nodes)
 	if err == nil {
@@ -91,15 +92,15 @@ func (p *Promoter) provision(ctx context.Context, claim *corev1.PersistentVolume
 		case apierrors.IsNotFound(err) || err == nil && now.UID != claim.UID:
 			return false, fmt.Errorf("claim %s/%s was deleted while its volume was provisioned", claim.Namespace, claim.Name)
 		case err != nil:
-			return false, nil //nolint:nilerr // it may pass, and ctx has an end
+			return false, nil //nolint:nilerr // transient, and ctx has an end
 		case now.Status.Phase == corev1.ClaimBound:
 			name = now.Spec.VolumeName
 			return true, nil
 		case len(nodes) > 0 && now.Annotations[kube.KubeAnnSelectedNode] == "":
-			// The provisioner gives a node back that it cannot provision for.
+			// The provisioner rejected the node.
 			node := nodes[tried%len(nodes)]
 			tried++
-			p.log.Infof("Claim %s/%s cannot be provisioned for the node tried last, trying %s", claim.Namespace, claim.Name, node)
+			p.log.Infof("Provisioning claim %s/%s for node %s, since the provisioner rejected the node before it", claim.Namespace, claim.Name, node)
 			return false, p.annotate(ctx, claim, node)
 		}
 		return false, nil
@@ -124,13 +125,13 @@ func (p *Promoter) annotate(ctx context.Context, claim *corev1.PersistentVolumeC
 	return err
 }
 
-// Merge is a JSON merge patch; what it is made of cannot fail to be encoded.
+// Merge returns a JSON merge patch of a change that can always be encoded.
 func Merge(change map[string]any) []byte {
 	patch, _ := json.Marshal(change) //nolint:errchkjson // maps of strings
 	return patch
 }
 
-// trouble is what the last warning of a claim's events says, for an error.
+// trouble returns the last event of a claim, preferably a warning, for an error.
 func (p *Promoter) trouble(ctx context.Context, claim *corev1.PersistentVolumeClaim) string {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
@@ -141,21 +142,25 @@ func (p *Promoter) trouble(ctx context.Context, claim *corev1.PersistentVolumeCl
 		return "; the claim has no events: is the provisioner of its StorageClass running?"
 	}
 	last := slices.MaxFunc(events.Items, func(a, b corev1.Event) int {
-		warns := func(e corev1.Event) int {
-			if e.Type == corev1.EventTypeWarning {
-				return 1
-			}
-			return 0
-		}
-		if d := warns(a) - warns(b); d != 0 {
-			return d
-		}
-		return a.LastTimestamp.Compare(b.LastTimestamp.Time)
+		return cmp.Or(
+			first(b.Type == corev1.EventTypeWarning, a.Type == corev1.EventTypeWarning),
+			a.LastTimestamp.Compare(b.LastTimestamp.Time))
 	})
 	return fmt.Sprintf("; its last event: %s: %s", last.Reason, last.Message)
 }
 
-// detach has a volume stay, and deletes its claim.
+// first compares two values by a condition: the one that meets it comes first.
+func first(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return -1
+	}
+	return 1
+}
+
+// detach sets the reclaim policy of a volume to Retain, and deletes its claim.
 func (p *Promoter) detach(ctx context.Context, claim *corev1.PersistentVolumeClaim, volume *corev1.PersistentVolume) (*corev1.PersistentVolume, error) {
 	volumes := p.clients.Kube.CoreV1().PersistentVolumes()
 	_, err := volumes.Patch(ctx, volume.Name, types.MergePatchType, Merge(map[string]any{
@@ -163,16 +168,16 @@ func (p *Promoter) detach(ctx context.Context, claim *corev1.PersistentVolumeCla
 		"spec":     map[string]any{"persistentVolumeReclaimPolicy": corev1.PersistentVolumeReclaimRetain},
 	}), metav1.PatchOptions{})
 	if err != nil {
-		return nil, fmt.Errorf("have PersistentVolume %s outlive its claim %s/%s: %w", volume.Name, claim.Namespace, claim.Name, err)
+		return nil, fmt.Errorf("retain PersistentVolume %s of temporary claim %s/%s: %w", volume.Name, claim.Namespace, claim.Name, err)
 	}
 	if err := p.deleteClaim(ctx, claim); err != nil {
 		return nil, err
 	}
-	// Released, it takes part in no binding any more.
+	// A Released volume is not bound again.
 	err = wait.PollUntilContextCancel(ctx, pause, true, func(ctx context.Context) (bool, error) {
 		now, err := volumes.Get(ctx, volume.Name, metav1.GetOptions{})
 		if err != nil {
-			return false, client404(err)
+			return false, permanent(err)
 		}
 		volume = now
 		return volume.Status.Phase == corev1.VolumeReleased, nil
@@ -183,8 +188,8 @@ func (p *Promoter) detach(ctx context.Context, claim *corev1.PersistentVolumeCla
 	return volume, nil
 }
 
-// client404 keeps an error that will not pass.
-func client404(err error) error {
+// permanent returns an error that is not transient.
+func permanent(err error) error {
 	if apierrors.IsNotFound(err) {
 		return err
 	}
@@ -209,7 +214,7 @@ func (p *Promoter) deleteClaim(ctx context.Context, claim *corev1.PersistentVolu
 	return nil
 }
 
-// abandon takes a claim away whose volume is of no use, and the volume with it.
+// abandon deletes a claim and its volume after a failure.
 func (p *Promoter) abandon(ctx context.Context, claim *corev1.PersistentVolumeClaim) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanup)
 	defer cancel()
@@ -223,7 +228,7 @@ func (p *Promoter) abandon(ctx context.Context, claim *corev1.PersistentVolumeCl
 		return err
 	}
 	if name == "" {
-		name = "pvc-" + string(claim.UID) // what provisioners call it
+		name = "pvc-" + string(claim.UID) // as provisioners name it
 	}
 	volume, err := volumes.Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -234,21 +239,21 @@ func (p *Promoter) abandon(ctx context.Context, claim *corev1.PersistentVolumeCl
 			Merge(map[string]any{"spec": map[string]any{"persistentVolumeReclaimPolicy": corev1.PersistentVolumeReclaimDelete}}), metav1.PatchOptions{})
 	}
 	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("PersistentVolume %s, which nobody needs, is left: %w", name, err)
+		return fmt.Errorf("delete the unused PersistentVolume %s: %w", name, err)
 	}
 	return nil
 }
 
-// Nodes are those to provision for, where a StorageClass waits for the first
-// consumer: ready ones that its topology allows, those of the zone first. It is
-// nil for a class that does not wait, and an error where no node would do.
+// Nodes returns the nodes to provision for if a StorageClass waits for the first
+// consumer: ready nodes within its allowedTopologies, those of the zone first. It
+// returns nil for a class that does not wait, and an error if no node fits.
 func (p *Promoter) Nodes(ctx context.Context, class *storagev1.StorageClass, zone string) ([]string, error) {
 	if ptr.Deref(class.VolumeBindingMode, storagev1.VolumeBindingImmediate) != storagev1.VolumeBindingWaitForFirstConsumer {
 		return nil, nil
 	}
 	list, err := p.clients.Kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return nil, fmt.Errorf("list the nodes that a volume of StorageClass %s could be for: %w", class.Name, err)
+		return nil, fmt.Errorf("list the nodes for a volume of StorageClass %s: %w", class.Name, err)
 	}
 	nodes := nodesFor(list.Items, class, zone)
 	if len(nodes) == 0 {
@@ -264,17 +269,11 @@ func nodesFor(all []corev1.Node, class *storagev1.StorageClass, zone string) []s
 		})
 		return !ready || node.Spec.Unschedulable || !allowed(class.AllowedTopologies, node.Labels)
 	})
-	there := func(node corev1.Node) int {
-		if zone != "" && (node.Labels[corev1.LabelTopologyZone] == zone || node.Labels[corev1.LabelFailureDomainBetaZone] == zone) {
-			return 0
-		}
-		return 1
+	inZone := func(node corev1.Node) bool {
+		return zone != "" && (node.Labels[corev1.LabelTopologyZone] == zone || node.Labels[corev1.LabelFailureDomainBetaZone] == zone)
 	}
 	slices.SortStableFunc(nodes, func(a, b corev1.Node) int {
-		if d := there(a) - there(b); d != 0 {
-			return d
-		}
-		return strings.Compare(a.Name, b.Name)
+		return cmp.Or(first(inZone(a), inZone(b)), strings.Compare(a.Name, b.Name))
 	})
 	var names []string
 	for _, node := range nodes {
@@ -283,8 +282,8 @@ func nodesFor(all []corev1.Node, class *storagev1.StorageClass, zone string) []s
 	return names
 }
 
-// allowed tells whether a node's labels match one of the terms; no terms match
-// all.
+// allowed reports whether the labels of a node match one of the terms; no terms match
+// all nodes.
 func allowed(terms []corev1.TopologySelectorTerm, labels map[string]string) bool {
 	return len(terms) == 0 || slices.ContainsFunc(terms, func(term corev1.TopologySelectorTerm) bool {
 		return !slices.ContainsFunc(term.MatchLabelExpressions, func(e corev1.TopologySelectorLabelRequirement) bool {
@@ -293,15 +292,14 @@ func allowed(terms []corev1.TopologySelectorTerm, labels map[string]string) bool
 	})
 }
 
-// Adopt makes of item, a volume as it was backed up, the one that takes the place
-// of a promoted volume: where the data lies and how it is reached, the size, and
-// what the provisioner knows its volumes by are the promoted volume's; name,
-// labels, claim, reclaim policy and StorageClass are the item's. The name is
-// another one where the item's is taken.
+// Adopt returns the volume that replaces a promoted volume. Source, size and
+// annotations are the promoted volume's; name, labels, claim, reclaim policy and
+// StorageClass are those of item, the volume as backed up. It gets another name if the
+// item's exists.
 //
-// The promoted volume goes when Velero has created its replacement, and not
-// before: until then it is all that knows of the data. A restore that ends first
-// leaves it to the next one.
+// The promoted volume is deleted when Velero has created its replacement: until then it
+// is the only object that refers to the data. If the restore ends first, the next one
+// deletes it.
 func (p *Promoter) Adopt(ctx context.Context, item, promoted *corev1.PersistentVolume) (*corev1.PersistentVolume, error) {
 	volumes := p.clients.Kube.CoreV1().PersistentVolumes()
 	adopted := adopt(item, promoted)
@@ -321,7 +319,7 @@ func (p *Promoter) Adopt(ctx context.Context, item, promoted *corev1.PersistentV
 	return adopted, nil
 }
 
-// bindings are annotations of a volume that say how it was bound.
+// bindings has annotations about the binding of a volume.
 var bindings = []string{kube.KubeAnnBoundByController, api.AnnotationReplacedBy}
 
 func adopt(item, promoted *corev1.PersistentVolume) *corev1.PersistentVolume {
@@ -348,8 +346,7 @@ func adopt(item, promoted *corev1.PersistentVolume) *corev1.PersistentVolume {
 	return adopted
 }
 
-// handOver waits for Velero, and deletes a promoted volume when another has taken
-// its place.
+// handOver deletes a promoted volume when its replacement exists.
 func (p *Promoter) handOver(ctx context.Context, promoted *corev1.PersistentVolume) {
 	ctx, cancel := context.WithTimeout(ctx, handover)
 	defer cancel()
@@ -357,12 +354,12 @@ func (p *Promoter) handOver(ctx context.Context, promoted *corev1.PersistentVolu
 		return p.replaced(ctx, promoted), nil
 	})
 	if err != nil {
-		p.log.Warnf("PersistentVolume %s was provisioned from a snapshot, and Velero has not created PersistentVolume %s in its place: it is left, "+
-			"with the reclaim policy Retain", promoted.Name, promoted.Annotations[api.AnnotationReplacedBy])
+		p.log.Warnf("Velero did not create the replacement of PersistentVolume %s, which was provisioned from a snapshot, as PersistentVolume %s: "+
+			"the former remains, with reclaim policy Retain", promoted.Name, promoted.Annotations[api.AnnotationReplacedBy])
 	}
 }
 
-// replaced deletes a promoted volume whose replacement is there.
+// replaced deletes a promoted volume whose replacement exists.
 func (p *Promoter) replaced(ctx context.Context, promoted *corev1.PersistentVolume) bool {
 	volumes := p.clients.Kube.CoreV1().PersistentVolumes()
 	other, err := volumes.Get(ctx, promoted.Annotations[api.AnnotationReplacedBy], metav1.GetOptions{})
@@ -373,22 +370,19 @@ func (p *Promoter) replaced(ctx context.Context, promoted *corev1.PersistentVolu
 	return err == nil || apierrors.IsNotFound(err)
 }
 
-// Promoted finds the volume that was promoted and has that storage behind it; nil
-// when there is none.
+// Promoted returns the promoted volume for which is returns true, nil if there is none.
 func (p *Promoter) Promoted(ctx context.Context, is func(*corev1.PersistentVolume) bool) (*corev1.PersistentVolume, error) {
-	list, err := p.left(ctx)
-	if err != nil {
-		return nil, err
-	}
+	list, err := p.promoted(ctx)
 	for i := range list {
 		if is(&list[i]) {
 			return &list[i], nil
 		}
 	}
-	return nil, nil //nolint:nilnil // none is a valid answer
+	return nil, err
 }
 
-func (p *Promoter) left(ctx context.Context) ([]corev1.PersistentVolume, error) {
+// promoted returns the promoted volumes of this installation.
+func (p *Promoter) promoted(ctx context.Context) ([]corev1.PersistentVolume, error) {
 	installation, err := p.clients.Installation(ctx)
 	if err != nil {
 		return nil, err
@@ -400,12 +394,12 @@ func (p *Promoter) left(ctx context.Context) ([]corev1.PersistentVolume, error) 
 	return list.Items, nil
 }
 
-// tidy deletes what an earlier restore had to leave, now that the replacement is
-// there. Its trouble is not the restore's.
+// tidy deletes the promoted volumes of earlier restores whose replacement exists. An
+// error does not fail the restore.
 func (p *Promoter) tidy(ctx context.Context) {
-	left, err := p.left(ctx)
+	left, err := p.promoted(ctx)
 	if err != nil {
-		p.log.Infof("What earlier restores have left is not known: %v", err)
+		p.log.Infof("Could not list the promoted volumes of earlier restores: %v", err)
 	}
 	for i := range left {
 		if left[i].Annotations[api.AnnotationReplacedBy] != "" {

@@ -14,15 +14,15 @@ import (
 	"stillpoint.io/stillpoint/internal/velero"
 )
 
-// Key is one that the config of a VolumeSnapshotLocation may have.
+// Key is a valid key in the config of a VolumeSnapshotLocation.
 type Key struct {
-	// Name is the key, or what stands before the slash where it is a family, such
-	// as volumeSnapshotClass/<StorageClass>.
+	// Name is the key. In a family such as volumeSnapshotClass/<StorageClass> it is
+	// the part before the slash.
 	Name string
-	// Of is what follows the slash in a family, for messages, as in StorageClass.
+	// Of describes the part after the slash in messages, such as StorageClass.
 	Of string
-	// Set takes the value, and what follows the slash in a family. Its error says
-	// what would be valid.
+	// Set stores the value. of is the part after the slash. The error says which
+	// values are valid.
 	Set func(of, value string) error
 }
 
@@ -33,8 +33,8 @@ func (k Key) String() string {
 	return k.Name + "/<" + k.Of + ">"
 }
 
-// Decode reads the config of a location of a provider. Unknown keys and values
-// that are not valid are errors, all of them at once.
+// Decode reads the config of a location. Its error names all unknown keys and invalid
+// values.
 func Decode(provider string, config map[string]string, keys ...Key) error {
 	var valid []string
 	for _, key := range keys {
@@ -50,7 +50,7 @@ func Decode(provider string, config map[string]string, keys ...Key) error {
 		switch {
 		case name == velero.CredentialsFile:
 		case i < 0:
-			fault(name, "there is no such key; valid are: %s", strings.Join(valid, ", "))
+			fault(name, "unknown key; valid keys: %s", strings.Join(valid, ", "))
 		case family && len(validation.IsDNS1123Subdomain(of)) > 0:
 			fault(name, "%q cannot be the name of a %s", of, keys[i].Of)
 		default:
@@ -83,20 +83,19 @@ func Names(key, of string, into map[string]string) Key {
 	}}
 }
 
-// Duration is a key for a time that must be positive.
+// Duration is a key whose value is a positive duration.
 func Duration(key string, into *time.Duration) Key {
 	return Key{Name: key, Set: func(_, value string) error {
 		d, err := time.ParseDuration(value)
 		if err != nil || d <= 0 {
-			return errors.New("must be a time above zero, such as 90s or 10m")
+			return errors.New("must be a positive duration, such as 90s or 10m")
 		}
 		*into = d
 		return nil
 	}}
 }
 
-// Globs is a key for a list of patterns as path.Match takes them, with commas
-// between them.
+// Globs is a key whose value is a comma-separated list of patterns of path.Match.
 func Globs(key string, into *[]string) Key {
 	return Key{Name: key, Set: func(_, value string) error {
 		list, err := List(value)
@@ -105,7 +104,7 @@ func Globs(key string, into *[]string) Key {
 		}
 		for _, glob := range list {
 			if _, err := path.Match(glob, ""); err != nil {
-				return fmt.Errorf("pattern %q: %w; *, ? and [a-z] are known", glob, err)
+				return fmt.Errorf("pattern %q: %w; *, ? and [a-z] are supported", glob, err)
 			}
 		}
 		*into = list
@@ -113,21 +112,20 @@ func Globs(key string, into *[]string) Key {
 	}}
 }
 
-// List splits a value at its commas. Empty entries are an error.
+// List splits a value at its commas. An empty entry is an error.
 func List(value string) ([]string, error) {
 	var list []string
 	for entry := range strings.SplitSeq(value, ",") {
 		entry = strings.TrimSpace(entry)
 		if entry == "" {
-			return nil, errors.New("has an empty entry; entries stand with commas between them")
+			return nil, errors.New("has an empty entry; separate entries by one comma")
 		}
 		list = append(list, entry)
 	}
 	return list, nil
 }
 
-// Matches tells whether a name is matched by one of the globs; no globs match
-// all names.
+// Matches reports whether one of the globs matches a name; no globs match all names.
 func Matches(globs []string, name string) bool {
 	return len(globs) == 0 || slices.ContainsFunc(globs, func(glob string) bool {
 		ok, err := path.Match(glob, name)

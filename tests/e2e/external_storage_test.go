@@ -299,7 +299,7 @@ func TestExternalStorageControllerDown(t *testing.T) {
 		b := startBackup(t, c, a.namespace, by(location))
 		require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit))
 		message := said(b.log(), "error")
-		for _, want := range []string{"claim data0", a.volumes[0], "not Ready after 5s, without a word from the snapshot controller: does it run"} {
+		for _, want := range []string{"claim data0", a.volumes[0], "not Ready after 5s, and the snapshot controller did not react: does it run"} {
 			assert.Contains(t, message, want)
 		}
 		objects, _ := external(t, c)
@@ -455,7 +455,7 @@ func TestExternalStorageLocation(t *testing.T) {
 	b := startBackup(t, c, a.namespace, by(location))
 	b.finished(limit)
 	message := strings.ReplaceAll(b.log(), `\"`, `"`)
-	assert.Contains(t, message, "key volumeSource: there is no such key; valid are: provisioners, volumeSources, promoterClass, timeout")
+	assert.Contains(t, message, "key volumeSource: unknown key; valid keys: provisioners, volumeSources, promoterClass, timeout")
 	assert.Contains(t, message, `key timeout: value "soon"`)
 	b.delete()
 }

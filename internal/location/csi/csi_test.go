@@ -46,7 +46,7 @@ func TestTakes(t *testing.T) {
 		})
 	}
 	_, err := spec.Takes(map[string]string{"driver": "a"}, volume(as))
-	require.ErrorContains(t, err, "key driver: there is no such key")
+	require.ErrorContains(t, err, "key driver: unknown key")
 
 	driver, handle, err := handleOf(idOf(volume(as)))
 	require.NoError(t, err)

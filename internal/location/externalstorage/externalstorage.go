@@ -1,7 +1,3 @@
-// Package externalstorage snapshots volumes through the snapshot API before
-// CSI's, group volumesnapshot.external-storage.k8s.io, which OpenEBS and others
-// served. It moves each snapshot out of the application's namespace, which a
-// backup must outlive, and sees to it that the storage's data goes with the backup.
 package externalstorage
 
 import (
@@ -25,21 +21,19 @@ import (
 	"stillpoint.io/stillpoint/internal/velero"
 )
 
-// Provider is what a VolumeSnapshotLocation names to have its volumes
-// snapshotted here.
+// Provider is the spec.provider of a VolumeSnapshotLocation that this package serves.
 const Provider = "stillpoint.io/external-storage"
 
-// Names of the API, as its controller and its provisioner have them in
-// external-storage v5.5.0, folder snapshot.
+// Names in the API, of external-storage v5.5.0, folder snapshot.
 const (
 	Group = "volumesnapshot.external-storage.k8s.io"
-	// promoter is the provisioner that makes volumes of snapshots.
+	// promoter is the provisioner that provisions volumes from snapshots.
 	promoter = Group + "/snapshot-promoter"
-	// sourceAnnotation on a claim of that provisioner's names the VolumeSnapshot.
+	// sourceAnnotation on a claim of that provisioner names the VolumeSnapshot.
 	sourceAnnotation = "snapshot.alpha.kubernetes.io/snapshot"
 )
 
-// The resources, whose short names CSI's have as well.
+// The resources. Their short names are those of CSI, too.
 var (
 	version   = schema.GroupVersion{Group: Group, Version: "v1"}
 	snapshots = version.WithResource("volumesnapshots")
@@ -57,12 +51,12 @@ type Snapshotter struct {
 	mu      sync.Mutex
 	options options
 	served  *bool
-	// tidied are the UIDs of the backups at whose first snapshot was looked for
-	// what earlier ones have left.
+	// tidied has the UIDs of the backups at whose first snapshot the leftovers of
+	// earlier backups were deleted.
 	tidied map[types.UID]bool
 }
 
-// New returns a Snapshotter that knows no location yet.
+// New returns a Snapshotter. Init configures it.
 func New(clients *cluster.Clients, quiescer location.Quiescer, log logrus.FieldLogger) *Snapshotter {
 	return &Snapshotter{
 		clients: clients, quiescer: quiescer, promoter: location.NewPromoter(clients, log), log: log,
@@ -70,7 +64,7 @@ func New(clients *cluster.Clients, quiescer location.Quiescer, log logrus.FieldL
 	}
 }
 
-// Init takes the config of a location.
+// Init sets the config of the location.
 func (s *Snapshotter) Init(config map[string]string) error {
 	options, err := parseLocation(config)
 	if err != nil {
@@ -88,7 +82,7 @@ func (s *Snapshotter) settings() options {
 	return s.options
 }
 
-// VolumeID is the name of a volume that is snapshotted here, "" for any other.
+// VolumeID returns the name of a volume that this location takes, "" for any other.
 func (s *Snapshotter) VolumeID(ctx context.Context, volume *corev1.PersistentVolume) (string, error) {
 	served, err := s.isServed(ctx)
 	if err != nil {
@@ -99,14 +93,14 @@ func (s *Snapshotter) VolumeID(ctx context.Context, volume *corev1.PersistentVol
 		return "", err
 	}
 	if !ours {
-		s.log.Infof("PersistentVolume %s is not for provider %s: %s", volume.Name, Provider, reason)
+		s.log.Infof("Volume of the API before CSI not taken: PersistentVolume %s: %s", volume.Name, reason)
 		return "", nil
 	}
 	return volume.Name, nil
 }
 
-// isServed tells whether the API server knows the API. Once it does, it does for
-// the life of the process.
+// isServed reports whether the API server serves the API. The answer is kept for the
+// life of the process.
 func (s *Snapshotter) isServed(_ context.Context) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -122,7 +116,7 @@ func (s *Snapshotter) isServed(_ context.Context) (bool, error) {
 	return served, nil
 }
 
-// VolumeInfo tells of which kind a volume is. There are no IOPS to know.
+// VolumeInfo returns the type of a volume's source. The IOPS are not known.
 func (s *Snapshotter) VolumeInfo(ctx context.Context, id string) (kind string, err error) {
 	volume := &corev1.PersistentVolume{}
 	if err := s.clients.Objects.Get(ctx, crclient.ObjectKey{Name: id}, volume); err != nil {
@@ -131,8 +125,8 @@ func (s *Snapshotter) VolumeInfo(ctx context.Context, id string) (kind string, e
 	return sourceOf(volume), nil
 }
 
-// Create takes a snapshot of a volume and returns what it is known by. The
-// workload is frozen only until the controller says that the snapshot is Ready.
+// Create takes a snapshot of a volume and returns its ID. The workload is frozen until
+// the controller reports the snapshot as Ready.
 func (s *Snapshotter) Create(ctx context.Context, volumeID string, tags map[string]string) (string, error) {
 	subject, err := location.Find(ctx, s.clients, tags)
 	if err != nil {
@@ -159,7 +153,7 @@ func (s *Snapshotter) Create(ctx context.Context, volumeID string, tags map[stri
 	return location.EncodeID(Provider, home)
 }
 
-// Restore makes a volume of a snapshot and returns its name.
+// Restore provisions a volume from a snapshot and returns its name.
 func (s *Snapshotter) Restore(ctx context.Context, snapshotID, zone string) (string, error) {
 	id, err := decode(snapshotID)
 	if err != nil {
@@ -182,12 +176,12 @@ func (s *Snapshotter) Restore(ctx context.Context, snapshotID, zone string) (str
 	}
 	volume, err := s.promoter.Promote(ctx, id.promotion(home.GetNamespace(), class.Name), nodes...)
 	if err != nil {
-		return "", fmt.Errorf("make a volume of %s: %w", id, err)
+		return "", fmt.Errorf("provision a volume from %s: %w", id, err)
 	}
 	return volume.Name, nil
 }
 
-// promoterClass is the StorageClass by which volumes are made of snapshots.
+// promoterClass returns the StorageClass that provisions volumes from snapshots.
 func (s *Snapshotter) promoterClass(ctx context.Context, options options) (*storagev1.StorageClass, error) {
 	list, err := s.clients.Kube.StorageV1().StorageClasses().List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -196,16 +190,15 @@ func (s *Snapshotter) promoterClass(ctx context.Context, options options) (*stor
 	return options.promoter(list.Items)
 }
 
-// Adopt makes of a volume as it was backed up the one that takes the place of a
-// promoted volume.
+// Adopt returns the volume that replaces a promoted volume.
 func (s *Snapshotter) Adopt(ctx context.Context, item *corev1.PersistentVolume, volumeID string) (*corev1.PersistentVolume, error) {
 	promoted, err := s.clients.Kube.CoreV1().PersistentVolumes().Get(ctx, volumeID, metav1.GetOptions{})
 	if err != nil {
-		return nil, fmt.Errorf("get PersistentVolume %s, which was made of a snapshot: %w", volumeID, err)
+		return nil, fmt.Errorf("get promoted PersistentVolume %s: %w", volumeID, err)
 	}
 	return s.promoter.Adopt(ctx, item, promoted)
 }
 
-// confirmLimit is how long the controller may take to delete a snapshot, or to
-// take notice of one.
+// confirmLimit limits how long the controller takes to delete a snapshot or to react to
+// one.
 const confirmLimit = time.Minute

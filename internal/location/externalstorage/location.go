@@ -14,24 +14,24 @@ import (
 )
 
 const (
-	// VolumeAnnotation on a PersistentVolume decides for this volume alone: "true"
-	// or "false".
+	// VolumeAnnotation on a PersistentVolume, "true" or "false", overrides the config
+	// of the location for this volume.
 	VolumeAnnotation = Provider
 
 	provisionedBy = kube.KubeAnnDynamicallyProvisioned
-	// openEBSIdentity is on the volumes of OpenEBS before CSI, which are iSCSI
-	// targets to Kubernetes.
+	// openEBSIdentity is an annotation on the volumes of OpenEBS before CSI, which are
+	// iSCSI volumes in Kubernetes.
 	openEBSIdentity = "openEBSProvisionerIdentity"
 	openEBS         = "openebs"
 
 	defaultTimeout = 10 * time.Minute
 )
 
-// sources are the kinds of volumes that the controller has plugins for, OpenEBS's
-// fork of it included. Their names are those of the fields of a PersistentVolume.
+// sources has the volume sources that the controller, or its fork by OpenEBS, has
+// plugins for. The names are those of the fields of a PersistentVolume.
 var sources = []string{"awsElasticBlockStore", "cinder", "gcePersistentDisk", "glusterfs", "hostPath", openEBS}
 
-// sourceOf is which of the sources a volume has, "" for none.
+// sourceOf returns the source of a volume, "" if the controller has no plugin for it.
 func sourceOf(pv *corev1.PersistentVolume) string {
 	spec := pv.Spec.PersistentVolumeSource
 	switch {
@@ -48,7 +48,7 @@ func sourceOf(pv *corev1.PersistentVolume) string {
 	case spec.ISCSI != nil && (pv.Annotations[openEBSIdentity] != "" || strings.HasPrefix(pv.Annotations[provisionedBy], "openebs.io/")):
 		return openEBS
 	case spec.ISCSI != nil && strings.Contains(spec.ISCSI.IQN, ".openebs."):
-		return openEBS // made of a snapshot, by the promoter
+		return openEBS // provisioned from a snapshot
 	default:
 		return ""
 	}
@@ -56,15 +56,15 @@ func sourceOf(pv *corev1.PersistentVolume) string {
 
 // options is the config of a VolumeSnapshotLocation.
 type options struct {
-	// provisioners are patterns for who made the volumes, by their annotation; none
-	// match all.
+	// provisioners has patterns of the provisioners of the volumes, by an annotation;
+	// none match all.
 	provisioners []string
-	// volumeSources are those of sources that are taken; none are all.
+	// volumeSources has the sources that are taken; none match all.
 	volumeSources []string
-	// promoterClass is "" where it is to be found.
+	// promoterClass is "" if the only StorageClass of the promoter is used.
 	promoterClass string
-	// timeout is how long a snapshot may take until it is Ready, and a volume until
-	// it is made of one.
+	// timeout limits how long a snapshot takes until it is Ready, and a volume until
+	// it is provisioned.
 	timeout time.Duration
 }
 
@@ -86,15 +86,15 @@ func (l *options) setSources(_, value string) error {
 	}
 	for _, source := range list {
 		if !slices.Contains(sources, source) {
-			return fmt.Errorf("there is no source %q; valid are: %s", source, strings.Join(sources, ", "))
+			return fmt.Errorf("unknown source %q; valid: %s", source, strings.Join(sources, ", "))
 		}
 	}
 	l.volumeSources = list
 	return nil
 }
 
-// Takes answers whether a location with this config takes a volume, in a cluster
-// that serves the API.
+// Takes reports whether a location with this config takes a volume in a cluster that
+// serves the API.
 func Takes(config map[string]string, volume *corev1.PersistentVolume) (bool, error) {
 	l, err := parseLocation(config)
 	if err != nil {
@@ -104,36 +104,36 @@ func Takes(config map[string]string, volume *corev1.PersistentVolume) (bool, err
 	return ours, err
 }
 
-// takes decides whether a volume is snapshotted here, and says why not.
+// takes reports whether the location takes a volume, or returns why it does not.
 func (l options) takes(pv *corev1.PersistentVolume, served bool) (ours bool, reason string, err error) {
 	source := sourceOf(pv)
-	word, said := pv.Annotations[VolumeAnnotation]
+	value, annotated := pv.Annotations[VolumeAnnotation]
 	switch {
-	case said && word != "true" && word != "false":
-		return false, "", fmt.Errorf("PersistentVolume %s: annotation %s: value %q: must be \"true\" or \"false\"", pv.Name, VolumeAnnotation, word)
-	case word == "false":
-		return false, "its annotation says so", nil
+	case annotated && value != "true" && value != "false":
+		return false, "", fmt.Errorf("PersistentVolume %s: annotation %s: value %q: must be \"true\" or \"false\"", pv.Name, VolumeAnnotation, value)
+	case value == "false":
+		return false, "its annotation is \"false\"", nil
 	case pv.Spec.ClaimRef == nil || pv.Status.Phase != corev1.VolumeBound && pv.Status.Phase != "":
 		return false, "it is not bound to a claim, and snapshots are taken of claims", nil
-	case !served && word == "true":
+	case !served && value == "true":
 		return false, "", fmt.Errorf("PersistentVolume %s: annotation %s is \"true\", and this cluster does not serve the API %s", pv.Name, VolumeAnnotation, version)
 	case !served:
 		return false, "this cluster does not serve the API " + version.String(), nil
-	case word == "true":
+	case value == "true":
 		return true, "", nil
 	case source == "":
-		return false, "the snapshot controller has a plugin for none such; it has for: " + strings.Join(sources, ", "), nil
+		return false, "the snapshot controller has no plugin for its source; it has plugins for: " + strings.Join(sources, ", "), nil
 	case len(l.volumeSources) > 0 && !slices.Contains(l.volumeSources, source):
-		return false, "volumeSources does not have " + source, nil
-	// What was made of a snapshot goes on being backed up.
+		return false, "volumeSources does not include " + source, nil
+	// A volume that was provisioned from a snapshot is backed up, too.
 	case pv.Annotations[provisionedBy] != promoter && !location.Matches(l.provisioners, pv.Annotations[provisionedBy]):
-		return false, fmt.Sprintf("provisioners does not match %q, which the annotation %s has", pv.Annotations[provisionedBy], provisionedBy), nil
+		return false, fmt.Sprintf("provisioners does not match %q in the annotation %s", pv.Annotations[provisionedBy], provisionedBy), nil
 	default:
 		return true, "", nil
 	}
 }
 
-// promoter finds the StorageClass by which volumes are made of snapshots.
+// promoter returns the StorageClass that provisions volumes from snapshots.
 func (l options) promoter(classes []storagev1.StorageClass) (*storagev1.StorageClass, error) {
 	var names []string
 	var found *storagev1.StorageClass
@@ -150,9 +150,9 @@ func (l options) promoter(classes []storagev1.StorageClass) (*storagev1.StorageC
 	case len(names) == 1:
 		return found, nil
 	case l.promoterClass != "":
-		return nil, fmt.Errorf("there is no StorageClass %s, which promoterClass of the VolumeSnapshotLocation names", l.promoterClass)
+		return nil, fmt.Errorf("StorageClass %s, which promoterClass of the VolumeSnapshotLocation names, does not exist", l.promoterClass)
 	case len(names) == 0:
-		return nil, fmt.Errorf("there is no StorageClass of provisioner %s, by which volumes are made of snapshots", promoter)
+		return nil, fmt.Errorf("no StorageClass has the provisioner %s, which provisions volumes from snapshots", promoter)
 	default:
 		return nil, fmt.Errorf("the StorageClasses %s have the provisioner %s; promoterClass of the VolumeSnapshotLocation must name one of them", strings.Join(names, ", "), promoter)
 	}

@@ -48,16 +48,16 @@ func TestTakes(t *testing.T) {
 		"a directory of the node":     {volume: pv(hostPath, nil), want: true},
 		"OpenEBS":                     {volume: pv(iscsi, openEBSVolume), want: true},
 		"OpenEBS, made of a snapshot": {volume: pv(iscsi, promotedByOthers), config: map[string]string{"provisioners": "openebs.io/*", "volumeSources": "openebs"}, want: true},
-		"iSCSI of others":             {volume: pv(otherISCSI, nil), reason: "the snapshot controller has a plugin for none such"},
-		"CSI":                         {volume: pv(csiSource, nil), reason: "a plugin for none such"},
+		"iSCSI of others":             {volume: pv(otherISCSI, nil), reason: "the snapshot controller has no plugin for its source"},
+		"CSI":                         {volume: pv(csiSource, nil), reason: "no plugin for its source"},
 		"the API is not served":       {volume: pv(hostPath, nil), unserved: true, reason: "does not serve the API"},
-		"another source":              {volume: pv(hostPath, nil), config: map[string]string{"volumeSources": "openebs, cinder"}, reason: "volumeSources does not have hostPath"},
+		"another source":              {volume: pv(hostPath, nil), config: map[string]string{"volumeSources": "openebs, cinder"}, reason: "volumeSources does not include hostPath"},
 		"the source":                  {volume: pv(hostPath, nil), config: map[string]string{"volumeSources": "openebs,hostPath"}, want: true},
 		"the provisioner":             {volume: pv(iscsi, openEBSVolume), config: map[string]string{"provisioners": "a/*,openebs.io/*"}, want: true},
 		"another provisioner":         {volume: pv(iscsi, openEBSVolume), config: map[string]string{"provisioners": "a/*"}, reason: `does not match "openebs.io/provisioner-iscsi"`},
 		"no provisioner":              {volume: pv(hostPath, nil), config: map[string]string{"provisioners": "a/*"}, reason: `does not match ""`},
 		"its own word":                {volume: pv(csiSource, map[string]string{VolumeAnnotation: "true"}), config: map[string]string{"volumeSources": "cinder"}, want: true},
-		"its own word against":        {volume: pv(hostPath, map[string]string{VolumeAnnotation: "false"}), reason: "its annotation says so"},
+		"its own word against":        {volume: pv(hostPath, map[string]string{VolumeAnnotation: "false"}), reason: "its annotation is \"false\""},
 		"its own word, unserved":      {volume: pv(hostPath, map[string]string{VolumeAnnotation: "true"}), unserved: true, fault: "does not serve the API"},
 		"no claim":                    {volume: unbound(pv(hostPath, nil)), reason: "it is not bound to a claim"},
 		"no word":                     {volume: pv(hostPath, map[string]string{VolumeAnnotation: "yes"}), fault: `value "yes": must be "true" or "false"`},
@@ -95,8 +95,8 @@ func TestParseLocation(t *testing.T) {
 
 	_, err = parseLocation(map[string]string{"snapshotClass": "x", "timeout": "-1s", "volumeSources": "hostpath", "provisioners": "["})
 	for _, want := range []string{
-		"key snapshotClass: there is no such key; valid are: provisioners, volumeSources, promoterClass, timeout",
-		`key timeout: value "-1s"`, `there is no source "hostpath"; valid are: awsElasticBlockStore, cinder, gcePersistentDisk, glusterfs, hostPath, openebs`, "key provisioners",
+		"key snapshotClass: unknown key; valid keys: provisioners, volumeSources, promoterClass, timeout",
+		`key timeout: value "-1s"`, `unknown source "hostpath"; valid: awsElasticBlockStore, cinder, gcePersistentDisk, glusterfs, hostPath, openebs`, "key provisioners",
 	} {
 		require.ErrorContains(t, err, want)
 	}
@@ -114,8 +114,8 @@ func TestPromoterClass(t *testing.T) {
 		"the only one":     {classes: []storagev1.StorageClass{class("a", "x"), class("b", promoter)}, want: "b"},
 		"the one named":    {classes: []storagev1.StorageClass{class("a", promoter), class("b", promoter)}, named: "a", want: "a"},
 		"several":          {classes: []storagev1.StorageClass{class("a", promoter), class("b", promoter)}, fault: "the StorageClasses a, b have"},
-		"none":             {classes: []storagev1.StorageClass{class("a", "x")}, fault: "there is no StorageClass of provisioner"},
-		"not there":        {classes: []storagev1.StorageClass{class("a", promoter)}, named: "b", fault: "there is no StorageClass b"},
+		"none":             {classes: []storagev1.StorageClass{class("a", "x")}, fault: "no StorageClass has the provisioner"},
+		"not there":        {classes: []storagev1.StorageClass{class("a", promoter)}, named: "b", fault: "StorageClass b, which promoterClass of the VolumeSnapshotLocation names, does not exist"},
 		"another's, named": {classes: []storagev1.StorageClass{class("a", "x"), class("b", promoter)}, named: "a", fault: "has the provisioner x, and must have"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -21,27 +21,25 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-// Identity is all that a snapshot is known by, and enough to make its objects
-// again where they are gone.
+// Identity is the ID of a snapshot. It suffices to create the objects of the snapshot
+// again.
 type Identity struct {
-	// Namespace and Name are those of the VolumeSnapshot, Data is the name of its
-	// VolumeSnapshotData.
+	// Namespace and Name identify the VolumeSnapshot, Data its VolumeSnapshotData.
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
 	Data      string `json:"data"`
-	// Volume is the name of the PersistentVolume that it was taken of.
+	// Volume is the name of the source PersistentVolume.
 	Volume         string `json:"volume"`
 	ClaimNamespace string `json:"claimNamespace"`
 	Claim          string `json:"claim"`
-	// Size is that of the volume, as Kubernetes writes quantities.
+	// Size is the size of the volume as a Kubernetes quantity.
 	Size         string                              `json:"size"`
 	AccessModes  []corev1.PersistentVolumeAccessMode `json:"accessModes"`
 	StorageClass string                              `json:"storageClass,omitempty"`
-	// Source is what the VolumeSnapshotData says about where the data is: one
-	// field, whose name tells the kind of storage.
+	// Source is the field of the VolumeSnapshotData that locates the data. Its name is
+	// the type of the storage.
 	Source map[string]any `json:"source"`
-	// Installation is the UID of the namespace of the Velero that took it, for
-	// Backup with BackupUID.
+	// Installation is the UID of the namespace of the Velero that took the snapshot.
 	Installation string `json:"installation"`
 	Backup       string `json:"backup"`
 	BackupUID    string `json:"backupUID"`
@@ -56,16 +54,11 @@ func decode(id string) (*Identity, error) {
 	if err := location.DecodeID(Provider, id, fields); err != nil {
 		return nil, err
 	}
-	missing := []string{}
-	for name, value := range map[string]string{
+	required := map[string]string{
 		"namespace": fields.Namespace, "name": fields.Name, "data": fields.Data, "volume": fields.Volume, "size": fields.Size, "installation": fields.Installation,
-	} {
-		if value == "" {
-			missing = append(missing, name)
-		}
 	}
-	if len(missing) > 0 {
-		slices.Sort(missing)
+	maps.DeleteFunc(required, func(_, value string) bool { return value != "" })
+	if missing := slices.Sorted(maps.Keys(required)); len(missing) > 0 {
 		return nil, fmt.Errorf("snapshot id %q: missing: %s", id, strings.Join(missing, ", "))
 	}
 	if len(fields.Source) != 1 {
@@ -81,7 +74,7 @@ func (id *Identity) origin() snapshot.Origin {
 	return snapshot.Origin{Installation: id.Installation, Backup: id.Backup, BackupUID: id.BackupUID}
 }
 
-// promotion is the claim by which a volume is made of the snapshot.
+// promotion returns the claim that a volume is provisioned by.
 func (id *Identity) promotion(namespace, class string) *corev1.PersistentVolumeClaim {
 	modes := id.AccessModes
 	if len(modes) == 0 {
@@ -99,12 +92,12 @@ func (id *Identity) promotion(namespace, class string) *corev1.PersistentVolumeC
 	}
 }
 
-// prefix begins the names of all objects that are made here.
+// prefix begins the names of all objects that this package creates.
 const prefix = "stillpoint-"
 
-// nameOf is the name of the snapshot that a backup has of a volume, the same
-// whenever it is asked for. It begins as those of all snapshots of an installation
-// do: the controller's own objects say nothing of them but their names.
+// nameOf returns the name of a backup's snapshot of a volume, always the same one. All
+// names of an installation have one prefix, since the controller's own objects refer
+// to a snapshot only by its name.
 func nameOf(installation string, backup *velerov1.Backup, volume string) string {
 	return fmt.Sprintf("%s%s-%s", namesOf(installation), backup.UID, short(volume))
 }
@@ -116,7 +109,7 @@ func short(text string) string {
 	return hex.EncodeToString(sum[:4])
 }
 
-// The labels by which the controller says what it has done.
+// Labels that the controller sets on a VolumeSnapshot that it has worked on.
 const (
 	timestampLabel = "SnapshotMetadata-Timestamp"
 	volumeLabel    = "SnapshotMetadata-PVName"
@@ -128,13 +121,13 @@ func object(kind, namespace, name string) *unstructured.Unstructured {
 	o.SetKind(kind)
 	o.SetNamespace(namespace)
 	o.SetName(name)
-	// Velero has the snapshot by its id. In a backup the object would only be in
-	// the way: it is restored as a new snapshot.
+	// A restore would take a new snapshot of the object. Velero keeps the snapshot by
+	// its ID.
 	o.SetLabels(map[string]string{velerov1.ExcludeFromBackupLabel: "true"})
 	return o
 }
 
-// request is the VolumeSnapshot by which the controller is asked for a snapshot.
+// request returns the VolumeSnapshot that requests a snapshot from the controller.
 func request(name string, subject *location.Subject, origin snapshot.Origin, tags map[string]string) *unstructured.Unstructured {
 	o := object("VolumeSnapshot", subject.Claim.Namespace, name)
 	labels := map[string]string{}
@@ -150,15 +143,14 @@ func request(name string, subject *location.Subject, origin snapshot.Origin, tag
 	return o
 }
 
-// conditionReady and the others are the types of conditions. The last one in the
-// list counts.
+// Types of conditions. The last one in the list counts.
 const (
 	conditionReady   = "Ready"
 	conditionPending = "Pending"
 	conditionError   = "Error"
 )
 
-// condition is one that the controller takes for its own.
+// condition returns a condition as the controller sets it.
 func condition(kind string, at time.Time) map[string]any {
 	return map[string]any{
 		"type": kind, "status": string(corev1.ConditionTrue), "reason": "", "message": "Snapshot created successfully",
@@ -166,7 +158,7 @@ func condition(kind string, at time.Time) map[string]any {
 	}
 }
 
-// stateOf reads the last condition; the kind is "" for none.
+// stateOf returns the last condition; kind is "" if there is none.
 func stateOf(o *unstructured.Unstructured) (kind, message string) {
 	conditions, _, _ := unstructured.NestedSlice(o.Object, "status", "conditions")
 	if len(conditions) == 0 {
@@ -186,13 +178,13 @@ func dataName(vs *unstructured.Unstructured) string {
 	return name
 }
 
-// references of a VolumeSnapshotData's spec, which is the source otherwise.
+// References in the spec of a VolumeSnapshotData. Its other field is the source.
 const (
 	snapshotRef = "volumeSnapshotRef"
 	volumeRef   = "persistentVolumeRef"
 )
 
-// sourceIn is what a VolumeSnapshotData says about where the data is.
+// sourceIn returns the source of a VolumeSnapshotData.
 func sourceIn(data *unstructured.Unstructured) (map[string]any, error) {
 	spec, _, err := unstructured.NestedMap(data.Object, "spec")
 	if err != nil {
@@ -208,8 +200,8 @@ func sourceIn(data *unstructured.Unstructured) (map[string]any, error) {
 	return spec, nil
 }
 
-// snapshotOf is the VolumeSnapshot that a VolumeSnapshotData is of: its namespace,
-// and its name with its UID behind.
+// snapshotOf returns the VolumeSnapshot of a VolumeSnapshotData: its namespace, and its
+// name followed by its UID.
 func snapshotOf(data *unstructured.Unstructured) (namespace, name string) {
 	ref, _, _ := unstructured.NestedString(data.Object, "spec", snapshotRef, "name")
 	namespace, name, found := strings.Cut(ref, "/")
@@ -220,7 +212,7 @@ func snapshotOf(data *unstructured.Unstructured) (namespace, name string) {
 	return namespace, name
 }
 
-// homeData is the VolumeSnapshotData that a snapshot has in Velero's namespace.
+// homeData returns the VolumeSnapshotData of a snapshot in Velero's namespace.
 func (id *Identity) homeData(at time.Time) *unstructured.Unstructured {
 	o := object("VolumeSnapshotData", "", id.Data)
 	id.origin().Mark(o)
@@ -234,9 +226,9 @@ func (id *Identity) homeData(at time.Time) *unstructured.Unstructured {
 	return o
 }
 
-// home is the VolumeSnapshot that names it. The controller takes one that is Ready
-// for done, and looks after one that is Pending until it is Ready; of one
-// without a condition it takes a new snapshot.
+// home returns the VolumeSnapshot in Velero's namespace. The controller ignores one
+// that is Ready, waits for one that is Pending, and takes a new snapshot of one without
+// a condition.
 func (id *Identity) home(kind string, labels map[string]string, at time.Time) *unstructured.Unstructured {
 	o := object("VolumeSnapshot", id.Namespace, id.Name)
 	all := maps.Clone(labels)
@@ -255,7 +247,7 @@ func (id *Identity) home(kind string, labels map[string]string, at time.Time) *u
 	return o
 }
 
-// identify makes the identity that a snapshot has once it is in namespace.
+// identify returns the identity of a snapshot once it is in namespace.
 func identify(namespace, name string, subject *location.Subject, origin snapshot.Origin, data *unstructured.Unstructured) (*Identity, error) {
 	source, err := sourceIn(data)
 	if err != nil {

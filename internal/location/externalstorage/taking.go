@@ -17,17 +17,17 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-// taking is one snapshot on its way: it is taken in the application's namespace,
-// where the controller wants it, and then moved to Velero's.
+// taking is one snapshot in progress. It is taken in the application's namespace, as
+// the controller requires, and then moved to Velero's.
 type taking struct {
 	*Snapshotter
 	subject *location.Subject
 	origin  snapshot.Origin
 	tags    map[string]string
 	name    string
-	// ready is the VolumeSnapshot once its point in time is past.
+	// ready is the VolumeSnapshot once it is cut.
 	ready *unstructured.Unstructured
-	// lost says that the data went while it was moved.
+	// lost is the snapshot if its data was deleted while it was moved.
 	lost *Identity
 }
 
@@ -39,8 +39,8 @@ func newTaking(s *Snapshotter, installation string, subject *location.Subject, t
 	}
 }
 
-// take has the controller take the snapshot, and waits until it is Ready. An error
-// of the storage's is the last word, so there is nothing to bear with.
+// take requests the snapshot from the controller, and waits until it is Ready. The
+// controller does not retry after an error of the storage, so patience does not apply.
 func (t *taking) take(ctx context.Context, _ time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, t.settings().timeout)
 	defer cancel()
@@ -58,7 +58,7 @@ func (t *taking) take(ctx context.Context, _ time.Duration) error {
 	return nil
 }
 
-// create creates an object, or finds the one that an earlier try has made of it.
+// create creates an object, or returns the one that an earlier attempt created.
 func (s *Snapshotter) create(ctx context.Context, o *unstructured.Unstructured) (*unstructured.Unstructured, error) {
 	resource := snapshots
 	if o.GetKind() != "VolumeSnapshot" {
@@ -78,7 +78,7 @@ func (s *Snapshotter) create(ctx context.Context, o *unstructured.Unstructured) 
 	}
 	have, marked := snapshot.OriginOf(found)
 	if want, _ := snapshot.OriginOf(o); !marked || have.BackupUID != want.BackupUID || found.GetDeletionTimestamp() != nil {
-		return nil, fmt.Errorf("%s %s is there already and does not belong to this backup; delete it", o.GetKind(), key(o))
+		return nil, fmt.Errorf("%s %s exists already and does not belong to this backup; delete it", o.GetKind(), key(o))
 	}
 	return found, nil
 }
@@ -90,8 +90,8 @@ func key(o *unstructured.Unstructured) string {
 	return o.GetNamespace() + "/" + o.GetName()
 }
 
-// await waits until a VolumeSnapshot is Ready. The controller is silent about most
-// of what can go wrong, so the end of ctx says what may be missing.
+// await waits until a VolumeSnapshot is Ready. The controller reports few of its
+// problems, so the error at the end of ctx names possible causes.
 func (s *Snapshotter) await(ctx context.Context, vs *unstructured.Unstructured) (*unstructured.Unstructured, error) {
 	since := time.Now()
 	seen := vs
@@ -102,7 +102,7 @@ func (s *Snapshotter) await(ctx context.Context, vs *unstructured.Unstructured) 
 		seen = now
 		switch kind, message := stateOf(now); {
 		case kind == conditionError:
-			return false, fmt.Errorf("the snapshot controller has failed: %s", message)
+			return false, fmt.Errorf("the snapshot controller failed: %s", message)
 		case kind == conditionReady && dataName(now) == "":
 			return false, nil
 		default:
@@ -117,16 +117,16 @@ func (s *Snapshotter) await(ctx context.Context, vs *unstructured.Unstructured) 
 	}
 	after := time.Since(since).Round(time.Second)
 	if kind, message := stateOf(seen); kind != "" {
-		return nil, fmt.Errorf("not Ready after %s; it is %s, and the snapshot controller says %q: %w", after, kind, message, err)
+		return nil, fmt.Errorf("not Ready after %s; it is %s, with the message %q of the snapshot controller: %w", after, kind, message, err)
 	}
 	if seen.GetLabels()[timestampLabel] != "" {
-		return nil, fmt.Errorf("not Ready after %s; the snapshot controller has begun, and says nothing more: its log tells whether its plugin for this volume fails: %w", after, err)
+		return nil, fmt.Errorf("not Ready after %s, although the snapshot controller began; its log says whether its plugin for this volume fails: %w", after, err)
 	}
-	return nil, fmt.Errorf("not Ready after %s, without a word from the snapshot controller: does it run, with a plugin for this kind of volume, "+
-		"and may it get claims and PersistentVolumes and update VolumeSnapshots? Of a claim or volume that it does not find it tells in its log only: %w", after, err)
+	return nil, fmt.Errorf("not Ready after %s, and the snapshot controller did not react: does it run, with a plugin for this kind of volume, "+
+		"and may it get claims and PersistentVolumes and update VolumeSnapshots? It reports a claim or volume that it does not find in its log only: %w", after, err)
 }
 
-// taken names a snapshot that this backup has of one of the claims.
+// taken returns the name of a snapshot that this backup has of one of the claims.
 func (t *taking) taken(ctx context.Context, claims []corev1.PersistentVolumeClaim) (string, error) {
 	list, err := t.clients.Dynamic.Resource(snapshots).List(ctx, metav1.ListOptions{LabelSelector: snapshot.OwnedBy(t.subject.Backup).String()})
 	if err != nil {
@@ -144,13 +144,13 @@ func (t *taking) taken(ctx context.Context, claims []corev1.PersistentVolumeClai
 	return "", nil
 }
 
-// rehome moves the snapshot to Velero's namespace: whoever deletes it in the
-// application's, or that namespace, has the controller delete the data.
+// rehome moves the snapshot to Velero's namespace. In the application's namespace the
+// controller would delete the data with the VolumeSnapshot or the namespace.
 //
-// The data has one owner at every moment. It passes on when the first
-// VolumeSnapshotData goes: the controller deletes data only when it finds the
-// VolumeSnapshotData of a VolumeSnapshot that was deleted. What a process that
-// dies in between leaves behind, discard knows to take apart.
+// The data has one owner at any time. The owner changes when the first
+// VolumeSnapshotData is deleted: the controller deletes data only if it finds the
+// VolumeSnapshotData of a deleted VolumeSnapshot. If the process dies in between,
+// discard deletes the right objects.
 func (t *taking) rehome(ctx context.Context) (*Identity, error) {
 	data, err := t.clients.Dynamic.Resource(datas).Get(ctx, dataName(t.ready), metav1.GetOptions{})
 	if err != nil {
@@ -178,17 +178,16 @@ func (t *taking) rehome(ctx context.Context) (*Identity, error) {
 	if err := t.drop(ctx, datas, data); err != nil {
 		return nil, err
 	}
-	// Had somebody deleted it before its data was dropped, the controller would have
-	// deleted what is moved.
-	there, err := t.clients.Dynamic.Resource(snapshots).Namespace(t.ready.GetNamespace()).Get(ctx, t.name, metav1.GetOptions{})
+	// If it was deleted before its VolumeSnapshotData, the controller deleted the data.
+	left, err := t.clients.Dynamic.Resource(snapshots).Namespace(t.ready.GetNamespace()).Get(ctx, t.name, metav1.GetOptions{})
 	switch {
-	case apierrors.IsNotFound(err) || err == nil && (there.GetUID() != t.ready.GetUID() || there.GetDeletionTimestamp() != nil):
+	case apierrors.IsNotFound(err) || err == nil && (left.GetUID() != t.ready.GetUID() || left.GetDeletionTimestamp() != nil):
 		t.lost = id
 		return nil, fmt.Errorf("VolumeSnapshot %s was deleted while it was moved to namespace %s: the snapshot is gone", key(t.ready), id.Namespace)
 	case err != nil:
 		return nil, fmt.Errorf("get VolumeSnapshot %s: %w", key(t.ready), err)
 	}
-	if err := t.drop(ctx, snapshots, there); err != nil {
+	if err := t.drop(ctx, snapshots, left); err != nil {
 		return nil, err
 	}
 	t.log.Infof("Took a snapshot of claim %s/%s (PersistentVolume %s): VolumeSnapshot %s, VolumeSnapshotData %s",
@@ -196,8 +195,8 @@ func (t *taking) rehome(ctx context.Context) (*Identity, error) {
 	return id, nil
 }
 
-// own refuses a VolumeSnapshotData that is not the snapshot's: a tenant can have a
-// VolumeSnapshot name any.
+// own returns an error for a VolumeSnapshotData of another snapshot: a tenant can make a
+// VolumeSnapshot refer to any.
 func (t *taking) own(data *unstructured.Unstructured) error {
 	namespace, name := snapshotOf(data)
 	volume, _, _ := unstructured.NestedString(data.Object, "spec", volumeRef, "name")
@@ -209,20 +208,20 @@ func (t *taking) own(data *unstructured.Unstructured) error {
 	return nil
 }
 
-// refer has a VolumeSnapshotData name its VolumeSnapshot as the controller does.
+// refer makes a VolumeSnapshotData refer to its VolumeSnapshot as the controller does.
 func (s *Snapshotter) refer(ctx context.Context, data, vs *unstructured.Unstructured) error {
 	patch := fmt.Sprintf(`{"spec":{%q:{"name":%q}}}`, snapshotRef, key(vs)+"-"+string(vs.GetUID()))
 	_, err := s.clients.Dynamic.Resource(datas).Patch(ctx, data.GetName(), types.MergePatchType, []byte(patch), metav1.PatchOptions{})
 	if err != nil {
-		return fmt.Errorf("have VolumeSnapshotData %s name VolumeSnapshot %s: %w", data.GetName(), key(vs), err)
+		return fmt.Errorf("make VolumeSnapshotData %s refer to VolumeSnapshot %s: %w", data.GetName(), key(vs), err)
 	}
 	return nil
 }
 
-// undoLimit is how long it may take to take back what has failed.
+// undoLimit limits the clean-up after a failure.
 const undoLimit = time.Minute
 
-// undo takes back what there is of a snapshot that is of no use.
+// undo deletes an unusable snapshot.
 func (t *taking) undo(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
 	defer cancel()
@@ -234,7 +233,7 @@ func (t *taking) undo(ctx context.Context) error {
 		err = t.discard(ctx, left)
 	}
 	if err != nil {
-		return fmt.Errorf("take back VolumeSnapshot %s/%s, which the next backup tries again: %w", t.subject.Claim.Namespace, t.name, err)
+		return fmt.Errorf("delete the unusable VolumeSnapshot %s/%s, which the next backup tries again: %w", t.subject.Claim.Namespace, t.name, err)
 	}
 	return nil
 }

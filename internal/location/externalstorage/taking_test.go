@@ -169,7 +169,7 @@ func TestTakeWithoutController(t *testing.T) {
 	s := onFake(t)
 	taking := newTaking(s, here, openEBSSubject(), nil)
 	err := taking.take(t.Context(), 0)
-	for _, want := range []string{"shop/" + taking.name, "of claim db (PersistentVolume pv, openebs)", "not Ready after 0s, without a word from the snapshot controller: does it run"} {
+	for _, want := range []string{"shop/" + taking.name, "of claim db (PersistentVolume pv, openebs)", "not Ready after 0s, and the snapshot controller did not react: does it run"} {
 		require.ErrorContains(t, err, want)
 	}
 	require.ErrorIs(t, err, context.DeadlineExceeded)
@@ -190,7 +190,7 @@ func TestCreateFindsItsOwn(t *testing.T) {
 	other := taking.origin
 	other.BackupUID = two
 	_, err = s.create(t.Context(), request(taking.name, taking.subject, other, nil))
-	require.ErrorContains(t, err, "is there already and does not belong to this backup; delete it")
+	require.ErrorContains(t, err, "exists already and does not belong to this backup; delete it")
 }
 
 func TestDecode(t *testing.T) {
