@@ -3,7 +3,7 @@
 // the API server (KubeOps, KubeTask, MultiContainerRun, ScaleWorkload, Wait, WaitV2),
 // which it also runs.
 //
-// Package render calls it to make steps; package quiesce runs the commands and tells
-// Tasks when to run a task. The functions that are Stillpoint's own (FreezeFileSystems,
+// Package render calls it to make steps. Package quiesce runs the commands, and calls
+// Tasks to run a task. The functions that are Stillpoint's own (FreezeFileSystems,
 // RunInPods and others) are in package quiesce.
 package function

@@ -5,7 +5,7 @@
 // Templates run in a child process (the subcommand render-templates), because
 // nothing inside a process can limit their memory and time. The package holds
 // namespaces and objects against the blueprint's confinement, keeps secret values
-// for masking, and postpones a phase that uses what an earlier one has yet to give.
+// for masking, and postpones a phase that uses an output that is not known yet.
 // It reads Secrets and ConfigMaps and changes nothing in the cluster.
 //
 // Package function supplies Kanister's functions and package quiesce its own. Package
