@@ -180,7 +180,7 @@ func (f *freeze) plan(ctx context.Context) (*quiesce.Planner, *quiesce.Plan, err
 // freeze carries the plan out.
 func (f *freeze) freeze(ctx context.Context, planner *quiesce.Planner, plan *quiesce.Plan) (err error) {
 	f.unfrozen = plan.Unfrozen
-	f.session, err = f.freezes.reporter.Freeze(ctx, planner.Tools, plan, f.group, f.log, f.backup.Name)
+	f.session, err = f.freezes.reporter.Freeze(ctx, quiesce.NewTools(f.freezes.clients, planner), plan, f.group, f.log, f.backup.Name)
 	return err
 }
 

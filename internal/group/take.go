@@ -260,7 +260,7 @@ func (g *group) takeFrozen(ctx context.Context) error {
 	if err != nil {
 		return g.refuse(ctx, err)
 	}
-	session, err := g.reporter.Freeze(ctx, planner.Tools, plan, g.quiesce, g.log, g.backup.Name)
+	session, err := g.reporter.Freeze(ctx, quiesce.NewTools(g.clients, planner), plan, g.quiesce, g.log, g.backup.Name)
 	if err != nil {
 		return g.refuse(ctx, errors.Join(err, record.end(ctx, err)))
 	}

@@ -189,7 +189,7 @@ func unthawed(hook Hook) error {
 
 // placeOf is where a call of one of our functions acts: the path comes last.
 func placeOf(call render.Call) place {
-	return place{container: containerOf(call), path: call.Command[len(call.Command)-1]}
+	return place{container: ContainerOf(call), path: call.Command[len(call.Command)-1]}
 }
 
 // otherFreezes looks at the commands of a blueprint that run fsfreeze by themselves:
@@ -198,10 +198,10 @@ func placeOf(call render.Call) place {
 func (f *fileSystems) otherFreezes(ctx context.Context, hook Hook, flushes []render.Call, warn func(format string, args ...any)) error {
 	for _, step := range hook.Pre {
 		for _, call := range step.Calls {
-			if step.Func == freezeFunction || !thawsFileSystem(call.Command) {
+			if step.Func == freezeFunction || !ThawsFileSystem(call.Command) {
 				continue
 			}
-			at := containerOf(call)
+			at := ContainerOf(call)
 			probed := f.probe(ctx, at) // of a container without a shell nothing is known
 			for _, mount := range probed.mounts {
 				if by, err := probed.suspendedBy(mount.Mountpoint); err == nil && by != "" && namesPath(call.Command, mount.Mountpoint, true) {
@@ -471,7 +471,7 @@ func (f *fileSystems) probe(ctx context.Context, container podexec.Container) pr
 	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
 	var output bytes.Buffer
-	said := podexec.NewOutput(plainly)
+	said := podexec.NewOutput(Unmasked)
 	var result probed
 	err := f.executor.Exec(ctx, container, append([]string{"sh", "-c", probeScript, "stillpoint"}, f.variables[container]...), podexec.Streams{Stdout: &output, Stderr: said})
 	if err != nil {

@@ -386,7 +386,7 @@ func TestFunctionsFreezeAndThawTheSame(t *testing.T) {
 			for i, path := range test.paths {
 				assert.Equal(t, []string{"fsfreeze", "--freeze", path}, freezes[i].Command)
 				assert.Equal(t, []string{"fsfreeze", "--unfreeze", path}, thaws[i].Command)
-				assert.Equal(t, containerOf(freezes[i]), containerOf(thaws[i]))
+				assert.Equal(t, ContainerOf(freezes[i]), ContainerOf(thaws[i]))
 			}
 		})
 	}

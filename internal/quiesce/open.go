@@ -66,7 +66,7 @@ func (s *Session) start(ctx context.Context, o *opening, hook *Hook, step *rende
 			*place = opened
 			return
 		case podexec.NoShell(err) && call.Hold == nil && len(call.Env) == 0:
-			s.log.Warnf("%s has no shell, so no guard can stand in it: blueprint %s, phase %s runs without one", containerOf(call), hook.Blueprint, step.Phase)
+			s.log.Warnf("%s has no shell, so no guard can stand in it: blueprint %s, phase %s runs without one", ContainerOf(call), hook.Blueprint, step.Phase)
 			return
 		}
 		o.mu.Lock()
@@ -78,7 +78,7 @@ func (s *Session) start(ctx context.Context, o *opening, hook *Hook, step *rende
 func (s *Session) openPre(ctx context.Context, p *pre, o *opening) {
 	for _, call := range p.step.Calls {
 		r := &runner{call: call}
-		_, r.alone = fileSystem(call.Command)
+		_, r.alone = OnlyFileSystem(call.Command)
 		p.runners = append(p.runners, r)
 		if call.Hold == nil {
 			s.start(ctx, o, p.hook, p.step, call, runnerScript, &r.shell)
@@ -116,7 +116,7 @@ func (s *Session) closePres() {
 // holder is the target that has the client of a call of HoldSession.
 func (s *Session) holder(hook *Hook, call render.Call) *target {
 	for _, t := range s.targets() {
-		if t.hook == hook && t.call.Hold != nil && containerOf(t.call) == containerOf(call) && *t.call.Hold == *call.Hold {
+		if t.hook == hook && t.call.Hold != nil && ContainerOf(t.call) == ContainerOf(call) && *t.call.Hold == *call.Hold {
 			return t
 		}
 	}

@@ -96,7 +96,7 @@ func (s *Session) settle(ctx context.Context, stuck error) {
 	if s.owed == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, postLimit)
+	ctx, cancel := context.WithTimeout(ctx, ThawLimit)
 	defer cancel()
 	var err error
 	if stuck == nil {

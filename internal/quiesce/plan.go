@@ -84,7 +84,7 @@ func (h *Hook) waiting() bool {
 func (h *Hook) prepares(container podexec.Container) bool {
 	return slices.ContainsFunc(h.Pre, func(step *render.Step) bool {
 		return slices.ContainsFunc(step.Calls, func(call render.Call) bool {
-			return containerOf(call) == container
+			return ContainerOf(call) == container
 		})
 	})
 }

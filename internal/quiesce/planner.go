@@ -23,29 +23,27 @@ import (
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/function"
 	"stillpoint.io/stillpoint/internal/journal"
-	"stillpoint.io/stillpoint/internal/node"
 	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/unit"
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
-// Planner makes plans. It reads, and runs probes in containers; it changes
-// nothing.
 // part adds to a unit's part what only the planner needs.
 type part struct{ unit.Part }
 
+// Planner makes plans. It reads objects and runs probes in containers, and changes
+// nothing.
 type Planner struct {
 	Kube     kubernetes.Interface
 	Executor podexec.Executor
 	Finder   *blueprint.Finder
-	// Tasks are looked ahead at: what they need is checked, and what they put out
-	// told, where that can be known.
+	// Tasks checks what the tasks of blueprints need, and predicts their outputs.
 	Tasks *function.Tasks
 	Clock clock.PassiveClock
-	// Tools are what a session of a plan of this planner works with.
-	Tools Tools
-	// Warn is told what is no error but should not go unnoticed.
+	// Settings is the configuration that the plans are made with.
+	Settings *config.Config
+	// Warn logs a warning.
 	Warn func(format string, args ...any)
 	// Driver returns the profile of a claim's driver.
 	Driver func(ctx context.Context, claim *corev1.PersistentVolumeClaim) (config.DriverProfile, error)
@@ -53,23 +51,16 @@ type Planner struct {
 
 // NewPlanner returns a planner for one freeze, which acts on these settings.
 func NewPlanner(settings *config.Config, clients *cluster.Clients, executor podexec.Executor, warn func(format string, args ...any)) *Planner {
-	clock := clock.RealClock{}
 	tasks := function.NewTasks(clients)
 	tasks.Warn = warn
 	tasks.Pods = func(context.Context) config.HelperPods { return settings.HelperPods }
-	tools := Tools{
-		Executor: executor,
-		Tasks:    tasks,
-		Journal:  journal.New(clients, clock),
-		Node:     node.New(clients, func(context.Context) (*config.Config, error) { return settings, nil }),
-	}
 	return &Planner{
 		Kube:     clients.Kube,
 		Executor: executor,
 		Finder:   blueprint.NewFinder(clients.Kube, clients.Dynamic, clients.VeleroNamespace, settings.BlueprintNamespaces),
 		Tasks:    tasks,
-		Clock:    clock,
-		Tools:    tools,
+		Clock:    clock.RealClock{},
+		Settings: settings,
 		Warn:     warn,
 		Driver: func(ctx context.Context, claim *corev1.PersistentVolumeClaim) (config.DriverProfile, error) {
 			volume := &corev1.PersistentVolume{}
@@ -130,7 +121,7 @@ func (p *Planner) Plan(ctx context.Context, group *unit.Unit, backup *velerov1.B
 	}
 	rescue := &rescue{kube: p.Kube, group: group}
 	plan.Alternatives, plan.ByHand, plan.Volumes = rescue.alternatives, rescue.byHand, rescue.volumes
-	plan.Ends, plan.Gone = rescue.ends, func(ctx context.Context, call render.Call) bool { return containerGone(ctx, p.Kube, call) }
+	plan.Ends, plan.Gone = rescue.ends, func(ctx context.Context, call render.Call) bool { return ContainerGone(ctx, p.Kube, call) }
 	return plan, nil
 }
 

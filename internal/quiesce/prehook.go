@@ -196,14 +196,14 @@ func (p *pre) commands() []*progress {
 // none. It returns the targets that undo nothing of an earlier phase.
 func (s *Session) becomesDue(p *pre) []*target {
 	undoes := func(t *target) (linked []*progress) {
-		if t.task != nil || t.step.Needs != "" || t.call.Hold == nil && !t.hook.prepares(containerOf(t.call)) {
+		if t.task != nil || t.step.Needs != "" || t.call.Hold == nil && !t.hook.prepares(ContainerOf(t.call)) {
 			return p.commands()
 		}
-		thaws, alone := fileSystem(t.call.Command)
+		thaws, alone := OnlyFileSystem(t.call.Command)
 		for _, r := range p.runners {
-			frozen, freezes := fileSystem(r.call.Command)
+			frozen, freezes := OnlyFileSystem(r.call.Command)
 			switch {
-			case t.call.Hold != nil && r.held != t, containerOf(r.call) != containerOf(t.call):
+			case t.call.Hold != nil && r.held != t, ContainerOf(r.call) != ContainerOf(t.call):
 			case p.step.Func == freezeFunction && r.call.Command[0] == "sync": // nothing to undo
 			case alone && freezes && path.Clean(thaws) != path.Clean(frozen): // another file system
 			default:
@@ -228,7 +228,7 @@ func (s *Session) becomesDue(p *pre) []*target {
 
 // hold gives guards a limit and waits until they have it.
 func (s *Session) hold(ctx context.Context, verb string, limit time.Duration, targets []*target) error {
-	ctx, cancel := context.WithTimeout(ctx, postLimit)
+	ctx, cancel := context.WithTimeout(ctx, ThawLimit)
 	defer cancel()
 	return each(targets, func(t *target) error {
 		if t.guard == nil {
@@ -271,7 +271,7 @@ func (s *Session) runStep(ctx context.Context, p *pre, limit time.Duration) (map
 			printed[i], err = s.runShell(ctx, r, limit)
 		}
 		if err != nil {
-			return fmt.Errorf("%s, %s: %w", where, containerOf(r.call), err)
+			return fmt.Errorf("%s, %s: %w", where, ContainerOf(r.call), err)
 		}
 		return nil
 	})
@@ -388,7 +388,7 @@ func (s *Session) bare(ctx context.Context, r *runner, limit time.Duration) (*po
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	printed := podexec.NewOutput(s.show)
-	err := s.tools.Executor.Exec(ctx, containerOf(r.call), r.call.Command, podexec.Streams{Stdout: printed, Stderr: printed})
+	err := s.tools.Executor.Exec(ctx, ContainerOf(r.call), r.call.Command, podexec.Streams{Stdout: printed, Stderr: printed})
 	if code, known := podexec.ExitCode(err); known {
 		s.enter(&r.progress, ended(r.call.Command, code, printed))
 	}

@@ -25,9 +25,9 @@ import (
 // Reasons of the events on workloads.
 const (
 	reasonQuiesced    = "Quiesced"
-	reasonThawed      = "Thawed"
+	ReasonThawed      = "Thawed"
 	reasonFailed      = "QuiesceFailed"
-	reasonStillFrozen = "StillFrozen"
+	ReasonStillFrozen = "StillFrozen"
 )
 
 // Reporter tells how freezes go: in the backup's log, where errors and warnings
@@ -56,15 +56,15 @@ func (r *Reporter) event(group *unit.Unit, eventType, reason, format string, arg
 // returns when they are sent: Velero may end this process at any time.
 func (r *Reporter) stillFrozen(ctx context.Context, log logrus.FieldLogger, group *unit.Unit, stuck error) {
 	log.Errorf("%v", stuck)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), postLimit)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ThawLimit)
 	defer cancel()
 	err := each(group.Refs(), func(ref workload.Ref) error {
 		return retry.OnError(retry.DefaultBackoff, func(error) bool { return ctx.Err() == nil }, func() error {
-			return sendEvent(ctx, r.kube, clock.RealClock{}, ref, corev1.EventTypeWarning, reasonStillFrozen, stuck.Error())
+			return SendEvent(ctx, r.kube, clock.RealClock{}, ref, corev1.EventTypeWarning, ReasonStillFrozen, stuck.Error())
 		})
 	})
 	if err != nil {
-		log.Warnf("The event %s was not sent: %v", reasonStillFrozen, err)
+		log.Warnf("The event %s was not sent: %v", ReasonStillFrozen, err)
 	}
 }
 
@@ -72,7 +72,7 @@ func (r *Reporter) stillFrozen(ctx context.Context, log logrus.FieldLogger, grou
 const eventLimit = 1024
 
 // sendEvent sends an event to an object, and returns when it is sent.
-func sendEvent(ctx context.Context, kube kubernetes.Interface, clock clock.PassiveClock, ref workload.Ref, eventType, reason, message string) error {
+func SendEvent(ctx context.Context, kube kubernetes.Interface, clock clock.PassiveClock, ref workload.Ref, eventType, reason, message string) error {
 	if len(message) > eventLimit {
 		message = strings.ToValidUTF8(message[:eventLimit-3], "") + "..."
 	}
@@ -129,7 +129,7 @@ func (r *Reporter) Thawed(ctx context.Context, log logrus.FieldLogger, group *un
 		return
 	}
 	log.Infof("Thawed %s: frozen for %d ms, %s cut", group.Name(), frozen, volumes(len(group.Claims)))
-	r.event(group, corev1.EventTypeNormal, reasonThawed, "Frozen for %d ms for backup %s", frozen, backup)
+	r.event(group, corev1.EventTypeNormal, ReasonThawed, "Frozen for %d ms for backup %s", frozen, backup)
 }
 
 // Failed tells that a group could not be quiesced. The error itself is in the

@@ -33,13 +33,13 @@ type rescue struct {
 // alternatives lists, for each file system that call thaws, the commands that thaw it
 // in other running containers.
 func (r *rescue) alternatives(ctx context.Context, call render.Call) [][]render.Call {
-	return elsewhere(ctx, r.kube, call, r.volumes(call))
+	return ThawsElsewhere(ctx, r.kube, call, r.volumes(call))
 }
 
 // elsewhere lists, for each volume, the commands that thaw it in running containers
 // other than call's own. They thaw and do nothing else: whatever more call does is for
 // its own container.
-func elsewhere(ctx context.Context, kube kubernetes.Interface, call render.Call, volumes []journal.Volume) [][]render.Call {
+func ThawsElsewhere(ctx context.Context, kube kubernetes.Interface, call render.Call, volumes []journal.Volume) [][]render.Call {
 	var claims []string
 	for _, v := range volumes {
 		if !slices.Contains(claims, v.Claim) {
@@ -70,7 +70,7 @@ func elsewhere(ctx context.Context, kube kubernetes.Interface, call render.Call,
 
 // containerGone reports whether no process of call's container can be left. The kubelet reports
 // the end of a container, and lets its pod go, only once all of them have ended.
-func containerGone(ctx context.Context, kube kubernetes.Interface, call render.Call) bool {
+func ContainerGone(ctx context.Context, kube kubernetes.Interface, call render.Call) bool {
 	pod, err := kube.CoreV1().Pods(call.Namespace).Get(ctx, call.Pod, metav1.GetOptions{})
 	if err != nil {
 		return apierrors.IsNotFound(err)
@@ -79,42 +79,42 @@ func containerGone(ctx context.Context, kube kubernetes.Interface, call render.C
 }
 
 // errNowhere says that there is no other place to thaw from.
-var errNowhere = errors.New("no other container mounts the volume")
+var ErrNowhere = errors.New("no other container mounts the volume")
 
 // outside thaws file systems without the container of the call that should.
-type outside struct {
-	executor podexec.Executor
-	show     podexec.Show
+type Outside struct {
+	Executor podexec.Executor
+	Show     podexec.Show
 	// node thaws volumes that no container can thaw; nil where it is not to.
-	node    Node
-	volumes []journal.Volume
+	Node    Node
+	Volumes []journal.Volume
 }
 
 // thaw takes one way for each file system, and the node if there is none. It returns
 // where that was.
-func (o outside) thaw(ctx context.Context, ways [][]render.Call) (tried try, where string, err error) {
-	if tried, where, err = o.fromContainers(ctx, ways); err == nil || o.node == nil || len(o.volumes) == 0 {
+func (o Outside) Thaw(ctx context.Context, ways [][]render.Call) (tried Try, where string, err error) {
+	if tried, where, err = o.fromContainers(ctx, ways); err == nil || o.Node == nil || len(o.Volumes) == 0 {
 		return tried, where, err
 	}
 	tried, where, onNode := o.onNodes(ctx)
 	if onNode == nil {
 		return tried, where, nil
 	}
-	if !errors.Is(err, errNowhere) {
+	if !errors.Is(err, ErrNowhere) {
 		onNode = fmt.Errorf("%w; %w", err, onNode)
 	}
 	return tried, where, onNode
 }
 
-func (o outside) fromContainers(ctx context.Context, ways [][]render.Call) (tried try, where string, err error) {
-	all, err := try{reply: undone}, errNowhere
+func (o Outside) fromContainers(ctx context.Context, ways [][]render.Call) (tried Try, where string, err error) {
+	all, err := Try{Reply: Undone}, ErrNowhere
 	var from []string
 	for _, calls := range ways {
-		err = errNowhere
+		err = ErrNowhere
 		for _, call := range calls {
-			if tried, err = runOnce(ctx, o.executor, call, postLimit, o.show); err == nil {
-				from = append(from, containerOf(call).String())
-				all.reply = max(all.reply, tried.reply)
+			if tried, err = UndoOnce(ctx, o.Executor, call, ThawLimit, o.Show); err == nil {
+				from = append(from, ContainerOf(call).String())
+				all.Reply = max(all.Reply, tried.Reply)
 				break
 			}
 		}
@@ -123,23 +123,23 @@ func (o outside) fromContainers(ctx context.Context, ways [][]render.Call) (trie
 		}
 	}
 	if err != nil {
-		return try{}, "", err
+		return Try{}, "", err
 	}
 	return all, "from " + strings.Join(from, " and "), nil
 }
 
-func (o outside) onNodes(ctx context.Context) (tried try, where string, err error) {
-	all := try{reply: undone}
+func (o Outside) onNodes(ctx context.Context) (tried Try, where string, err error) {
+	all := Try{Reply: Undone}
 	var on []string
-	for name, paths := range byNode(o.volumes) {
+	for name, paths := range byNode(o.Volumes) {
 		ctx, cancel := context.WithTimeout(ctx, rescueLimit)
-		err := o.node.Thaw(ctx, name, paths)
+		err := o.Node.Thaw(ctx, name, paths)
 		cancel()
 		switch {
 		case errors.Is(err, node.ErrNotFrozen):
-			all.reply = notFrozen
+			all.Reply = notFrozen
 		case err != nil:
-			return try{}, "", err
+			return Try{}, "", err
 		}
 		on = append(on, name)
 	}
@@ -185,7 +185,7 @@ func (r *rescue) byHand(call render.Call) string {
 // volumes are the file systems of the group that call thaws.
 func (r *rescue) volumes(call render.Call) []journal.Volume {
 	pod := r.pod(call)
-	if pod == nil || !thawsFileSystem(call.Command) {
+	if pod == nil || !ThawsFileSystem(call.Command) {
 		return nil
 	}
 	var volumes []journal.Volume
@@ -199,12 +199,12 @@ func (r *rescue) volumes(call render.Call) []journal.Volume {
 			}
 		}
 	}
-	return named(call.Command, volumes)
+	return VolumesIn(call.Command, volumes)
 }
 
 // named are the volumes that a command names by their mount paths, or by a directory
 // below; all of them where it names none.
-func named(command []string, volumes []journal.Volume) []journal.Volume {
+func VolumesIn(command []string, volumes []journal.Volume) []journal.Volume {
 	for _, below := range []bool{false, true} {
 		found := slices.DeleteFunc(slices.Clone(volumes), func(v journal.Volume) bool { return !namesPath(command, v.MountPath, below) })
 		if len(found) > 0 {

@@ -10,8 +10,12 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"k8s.io/utils/clock"
 
+	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/journal"
+	"stillpoint.io/stillpoint/internal/node"
 	"stillpoint.io/stillpoint/internal/podexec"
 	"stillpoint.io/stillpoint/internal/render"
 )
@@ -19,13 +23,13 @@ import (
 const (
 	// postLimit is how long a shell may take to answer, and a file system's thaw to
 	// end. Other post commands may take as long as the pre commands.
-	postLimit = 10 * time.Second
+	ThawLimit = 10 * time.Second
 	// killLimit is how long the answer of a runner may be behind the limit at which
 	// it kills its command.
 	killLimit = 3 * time.Second
 	// doubtLimit is for how long a pre command whose connection was lost may begin
 	// all the same: its shell has read the line that starts it.
-	doubtLimit = 3 * time.Second
+	StartLimit = 3 * time.Second
 	// retryPause lies between two tries of a post command.
 	retryPause = 500 * time.Millisecond
 	// rescueLimit is how long a post command is tried once its guard is lost:
@@ -50,6 +54,16 @@ type Tools struct {
 	Node Node
 
 	patience time.Duration // in the place of rescueLimit, for tests
+}
+
+// NewTools returns the tools for sessions of a planner's plans.
+func NewTools(clients *cluster.Clients, planner *Planner) Tools {
+	return Tools{
+		Executor: planner.Executor,
+		Tasks:    planner.Tasks,
+		Journal:  journal.New(clients, clock.RealClock{}),
+		Node:     node.New(clients, func(context.Context) (*config.Config, error) { return planner.Settings, nil }),
+	}
 }
 
 // Tasks runs a task until it is done, or ctx ends; function.Tasks is the real one.
@@ -212,9 +226,9 @@ func (s *Session) flush(ctx context.Context) <-chan error {
 		ctx, cancel := context.WithTimeout(ctx, s.plan.PrepareTimeout)
 		defer cancel()
 		err := each(s.plan.Flush, func(call render.Call) error {
-			said := podexec.NewOutput(plainly)
-			if err := s.tools.Executor.Exec(ctx, containerOf(call), call.Command, podexec.Streams{Stderr: said}); err != nil {
-				return fmt.Errorf("%s in %s: %w: %s", podexec.Quote(call.Command), containerOf(call), err, said.String())
+			said := podexec.NewOutput(Unmasked)
+			if err := s.tools.Executor.Exec(ctx, ContainerOf(call), call.Command, podexec.Streams{Stderr: said}); err != nil {
+				return fmt.Errorf("%s in %s: %w: %s", podexec.Quote(call.Command), ContainerOf(call), err, said.String())
 			}
 			return nil
 		})
@@ -259,7 +273,7 @@ func (s *Session) state(t *target) state {
 	case t.always:
 		return uncertain
 	}
-	_, alone := fileSystem(t.call.Command)
+	_, alone := OnlyFileSystem(t.call.Command)
 	states := make([]state, len(t.undoes))
 	for i, p := range t.undoes {
 		if states[i] = p.state; p.state == foreign && !p.alone && !alone {
@@ -362,7 +376,7 @@ func (s *Session) finish(ctx context.Context, broken error) {
 
 // undone returns an error if what pre tasks have done did not last until now.
 func (s *Session) undone(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, postLimit)
+	ctx, cancel := context.WithTimeout(ctx, ThawLimit)
 	defer cancel()
 	return each(s.pres, func(p *pre) error {
 		if p.step.Task == nil || s.tools.Tasks == nil {
@@ -399,7 +413,7 @@ func (e maskedError) Error() string { return e.text }
 
 func (e maskedError) Is(target error) bool { return errors.Is(e.cause, target) }
 
-func containerOf(call render.Call) podexec.Container {
+func ContainerOf(call render.Call) podexec.Container {
 	return podexec.Container{Namespace: call.Namespace, Pod: call.Pod, Name: call.Container}
 }
 

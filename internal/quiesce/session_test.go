@@ -225,7 +225,7 @@ func TestDeadlineThaws(t *testing.T) {
 func TestGuardKeepsItsOwnDeadline(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		app := newApplication(t)
-		guard, err := openShell(t.Context(), h, app.call("db", "thaw"), guardScript, plainly)
+		guard, err := openShell(t.Context(), h, app.call("db", "thaw"), guardScript, Unmasked)
 		require.NoError(t, err)
 		defer guard.close()
 		_, err = guard.ask(t.Context(), "hold 1", "holding")

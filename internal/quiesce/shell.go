@@ -78,7 +78,7 @@ type shell struct {
 // until it is armed. The shell outlives ctx. Errors have what show lets through of
 // the output.
 func openShell(ctx context.Context, executor podexec.Executor, call render.Call, script string, show podexec.Show) (*shell, error) {
-	container := containerOf(call)
+	container := ContainerOf(call)
 	life, hangUp := context.WithCancel(context.WithoutCancel(ctx))
 	stdin, typed := io.Pipe()
 	printed, stdout := io.Pipe()
@@ -129,10 +129,10 @@ func (s *shell) arm(ctx context.Context, call render.Call) error {
 			message.WriteString(mark + line + "\n")
 		}
 	}
-	if thawsFileSystem(call.Command) { // what it says is understood in one language
+	if ThawsFileSystem(call.Command) { // what it says is understood in one language
 		write("=", "export LC_ALL=C")
 	}
-	if mountPath, ok := fileSystem(call.Command); ok {
+	if mountPath, ok := OnlyFileSystem(call.Command); ok {
 		write("place ", mountPath)
 	}
 	for _, name := range slices.Sorted(maps.Keys(call.Env)) {
@@ -191,7 +191,7 @@ func (s *shell) lives() bool {
 
 // release has a guard leave without running its command.
 func (s *shell) release(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), postLimit)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ThawLimit)
 	defer cancel()
 	_ = s.send(ctx, "release")
 	select {

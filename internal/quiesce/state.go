@@ -52,7 +52,7 @@ func of(commands []state) state {
 func ended(command []string, code string, printed *podexec.Output) state {
 	said, _ := printed.Tail()
 	all := strings.Join(command, " ")
-	refused := thawsFileSystem(command) && kernelSaid(said, "Device or resource busy")
+	refused := ThawsFileSystem(command) && kernelSaid(said, "Device or resource busy")
 	switch {
 	case refused && strings.Count(all, "fsfreeze")+strings.Count(all, "xfs_freeze") == 1: // by this very call
 		return foreign
@@ -63,13 +63,13 @@ func ended(command []string, code string, printed *podexec.Output) state {
 }
 
 // reply is what one try of a post command came to.
-type reply int
+type Reply int
 
 const (
 	// failed: it failed, or there was no answer.
-	failed reply = iota
+	failed Reply = iota
 	// undone: it succeeded, and a file system was frozen until then.
-	undone
+	Undone
 	// ran: a command that thaws a file system among other things succeeded.
 	ran
 	// notFrozen: the kernel has answered EINVAL. It does so for a file system whose
@@ -78,16 +78,16 @@ const (
 )
 
 // replyOf reads what a post command has printed. code is "0" for success.
-func replyOf(command []string, code string, printed *podexec.Output) reply {
+func replyOf(command []string, code string, printed *podexec.Output) Reply {
 	said, _ := printed.Tail()
-	_, thaws := fileSystem(command)
+	_, thaws := OnlyFileSystem(command)
 	switch {
-	case thawsFileSystem(command) && kernelSaid(said, "Invalid argument"):
+	case ThawsFileSystem(command) && kernelSaid(said, "Invalid argument"):
 		return notFrozen
 	case code != "0":
 		return failed
-	case thaws || !thawsFileSystem(command):
-		return undone
+	case thaws || !ThawsFileSystem(command):
+		return Undone
 	}
 	return ran
 }
@@ -95,11 +95,11 @@ func replyOf(command []string, code string, printed *podexec.Output) reply {
 // after is the state after a try of the post command. sure says that the pre commands
 // were known to have ended before the try, from another source than the state. broken
 // says that another program has thawed what was frozen.
-func (s state) after(r reply, sure bool) (next state, broken bool) {
+func (s state) after(r Reply, sure bool) (next state, broken bool) {
 	switch {
 	case !s.due() || r == failed:
 		return s, false
-	case s == pending && !sure && r != undone:
+	case s == pending && !sure && r != Undone:
 		return pending, false
 	}
 	return thawed, s == frozen && r == notFrozen
@@ -123,7 +123,7 @@ func kernelSaid(said, text string) bool {
 
 // thawsFileSystem reports whether a post command undoes a freeze of the kernel's, which
 // outlives the container.
-func thawsFileSystem(command []string) bool {
+func ThawsFileSystem(command []string) bool {
 	return slices.ContainsFunc(command, func(word string) bool {
 		return strings.Contains(word, "fsfreeze") || strings.Contains(word, "xfs_freeze")
 	})
@@ -131,19 +131,19 @@ func thawsFileSystem(command []string) bool {
 
 // fileSystem returns the mount path of a command that freezes or thaws one file system
 // and does nothing else; ok is false for any other.
-func fileSystem(command []string) (mountPath string, ok bool) {
+func OnlyFileSystem(command []string) (mountPath string, ok bool) {
 	if len(command) == 0 {
 		return "", false
 	}
 	switch path.Base(command[0]) {
 	case "busybox", "exec":
-		return fileSystem(command[1:])
+		return OnlyFileSystem(command[1:])
 	case "sh", "bash", "dash", "ash":
 		script := command[len(command)-1]
 		if len(command) < 3 || command[len(command)-2] != "-c" || strings.ContainsAny(script, "\"'\\`$&|;<>()*?[#~\r") || strings.Contains(strings.TrimSpace(script), "\n") {
 			return "", false
 		}
-		return fileSystem(strings.Fields(script))
+		return OnlyFileSystem(strings.Fields(script))
 	case "fsfreeze", "xfs_freeze":
 		if len(command) == 3 && slices.Contains([]string{"-f", "-u", "--freeze", "--unfreeze"}, command[1]) && path.IsAbs(command[2]) {
 			return command[2], true
@@ -166,6 +166,6 @@ func namesPath(command []string, mountPath string, below bool) bool {
 }
 
 // plainly shows the output of a command that was given no secret.
-func plainly(said string, cut bool) string {
+func Unmasked(said string, cut bool) string {
 	return render.Masker{}.Tail(said, podexec.TailLimit, cut)
 }

@@ -10,7 +10,7 @@ import (
 )
 
 func printed(text string) *podexec.Output {
-	o := podexec.NewOutput(plainly)
+	o := podexec.NewOutput(Unmasked)
 	_, _ = o.Write([]byte(text))
 	return o
 }
@@ -52,16 +52,16 @@ func TestReplyOfAPostCommand(t *testing.T) {
 		command []string
 		code    string
 		said    string
-		want    reply
+		want    Reply
 	}{
-		"success":                     {plain, "0", "", undone},
+		"success":                     {plain, "0", "", Undone},
 		"not frozen":                  {plain, "1", wrong, notFrozen},
 		"failed":                      {plain, "1", "fsfreeze: /data: unfreeze failed: Operation not permitted\n", failed},
 		"one not frozen, one failed":  {shell("fsfreeze -u /data; fsfreeze -u /b"), "1", wrong + "fsfreeze: /b: unfreeze failed: Operation not permitted\n", failed},
-		"a shell of one thaw":         {shell("fsfreeze -u /data"), "0", "", undone},
+		"a shell of one thaw":         {shell("fsfreeze -u /data"), "0", "", Undone},
 		"a shell that does more":      {shell("rm lock; fsfreeze -u /data"), "0", "", ran},
 		"a shell that hides an error": {shell("fsfreeze -u /data || true"), "0", wrong, notFrozen},
-		"no file system":              {[]string{"unlock"}, "0", "unlock: Invalid argument\n", undone},
+		"no file system":              {[]string{"unlock"}, "0", "unlock: Invalid argument\n", Undone},
 		"no file system, failed":      {[]string{"unlock"}, "1", "unlock: Invalid argument\n", failed},
 	} {
 		t.Run(name, func(t *testing.T) { assert.Equal(t, test.want, replyOf(test.command, test.code, printed(test.said))) })
@@ -71,22 +71,22 @@ func TestReplyOfAPostCommand(t *testing.T) {
 func TestStateAfterAThaw(t *testing.T) {
 	for name, test := range map[string]struct {
 		before state
-		reply  reply
+		reply  Reply
 		sure   bool
 		want   state
 		broken bool
 	}{
-		"held, and found frozen":                {before: frozen, reply: undone, want: thawed},
+		"held, and found frozen":                {before: frozen, reply: Undone, want: thawed},
 		"held, and thawed by another program":   {before: frozen, reply: notFrozen, want: thawed, broken: true},
 		"held, and no answer":                   {before: frozen, reply: failed, want: frozen},
 		"EINVAL while it can complete":          {before: pending, reply: notFrozen, want: pending},
 		"EINVAL while nothing is known":         {before: pending, reply: failed, sure: true, want: pending},
 		"EINVAL, and no command is at work":     {before: pending, reply: notFrozen, sure: true, want: thawed},
-		"it has completed in time for the thaw": {before: pending, reply: undone, want: thawed},
+		"it has completed in time for the thaw": {before: pending, reply: Undone, want: thawed},
 		"a command of which it is not known":    {before: pending, reply: ran, want: pending},
 		"the pre command has failed":            {before: uncertain, reply: notFrozen, want: thawed},
-		"another program's":                     {before: foreign, reply: undone, want: foreign},
-		"nothing has begun":                     {before: notBegun, reply: undone, want: notBegun},
+		"another program's":                     {before: foreign, reply: Undone, want: foreign},
+		"nothing has begun":                     {before: notBegun, reply: Undone, want: notBegun},
 	} {
 		t.Run(name, func(t *testing.T) {
 			next, broken := test.before.after(test.reply, test.sure)
@@ -135,7 +135,7 @@ func TestFileSystemOfACommand(t *testing.T) {
 		"":                                            "",
 	} {
 		t.Run(command, func(t *testing.T) {
-			got, ok := fileSystem(strings.Split(command, "|"))
+			got, ok := OnlyFileSystem(strings.Split(command, "|"))
 			assert.Equal(t, want, got)
 			assert.Equal(t, want != "", ok)
 		})

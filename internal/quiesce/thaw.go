@@ -36,7 +36,7 @@ func (s *Session) post(ctx context.Context) error {
 		due := s.dueOf(p)
 		results := make([]map[string]any, len(due))
 		_ = each(due, func(t *target) error {
-			outputs, failure := s.attempt(t, func() (map[string]any, try, error) { return s.tell(ctx, t) })
+			outputs, failure := s.attempt(t, func() (map[string]any, Try, error) { return s.tell(ctx, t) })
 			if results[slices.Index(due, t)] = outputs; failure == nil {
 				return nil
 			}
@@ -93,22 +93,29 @@ func (s *Session) ready(ctx context.Context, p *post) error {
 }
 
 // try is one run of a post command.
-type try struct {
-	reply   reply
+type Try struct {
+	Reply   Reply
 	printed *podexec.Output
 	// sure says that none of the commands that it undoes was at work when it started, as
 	// far as could be seen there.
-	sure bool
+	NoneRunning bool
+}
+
+// Confirmed reports whether nothing can be frozen any more, if nothing is known of what
+// has begun.
+func (t Try) Confirmed() bool {
+	next, _ := pending.after(t.Reply, t.NoneRunning)
+	return !next.due()
 }
 
 // attempt tries a post command once, and judges what came of it. The error is nil
 // when its effect is known to be undone.
-func (s *Session) attempt(t *target, run func() (map[string]any, try, error)) (map[string]any, error) {
+func (s *Session) attempt(t *target, run func() (map[string]any, Try, error)) (map[string]any, error) {
 	before, settled := s.state(t), s.settled(t)
 	outputs, tried, err := run()
-	next, broken := before.after(tried.reply, tried.sure && settled)
+	next, broken := before.after(tried.Reply, tried.NoneRunning && settled)
 	if broken {
-		s.broke(fmt.Errorf("the file system was not frozen any more when it was to be thawed (%s): another program has thawed it meanwhile", containerOf(t.call)))
+		s.broke(fmt.Errorf("the file system was not frozen any more when it was to be thawed (%s): another program has thawed it meanwhile", ContainerOf(t.call)))
 	}
 	s.mu.Lock()
 	t.over = next == thawed
@@ -117,7 +124,7 @@ func (s *Session) attempt(t *target, run func() (map[string]any, try, error)) (m
 		return outputs, nil
 	}
 	if err == nil {
-		err = fmt.Errorf("the file system is not frozen, but the command that freezes it may still be at work in %s", containerOf(t.call))
+		err = fmt.Errorf("the file system is not frozen, but the command that freezes it may still be at work in %s", ContainerOf(t.call))
 	}
 	return nil, err
 }
@@ -128,43 +135,43 @@ func (s *Session) settled(t *target) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return !slices.ContainsFunc(t.undoes, func(p *progress) bool {
-		return p.state == pending && (p.lost.IsZero() || time.Since(p.lost) < doubtLimit)
+		return p.state == pending && (p.lost.IsZero() || time.Since(p.lost) < StartLimit)
 	})
 }
 
 // limit is how long a post command may take.
 func (s *Session) limit(call render.Call) time.Duration {
-	if thawsFileSystem(call.Command) {
-		return postLimit
+	if ThawsFileSystem(call.Command) {
+		return ThawLimit
 	}
-	return max(postLimit, s.plan.PrepareTimeout)
+	return max(ThawLimit, s.plan.PrepareTimeout)
 }
 
 // tell has a post command run, by its guard where one stands.
-func (s *Session) tell(ctx context.Context, t *target) (map[string]any, try, error) {
+func (s *Session) tell(ctx context.Context, t *target) (map[string]any, Try, error) {
 	switch {
 	case t.task != nil:
 		outputs, err := s.tryTask(ctx, t.task)
 		if err != nil {
-			return nil, try{}, err
+			return nil, Try{}, err
 		}
-		return outputs, try{reply: undone}, nil
+		return outputs, Try{Reply: Undone}, nil
 	case t.guard == nil:
 		return s.once(ctx, t.call)
 	case t.call.Hold != nil:
 		s.letGo(ctx, t)
-		return nil, try{reply: undone}, nil
+		return nil, Try{Reply: Undone}, nil
 	}
 	if done, err := s.order(ctx, t); err != nil {
-		return nil, try{}, err
+		return nil, Try{}, err
 	} else if done {
-		return map[string]any{}, try{reply: undone}, nil
+		return map[string]any{}, Try{Reply: Undone}, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.limit(t.call))
 	defer cancel()
 	answer, err := t.guard.expect(ctx, "thawed", "failed", "expired")
 	if err != nil {
-		return nil, try{}, s.masked(err)
+		return nil, Try{}, s.masked(err)
 	}
 	t.told = false
 	t.guard.output.WaitEnd()
@@ -182,7 +189,7 @@ func (s *Session) order(ctx context.Context, t *target) (done bool, err error) {
 	if t.told {
 		return false, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, postLimit)
+	ctx, cancel := context.WithTimeout(ctx, ThawLimit)
 	defer cancel()
 	answer, err := t.guard.ask(ctx, "thaw", "thawing", "expired")
 	switch {
@@ -206,15 +213,15 @@ func (s *Session) order(ctx context.Context, t *target) (done bool, err error) {
 
 // judge reads the answer of a script: a word, the exit code, and whether a freeze was
 // under way.
-func judge(call render.Call, printed *podexec.Output, answer string) (try, error) {
+func judge(call render.Call, printed *podexec.Output, answer string) (Try, error) {
 	code, freezing := strings.CutSuffix(answer, " freezing")
 	code = code[strings.LastIndexByte(code, ' ')+1:]
 	if code == "thawed" {
 		code = "0"
 	}
-	tried := try{reply: replyOf(call.Command, code, printed), printed: printed, sure: !freezing}
-	if tried.reply == failed {
-		return tried, fmt.Errorf("exit code %s in %s: %s", code, containerOf(call), printed)
+	tried := Try{Reply: replyOf(call.Command, code, printed), printed: printed, NoneRunning: !freezing}
+	if tried.Reply == failed {
+		return tried, fmt.Errorf("exit code %s in %s: %s", code, ContainerOf(call), printed)
 	}
 	return tried, nil
 }
@@ -231,7 +238,7 @@ func (s *Session) tryTask(ctx context.Context, task *render.Task) (map[string]an
 func (s *Session) letGo(ctx context.Context, t *target) {
 	ctx, cancel := context.WithTimeout(ctx, rescueLimit)
 	defer cancel()
-	asking, stop := context.WithTimeout(ctx, postLimit)
+	asking, stop := context.WithTimeout(ctx, ThawLimit)
 	defer stop()
 	answer, err := t.guard.ask(asking, "thaw", "thawing", "ended")
 	if held := err == nil && answer == "thawing"; held {
@@ -255,7 +262,7 @@ func (s *Session) letGo(ctx context.Context, t *target) {
 	t.guard.close()
 	select {
 	case <-t.guard.ended:
-	case <-time.After(partingLimit + postLimit):
+	case <-time.After(partingLimit + ThawLimit):
 	}
 }
 
@@ -266,12 +273,12 @@ func (s *Session) insist(ctx context.Context, t *target, failure error) error {
 	begun := time.Now()
 	// A guard that lives may have a command at work that takes its time.
 	patience := cmp.Or(s.tools.patience, rescueLimit)
-	until := begun.Add(max(patience, s.limit(t.call)-postLimit))
+	until := begun.Add(max(patience, s.limit(t.call)-ThawLimit))
 	lost := false
 	for time.Now().Before(until) {
 		time.Sleep(retryPause)
 		if t.task != nil || t.guard != nil && !t.silent && t.guard.lives() {
-			_, failure = s.attempt(t, func() (map[string]any, try, error) { return s.tell(ctx, t) })
+			_, failure = s.attempt(t, func() (map[string]any, Try, error) { return s.tell(ctx, t) })
 		} else {
 			if !lost {
 				lost, begun = true, time.Now()
@@ -288,26 +295,26 @@ func (s *Session) insist(ctx context.Context, t *target, failure error) error {
 
 // rescue tries everything once that can undo a freeze without a guard.
 func (s *Session) rescue(ctx context.Context, t *target, cause error, fromNode bool) error {
-	where := "from " + containerOf(t.call).String()
-	_, failure := s.attempt(t, func() (map[string]any, try, error) { return s.once(ctx, t.call) })
+	where := "from " + ContainerOf(t.call).String()
+	_, failure := s.attempt(t, func() (map[string]any, Try, error) { return s.once(ctx, t.call) })
 	if failure == nil && t.silent {
 		s.leave(ctx, t)
 	}
-	if failure != nil && thawsFileSystem(t.call.Command) {
-		_, err := s.attempt(t, func() (map[string]any, try, error) {
-			away := outside{executor: s.tools.Executor, show: s.show}
+	if failure != nil && ThawsFileSystem(t.call.Command) {
+		_, err := s.attempt(t, func() (map[string]any, Try, error) {
+			away := Outside{Executor: s.tools.Executor, Show: s.show}
 			if fromNode {
-				away.node, away.volumes = s.tools.Node, s.plan.volumes(t.call)
+				away.Node, away.Volumes = s.tools.Node, s.plan.volumes(t.call)
 			}
 			sure := s.plan.gone(ctx, t.call)
-			tried, from, err := away.thaw(ctx, s.plan.alternatives(ctx, t.call))
-			where, tried.sure = from, sure
+			tried, from, err := away.Thaw(ctx, s.plan.alternatives(ctx, t.call))
+			where, tried.NoneRunning = from, sure
 			return nil, tried, err
 		})
 		switch {
 		case err == nil:
 			failure = nil
-		case !errors.Is(err, errNowhere):
+		case !errors.Is(err, ErrNowhere):
 			failure = fmt.Errorf("%w; %w", failure, s.masked(err))
 		}
 	}
@@ -321,10 +328,10 @@ func (s *Session) rescue(ctx context.Context, t *target, cause error, fromNode b
 // thaw a second time. What no file system's thaw has found to be still frozen, it may
 // have undone by itself before.
 func (s *Session) leave(ctx context.Context, t *target) {
-	if !thawsFileSystem(t.call.Command) && !s.plan.ends(t) {
+	if !ThawsFileSystem(t.call.Command) && !s.plan.ends(t) {
 		s.broke(fmt.Errorf("the guard in %s did not answer when it was told to thaw, and it is not known whether it had run its post command before", t.guard.container))
 	}
-	ctx, cancel := context.WithTimeout(ctx, postLimit)
+	ctx, cancel := context.WithTimeout(ctx, ThawLimit)
 	defer cancel()
 	_ = s.tools.Executor.Exec(ctx, t.guard.container, []string{"sh", "-c", `kill -USR1 "$0"`, t.guard.process}, podexec.Streams{Stdout: io.Discard, Stderr: io.Discard})
 }
@@ -340,8 +347,8 @@ func (s *Session) stuck(t *target, failure error) error {
 }
 
 // once runs a post command in a shell of its own.
-func (s *Session) once(ctx context.Context, call render.Call) (map[string]any, try, error) {
-	tried, err := runOnce(ctx, s.tools.Executor, call, s.limit(call), s.show)
+func (s *Session) once(ctx context.Context, call render.Call) (map[string]any, Try, error) {
+	tried, err := UndoOnce(ctx, s.tools.Executor, call, s.limit(call), s.show)
 	if err != nil {
 		return nil, tried, s.masked(err)
 	}
@@ -352,27 +359,27 @@ func (s *Session) once(ctx context.Context, call render.Call) (map[string]any, t
 // runOnce runs a call that undoes something, in a shell of its own, or in none
 // where the container has none. The error has what the command printed as show
 // returns it; that a file system is not frozen is none.
-func runOnce(ctx context.Context, executor podexec.Executor, call render.Call, limit time.Duration, show podexec.Show) (try, error) {
+func UndoOnce(ctx context.Context, executor podexec.Executor, call render.Call, limit time.Duration, show podexec.Show) (Try, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit+killLimit)
 	defer cancel()
 	shell, err := openShell(ctx, executor, call, runnerScript, show)
 	if podexec.NoShell(err) && len(call.Env) == 0 {
 		printed := podexec.NewOutput(show)
-		err = executor.Exec(ctx, containerOf(call), call.Command, podexec.Streams{Stdout: printed, Stderr: printed})
+		err = executor.Exec(ctx, ContainerOf(call), call.Command, podexec.Streams{Stdout: printed, Stderr: printed})
 		code, known := podexec.ExitCode(err)
-		tried := try{reply: replyOf(call.Command, code, printed), printed: printed}
-		if known && tried.reply != failed {
+		tried := Try{Reply: replyOf(call.Command, code, printed), printed: printed}
+		if known && tried.Reply != failed {
 			return tried, nil
 		}
-		return try{}, fmt.Errorf("%w: %s", err, printed)
+		return Try{}, fmt.Errorf("%w: %s", err, printed)
 	}
 	if err != nil {
-		return try{}, err
+		return Try{}, err
 	}
 	defer shell.close()
 	answer, err := shell.ask(ctx, fmt.Sprintf("undo %d", seconds(limit)), "ended")
 	if err != nil {
-		return try{}, err
+		return Try{}, err
 	}
 	shell.output.WaitEnd()
 	return judge(call, shell.output, answer)

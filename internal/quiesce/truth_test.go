@@ -154,7 +154,7 @@ func TestPostCommandThatTakesLong(t *testing.T) {
 			h, app := newHost(), newApplication(t)
 			plan := app.plan()
 			slow := app.call("side", "thaw")
-			slow.Command[2] = fmt.Sprintf("echo begun >>%s; sleep %d; %s", app.journal, 2+int(postLimit/time.Second), slow.Command[2])
+			slow.Command[2] = fmt.Sprintf("echo begun >>%s; sleep %d; %s", app.journal, 2+int(ThawLimit/time.Second), slow.Command[2])
 			plan.Hooks, plan.PrepareTimeout = plan.Hooks[1:], 30*time.Second
 			plan.Hooks[0].Post = step("thaw", slow)
 			session, err := Freeze(t.Context(), Tools{Executor: h}, plan, quiet())

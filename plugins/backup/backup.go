@@ -28,6 +28,7 @@ import (
 	"stillpoint.io/stillpoint/internal/location/csi"
 	"stillpoint.io/stillpoint/internal/location/externalstorage"
 	"stillpoint.io/stillpoint/internal/quiesce"
+	"stillpoint.io/stillpoint/internal/recovery"
 	"stillpoint.io/stillpoint/internal/restore"
 	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/unit"
@@ -56,7 +57,7 @@ type Shared struct {
 	clients   *cluster.Clients
 	settler   *csi.Settler
 	cleaner   *cleanup.Cleaner
-	undoer    *quiesce.Undoer
+	undoer    *recovery.Undoer
 	tidied    sync.Once
 	leaver    *restore.Leaver
 }
@@ -85,7 +86,7 @@ func (s *Shared) connect(log logrus.FieldLogger) error {
 		s.leaver = &restore.Leaver{Settings: s.decisions.Settings, Log: log, Select: func(backup *velerov1.Backup) *selection.Selection {
 			return selection.New(clients.Remembered, s.csi(), backup)
 		}}
-		s.undoer = quiesce.NewUndoer(clients, s.decisions.Settings, clock)
+		s.undoer = recovery.NewUndoer(clients, s.decisions.Settings, clock)
 	})
 	return s.err
 }

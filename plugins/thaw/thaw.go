@@ -16,7 +16,7 @@ import (
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/journal"
-	"stillpoint.io/stillpoint/internal/quiesce"
+	"stillpoint.io/stillpoint/internal/recovery"
 	"stillpoint.io/stillpoint/plugins/command"
 )
 
@@ -106,7 +106,7 @@ func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	undoer := quiesce.NewUndoer(clients, func(ctx context.Context) (*config.Config, error) {
+	undoer := recovery.NewUndoer(clients, func(ctx context.Context) (*config.Config, error) {
 		return config.Load(ctx, clients.Kube, clients.VeleroNamespace)
 	}, clock.RealClock{})
 	standings, err := undoer.Journal.Statuses(ctx)
@@ -152,7 +152,7 @@ func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) error {
 	return result
 }
 
-func (f *flags) release(ctx context.Context, undoer *quiesce.Undoer, e journal.Status) (said string, err error) {
+func (f *flags) release(ctx context.Context, undoer *recovery.Undoer, e journal.Status) (said string, err error) {
 	if f.forget {
 		if err := undoer.Journal.Close(ctx, e.ID); err != nil {
 			return "", err
@@ -170,10 +170,10 @@ func (f *flags) release(ctx context.Context, undoer *quiesce.Undoer, e journal.S
 	for _, warning := range undone.Warnings {
 		said += fmt.Sprintf("%s: %s\n", e.ID, oneLine(warning))
 	}
-	if undone.Left != nil {
-		return said, undone.Left
+	if undone.Pending != nil {
+		return said, undone.Pending
 	}
-	if undone.Vanished {
+	if undone.NothingLeft {
 		said += fmt.Sprintf("%s, which backup %s had quiesced since %s, is gone\n", e.Name, e.Backup, clockTime(e.Since))
 	} else {
 		said += fmt.Sprintf("Released %s, which backup %s had quiesced since %s\n", e.Name, e.Backup, clockTime(e.Since))

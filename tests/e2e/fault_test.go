@@ -25,7 +25,7 @@ import (
 )
 
 // The application must run again this long after a death.
-const recovery = 3 * time.Second
+const thawTime = 3 * time.Second
 
 // held starts a backup whose snapshot takes long, and returns once the
 // application is frozen for it.
@@ -60,7 +60,7 @@ func TestPluginKilledWhileFrozen(t *testing.T) {
 	c := connect(t)
 	a, b := held(t, c, nil)
 	kill(t, syscall.SIGKILL, c.PluginPIDs())
-	a.writesWithin(recovery, "app-data0")
+	a.writesWithin(thawTime, "app-data0")
 	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit), "a snapshot without a freeze is none")
 	assert.Contains(t, said(b.log(), "error"), "the plugin process ended while the workload was quiesced")
 	assert.False(t, a.frozen("app-data0"))
@@ -73,7 +73,7 @@ func TestPluginKilledBetweenTwoVolumes(t *testing.T) {
 	a, b := held(t, c, func(s *shape) { s.volumes = 2 })
 	assert.False(t, a.writing("app-data1"))
 	kill(t, syscall.SIGKILL, c.PluginPIDs())
-	a.writesWithin(recovery, "app-data0", "app-data1")
+	a.writesWithin(thawTime, "app-data0", "app-data1")
 	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit))
 	assert.Contains(t, said(b.log(), "error"), "the plugin process ended while the workload was quiesced")
 }
@@ -83,7 +83,7 @@ func TestVeleroKilledWhileFrozen(t *testing.T) {
 	a, b := held(t, c, nil)
 	// As when its container is killed: no process of the pod is left.
 	kill(t, syscall.SIGKILL, append(c.VeleroPIDs(), c.PluginPIDs()...))
-	a.writesWithin(recovery, "app-data0")
+	a.writesWithin(thawTime, "app-data0")
 	assert.Equal(t, velerov1.BackupPhaseFailed, b.finished(3*time.Minute), "a restarted Velero gives its backups up")
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
@@ -100,7 +100,7 @@ func TestAPIServerKilledWhileFrozen(t *testing.T) {
 		assert.NoError(t, c.Start(ctx, cluster.APIServer))
 	})
 	require.NoError(t, c.Kill(t.Context(), cluster.APIServer))
-	a.writesWithin(recovery, "app-data0")
+	a.writesWithin(thawTime, "app-data0")
 	require.NoError(t, c.Start(t.Context(), cluster.APIServer))
 	assert.NotEqual(t, velerov1.BackupPhaseCompleted, b.finished(3*time.Minute), "a snapshot without a freeze is none")
 }
@@ -126,7 +126,7 @@ func TestDeadlineThawsWhenNoConnectionBreaks(t *testing.T) {
 
 func testDeadlineMakesTheSnapshotAnError(t *testing.T, c *cluster.Cluster) {
 	a, b := held(t, c, func(s *shape) { s.annotations["stillpoint.io/quiesce-timeout"] = "2s" })
-	a.writesWithin(recovery, "app-data0")
+	a.writesWithin(thawTime, "app-data0")
 	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit))
 	log := b.log()
 	assert.Contains(t, said(log, "error"), "the snapshot of claim "+a.namespace+"/app-data0 is not consistent and is deleted")
@@ -215,7 +215,7 @@ func testPodDeletedWhileFrozen(t *testing.T, c *cluster.Cluster) {
 	assert.Contains(t, errors, "not consistent")
 	a.kubectl("scale", "deployment/app", "--replicas=1")
 	a.kubectl("rollout", "status", "deployment/app", "--timeout=90s")
-	a.writesWithin(recovery, "app-data0")
+	a.writesWithin(thawTime, "app-data0")
 }
 
 func testSnapshotThatFailsThawsAtOnce(t *testing.T, c *cluster.Cluster) {

@@ -258,7 +258,7 @@ func testGroupFails(t *testing.T, c *cluster.Cluster) {
 			require.NotNil(t, claim, "the claim is in the backup")
 			assert.Contains(t, claim.Annotations["stillpoint.io/no-snapshot"], "disk on fire")
 		}
-		a.writesWithin(recovery, "app-data0", "app-data1")
+		a.writesWithin(thawTime, "app-data0", "app-data1")
 		a.noSnapshots()
 	})
 
@@ -298,7 +298,7 @@ func TestPluginKilledWhileAGroupIsFrozen(t *testing.T) {
 	// A group sends its event when the freeze is over, but its record before.
 	require.Eventually(t, func() bool { return len(a.owed()) > 0 && !a.writing("app-data0") }, 30*time.Second, 20*time.Millisecond)
 	kill(t, syscall.SIGKILL, c.PluginPIDs())
-	a.writesWithin(recovery, "app-data0", "app-data1")
+	a.writesWithin(thawTime, "app-data0", "app-data1")
 	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit))
 	// Velero may call the dead process once more before it notices.
 	assert.Regexp(t, "the plugin process ended while the workload was quiesced|connection refused", said(b.log(), "error"))

@@ -45,6 +45,7 @@ import (
 	"stillpoint.io/stillpoint/internal/location/externalstorage"
 	"stillpoint.io/stillpoint/internal/node"
 	"stillpoint.io/stillpoint/internal/quiesce"
+	"stillpoint.io/stillpoint/internal/recovery"
 	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/restore"
 	"stillpoint.io/stillpoint/internal/snapshot"
@@ -173,9 +174,9 @@ func (a *app) owe(clients *stillpoint.Clients, undo ...journal.Undo) *journal.En
 }
 
 // release completes what is owed, as the start of a plugin does.
-func (a *app) release(clients *stillpoint.Clients, owed *journal.Entry) *quiesce.Undone {
+func (a *app) release(clients *stillpoint.Clients, owed *journal.Entry) *recovery.Result {
 	a.t.Helper()
-	undoer := quiesce.NewUndoer(clients, settingsOf(clients), clock.RealClock{})
+	undoer := recovery.NewUndoer(clients, settingsOf(clients), clock.RealClock{})
 	abandoned, err := undoer.Journal.Abandoned(a.t.Context())
 	require.NoError(a.t, err)
 	for i := range abandoned {
@@ -201,7 +202,7 @@ func thawRights(t *testing.T, a *app, clients *stillpoint.Clients) {
 	assert.Equal(t, 0, code)
 	assert.Contains(t, table, owed.ID)
 	undone := a.release(clients, owed)
-	require.NoError(t, undone.Left)
+	require.NoError(t, undone.Pending)
 	assert.Equal(t, "1", a.kubectl("get", "deployment/grouped", "-o", "jsonpath={.status.readyReplicas}"))
 	assert.Contains(t, a.events("app")["Thawed"], "Released what backup e2e-rights had quiesced")
 
@@ -293,13 +294,13 @@ func TestRightsThatAreSwitchedOn(t *testing.T) {
 		left.Labels[api.LabelTask] = owed.ID
 		require.NoError(t, c.Objects().Create(t.Context(), left))
 		undone := a.release(clients, owed)
-		require.ErrorContains(t, undone.Left, "phase tenant: KubeTask failed (Forbidden)", "its ServiceAccount may not")
-		assert.NotContains(t, undone.Left.Error(), "phase task")
+		require.ErrorContains(t, undone.Pending, "phase tenant: KubeTask failed (Forbidden)", "its ServiceAccount may not")
+		assert.NotContains(t, undone.Pending.Error(), "phase task")
 		a.kubectl("wait", "--for=delete", "pod/left", "--timeout=10s")
 
 		a.kubectl("create", "rolebinding", "e2e", "--clusterrole=edit", "--serviceaccount="+a.namespace+":default")
 		undone = a.release(clients, owed)
-		require.NoError(t, undone.Left)
+		require.NoError(t, undone.Pending)
 	})
 	namespaces := unit.NewNamespaces(clients, clock.RealClock{}, log)
 	decisions := decision.New(clients, namespaces, decision.Server{}, clock.RealClock{})
@@ -438,7 +439,7 @@ func aroundRights(t *testing.T, c *cluster.Cluster, a *app, b aroundProcess, sai
 	require.NoError(t, b.Volume(t.Context(), volume, good))
 	assert.False(t, a.writing("app-data0"))
 	snapshot(good)
-	a.writesWithin(recovery, "app-data0")
+	a.writesWithin(thawTime, "app-data0")
 	require.NoError(t, b.Claim(t.Context(), claim, good))
 	assert.NotContains(t, said.String(), "level=warning")
 	assert.NotContains(t, said.String(), "forbidden")
@@ -505,7 +506,7 @@ func groupRights(t *testing.T, c *cluster.Cluster, a *app, process func() groupP
 	require.Len(t, first.Additional, 1, said)
 	require.NotEmpty(t, first.Operation)
 	assert.ElementsMatch(t, []string{"grouped-data0", "grouped-data1", "grouped-data2"}, left())
-	a.writesWithin(recovery, "grouped-data0", "grouped-data1", "grouped-data2")
+	a.writesWithin(thawTime, "grouped-data0", "grouped-data1", "grouped-data2")
 
 	said.Reset()
 	second, err := process().Claim(t.Context(), claim(1), backup)

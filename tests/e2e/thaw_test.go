@@ -123,7 +123,7 @@ func testNoContainerIsLeft(t *testing.T, c *cluster.Cluster) {
 	assert.Equal(t, 0, code)
 	assert.Contains(t, output, "thawed on node node1")
 	assert.Contains(t, output, "Released Deployment "+a.namespace+"/app, which backup "+b.name+" had quiesced since")
-	a.writesWithin(recovery, "app-data0")
+	a.writesWithin(thawTime, "app-data0")
 	assert.Empty(t, a.owed())
 	noNodePods(t, c)
 }
@@ -221,7 +221,7 @@ func TestThawReleasesWhatABackupHolds(t *testing.T) {
 	assert.Equal(t, 0, code)
 	assert.Regexp(t, `process \d+ of pod velero-\S+ was holding it`, output)
 	assert.Contains(t, output, "the snapshots that backup "+b.name+" takes of it are not consistent")
-	a.writesWithin(recovery, "app-data0")
+	a.writesWithin(thawTime, "app-data0")
 	assert.Empty(t, a.owed())
 	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit))
 	assert.Contains(t, said(b.log(), "error"), "somebody else has released it meanwhile")

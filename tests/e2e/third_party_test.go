@@ -54,11 +54,11 @@ func testFreezeThatCompletesAfterItsThaw(t *testing.T, c *cluster.Cluster) {
 	time.Sleep(8 * time.Second) // the freeze was given up, and thaws have failed
 	assert.Len(t, a.owed(), 1, "the record stays while the freeze can complete")
 	resume()
-	a.writesWithin(recovery, "app-data0")
+	a.writesWithin(thawTime, "app-data0")
 	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit))
 	assert.Contains(t, said(b.log(), "error"), "prepare-timeout 2s")
 	time.Sleep(time.Second)
-	a.writesWithin(recovery, "app-data0")
+	a.writesWithin(thawTime, "app-data0")
 	assert.False(t, a.frozen("app-data0"))
 	assert.Empty(t, a.owed())
 }
@@ -79,11 +79,11 @@ func TestPluginKilledBeforeAFreezeCompletes(t *testing.T) {
 	assert.Len(t, a.owed(), 1)
 	assert.NotEmpty(t, a.events("app")["StillFrozen"])
 	resume()
-	a.writesWithin(2*recovery, "app-data0")
+	a.writesWithin(2*thawTime, "app-data0")
 	_, code = runThaw(t, "--timeout", "20s", "--namespace", a.namespace)
 	assert.Equal(t, 0, code)
 	assert.Empty(t, a.owed())
-	a.writesWithin(recovery, "app-data0")
+	a.writesWithin(thawTime, "app-data0")
 	assert.NotEqual(t, velerov1.BackupPhaseCompleted, b.finished(limit))
 	assert.False(t, a.frozen("app-data0"))
 }

@@ -1,4 +1,4 @@
-package quiesce
+package recovery
 
 import (
 	"context"
@@ -135,7 +135,7 @@ func TestUndoInOrder(t *testing.T) {
 	)
 	undone, err := u.Undo(t.Context(), owed, left)
 	require.NoError(t, err)
-	require.NoError(t, undone.Left)
+	require.NoError(t, undone.Pending)
 	assert.Empty(t, undone.Warnings)
 	assert.Equal(t, []string{"first", "last"}, app.lines(t))
 	assert.Equal(t, []string{"ScaleWorkload"}, u.tasks.done)
@@ -143,7 +143,7 @@ func TestUndoInOrder(t *testing.T) {
 	assert.Equal(t, []string{"Thawed: Released what backup nightly had quiesced"}, u.events(t))
 }
 
-// What stays owed is told of, kept, and done by the next that tries; what was done
+// Failed steps stay in the journal and the next try repeats them; what was done
 // is not done again.
 func TestUndoKeepsWhatFails(t *testing.T) {
 	u, app := newUndoing(t), newApplication(t)
@@ -156,8 +156,8 @@ func TestUndoKeepsWhatFails(t *testing.T) {
 	undone, err := u.Undo(t.Context(), owed, left)
 	require.NoError(t, err)
 	const failure = "blueprint scale, phase up: deployment shop/db: conflict; run by hand: kubectl scale"
-	require.EqualError(t, undone.Left, "StatefulSet shop/db MAY STILL BE QUIESCED by backup nightly: "+failure)
-	assert.Equal(t, []string{"StillFrozen: " + undone.Left.Error()}, u.events(t))
+	require.EqualError(t, undone.Pending, "StatefulSet shop/db MAY STILL BE QUIESCED by backup nightly: "+failure)
+	assert.Equal(t, []string{"StillFrozen: " + undone.Pending.Error()}, u.events(t))
 	kept := u.list(t)
 	require.Len(t, kept, 1)
 	assert.Equal(t, failure, kept[0].Failure)
@@ -169,7 +169,7 @@ func TestUndoKeepsWhatFails(t *testing.T) {
 
 	undone, err = u.Undo(t.Context(), &kept[0], left)
 	require.NoError(t, err)
-	require.NoError(t, undone.Left)
+	require.NoError(t, undone.Pending)
 	assert.Equal(t, []string{"unlock"}, app.lines(t))
 	assert.Empty(t, u.list(t))
 }
@@ -199,7 +199,7 @@ func TestUndoTriesAgain(t *testing.T) {
 	u.tasks.failures, u.tasks.err = 1, errors.New("conflict")
 	undone, err := u.Undo(t.Context(), u.owe(t, deadHolder, journal.Undo{Task: &render.Task{Func: "KubeOps", Namespace: "shop"}}), 5*time.Second)
 	require.NoError(t, err)
-	require.NoError(t, undone.Left)
+	require.NoError(t, undone.Pending)
 	assert.Equal(t, []string{"KubeOps"}, u.tasks.done)
 }
 
@@ -249,12 +249,12 @@ func TestUndoFailures(t *testing.T) {
 			undone, err := u.Undo(t.Context(), u.owe(t, test.holder, test.undo), left)
 			require.NoError(t, err)
 			if test.left == "" {
-				require.NoError(t, undone.Left)
+				require.NoError(t, undone.Pending)
 				require.Len(t, undone.Warnings, 1)
 				assert.Equal(t, "blueprint b, phase p: "+test.warning, undone.Warnings[0])
 				assert.Empty(t, u.list(t))
 			} else {
-				require.EqualError(t, undone.Left, "StatefulSet shop/db MAY STILL BE QUIESCED by backup nightly: blueprint b, phase p: "+test.left)
+				require.EqualError(t, undone.Pending, "StatefulSet shop/db MAY STILL BE QUIESCED by backup nightly: blueprint b, phase p: "+test.left)
 				assert.Len(t, u.list(t), 1)
 			}
 			assert.NotContains(t, strings.Join(slices.Concat(u.events(t), undone.Warnings), " "), "hunter2")
@@ -330,10 +330,10 @@ func TestUndoFileSystem(t *testing.T) {
 			undone, err := u.Undo(t.Context(), owed, max(test.limit, left))
 			require.NoError(t, err)
 			if test.left == "" {
-				require.NoError(t, undone.Left)
+				require.NoError(t, undone.Pending)
 				assert.Empty(t, u.list(t))
 			} else {
-				require.ErrorContains(t, undone.Left, test.left)
+				require.ErrorContains(t, undone.Pending, test.left)
 			}
 			if test.warning == "" {
 				assert.Empty(t, undone.Warnings)
@@ -377,12 +377,12 @@ func TestAtBackup(t *testing.T) {
 	// What was tried just now is told of, and not tried again.
 	u.owe(t, deadHolder, journal.Undo{Blueprint: "b", Phase: "p", Unknown: "the output is lost"})
 	u.AtBackup(t.Context(), log)
-	assert.Equal(t, []string{"warning: StatefulSet shop/db MAY STILL BE QUIESCED by backup nightly: blueprint b, phase p: the output is lost; no way to undo it by hand is known"}, messages())
+	assert.Equal(t, []string{"warning: Pending undo failed: StatefulSet shop/db MAY STILL BE QUIESCED by backup nightly: blueprint b, phase p: the output is lost; no way to undo it by hand is known"}, messages())
 	u.AtBackup(t.Context(), log)
 	require.Len(t, u.list(t), 1)
 	again := messages()
 	require.Len(t, again, 1)
-	assert.Contains(t, again[0], "warning: StatefulSet shop/db may still be quiesced by backup nightly since")
+	assert.Contains(t, again[0], "warning: Pending undo is not due for another try: StatefulSet shop/db may still be quiesced by backup nightly since")
 	require.NoError(t, u.Journal.Close(t.Context(), "stillpoint-intent-x"))
 }
 
@@ -407,7 +407,7 @@ func TestAtBackupForgetsWhatVanished(t *testing.T) {
 	for _, entry := range said.AllEntries() {
 		assert.Equal(t, logrus.InfoLevel, entry.Level, entry.Message)
 	}
-	assert.Equal(t, "StatefulSet shop/db, which backup nightly had quiesced since "+owed.Since.UTC().Format(time.RFC3339)+", is gone", said.LastEntry().Message)
+	assert.Equal(t, "Dropped the pending undo of StatefulSet shop/db, which backup nightly had quiesced since "+owed.Since.UTC().Format(time.RFC3339)+": it is gone", said.LastEntry().Message)
 }
 
 // It makes no difference at which try.
@@ -421,8 +421,8 @@ func TestWhatVanishesBetweenTwoTriesIsNotReleased(t *testing.T) {
 	})
 	undone, err := u.Undo(t.Context(), owed, time.Minute)
 	require.NoError(t, err)
-	assert.NoError(t, undone.Left)
-	assert.True(t, undone.Vanished)
+	assert.NoError(t, undone.Pending)
+	assert.True(t, undone.NothingLeft)
 	assert.NotContains(t, u.events(t), "Thawed: Released what backup nightly had quiesced")
 	assert.Equal(t, 99, u.tasks.failures)
 }
