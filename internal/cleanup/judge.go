@@ -369,18 +369,10 @@ func (f *facts) ofUpload(s subject, backup *velerov1.Backup) verdict {
 		}
 		v = remove("DataUpload %s of backup %s is %s", upload.Name, backup.Name, upload.Status.Phase)
 	}
-	if !f.config.DeletesSnapshotsOf(mover) {
-		return f.keptBy(mover)
+	if why := MoverKeeps(f.config, f.unusable, mover); why != "" {
+		return hold("%s", why)
 	}
 	return v
-}
-
-// keptBy holds what a data mover may keep on purpose.
-func (f *facts) keptBy(mover string) verdict {
-	if f.unusable != nil {
-		return hold("data mover %s may keep its snapshots, and the configuration, which says so, cannot be used: %v", mover, f.unusable)
-	}
-	return hold("data mover %s may keep its snapshots: dataMovers of the configuration does not say deleteSnapshots", mover)
 }
 
 // uploadOf finds the DataUpload that moves the data of a snapshot, or whose copy
@@ -462,11 +454,11 @@ func (f *facts) ofBereft(s subject) verdict {
 // quicker than the mark. The DataUpload is as good: it stands in this Velero's own
 // namespace, and has the backup's UID. what the object is to it is for the reason.
 func (f *facts) ofMover(upload *velerov2alpha1.DataUpload, what string) verdict {
-	switch {
-	case !Ended(upload):
+	if !Ended(upload) {
 		return stand("%s of DataUpload %s, which is %s", what, upload.Name, phase(upload.Status.Phase, nil))
-	case !f.config.DeletesSnapshotsOf(upload.Spec.DataMover):
-		return f.keptBy(upload.Spec.DataMover)
+	}
+	if why := MoverKeeps(f.config, f.unusable, upload.Spec.DataMover); why != "" {
+		return hold("%s", why)
 	}
 	v := remove("%s of DataUpload %s, which is %s", what, upload.Name, upload.Status.Phase)
 	uid := upload.Labels[velerov1.BackupUIDLabel]

@@ -1,9 +1,12 @@
 package cleanup
 
 import (
+	"fmt"
+
 	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
 
 	"stillpoint.io/stillpoint/internal/api"
+	"stillpoint.io/stillpoint/internal/config"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
@@ -29,5 +32,19 @@ func Ended(upload *velerov2alpha1.DataUpload) bool {
 		return true
 	default:
 		return false
+	}
+}
+
+// MoverKeeps returns why a data mover can keep the snapshots that it was given, on
+// purpose, after their upload; "" if Stillpoint deletes them. unusable is why
+// settings are the default.
+func MoverKeeps(settings *config.Config, unusable error, mover string) string {
+	switch {
+	case settings.DeletesSnapshotsOf(mover):
+		return ""
+	case unusable != nil:
+		return fmt.Sprintf("data mover %s may keep its snapshots, and the configuration, which says so, cannot be used: %v", mover, unusable)
+	default:
+		return fmt.Sprintf("data mover %s may keep its snapshots: dataMovers of the configuration does not say deleteSnapshots", mover)
 	}
 }

@@ -124,27 +124,3 @@ func TestRecordOfAnEarlierProcess(t *testing.T) {
 	require.ErrorIs(t, left(phaseBegun).failed(), errDied)
 	require.ErrorIs(t, left("").failed(), errDied)
 }
-
-func TestUnclaimed(t *testing.T) {
-	vs := func(claim string, taken bool, kept bool) snapshotv1.VolumeSnapshot {
-		vs := snapshotv1.VolumeSnapshot{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: claim, Labels: map[string]string{velerov1.PVCUIDLabel: claim}}}
-		vs.Annotations = map[string]string{api.AnnotationClassReason: "because"}
-		if taken {
-			vs.Annotations[velerov1.VolumeSnapshotHandleAnnotation] = "h"
-		}
-		if kept {
-			vs.Name = "kept-" + claim
-			vs.Labels[api.LabelKept] = claim
-		}
-		return vs
-	}
-	veleros := vs("veleros", false, false)
-	delete(veleros.Annotations, api.AnnotationClassReason)
-	var got []string
-	for _, target := range unclaimed([]snapshotv1.VolumeSnapshot{
-		veleros, vs("taken", true, false), vs("left-out", false, false), vs("uploaded", false, false), vs("uploaded", false, true), vs("dropped", false, true),
-	}, map[string]bool{"uploaded": true}) {
-		got = append(got, target.String())
-	}
-	assert.Equal(t, []string{"shop/left-out", "shop/kept-dropped"}, got)
-}

@@ -6,13 +6,9 @@ import (
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
 	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
-	velerov2alpha1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v2alpha1"
-	"github.com/vmware-tanzu/velero/pkg/util/boolptr"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
-	"stillpoint.io/stillpoint/internal/api"
-	"stillpoint.io/stillpoint/internal/cluster"
+	"stillpoint.io/stillpoint/internal/cleanup"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
@@ -35,11 +31,10 @@ func (r *run) settle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	uploaded, err := r.uploaded(ctx)
+	targets, err := cleanup.Unclaimed(ctx, r.clients, r.backup, list)
 	if err != nil {
 		return err
 	}
-	targets := unclaimed(list, uploaded)
 	for _, target := range targets { // the next process would not write into the backup's log
 		r.log.Infof("Deleting VolumeSnapshot %s: Velero left the claim out, or the plugin process ended before it was handed over", target)
 	}
@@ -75,32 +70,4 @@ func (r *run) tellLostOf(ctx context.Context, g *group, there []snapshotv1.Volum
 			r.log.Errorf("Claim %s/%s cannot be restored from this backup: VolumeSnapshot %s was deleted before Velero backed it up", vs.Namespace, m.claim.Name, vs.Name)
 		}
 	}
-}
-
-// uploaded are the UIDs of the claims of a backup that have a DataUpload.
-func (r *run) uploaded(ctx context.Context) (map[string]bool, error) {
-	claims := map[string]bool{}
-	if !boolptr.IsSetToTrue(r.backup.Spec.SnapshotMoveData) {
-		return claims, nil
-	}
-	uploads, err := cluster.All[velerov2alpha1.DataUpload](ctx, "DataUploads", "",
-		r.clients.Velero(&velerov2alpha1.DataUploadList{}, crclient.MatchingLabels{velerov1.BackupUIDLabel: string(r.backup.UID)}))
-	for _, upload := range uploads {
-		claims[upload.Labels[velerov1.PVCUIDLabel]] = true
-	}
-	return claims, err
-}
-
-// unclaimed are the snapshots among Stillpoint's that Velero did not take. One
-// that is kept beside an upload has the fate of the claim's other one.
-func unclaimed(all []snapshotv1.VolumeSnapshot, uploaded map[string]bool) []snapshot.Target {
-	var targets []snapshot.Target
-	for i := range all {
-		vs := &all[i]
-		_, ours := vs.Annotations[api.AnnotationClassReason] // Velero's are marked with the backup's UID, too
-		if ours && vs.Annotations[velerov1.VolumeSnapshotHandleAnnotation] == "" && !uploaded[vs.Labels[velerov1.PVCUIDLabel]] {
-			targets = append(targets, snapshot.TargetOf(vs))
-		}
-	}
-	return targets
 }

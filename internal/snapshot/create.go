@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -68,8 +67,8 @@ func of(domain, above string) bool { return domain == above || strings.HasSuffix
 const excludeLabel = velerov1.ExcludeFromBackupLabel
 
 // Kept is a second VolumeSnapshot of a claim, which stays beside the export of
-// the first. Velero does not know it as one of the backup's. last is how many such snapshots of the claim there may be at the
-// most, 0 any number.
+// the first. Velero does not know it as one of the backup's. last is how many such
+// snapshots of the claim there may be at the most, 0 any number.
 func Kept(first *snapshotv1.VolumeSnapshot, backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim, last int) *snapshotv1.VolumeSnapshot {
 	vs := first.DeepCopy()
 	vs.Name = name(keptPrefix, string(backup.UID), claim.Name, string(claim.UID))
@@ -79,56 +78,6 @@ func Kept(first *snapshotv1.VolumeSnapshot, backup *velerov1.Backup, claim *core
 		vs.Annotations[api.AnnotationKeepLast] = strconv.Itoa(last)
 	}
 	return vs
-}
-
-// Counted are the pairs that are believed to be kept snapshots of a claim, as Surplus
-// takes them: with the number that the content has.
-func Counted(pairs []Pair, claim string) (kept []snapshotv1.VolumeSnapshot) {
-	for _, p := range pairs {
-		if _, marked, err := p.Origin(""); p.Snapshot == nil || p.Content == nil || !marked || err != nil || p.Kept() != claim {
-			continue
-		}
-		vs := p.Snapshot.DeepCopy()
-		if p.Content.Labels[api.LabelKept] != "" { // not so in releases before
-			vs.Annotations[api.AnnotationKeepLast] = p.Content.Annotations[api.AnnotationKeepLast]
-		}
-		kept = append(kept, *vs)
-	}
-	return kept
-}
-
-// Surplus are those of a claim's kept snapshots that newer ones take the place of.
-// How many may be there says the newest; those that are kept without a number are
-// not counted, and stay. One whose upload has failed takes nobody's place: it stays
-// as long as it is newer than the last that counts, and as many such as the number
-// allows.
-func Surplus(kept []snapshotv1.VolumeSnapshot, failed func(*snapshotv1.VolumeSnapshot) bool) (surplus []snapshotv1.VolumeSnapshot) {
-	numbered := slices.DeleteFunc(slices.Clone(kept), func(vs snapshotv1.VolumeSnapshot) bool {
-		return vs.Annotations[api.AnnotationKeepLast] == "" || vs.Status == nil || vs.Status.CreationTime == nil
-	})
-	slices.SortFunc(numbered, func(a, b snapshotv1.VolumeSnapshot) int {
-		return b.Status.CreationTime.Compare(a.Status.CreationTime.Time)
-	})
-	if len(numbered) == 0 {
-		return nil
-	}
-	last, err := strconv.Atoi(numbered[0].Annotations[api.AnnotationKeepLast])
-	if err != nil || last < 1 {
-		return nil
-	}
-	good, bad := 0, 0
-	for i := range numbered {
-		count := &good
-		if failed(&numbered[i]) {
-			count = &bad
-		}
-		if good >= last || *count >= last {
-			surplus = append(surplus, numbered[i])
-			continue
-		}
-		*count++
-	}
-	return surplus
 }
 
 // What the names of snapshots begin with.

@@ -17,6 +17,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/utils/clock"
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -39,6 +40,9 @@ const (
 	// snapshotPrefix is of a snapshot that no data mover exports. The claim's
 	// UID follows.
 	snapshotPrefix = "snapshot-"
+	// locationPrefix is of a snapshot that a VolumeSnapshotLocation took. The claim's
+	// namespace and UID follow.
+	locationPrefix = "stillpoint-location."
 )
 
 const (
@@ -93,6 +97,8 @@ func (t *Tracker) Progress(ctx context.Context, operation string, backup *velero
 	switch {
 	case strings.HasPrefix(operation, snapshotPrefix):
 		progress, err = t.snapshot(ctx, strings.TrimPrefix(operation, snapshotPrefix), backup)
+	case strings.HasPrefix(operation, locationPrefix):
+		progress, err = t.located(ctx, operation, backup)
 	case strings.HasPrefix(operation, uploadPrefix), strings.HasPrefix(operation, foreignPrefix):
 		progress, err = t.upload(ctx, operation, backup)
 	default:
@@ -140,12 +146,13 @@ func (t *Tracker) upload(ctx context.Context, operation string, backup *velerov1
 // settle removes what an upload that has ended leaves, and the kept snapshots
 // that are too many now. It tells what it did.
 func (t *Tracker) settle(ctx context.Context, operation string, upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) (string, error) {
-	deletes, said, err := t.deletes(ctx, backup.Spec.DataMover)
+	keeps, err := t.keeps(ctx, backup.Spec.DataMover)
 	if err != nil {
 		return "", err
 	}
 	var targets []snapshot.Target
-	if deletes {
+	said := "the local snapshot stays: " + keeps
+	if keeps == "" {
 		said = "the local snapshot is deleted"
 		if targets, err = t.targets(ctx, operation, upload, backup); err != nil {
 			return "", err
@@ -200,9 +207,7 @@ func follows(operation string, backup *velerov1.Backup, object metav1.Object) bo
 	return operation == foreignPrefix+claim || operation == velerofacts.UploadOperation(backup, types.UID(claim))
 }
 
-// surplus are the kept snapshots of an operation's claim that newer ones take the
-// place of, or this backup's where the storage has not cut it. They are looked for
-// beside the claim only, and one counts only where its content has its marks, too.
+// surplus are the kept snapshots of an operation's claim that are too many.
 func (t *Tracker) surplus(ctx context.Context, operation string, upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) ([]snapshot.Target, error) {
 	claim, namespace := strings.TrimPrefix(operation, foreignPrefix), ""
 	if upload != nil {
@@ -218,46 +223,7 @@ func (t *Tracker) surplus(ctx context.Context, operation string, upload *velerov
 	if own < 0 {
 		return nil, nil
 	}
-	if status := all[own].Status; status == nil || status.CreationTime == nil {
-		return []snapshot.Target{snapshot.TargetOf(&all[own])}, nil
-	}
-	installation, err := t.clients.Installation(ctx)
-	if err != nil {
-		return nil, err
-	}
-	failed, err := t.failed(ctx, claim)
-	if err != nil {
-		return nil, err
-	}
-	failed[string(backup.UID)] = progressOfUpload(upload).Err != ""
-	kept, err := snapshot.List(ctx, t.clients.Snapshots, all[own].Namespace, snapshot.Of(installation).String()+","+api.LabelKept+"="+claim)
-	if err != nil {
-		return nil, err
-	}
-	var pairs []snapshot.Pair
-	for i := range kept {
-		content, err := snapshot.ContentOf(ctx, t.clients.Snapshots, &kept[i])
-		if err != nil {
-			return nil, err
-		}
-		pairs = append(pairs, snapshot.Pair{Snapshot: &kept[i], Content: content})
-	}
-	var targets []snapshot.Target
-	for _, vs := range snapshot.Surplus(snapshot.Counted(pairs, claim), func(vs *snapshotv1.VolumeSnapshot) bool { return failed[vs.Labels[velerov1.BackupUIDLabel]] }) {
-		targets = append(targets, snapshot.TargetOf(&vs))
-	}
-	return targets, nil
-}
-
-// failed has the UIDs of the backups that have not exported a claim.
-func (t *Tracker) failed(ctx context.Context, claim string) (map[string]bool, error) {
-	uploads, err := cluster.All[velerov2alpha1.DataUpload](ctx, "DataUploads", "",
-		t.clients.Velero(&velerov2alpha1.DataUploadList{}, crclient.MatchingLabels{velerov1.PVCUIDLabel: claim}))
-	failed := map[string]bool{}
-	for i := range uploads {
-		failed[uploads[i].Labels[velerov1.BackupUIDLabel]] = progressOfUpload(&uploads[i]).Err != ""
-	}
-	return failed, err
+	return cleanup.Surplus(ctx, t.clients, &all[own], progressOfUpload(upload).Err != "")
 }
 
 // Veleros looks after a snapshot that Velero's own action has taken: it marks the
@@ -315,7 +281,10 @@ func (t *Tracker) Cancel(ctx context.Context, operation string, backup *velerov1
 	if strings.HasPrefix(operation, snapshotPrefix) {
 		return nil // the snapshot is the backup's
 	}
-	deletes, _, err := t.deletes(ctx, backup.Spec.DataMover)
+	if strings.HasPrefix(operation, locationPrefix) {
+		return t.cancelLocated(ctx, operation, backup)
+	}
+	keeps, err := t.keeps(ctx, backup.Spec.DataMover)
 	if err != nil {
 		return err
 	}
@@ -326,31 +295,30 @@ func (t *Tracker) Cancel(ctx context.Context, operation string, backup *velerov1
 	t.mu.Unlock()
 	waiting, cancel := t.waiting(ctx)
 	defer cancel()
-	for {
+	var phase velerov2alpha1.DataUploadPhase
+	err = wait.PollUntilContextCancel(waiting, time.Second, true, func(ctx context.Context) (bool, error) {
 		upload, err := t.find(ctx, operation, backup)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if progressOfUpload(upload).Completed {
 			_, err := t.settle(ctx, operation, upload, backup)
-			return err
+			return true, err
 		}
+		phase = upload.Status.Phase
 		if !upload.Spec.Cancel {
 			before := upload.DeepCopy()
 			upload.Spec.Cancel = true
 			if err := t.clients.Objects.Patch(ctx, upload, crclient.MergeFrom(before)); err != nil {
-				return fmt.Errorf("cancel DataUpload %s: %w", upload.Name, err)
+				return false, fmt.Errorf("cancel DataUpload %s: %w", upload.Name, err)
 			}
 		}
-		if !deletes {
-			return nil
-		}
-		select {
-		case <-waiting.Done():
-			return fmt.Errorf("cancel DataUpload %s: its phase is still %q", upload.Name, upload.Status.Phase)
-		case <-time.After(time.Second):
-		}
+		return keeps != "", nil
+	})
+	if wait.Interrupted(err) {
+		return fmt.Errorf("cancel the DataUpload of operation %s: its phase is still %q", operation, phase)
 	}
+	return err
 }
 
 // find returns the DataUpload of an operation, nil when there is none.
@@ -380,23 +348,23 @@ func (t *Tracker) waiting(ctx context.Context) (context.Context, context.CancelF
 	return context.WithTimeout(ctx, max(t.patient.Sub(now), attempt))
 }
 
-// deletes reports whether the snapshots that a data mover was given are deleted
-// when their upload has ended, and says who has them otherwise. An unusable
-// configuration does not keep an operation open: Velero's own mover needs none, and
-// without one the snapshots of any other are left alone.
-func (t *Tracker) deletes(ctx context.Context, mover string) (deletes bool, said string, err error) {
-	if config.Default(t.clients.VeleroNamespace).DeletesSnapshotsOf(mover) {
-		return true, "", nil
+// keeps returns why the snapshots that a data mover was given stay when their upload
+// has ended; "" if they are deleted. An unusable configuration does not keep an
+// operation open: Velero's own mover needs none, and without one the snapshots of any
+// other stay.
+func (t *Tracker) keeps(ctx context.Context, mover string) (string, error) {
+	settings := config.Default(t.clients.VeleroNamespace)
+	if settings.DeletesSnapshotsOf(mover) {
+		return "", nil
 	}
-	said = "the local snapshot is left to data mover " + mover
-	settings, err := t.settings(ctx)
+	configured, err := t.settings(ctx)
 	switch {
-	case config.Unusable(err):
-		return false, fmt.Sprintf("%s, since the configuration cannot be used: %v", said, err), nil
-	case err != nil:
-		return false, "", err
+	case err == nil:
+		settings = configured
+	case !config.Unusable(err):
+		return "", err
 	}
-	return settings.DeletesSnapshotsOf(mover), said, nil
+	return cleanup.MoverKeeps(settings, err, mover), nil
 }
 
 // list returns the VolumeSnapshots of a backup that Stillpoint took.

@@ -137,7 +137,7 @@ func TestProgressDeletes(t *testing.T) {
 		},
 		"another mover": {
 			phase: velerov2alpha1.DataUploadPhaseCompleted, change: func(p *place) { p.mover = "acme" },
-			left: all, completed: true, says: "the local snapshot is left to data mover acme",
+			left: all, completed: true, says: "the local snapshot stays: data mover acme may keep",
 		},
 		"another mover, that is known": {
 			phase: velerov2alpha1.DataUploadPhaseCompleted, change: func(p *place) { p.mover, p.document = "acme", "dataMovers: [{name: acme, deleteSnapshots: true}]" },
@@ -149,7 +149,7 @@ func TestProgressDeletes(t *testing.T) {
 		},
 		"one that is not valid, and another mover": {
 			phase: velerov2alpha1.DataUploadPhaseCompleted, change: func(p *place) { p.mover, p.document = "acme", "dataMover: []" },
-			left: all, completed: true, says: "the local snapshot is left to data mover acme, since the configuration cannot be used: ",
+			left: all, completed: true, says: "the local snapshot stays: data mover acme may keep its snapshots, and the configuration, which says so, cannot be used: ",
 		},
 		"a second one that was not cut": {
 			phase: velerov2alpha1.DataUploadPhaseCompleted, change: func(p *place) { p.kept.Status = nil },

@@ -55,7 +55,6 @@ type Shared struct {
 	groups    *group.Groups
 	tracker   *upload.Tracker
 	clients   *cluster.Clients
-	settler   *csi.Settler
 	cleaner   *cleanup.Cleaner
 	undoer    *recovery.Undoer
 	tidied    sync.Once
@@ -80,7 +79,7 @@ func (s *Shared) connect(log logrus.FieldLogger) error {
 		reporter := quiesce.NewReporter(clients.Kube)
 		s.freezes = around.New(clients, namespaces, s.decisions, reporter, log)
 		s.tracker = upload.NewTracker(clients, s.decisions.Settings, clock, log)
-		s.clients, s.settler = clients, csi.NewSettler(clients)
+		s.clients = clients
 		s.groups = group.New(clients, namespaces, s.decisions, reporter, log)
 		s.cleaner = cleanup.New(clients, clock)
 		s.leaver = &restore.Leaver{Settings: s.decisions.Settings, Log: log, Select: func(backup *velerov1.Backup) *selection.Selection {
@@ -236,7 +235,7 @@ func (a *claimAction) follow(ctx context.Context, claim *corev1.PersistentVolume
 	if a.csi() { // Velero calls no VolumeSnapshotter for CSI volumes
 		return a.tracker.Veleros(ctx, claim, backup)
 	}
-	operation, err := a.settler.Operation(ctx, claim, backup)
+	operation, err := a.tracker.Located(ctx, claim, backup)
 	if err != nil {
 		a.log.Warnf("Claim %s/%s: what its snapshot was taken by may stay until the next backup: %v", claim.Namespace, claim.Name, err)
 	}
@@ -250,9 +249,6 @@ func (a *claimAction) Progress(operation string, backup *velerov1.Backup) (veler
 	if err := a.groups.Settle(ctx, backup); err != nil {
 		return velero.OperationProgress{Description: err.Error()}, nil // it may pass, and Velero never asks again after an error
 	}
-	if csi.Follows(operation) {
-		return a.settler.Progress(ctx, operation, backup)
-	}
 	return a.tracker.Progress(ctx, operation, backup)
 }
 
@@ -260,11 +256,7 @@ func (a *claimAction) Progress(operation string, backup *velerov1.Backup) (veler
 func (a *claimAction) Cancel(operation string, backup *velerov1.Backup) error {
 	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
 	defer cancel()
-	cancelled := a.tracker.Cancel
-	if csi.Follows(operation) {
-		cancelled = a.settler.Cancel
-	}
-	return errors.Join(a.groups.Settle(ctx, backup), cancelled(ctx, operation, backup))
+	return errors.Join(a.groups.Settle(ctx, backup), a.tracker.Cancel(ctx, operation, backup))
 }
 
 type podsAction struct{ *Shared }

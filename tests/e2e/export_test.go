@@ -198,7 +198,7 @@ func TestExportFails(t *testing.T) {
 			require.Equal(t, velerov1.BackupPhaseCompleted, b.finished(2*time.Minute), b.log())
 			assert.Len(t, a.stored("app-data0"), left, mover)
 			if left > 0 {
-				assert.Contains(t, b.describe(), "the local snapshot is left to data mover "+mover)
+				assert.Contains(t, b.describe(), "the local snapshot stays: data mover "+mover)
 				require.NoError(t, c.Objects().DeleteAllOf(t.Context(), &snapshotv1.VolumeSnapshot{}, crclient.InNamespace(a.namespace)))
 				contents := &snapshotv1.VolumeSnapshotContentList{}
 				require.NoError(t, c.Objects().List(t.Context(), contents))

@@ -307,12 +307,12 @@ func TestRightsThatAreSwitchedOn(t *testing.T) {
 	quiescer := around.New(clients, namespaces, decisions, quiesce.NewReporter(clients.Kube), log)
 	t.Run("location of stillpoint.io/csi", func(t *testing.T) {
 		a.kubectl("annotate", "deployment/app", "stillpoint.io/quiesce=fsfreeze")
-		settler := csi.NewSettler(clients)
+		tracker := upload.NewTracker(clients, decisions.Settings, clock.RealClock{}, log)
 		locationRights(t, a, "stillpoint.io/csi", csi.New(clients, quiescer, decisions, log), "app-data0", func(claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) {
-			operation, err := settler.Operation(t.Context(), claim, backup)
+			operation, err := tracker.Located(t.Context(), claim, backup)
 			require.NoError(t, err)
 			require.Eventually(t, func() bool {
-				progress, err := settler.Progress(t.Context(), operation, backup)
+				progress, err := tracker.Progress(t.Context(), operation, backup)
 				return err == nil && progress.Completed && progress.Err == ""
 			}, 20*time.Second, 200*time.Millisecond)
 			a.noSnapshots()
@@ -547,7 +547,7 @@ func groupRights(t *testing.T, c *cluster.Cluster, a *app, process func() groupP
 	progress, err = tracker.Progress(t.Context(), answer.Operation, moved)
 	require.NoError(t, err)
 	assert.True(t, progress.Completed, progress.Description)
-	assert.Contains(t, progress.Description, "left to data mover e2e-nobody")
+	assert.Contains(t, progress.Description, "the local snapshot stays: data mover e2e-nobody may keep")
 	assert.NotContains(t, said.String(), "forbidden")
 }
 

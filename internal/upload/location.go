@@ -1,0 +1,84 @@
+package upload
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v6/apis/volumesnapshot/v1"
+	velerov1 "github.com/vmware-tanzu/velero/pkg/apis/velero/v1"
+	"github.com/vmware-tanzu/velero/pkg/plugin/velero"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"stillpoint.io/stillpoint/internal/cleanup"
+	"stillpoint.io/stillpoint/internal/snapshot"
+)
+
+// A VolumeSnapshotLocation takes snapshots by VolumeSnapshots, which are deleted once
+// they are ready and the backup is stored: the storage's snapshots are the backup's.
+
+// Located returns the id of the operation that follows the snapshot of a claim through
+// a location, "" if this backup has none.
+func (t *Tracker) Located(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (string, error) {
+	operation := locationPrefix + claim.Namespace + "." + string(claim.UID)
+	all, err := t.ofLocation(ctx, operation, backup)
+	if err != nil || len(all) == 0 {
+		return "", err
+	}
+	return operation, nil
+}
+
+func (t *Tracker) ofLocation(ctx context.Context, operation string, backup *velerov1.Backup) ([]snapshotv1.VolumeSnapshot, error) {
+	namespace, claim, ok := strings.Cut(strings.TrimPrefix(operation, locationPrefix), ".")
+	if !ok {
+		return nil, fmt.Errorf("operation ID %s is not %s<namespace>.<UID of the claim>", operation, locationPrefix)
+	}
+	return snapshot.List(ctx, t.clients.Snapshots, namespace, labels.Set{velerov1.BackupUIDLabel: string(backup.UID), velerov1.PVCUIDLabel: claim}.String())
+}
+
+// located reports how far a location's snapshot is, and deletes its objects when it is
+// ready.
+func (t *Tracker) located(ctx context.Context, operation string, backup *velerov1.Backup) (velero.OperationProgress, error) {
+	all, err := t.ofLocation(ctx, operation, backup)
+	if err != nil {
+		return velero.OperationProgress{}, err
+	}
+	if len(all) == 0 {
+		return velero.OperationProgress{Completed: true, Description: "The storage holds the snapshot for this backup"}, nil
+	}
+	progress := ProgressOfSnapshot(&all[0])
+	if !progress.Completed || progress.Err != "" || !cleanup.Stored(backup) {
+		progress.Completed = false
+		return progress, nil
+	}
+	for _, target := range objectsOnly(all) {
+		left, err := snapshot.Remove(ctx, t.clients.Snapshots, target)
+		if err != nil {
+			left = err.Error()
+		}
+		if left != "" {
+			progress.Completed = false
+			progress.Description += "; " + left
+		}
+	}
+	return progress, nil
+}
+
+// cancelLocated deletes the objects of a snapshot that Velero waits for no longer.
+func (t *Tracker) cancelLocated(ctx context.Context, operation string, backup *velerov1.Backup) error {
+	all, err := t.ofLocation(ctx, operation, backup)
+	if err != nil {
+		return err
+	}
+	return snapshot.DeleteAll(ctx, t.clients.Snapshots, objectsOnly(all)...)
+}
+
+func objectsOnly(all []snapshotv1.VolumeSnapshot) (targets []snapshot.Target) {
+	for i := range all {
+		target := snapshot.TargetOf(&all[i])
+		target.Policy = snapshotv1.VolumeSnapshotContentRetain
+		targets = append(targets, target)
+	}
+	return targets
+}
