@@ -15,6 +15,7 @@ import (
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 
 	"stillpoint.io/stillpoint/internal/api"
+	"stillpoint.io/stillpoint/internal/cleanup"
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
@@ -137,14 +138,13 @@ func (r *remains) verdict(backups []velerov1.Backup) (over bool, reason string) 
 		return true, "backup " + name + " is gone"
 	}
 	backup := &backups[i]
-	state := fmt.Sprintf("backup %s is %s", backup.Name, cmp.Or(backup.Status.Phase, velerov1.BackupPhaseNew))
-	switch backup.Status.Phase {
-	case velerov1.BackupPhaseFailed, velerov1.BackupPhaseFailedValidation:
-		return true, state
-	case velerov1.BackupPhaseCompleted, velerov1.BackupPhasePartiallyFailed:
-		return !moved, state
-	default:
-		return false, state
+	switch cleanup.LifetimeOf(backup) {
+	case cleanup.Failed:
+		return true, cleanup.StateOf(backup)
+	case cleanup.Finished:
+		return !moved, cleanup.StateOf(backup)
+	default: // a deletion asks for the snapshot's own
+		return false, cleanup.StateOf(backup)
 	}
 }
 
