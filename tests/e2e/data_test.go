@@ -43,7 +43,7 @@ func testRestoreBringsTheDataBack(t *testing.T, c *cluster.Cluster) {
 
 	r := b.restore(t, nil)
 	require.Equal(t, velerov1.RestorePhaseCompleted, r.finished(limit), r.log())
-	assert.Contains(t, r.log(), "is deleted: claim "+r.namespace+"/data gets the data of the backup")
+	assert.Contains(t, r.log(), "as it was: claim "+r.namespace+"/data gets the data of the backup")
 	r.kubectl("wait", "--for=condition=Ready", "pod/app", "--timeout=60s")
 	for _, volume := range []string{"data", "static", "scratch"} {
 		assert.Equal(t, "then\n", r.kubectl("exec", "app", "--", "cat", "/mnt/"+volume+"/marker"), volume)

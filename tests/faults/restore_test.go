@@ -90,7 +90,7 @@ func TestLongBackupName(t *testing.T) {
 			for _, claim := range app.Claims {
 				assert.Contains(t, handles, bound(bed, claim))
 			}
-			assert.True(t, said(restoring, logrus.WarnLevel, "is deleted: claim again/db-data0 gets the data of the backup"))
+			assert.True(t, said(restoring, logrus.WarnLevel, "claim again/db-data0 gets the data of the backup instead"))
 		})
 	}
 }
