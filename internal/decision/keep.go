@@ -1,6 +1,3 @@
-// Package export follows a backup's snapshots to where their data ends up: how
-// far an upload is, what becomes of the storage's snapshot once it has ended,
-// and which snapshots stay beside it.
 package decision
 
 import (
