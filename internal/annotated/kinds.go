@@ -19,7 +19,7 @@ type kind struct {
 	// short names, each also with its group.
 	others []string
 
-	// listed tells that it could be listed in some namespace.
+	// listed reports that it could be listed in some namespace.
 	listed bool
 	// scattered reports that it is listed in namespaces only, not everywhere.
 	scattered bool

@@ -87,7 +87,7 @@ func (v *View) fresh(now time.Time) bool {
 	return now.Before(v.taken.Add(life))
 }
 
-// empty tells that nothing but workloads is annotated.
+// empty reports that nothing but workloads is annotated.
 func (v *View) empty() bool {
 	return !slices.ContainsFunc(v.Annotated, func(o Object) bool { return !o.Known() })
 }

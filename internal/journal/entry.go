@@ -9,10 +9,10 @@ import (
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
-// Intent is a thaw that is owed. Its commands can hold secrets: Name and ByHand
+// Entry is one pending undo. Its commands can hold secrets: Name and ByHand
 // are what may be shown of it.
 type Entry struct {
-	// ID is the name of the Secret that holds the intent. Open gives one where it
+	// ID is the name of the Secret that holds the entry. Open gives one where it
 	// is empty; NewID makes one before that.
 	ID string `json:"-"`
 	// Backup is the name of Velero's Backup.
@@ -28,7 +28,7 @@ type Entry struct {
 	// Since is when it began; Open fills in now.
 	Since time.Time `json:"since"`
 	// Until is when the session that made it is over at the latest. From then on
-	// the intent is abandoned, whoever lives. The zero time is a session that ends
+	// the entry is abandoned, whoever lives. The zero time is a session that ends
 	// with its process only.
 	Until time.Time `json:"until"`
 	// Holder is the process that is going to undo it; Open fills in this one. It is
@@ -49,19 +49,19 @@ type Entry struct {
 // pauseOfTries lies between two tries that nobody has asked for.
 const pauseOfTries = 5 * time.Minute
 
-// Due tells that an abandoned intent may be tried without being asked: one that
+// Due reports that an abandoned entry may be tried without being asked: one that
 // has failed just now would fail again.
 func (i *Entry) Due(now time.Time) bool {
 	return i.Failure == "" || now.Sub(i.Tried) >= pauseOfTries
 }
 
-// Undo is one step of an intent. It has either a Call, a Task or Unknown.
+// Undo is one step of an entry. It has either a Call, a Task or Unknown.
 type Undo struct {
 	Blueprint string       `json:"blueprint"`
 	Phase     string       `json:"phase"`
 	Call      *render.Call `json:"call,omitempty"`
 	Task      *render.Task `json:"task,omitempty"`
-	// Guarded tells that a guard stands in the container: it runs the command by
+	// Guarded reports that a guard stands in the container: it runs the command by
 	// itself when its session dies.
 	Guarded bool `json:"guarded,omitempty"`
 	// Unknown says why nobody but the first holder can do it: what it needs was
@@ -87,6 +87,6 @@ type Volume struct {
 	Path string `json:"path"`
 }
 
-// ErrTaken says that an intent is not this process's any more: somebody else has
+// ErrTaken says that an entry is not this process's any more: somebody else has
 // released it, or is about to.
 var ErrTaken = errors.New("somebody else has released it meanwhile, as `stillpoint thaw` does")

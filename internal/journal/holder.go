@@ -106,7 +106,7 @@ type facts struct {
 	pod *corev1.Pod
 }
 
-// near tells that the holder's processes can be seen from here.
+// near reports that the holder's processes can be seen from here.
 func (f facts) near(h Holder) bool {
 	if h.Pod != "" {
 		return h.Pod == f.here.Pod && h.PodUID == f.here.PodUID
@@ -114,7 +114,7 @@ func (f facts) near(h Holder) bool {
 	return f.here.Pod == "" && h.Host == f.here.Host
 }
 
-// gone says why nobody holds an intent any more; "" while somebody may.
+// gone says why nobody holds an entry any more; "" while somebody may.
 func (f facts) gone(i *Entry) string {
 	h := i.Holder
 	if h == (Holder{}) {
@@ -146,7 +146,7 @@ func (f facts) gone(i *Entry) string {
 	return ""
 }
 
-// restarted tells that none of a pod's containers has run since then. Times of
+// restarted reports that none of a pod's containers has run since then. Times of
 // containers are whole seconds.
 func restarted(pod *corev1.Pod, since time.Time) bool {
 	for _, status := range pod.Status.ContainerStatuses {

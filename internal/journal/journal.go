@@ -34,7 +34,7 @@ const (
 	prefix     = "stillpoint-intent-"
 )
 
-// Book is where the intents of one Velero are kept, which are Secrets in its
+// Journal is where the entries of one Velero are kept, which are Secrets in its
 // namespace. It is safe for concurrent use, but an Intent is not.
 type Journal struct {
 	kube      kubernetes.Interface
@@ -42,19 +42,19 @@ type Journal struct {
 	clock     clock.PassiveClock
 
 	mu sync.Mutex
-	// held are the intents that this process has opened or claimed.
+	// held are the entries that this process has opened or claimed.
 	held map[string]held
 	// closing are those whose deletion was asked for, with no answer.
 	closing map[string]bool
 }
 
-// held is an intent as this process knows it.
+// held is an entry as this process knows it.
 type held struct {
 	version string
 	holder  Holder
 }
 
-// NewBook returns the Book of a Velero.
+// New returns the Journal of a Velero.
 func New(clients *cluster.Clients, clock clock.PassiveClock) *Journal {
 	return &Journal{
 		kube: clients.Kube, namespace: clients.VeleroNamespace, clock: clock,
@@ -62,10 +62,10 @@ func New(clients *cluster.Clients, clock clock.PassiveClock) *Journal {
 	}
 }
 
-// NewID returns a name for an intent.
+// NewID returns a name for an entry.
 func NewID() string { return prefix + rand.String(10) }
 
-// Open writes an intent down, with one request. Nothing may be frozen before it
+// Open writes an entry down, with one request. Nothing may be frozen before it
 // has returned. It fills in ID, Since and Holder where they are empty.
 func (b *Journal) Open(ctx context.Context, i *Entry) error {
 	i.ID = cmp.Or(i.ID, NewID())
@@ -103,7 +103,7 @@ func (b *Journal) hold(i *Entry, version string) {
 	b.held[i.ID] = held{version, i.Holder}
 }
 
-// Update writes down what has changed about an intent that this process has
+// Update writes down what has changed about an entry that this process has
 // opened or claimed. The error is ErrTaken when it is not this process's any more.
 func (b *Journal) Update(ctx context.Context, i *Entry) error {
 	err := b.write(ctx, i)
@@ -151,7 +151,7 @@ func (b *Journal) failed(id string, err error) error {
 	return fmt.Errorf("update Secret %s/%s: %w", b.namespace, id, err)
 }
 
-// Claim makes this process the holder of an intent that List has returned, until
+// Claim makes this process the holder of an entry that List has returned, until
 // then. The error is ErrTaken when somebody else was quicker.
 func (b *Journal) Claim(ctx context.Context, i *Entry, until time.Time) error {
 	before := *i
@@ -163,7 +163,7 @@ func (b *Journal) Claim(ctx context.Context, i *Entry, until time.Time) error {
 	return nil
 }
 
-// Close deletes an intent, of which nothing is left to do. The error is ErrTaken
+// Close deletes an entry, of which nothing is left to do. The error is ErrTaken
 // when it is not this process's any more: then somebody else has undone what it
 // stood for, perhaps before this process has. It may be called again after any
 // other error.
@@ -219,7 +219,7 @@ func (b *Journal) get(ctx context.Context, id string) (*Entry, error) {
 	return decode(secret)
 }
 
-// List returns all intents, the oldest first. Those that cannot be read are in
+// List returns all entries, the oldest first. Those that cannot be read are in
 // the error, and the others are returned all the same.
 func (b *Journal) List(ctx context.Context) ([]Entry, error) {
 	list, err := b.kube.CoreV1().Secrets(b.namespace).List(ctx, metav1.ListOptions{LabelSelector: api.LabelJournal})
@@ -242,7 +242,7 @@ func (b *Journal) List(ctx context.Context) ([]Entry, error) {
 	return intents, errors.Join(errs...)
 }
 
-// Standing is how an intent stands.
+// Status is how an entry stands.
 type Status struct {
 	*Entry
 	// Gone says why nobody holds it any more; "" while somebody may.
@@ -252,10 +252,10 @@ type Status struct {
 	FrozenAgainBy string
 }
 
-// Abandoned tells that it is for whoever comes next to undo it.
+// Abandoned reports that it is for whoever comes next to undo it.
 func (s Status) Abandoned() bool { return s.HolderGone != "" && s.FrozenAgainBy == "" }
 
-// Look lists all intents as List does, and how they stand.
+// Statuses lists all entries as List does, and how they stand.
 func (b *Journal) Statuses(ctx context.Context) ([]Status, error) {
 	intents, failed := b.List(ctx)
 	standings := make([]Status, len(intents))
@@ -274,14 +274,14 @@ func (b *Journal) Statuses(ctx context.Context) ([]Status, error) {
 	return standings, failed
 }
 
-// sameAs tells that two intents are about the same thing, wholly or in part.
+// sameAs reports that two entries are about the same thing, wholly or in part.
 func (i *Entry) sameAs(other *Entry) bool {
 	return i.Namespace == other.Namespace && (i.Name == other.Name || slices.ContainsFunc(i.Objects, func(ref workload.Ref) bool {
 		return slices.Contains(other.Objects, ref)
 	}))
 }
 
-// Abandoned returns the intents that are for whoever comes next to undo: nobody
+// Abandoned returns the entries that are for whoever comes next to undo: nobody
 // holds them any more, as far as that can be seen from here, or a thing again that
 // they are about.
 func (b *Journal) Abandoned(ctx context.Context) ([]Entry, error) {
@@ -295,7 +295,7 @@ func (b *Journal) Abandoned(ctx context.Context) ([]Entry, error) {
 	return abandoned, err
 }
 
-// Gone says why nobody holds an intent any more; "" while somebody may. It sends
+// HolderGone says why nobody holds an entry any more; "" while somebody may. It sends
 // a request where the holder is in another pod.
 func (b *Journal) HolderGone(ctx context.Context, i *Entry) (string, error) {
 	f := facts{now: b.clock.Now(), here: Here(), started: started}

@@ -75,12 +75,12 @@ type Hook struct {
 	Script *render.Script
 }
 
-// waiting tells whether a phase of the posthook is not rendered yet.
+// waiting reports whether a phase of the posthook is not rendered yet.
 func (h *Hook) waiting() bool {
 	return slices.ContainsFunc(h.Post, func(step *render.Step) bool { return step.Needs != "" })
 }
 
-// prepares tells whether a pre command of the blueprint runs in container.
+// prepares reports whether a pre command of the blueprint runs in container.
 func (h *Hook) prepares(container podexec.Container) bool {
 	return slices.ContainsFunc(h.Pre, func(step *render.Step) bool {
 		return slices.ContainsFunc(step.Calls, func(call render.Call) bool {

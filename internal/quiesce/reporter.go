@@ -71,7 +71,7 @@ func (r *Reporter) stillFrozen(ctx context.Context, log logrus.FieldLogger, grou
 // eventLimit is how long an event's message may be, in bytes.
 const eventLimit = 1024
 
-// sendEvent sends an event to an object, and returns when it is sent.
+// SendEvent sends an event to an object, and returns when it is sent.
 func SendEvent(ctx context.Context, kube kubernetes.Interface, clock clock.PassiveClock, ref workload.Ref, eventType, reason, message string) error {
 	if len(message) > eventLimit {
 		message = strings.ToValidUTF8(message[:eventLimit-3], "") + "..."
@@ -132,7 +132,7 @@ func (r *Reporter) Thawed(ctx context.Context, log logrus.FieldLogger, group *un
 	r.event(group, corev1.EventTypeNormal, ReasonThawed, "Frozen for %d ms for backup %s", frozen, backup)
 }
 
-// Failed tells that a group could not be quiesced. The error itself is in the
+// Failed reports that a group could not be quiesced. The error itself is in the
 // log by the caller where it keeps volumes out of the backup.
 func (r *Reporter) Failed(ctx context.Context, log logrus.FieldLogger, group *unit.Unit, failed error, backup string) {
 	if stuck := (stuckError{}); errors.As(failed, &stuck) {

@@ -36,7 +36,7 @@ func (r *rescue) alternatives(ctx context.Context, call render.Call) [][]render.
 	return ThawsElsewhere(ctx, r.kube, call, r.volumes(call))
 }
 
-// elsewhere lists, for each volume, the commands that thaw it in running containers
+// ThawsElsewhere lists, for each volume, the commands that thaw it in running containers
 // other than call's own. They thaw and do nothing else: whatever more call does is for
 // its own container.
 func ThawsElsewhere(ctx context.Context, kube kubernetes.Interface, call render.Call, volumes []journal.Volume) [][]render.Call {
@@ -68,7 +68,7 @@ func ThawsElsewhere(ctx context.Context, kube kubernetes.Interface, call render.
 	return ways
 }
 
-// containerGone reports whether no process of call's container can be left. The kubelet reports
+// ContainerGone reports whether no process of call's container can be left. The kubelet reports
 // the end of a container, and lets its pod go, only once all of them have ended.
 func ContainerGone(ctx context.Context, kube kubernetes.Interface, call render.Call) bool {
 	pod, err := kube.CoreV1().Pods(call.Namespace).Get(ctx, call.Pod, metav1.GetOptions{})
@@ -78,10 +78,10 @@ func ContainerGone(ctx context.Context, kube kubernetes.Interface, call render.C
 	return !slices.Contains(workload.RunningContainers(pod), call.Container)
 }
 
-// errNowhere says that there is no other place to thaw from.
+// ErrNowhere says that there is no other place to thaw from.
 var ErrNowhere = errors.New("no other container mounts the volume")
 
-// outside thaws file systems without the container of the call that should.
+// Outside thaws file systems without the container of the call that should.
 type Outside struct {
 	Executor podexec.Executor
 	Show     podexec.Show
@@ -90,7 +90,7 @@ type Outside struct {
 	Volumes []journal.Volume
 }
 
-// thaw takes one way for each file system, and the node if there is none. It returns
+// Thaw takes one way for each file system, and the node if there is none. It returns
 // where that was.
 func (o Outside) Thaw(ctx context.Context, ways [][]render.Call) (tried Try, where string, err error) {
 	if tried, where, err = o.fromContainers(ctx, ways); err == nil || o.Node == nil || len(o.Volumes) == 0 {
@@ -202,7 +202,7 @@ func (r *rescue) volumes(call render.Call) []journal.Volume {
 	return VolumesIn(call.Command, volumes)
 }
 
-// named are the volumes that a command names by their mount paths, or by a directory
+// VolumesIn are the volumes that a command names by their mount paths, or by a directory
 // below; all of them where it names none.
 func VolumesIn(command []string, volumes []journal.Volume) []journal.Volume {
 	for _, below := range []bool{false, true} {

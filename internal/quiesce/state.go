@@ -62,7 +62,7 @@ func ended(command []string, code string, printed *podexec.Output) state {
 	return frozen
 }
 
-// reply is what one try of a post command came to.
+// Reply is what one try of a post command came to.
 type Reply int
 
 const (
@@ -121,7 +121,7 @@ func kernelSaid(said, text string) bool {
 	return found
 }
 
-// thawsFileSystem reports whether a post command undoes a freeze of the kernel's, which
+// ThawsFileSystem reports whether a post command undoes a freeze of the kernel's, which
 // outlives the container.
 func ThawsFileSystem(command []string) bool {
 	return slices.ContainsFunc(command, func(word string) bool {
@@ -129,7 +129,7 @@ func ThawsFileSystem(command []string) bool {
 	})
 }
 
-// fileSystem returns the mount path of a command that freezes or thaws one file system
+// OnlyFileSystem returns the mount path of a command that freezes or thaws one file system
 // and does nothing else; ok is false for any other.
 func OnlyFileSystem(command []string) (mountPath string, ok bool) {
 	if len(command) == 0 {
@@ -165,7 +165,7 @@ func namesPath(command []string, mountPath string, below bool) bool {
 	})
 }
 
-// plainly shows the output of a command that was given no secret.
+// Unmasked shows the output of a command that was given no secret.
 func Unmasked(said string, cut bool) string {
 	return render.Masker{}.Tail(said, podexec.TailLimit, cut)
 }

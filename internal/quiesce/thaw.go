@@ -92,7 +92,7 @@ func (s *Session) ready(ctx context.Context, p *post) error {
 	return nil
 }
 
-// try is one run of a post command.
+// Try is one run of a post command.
 type Try struct {
 	Reply   Reply
 	printed *podexec.Output
@@ -356,7 +356,7 @@ func (s *Session) once(ctx context.Context, call render.Call) (map[string]any, T
 	return outputs, tried, err
 }
 
-// runOnce runs a call that undoes something, in a shell of its own, or in none
+// UndoOnce runs a call that undoes something, in a shell of its own, or in none
 // where the container has none. The error has what the command printed as show
 // returns it; that a file system is not frozen is none.
 func UndoOnce(ctx context.Context, executor podexec.Executor, call render.Call, limit time.Duration, show podexec.Show) (Try, error) {

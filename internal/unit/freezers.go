@@ -69,7 +69,7 @@ func applies(spec *velerov1.BackupResourceHookSpec, pod *corev1.Pod) bool {
 		within(spec.IncludedResources, spec.ExcludedResources, "pods", "pod", "po")
 }
 
-// freezers lists what else quiesces the group's workloads.
+// OtherFreezes lists what else quiesces the group's workloads.
 func (g *Unit) OtherFreezes(groups discovery.ServerGroupsInterface, backup *velerov1.Backup) []string {
 	var found []string
 	pods := map[string][]string{} // by the hook that they have
@@ -112,7 +112,7 @@ func RunsHooks(unit workload.Component, backup *velerov1.Backup) bool {
 	})
 }
 
-// Narrow leaves in a group of which nothing is to be quiesced the claims that
+// LimitToHookBlock leaves in a group of which nothing is to be quiesced the claims that
 // Velero backs up in one item block, where its own hooks run: it runs those of a
 // block's pods just before the block's volumes.
 func (f *Facts) LimitToHookBlock(group *Unit, backup *velerov1.Backup) {
@@ -125,7 +125,7 @@ func (f *Facts) LimitToHookBlock(group *Unit, backup *velerov1.Backup) {
 	})
 }
 
-// Hooked returns what Velero backs up in one item block with a pod that mounts
+// HookBlock returns what Velero backs up in one item block with a pod that mounts
 // claims, where its own hooks run in that; false where none do.
 func (f *Facts) HookBlock(pod *corev1.Pod, backup *velerov1.Backup) (workload.Component, bool) {
 	block := f.inventory.Block(workload.Claims(pod)[0])

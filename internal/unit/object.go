@@ -19,14 +19,14 @@ import (
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
-// IsAnnotation tells whether a key is one that users write for a quiesce, or
+// IsAnnotation reports whether a key is one that users write for a quiesce, or
 // looks like one.
 func IsAnnotation(key string) bool {
 	return strings.HasPrefix(key, api.Domain) && !slices.Contains(onClaims, key) ||
 		strings.HasPrefix(key, api.AnnotationOptionPrefix) || key == api.AnnotationKanister
 }
 
-// object is an annotated object that is no workload, claim or namespace: a
+// Object is an annotated object that is no workload, claim or namespace: a
 // custom resource, a ConfigMap, whatever there is. What it asks for is a hook
 // of its own, which is run once in a freeze.
 type Object struct {
@@ -37,7 +37,7 @@ type Object struct {
 	settings Settings
 	invalid  error
 
-	// claims are those that it stands for, all tells that it is because
+	// claims are those that it stands for, all reports that it is because
 	// nothing of the namespace depends on it. Claims that have annotations of
 	// their own are not among them.
 	claims map[string]bool
@@ -48,7 +48,7 @@ type Object struct {
 	above []*Object
 }
 
-// asks tells whether the object has a say: nothing is to be run for one whose
+// isQuiesced reports whether the object has a say: nothing is to be run for one whose
 // annotation is "none".
 func (o *Object) isQuiesced() bool { return o.invalid != nil || len(o.settings.Blueprints) > 0 }
 
@@ -181,14 +181,14 @@ func ours(annotations map[string]string) map[string]string {
 	return found
 }
 
-// decides tells whether annotations name blueprints, or say that there are none.
+// decides reports whether annotations name blueprints, or say that there are none.
 func decides(annotations map[string]string) bool {
 	_, quiesce := annotations[api.AnnotationQuiesce]
 	_, kanister := annotations[api.AnnotationKanister]
 	return quiesce || kanister
 }
 
-// repeats tells whether the annotations of an object say nothing that those of
+// repeats reports whether the annotations of an object say nothing that those of
 // its owner do not say: operators hand annotations down to what they make.
 func repeats(of, owner map[string]string) bool {
 	if len(of) == 0 {
@@ -202,7 +202,7 @@ func repeats(of, owner map[string]string) bool {
 	return owner[api.AnnotationQuiesce] == of[api.AnnotationQuiesce] && owner[api.AnnotationKanister] == of[api.AnnotationKanister]
 }
 
-// repeated is the owner at which the annotations of what has these owners count,
+// ownerRepeatedBy is the owner at which the annotations of what has these owners count,
 // nil when it is none of them.
 func (f *Facts) ownerRepeatedBy(annotations map[string]string, owners ...metav1.OwnerReference) *Object {
 	if len(f.objects) == 0 {
@@ -222,7 +222,7 @@ func (f *Facts) ownerRepeatedBy(annotations map[string]string, owners ...metav1.
 	return nil
 }
 
-// stand finds out which claims each object stands for: those that it owns, and
+// assignClaims finds out which claims each object stands for: those that it owns, and
 // those of pods and workloads that it owns; where it owns nothing of the kind,
 // all claims of the namespace.
 func (f *Facts) assignClaims(view *annotated.View, templates map[workload.Ref]workload.Template) {
@@ -282,7 +282,7 @@ func (f *Facts) assignClaims(view *annotated.View, templates map[workload.Ref]wo
 	}
 }
 
-// stoodFor tells whether objects can stand for a claim: it is there, and has no
+// canBeAssigned reports whether objects can stand for a claim: it is there, and has no
 // say of its own.
 func (f *Facts) canBeAssigned(name string) bool {
 	claim := f.Claim(name)
@@ -293,7 +293,7 @@ func (f *Facts) canBeAssigned(name string) bool {
 	return err == nil && !own
 }
 
-// own tells whether a claim itself says what to do for it.
+// hasOwnAnnotations reports whether a claim itself says what to do for it.
 func (f *Facts) hasOwnAnnotations(claim *corev1.PersistentVolumeClaim) (bool, error) {
 	if f.ownerRepeatedBy(claim.Annotations, claim.OwnerReferences...) != nil {
 		return false, nil
@@ -398,21 +398,21 @@ func overlap(a, b map[string]bool) bool {
 	return false
 }
 
-// Standing is an annotated object of a group that is no workload.
+// AnnotatedObject is an annotated object of a group that is no workload.
 type AnnotatedObject struct {
 	workload.Ref
-	// Claims are those that it stands for, sorted; All tells that it is because
+	// Claims are those that it stands for, sorted; All reports that it is because
 	// nothing of the namespace depends on it.
 	Claims    []string
 	AllClaims bool
 	names     []string
 }
 
-// Is tells whether the object is of a kind that a user means: by its kind, the
+// Is reports whether the object is of a kind that a user means: by its kind, the
 // name of the resource or a short one, with or without the group.
 func (s AnnotatedObject) Is(kind string) bool { return slices.Contains(s.names, strings.ToLower(kind)) }
 
-// Standings are the objects that stand for volumes of the group, in the order of
+// AnnotatedObjects are the objects that stand for volumes of the group, in the order of
 // their hooks.
 func (g *Unit) AnnotatedObjects() []AnnotatedObject {
 	var all []AnnotatedObject
@@ -424,7 +424,7 @@ func (g *Unit) AnnotatedObjects() []AnnotatedObject {
 	return all
 }
 
-// Repeated are the workloads whose annotations count at an object that owns them,
+// RepeatedAnnotations are the workloads whose annotations count at an object that owns them,
 // each in a sentence.
 func (g *Unit) RepeatedAnnotations() []string {
 	var all []string
@@ -436,7 +436,7 @@ func (g *Unit) RepeatedAnnotations() []string {
 	return all
 }
 
-// Twice are the blueprints that run for an annotated object and for what shares
+// DuplicateBlueprints are the blueprints that run for an annotated object and for what shares
 // its volumes, too, each in a sentence. Both were asked for, and only one may be
 // meant. File systems are frozen once whoever asks.
 func (g *Unit) DuplicateBlueprints() []string {

@@ -2,13 +2,13 @@ package unit
 
 import "stillpoint.io/stillpoint/internal/workload"
 
-// Ask is what the annotations of one workload of a group ask for.
+// Request is what the annotations of one workload of a group ask for.
 type Request struct {
 	Workload workload.Ref
 	Settings
 }
 
-// Asks are those of the workloads that are quiesced, in the order of their
+// Requests are those of the workloads that are quiesced, in the order of their
 // plans.
 func (g *Unit) Requests() []Request {
 	var asks []Request

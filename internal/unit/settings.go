@@ -47,9 +47,9 @@ type Layer struct {
 	// Object is what messages call it: "Deployment shop/db".
 	Object      string
 	Annotations map[string]string
-	// Claim tells that the object is a PersistentVolumeClaim.
+	// Claim reports that the object is a PersistentVolumeClaim.
 	Claim bool
-	// Workload tells that the object runs the pods, or is their template.
+	// Workload reports that the object runs the pods, or is their template.
 	Workload bool
 }
 

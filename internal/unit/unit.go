@@ -15,7 +15,7 @@ import (
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
-// Group is the volumes that one freeze covers, and what their annotations ask
+// Unit is the volumes that one freeze covers, and what their annotations ask
 // for.
 type Unit struct {
 	// Unit is all workloads that share volumes with these.
@@ -30,7 +30,7 @@ type Unit struct {
 	foundBy   string // the claim that the group was found by
 }
 
-// part is the share that one workload has in a group, or one object that is none
+// Part is the share that one workload has in a group, or one object that is none
 // but stands for volumes.
 type Part struct {
 	Workload workload.Workload
@@ -43,13 +43,13 @@ type Part struct {
 	claims map[string]bool
 	// said are the annotations of the layer that named the blueprints.
 	annotations map[string]string
-	// ofNamespace tells that it was the namespace.
+	// ofNamespace reports that it was the namespace.
 	ofNamespace bool
 	// repeats is the object at which these annotations count.
 	repeatsOwner *Object
 }
 
-// standsFor tells whether the part's hooks are for a claim.
+// Covers reports whether the part's hooks are for a claim.
 func (p Part) Covers(claim string) bool {
 	if p.Object != nil {
 		return p.claims[claim]
@@ -57,12 +57,12 @@ func (p Part) Covers(claim string) bool {
 	return uses(p.Workload, claim)
 }
 
-// Asked tells whether anything is to be quiesced.
+// Quiesced reports whether anything is to be quiesced.
 func (g *Unit) Quiesced() bool {
 	return slices.ContainsFunc(g.Parts, func(p Part) bool { return len(p.Settings.Blueprints) > 0 })
 }
 
-// quiesced are the parts that are to be quiesced; all of them when annotations
+// quiescedParts are the parts that are to be quiesced; all of them when annotations
 // are not valid and it is not known which.
 func (g *Unit) quiescedParts() []Part {
 	asked := slices.DeleteFunc(slices.Clone(g.Parts), func(p Part) bool { return len(p.Settings.Blueprints) == 0 })
@@ -92,7 +92,7 @@ func (g *Unit) Name() string {
 	return strings.Join(names, " and ")
 }
 
-// Split is the error of a group whose volumes take different ways to a snapshot:
+// MixedPaths is the error of a group whose volumes take different ways to a snapshot:
 // two claims, and what the way of each is called in package selection.
 func (g *Unit) MixedPaths(claim, way, other, otherWay string) error {
 	return fmt.Errorf("the volumes of %s cannot be of one moment: %s, and %s; treat them alike, or give one of the claims an annotation %s of its own",
@@ -114,7 +114,7 @@ func claimName(claim *corev1.PersistentVolumeClaim) string {
 	return fmt.Sprintf("PersistentVolumeClaim %s/%s", claim.Namespace, claim.Name)
 }
 
-// Objects are the workloads and other objects that are quiesced, for events.
+// Refs are the workloads and other objects that are quiesced, for events.
 func (g *Unit) Refs() []workload.Ref {
 	var refs []workload.Ref
 	for _, part := range g.quiescedParts() {
@@ -125,7 +125,7 @@ func (g *Unit) Refs() []workload.Ref {
 	return refs
 }
 
-// Group finds out what is frozen together with a claim: the volumes of its
+// Unit finds out what is frozen together with a claim: the volumes of its
 // unit, and of those that an annotated object joins with it, except those whose
 // claims have quiesce annotations of their own; each of these is a group by
 // itself. Where nothing is to be quiesced, a group is what is snapshotted
@@ -190,7 +190,7 @@ func (f *Facts) Unit(claim *corev1.PersistentVolumeClaim) (*Unit, error) {
 	return group, nil
 }
 
-// Keep leaves in the group the claim that it was found by, and those others for
+// KeepClaims leaves in the group the claim that it was found by, and those others for
 // which included says yes.
 func (g *Unit) KeepClaims(included func(corev1.PersistentVolumeClaim) (bool, error)) error {
 	var kept []corev1.PersistentVolumeClaim
@@ -210,7 +210,7 @@ func (g *Unit) KeepClaims(included func(corev1.PersistentVolumeClaim) (bool, err
 	return nil
 }
 
-// Asked tells whether anything of a pod's unit is to be quiesced, and returns
+// QuiescedWith reports whether anything of a pod's unit is to be quiesced, and returns
 // what is frozen together with it. Annotations that are not valid count as yes:
 // they come to light where the plan is made.
 func (f *Facts) QuiescedWith(pod *corev1.Pod) (workload.Component, bool) {
@@ -232,7 +232,7 @@ func (f *Facts) QuiescedWith(pod *corev1.Pod) (workload.Component, bool) {
 	return unit, false
 }
 
-// Together is what is frozen together with a claim when annotated objects join
+// JoinedByObjects is what is frozen together with a claim when annotated objects join
 // it with others; false when there are none.
 func (f *Facts) JoinedByObjects(claim string) (workload.Component, bool) {
 	if c := f.Claim(claim); c == nil || !f.canBeAssigned(claim) {
@@ -291,7 +291,7 @@ func revisionOf(pod *corev1.Pod) string {
 	return revision
 }
 
-// hasOwn tells whether a claim itself says what to do for it. Other settings on
+// hasOwn reports whether a claim itself says what to do for it. Other settings on
 // a claim that says nothing of the kind would have no effect, so they are an
 // error.
 func hasOwn(claim *corev1.PersistentVolumeClaim) (bool, error) {

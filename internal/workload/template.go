@@ -18,7 +18,7 @@ type Template struct {
 	prefixes []string
 }
 
-// Mounts tells whether a pod of the template mounts a claim.
+// Mounts reports whether a pod of the template mounts a claim.
 func (t Template) Mounts(claim string) bool {
 	for _, name := range t.claims {
 		if name == claim {

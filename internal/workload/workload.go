@@ -30,7 +30,7 @@ func (r Ref) groupKind() string {
 	return schema.FromAPIVersionAndKind(r.APIVersion, r.Kind).GroupKind().String()
 }
 
-// Known tells whether it is a controller of pods that Kubernetes has, and not
+// Known reports whether it is a controller of pods that Kubernetes has, and not
 // somebody's own.
 func (r Ref) Known() bool {
 	switch r.groupKind() {
@@ -60,7 +60,7 @@ type Workload struct {
 	CurrentPods []corev1.Pod
 }
 
-// Unit is what one freeze may cover: workloads that share volumes, and all the
+// Component is what one freeze may cover: workloads that share volumes, and all the
 // claims that their pods mount.
 type Component struct {
 	// Workloads are sorted by kind and name.
@@ -136,7 +136,7 @@ func Take(ctx context.Context, kube kubernetes.Interface, namespace string) (*In
 	return inventory, nil
 }
 
-// Unit returns the unit that claim belongs to; one without workloads if no pod
+// ComponentOf returns the unit that claim belongs to; one without workloads if no pod
 // in use mounts it.
 func (i *Inventory) ComponentOf(claim string) Component {
 	unit := connected(i.members, claim, true)
@@ -181,7 +181,7 @@ func (i *Inventory) describe(w *Workload) {
 	})
 }
 
-// Of returns the unit that pod belongs to, as Unit does for its claims.
+// ComponentOfPod returns the unit that pod belongs to, as Unit does for its claims.
 func (i *Inventory) ComponentOfPod(pod *corev1.Pod) Component {
 	claims := Claims(pod)
 	if len(claims) == 0 || !inUse(pod) {
