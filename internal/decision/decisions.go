@@ -58,8 +58,8 @@ func (d *Decisions) Settings(ctx context.Context) (*config.Config, error) {
 // Backup makes the decisions of one backup. A claim is decided on once.
 type Backup struct {
 	*Decisions
-	*selection.Selection // for what is no decision
-	backup               *velerov1.Backup
+	backup    *velerov1.Backup
+	selection *selection.Selection
 
 	deciding cluster.Keyed // by namespace
 	mu       sync.Mutex
@@ -75,7 +75,7 @@ func (d *Decisions) For(backup *velerov1.Backup) *Backup {
 	if !ok {
 		b = &Backup{
 			Decisions: d, backup: backup,
-			Selection: selection.New(d.view.clients.Remembered, d.server.CSI, backup),
+			selection: selection.New(d.view.clients.Remembered, d.server.CSI, backup),
 			claims:    map[types.NamespacedName]*Decision{},
 			units:     map[types.NamespacedName]*Unit{},
 		}
@@ -84,11 +84,29 @@ func (d *Decisions) For(backup *velerov1.Backup) *Backup {
 	return b
 }
 
+// Policies is an error if the backup's resource policies cannot be read, which fails
+// the whole backup.
+func (b *Backup) Policies(ctx context.Context) error { return b.selection.Policies(ctx) }
+
+// Namespace reports whether a namespace is in the backup.
+func (b *Backup) Namespace(name string) bool { return b.selection.Namespace(name) }
+
+// Pod reports whether a pod is in the backup by itself.
+func (b *Backup) Pod(ctx context.Context, pod *corev1.Pod) (bool, error) {
+	return b.selection.Pod(ctx, pod)
+}
+
+// StorageClass returns the StorageClass that provisions the volume of a claim when it
+// is restored, and the reason unless it is the claim's own.
+func (b *Backup) StorageClass(ctx context.Context, claim *corev1.PersistentVolumeClaim) (name, reason string, err error) {
+	return b.selection.StorageClass(ctx, claim)
+}
+
 // Expected decides on a claim before Velero calls for it, by the backup's filters.
 // An error means that the cluster cannot be read.
 func (b *Backup) Expected(ctx context.Context, claim *corev1.PersistentVolumeClaim) (*Decision, error) {
 	return b.once(claim, func(*Decision) bool { return true }, func(d *Decision) error {
-		verdict, err := b.Selection.Of(ctx, claim)
+		verdict, err := b.selection.Of(ctx, claim)
 		if err != nil {
 			return err
 		}
@@ -101,7 +119,7 @@ func (b *Backup) Expected(ctx context.Context, claim *corev1.PersistentVolumeCla
 // that the cluster cannot be read.
 func (b *Backup) Called(ctx context.Context, claim *corev1.PersistentVolumeClaim) (*Decision, error) {
 	return b.once(claim, func(known *Decision) bool { return !known.Excluded }, func(d *Decision) error {
-		verdict, err := b.Selection.OfIncluded(ctx, claim)
+		verdict, err := b.selection.OfIncluded(ctx, claim)
 		if err != nil {
 			return err
 		}
@@ -153,7 +171,7 @@ func (b *Backup) decide(ctx context.Context, d *Decision, verdict selection.Verd
 	if d.Claim.Spec.VolumeName == "" {
 		return nil
 	}
-	volume, err := b.Selection.Volume(ctx, d.Claim)
+	volume, err := b.selection.Volume(ctx, d.Claim)
 	if err != nil {
 		if !d.Snapshotted() {
 			return nil // Velero reports it where it needs the volume

@@ -71,7 +71,7 @@ func (b *Backup) Quiesces(ctx context.Context, claim *corev1.PersistentVolumeCla
 		return false, err
 	}
 	group, err := facts.Unit(claim)
-	return err != nil || group.Quiesced(), nil
+	return err != nil || group.Quiesced(), nil //nolint:nilerr // as above
 }
 
 // Unit decides what is snapshotted together with a claim on which d decides. The
@@ -125,7 +125,7 @@ func (b *Backup) unit(ctx context.Context, d *Decision) (*Unit, error) {
 	}
 	u := &Unit{Path: d.Path, Quiesce: group, Refusal: invalid, server: b.server, members: map[string]*Decision{d.Claim.Name: d}}
 	if invalid != nil {
-		return u, nil
+		return u, nil //nolint:nilerr // it is the unit's refusal
 	}
 	facts.LimitToHookBlock(group, b.backup)
 	if u.Refusal, err = b.members(ctx, u, d); err != nil {

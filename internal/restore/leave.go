@@ -14,23 +14,22 @@ import (
 
 	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/config"
-	"stillpoint.io/stillpoint/internal/selection"
+	decided "stillpoint.io/stillpoint/internal/decision"
 	"stillpoint.io/stillpoint/internal/velero"
 )
 
 // Leaver works on claims that are backed up, and warns of those that a restore will
 // not bring back as they are. It belongs to the process of one backup.
 type Leaver struct {
-	// Select returns the selection of the backup, Settings the configuration.
-	Select   func(*velerov1.Backup) *selection.Selection
 	Settings func(context.Context) (*config.Config, error)
 	Log      logrus.FieldLogger
 
 	named sync.Once
 }
 
-// Claim works on a claim after Velero's own backup action.
-func (l *Leaver) Claim(ctx context.Context, item *unstructured.Unstructured, backup *velerov1.Backup) error {
+// Claim works on a claim as it is about to be backed up, after Velero's own action. It
+// reports what a restore will not bring back as it is now.
+func (l *Leaver) Claim(ctx context.Context, d *decided.Decision, item *unstructured.Unstructured, backup *velerov1.Backup) error {
 	claim := &corev1.PersistentVolumeClaim{}
 	if err := convert(item, claim); err != nil {
 		return err
@@ -49,22 +48,16 @@ func (l *Leaver) Claim(ctx context.Context, item *unstructured.Unstructured, bac
 	if claim.Spec.VolumeName == "" || claim.Annotations[api.AnnotationNoSnapshot] != "" || velero.Finalizing(backup) {
 		return nil
 	}
-	selected := l.Select(backup)
-	verdict, err := selected.OfIncluded(ctx, claim)
-	if err != nil || verdict.Path != selection.None {
-		return err
-	}
-	volume, err := selected.Volume(ctx, claim)
-	if err != nil || volume.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimRetain {
-		return err
+	if d.Path != decided.None || d.Volume == nil || d.Volume.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimRetain {
+		return nil
 	}
 	settings, err := l.Settings(ctx)
 	if err != nil {
 		return err
 	}
 	l.Log.Infof("No snapshot in the backup: claim %s/%s: %s. Unless fs-backup or another VolumeSnapshotter has its data, a restore %s (restore.volumesWithoutData: %s)",
-		claim.Namespace, claim.Name, verdict.Reason, map[config.VolumesWithoutData]string{
-			config.WithoutDataVelero:    fmt.Sprintf("brings PersistentVolume %s with reclaim policy Retain back as it was, with the data that its storage has then, or none", volume.Name),
+		claim.Namespace, claim.Name, d.Reason, map[config.VolumesWithoutData]string{
+			config.WithoutDataVelero:    fmt.Sprintf("brings PersistentVolume %s with reclaim policy Retain back as it was, with the data that its storage has then, or none", d.Volume.Name),
 			config.WithoutDataProvision: "brings it back with a new, empty volume",
 			config.WithoutDataRefuse:    "refuses it",
 		}[settings.Restore.WithoutData()], settings.Restore.WithoutData())

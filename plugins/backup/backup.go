@@ -30,7 +30,6 @@ import (
 	"stillpoint.io/stillpoint/internal/quiesce"
 	"stillpoint.io/stillpoint/internal/recovery"
 	"stillpoint.io/stillpoint/internal/restore"
-	"stillpoint.io/stillpoint/internal/selection"
 	"stillpoint.io/stillpoint/internal/unit"
 	"stillpoint.io/stillpoint/internal/upload"
 	velerofacts "stillpoint.io/stillpoint/internal/velero"
@@ -82,9 +81,7 @@ func (s *Shared) connect(log logrus.FieldLogger) error {
 		s.clients = clients
 		s.groups = group.New(clients, namespaces, s.decisions, reporter, log)
 		s.cleaner = cleanup.New(clients, clock)
-		s.leaver = &restore.Leaver{Settings: s.decisions.Settings, Log: log, Select: func(backup *velerov1.Backup) *selection.Selection {
-			return selection.New(clients.Remembered, s.csi(), backup)
-		}}
+		s.leaver = &restore.Leaver{Settings: s.decisions.Settings, Log: log}
 		s.undoer = recovery.NewUndoer(clients, s.decisions.Settings, clock)
 	})
 	return s.err
@@ -198,7 +195,7 @@ func (a *claimAction) Execute(item runtime.Unstructured, backup *velerov1.Backup
 	if err != nil {
 		return nil, nil, "", nil, fmt.Errorf("stillpoint: convert claim %s/%s: %w", claim.Namespace, claim.Name, err)
 	}
-	a.leave(ctx, content, backup)
+	a.leave(ctx, d, content, backup)
 	return &unstructured.Unstructured{Object: content}, answer.Additional, answer.Operation, answer.Update, nil
 }
 
@@ -215,15 +212,15 @@ func (a *claimAction) beside(ctx context.Context, d *decision.Decision, item run
 	if level := a.freezes.Level(claim, backup); level != "" {
 		_ = unstructured.SetNestedField(item.UnstructuredContent(), level, "metadata", "annotations", api.AnnotationLevel)
 	}
-	a.leave(ctx, item.UnstructuredContent(), backup)
+	a.leave(ctx, d, item.UnstructuredContent(), backup)
 	return item, nil, a.follow(ctx, claim, backup), nil, nil
 }
 
 // leave works on a claim for the sake of its restore. The claim stays in the backup
 // whatever is wrong.
-func (a *claimAction) leave(ctx context.Context, content map[string]any, backup *velerov1.Backup) {
+func (a *claimAction) leave(ctx context.Context, d *decision.Decision, content map[string]any, backup *velerov1.Backup) {
 	claim := &unstructured.Unstructured{Object: content}
-	err := a.leaver.Claim(ctx, claim, backup)
+	err := a.leaver.Claim(ctx, d, claim, backup)
 	if err != nil && !config.Unusable(err) { // which is told once
 		a.log.Warnf("It is not known how the claim %s/%s comes back: %v", claim.GetNamespace(), claim.GetName(), err)
 	}

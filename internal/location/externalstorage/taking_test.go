@@ -54,7 +54,7 @@ func openEBSSubject() *location.Subject {
 func openEBSController(ctx context.Context, t *testing.T, s *Snapshotter, name string) {
 	t.Helper()
 	client := s.clients.Dynamic.Resource(snapshots).Namespace("shop")
-	server := s.clients.Dynamic.(*fake.FakeDynamicClient)
+	server, _ := s.clients.Dynamic.(*fake.FakeDynamicClient)
 	for ctx.Err() == nil {
 		vs, err := client.Get(ctx, name, metav1.GetOptions{})
 		watched := slices.ContainsFunc(server.Actions(), func(a clienttesting.Action) bool { return a.GetVerb() == "watch" })
