@@ -83,7 +83,7 @@ func (b *Freezes) Volume(ctx context.Context, volume *corev1.PersistentVolume, b
 	}
 	b.note(claim, backup, d.Reason)
 	if d.Path == decision.None {
-		b.log.Infof("Claim %s/%s is not quiesced: %s", claim.Namespace, claim.Name, d.Reason)
+		b.log.Infof("No freeze around a volume: claim %s/%s is not quiesced: %s", claim.Namespace, claim.Name, d.Reason)
 	}
 	if d.Path != decision.Around { // on the other paths it is quiesced when it is snapshotted
 		return nil
@@ -176,7 +176,7 @@ func (b *Freezes) tell(ctx context.Context, d *decision.Decision, claim *corev1.
 	if d.Path == decision.Around && d.QuiesceRequired != nil {
 		unit, err := b.decisions.For(backup).Unit(ctx, d)
 		if err != nil {
-			b.log.Warnf("Claim %s/%s: it is not known whether its volume is in use: %v", claim.Namespace, claim.Name, err)
+			b.log.Warnf("Could not determine whether a volume is in use: claim %s/%s: %v", claim.Namespace, claim.Name, err)
 		} else {
 			quiesced = unit.Quiesced() || unit.Unquiesced(claim.Name) == nil
 		}
@@ -212,7 +212,7 @@ func (b *Freezes) Related(ctx context.Context, pod *corev1.Pod, backup *velerov1
 	}
 	facts, err := b.namespaces.Recent(ctx, pod.Namespace)
 	if err != nil {
-		b.log.Warnf("Pod %s/%s is not kept together with the other pods of its workload: %v", pod.Namespace, pod.Name, err)
+		b.log.Warnf("Could not keep the pods of a workload together: pod %s/%s: %v", pod.Namespace, pod.Name, err)
 		return nil
 	}
 	taken := func(path decision.Path) bool { return path != decision.None }
@@ -232,7 +232,7 @@ func (b *Freezes) Related(ctx context.Context, pod *corev1.Pod, backup *velerov1
 func (b *Freezes) RelatedToClaim(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) []velero.ResourceIdentifier {
 	facts, err := b.namespaces.Recent(ctx, claim.Namespace)
 	if err != nil {
-		b.log.Warnf("Claim %s/%s is not kept together with those that are frozen with it: %v", claim.Namespace, claim.Name, err)
+		b.log.Warnf("Could not find the claims that are frozen with a claim: %s/%s: %v", claim.Namespace, claim.Name, err)
 		return nil
 	}
 	unit, joined := facts.JoinedByObjects(claim.Name)
@@ -273,7 +273,7 @@ func (b *Freezes) block(ctx context.Context, facts *unit.Facts, unit workload.Co
 		}
 		d, err := decisions.Expected(ctx, other)
 		if err != nil {
-			b.log.Warnf("Claim %s/%s is not kept together with those that are frozen with it: %v", other.Namespace, name, err)
+			b.log.Warnf("Could not keep a claim together with its unit: claim %s/%s: %v", other.Namespace, name, err)
 		} else if taken(d.Path) {
 			related = append(related, velero.ResourceIdentifier{GroupResource: kuberesource.PersistentVolumeClaims, Namespace: other.Namespace, Name: name})
 		}

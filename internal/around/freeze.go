@@ -394,7 +394,7 @@ func (f *freeze) leave(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 	report := f.session.Report()
 	if thawed && !isCut && report.Broken == nil {
 		report.Broken = fmt.Errorf("the workload was thawed when another VolumeSnapshot of the claim with this backup's name was cut, and not %s: another Velero may have a backup of the same name", name)
-		f.log.Warnf("Claim %s/%s: %v", claim.Namespace, claim.Name, report.Broken)
+		f.log.Warnf("Thawed by another Velero's snapshot: claim %s/%s: %v", claim.Namespace, claim.Name, report.Broken)
 	}
 	broken := errors.Join(report.Broken, report.Stuck)
 	if report.Broken == nil || f.group.OnError == unit.Continue {
@@ -463,7 +463,7 @@ func (f *freeze) discard(ctx context.Context, claim *corev1.PersistentVolumeClai
 	ctx, cancel := context.WithTimeout(ctx, removalLimit)
 	defer cancel()
 	if err := snapshot.DeleteAll(ctx, f.freezes.clients.Snapshots, f.targets(claim)...); err != nil {
-		f.log.Errorf("%v", err)
+		f.log.Error(err)
 	}
 }
 

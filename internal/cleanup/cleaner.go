@@ -184,15 +184,15 @@ func (c *Cleaner) AtBackup(ctx context.Context, log logrus.FieldLogger) <-chan s
 		c.act(ctx, removals, func(r Result) {
 			switch {
 			case errors.Is(r.Err, snapshot.ErrKept):
-				log.Infof("%s %s stays: %v", r.Finding.Kind, r.Finding.Object(), r.Err)
+				log.Infof("Could not delete a leftover yet: %s %s: %v", r.Finding.Kind, r.Finding.Object(), r.Err)
 			case r.Err != nil:
 				stay = append(stay, fmt.Sprintf("%s: %v", r.Finding.Object(), r.Err))
 			default:
-				log.Infof("Deleted %s %s, %s: %s", r.Finding.Kind, r.Finding.Object(), describe(r.Finding, c.clock.Now()), r.Finding.Reason)
+				log.Infof("Deleted a leftover: %s %s, %s: %s", r.Finding.Kind, r.Finding.Object(), describe(r.Finding, c.clock.Now()), r.Finding.Reason)
 			}
 		})
 		if len(stay) > 0 {
-			log.Warnf("%d objects that earlier backups have left are not gone yet, and the next backup tries again: %s", len(stay), strings.Join(stay, "; "))
+			log.Warnf("Leftovers of earlier backups are not deleted yet, and the next backup tries again: %d: %s", len(stay), strings.Join(stay, "; "))
 		}
 	}()
 	return done
@@ -223,7 +223,7 @@ func tellListed(log logrus.FieldLogger, findings []Finding) {
 		}
 	}
 	if listed > 0 {
-		log.Infof("%d snapshots of earlier backups or restores do not say for certain whose they are, and stay: `stillpoint sweep` lists them", listed)
+		log.Infof("Kept snapshots of uncertain origin, which `stillpoint sweep` lists: %d", listed)
 	}
 }
 

@@ -367,14 +367,14 @@ func TestAtBackup(t *testing.T) {
 	t.Run("of a failed backup", func(t *testing.T) {
 		b := newBed(t, newScene(ours, failedRecord))
 		said := b.atBackup(t.Context())
-		assert.Contains(t, said, `level=info msg="Deleted VolumeSnapshot shop/snap, 64Mi, 3h old: backup nightly is Failed"`)
-		assert.Contains(t, said, "Deleted ConfigMap configmap/stillpoint-group-1")
+		assert.Contains(t, said, `level=info msg="Deleted a leftover: VolumeSnapshot shop/snap, 64Mi, 3h old: backup nightly is Failed"`)
+		assert.Contains(t, said, "Deleted a leftover: ConfigMap configmap/stillpoint-group-1")
 		assert.NotContains(t, said, "warning")
 		assert.Empty(t, b.left())
 	})
 	t.Run("what is only listed", func(t *testing.T) {
 		b := newBed(t, newScene())
-		assert.Equal(t, "level=info msg=\"1 snapshots of earlier backups or restores do not say for certain whose they are, and stay: `stillpoint sweep` lists them\"\n", b.atBackup(t.Context()))
+		assert.Equal(t, "level=info msg=\"Kept snapshots of uncertain origin, which `stillpoint sweep` lists: 1\"\n", b.atBackup(t.Context()))
 		assert.Contains(t, b.left(), "h1")
 	})
 	t.Run("shared with an object without a mark", func(t *testing.T) {
@@ -384,7 +384,7 @@ func TestAtBackup(t *testing.T) {
 	})
 	t.Run("the backup itself runs", func(t *testing.T) {
 		b := newBed(t, newScene(ours, func(s *scene) { s.backups = append(s.backups, running("b3")) }))
-		assert.Contains(t, b.atBackup(t.Context()), "Deleted VolumeSnapshot shop/snap")
+		assert.Contains(t, b.atBackup(t.Context()), "Deleted a leftover: VolumeSnapshot shop/snap")
 	})
 	t.Run("the driver refuses", func(t *testing.T) {
 		b := newBed(t, newScene(ours, func(s *scene) {
@@ -398,9 +398,9 @@ func TestAtBackup(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()
 		said := b.atBackup(ctx)
-		assert.Contains(t, said, "Deleted VolumeSnapshot shop/snap")
+		assert.Contains(t, said, "Deleted a leftover: VolumeSnapshot shop/snap")
 		assert.Equal(t, 1, strings.Count(said, "level=warning"), said)
-		assert.Contains(t, said, "3 objects that earlier backups have left are not gone yet")
+		assert.Contains(t, said, "Leftovers of earlier backups are not deleted yet, and the next backup tries again: 3")
 	})
 	t.Run("the API server refuses", func(t *testing.T) {
 		b := newBed(t, newScene(ours))

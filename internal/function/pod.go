@@ -311,7 +311,7 @@ func over(pod *corev1.Pod, own []string) (done bool, err error) {
 		case ended.ExitCode == 0:
 			running--
 		case pod.Spec.RestartPolicy == corev1.RestartPolicyNever:
-			return false, errors.New("it failed: " + stateOf(pod))
+			return false, errors.New("its container failed: " + stateOf(pod))
 		}
 	}
 	switch {

@@ -95,7 +95,7 @@ func (g *group) provisionable(ctx context.Context, claim *corev1.PersistentVolum
 	case err != nil:
 		g.log.Warnf("The snapshot of a claim cannot be restored as things are: claim %s/%s: %v", claim.Namespace, claim.Name, err)
 	case reason != "":
-		g.log.Infof("Claim %s/%s is restored with StorageClass %s: %s", claim.Namespace, claim.Name, class, reason)
+		g.log.Infof("Set the StorageClass for the restore: claim %s/%s is restored with StorageClass %s: %s", claim.Namespace, claim.Name, class, reason)
 		claim.Spec.StorageClassName = &class
 	}
 }
@@ -107,13 +107,13 @@ func (g *group) drop(ctx context.Context, m *member) {
 		ctx = context.WithoutCancel(ctx)
 		go func() {
 			if err := g.remove(ctx, m.claim.Name); err != nil { // the claim has an error already
-				g.log.Infof("%v", err)
+				g.log.Info(err)
 			}
 		}()
 		return
 	}
 	if err := g.remove(ctx, m.claim.Name); err != nil {
-		g.log.Errorf("%v", err)
+		g.log.Error(err)
 	}
 }
 
@@ -121,7 +121,7 @@ func (g *group) drop(ctx context.Context, m *member) {
 // claim that was never bound has nothing to lose, and is not marked.
 func (r *run) without(claim *corev1.PersistentVolumeClaim, reason error) *Answer {
 	r.log.WithField("claim", claim.Namespace+"/"+claim.Name).
-		Errorf("Claim %s/%s is backed up without a snapshot of its volume: %v", claim.Namespace, claim.Name, reason)
+		Errorf("No snapshot of a volume: claim %s/%s is backed up without a snapshot of its volume: %v", claim.Namespace, claim.Name, reason)
 	marked := claim.DeepCopy()
 	delete(marked.Annotations, velerov1.VolumeSnapshotLabel) // of an earlier backup
 	delete(marked.Annotations, velerov1.DataUploadNameAnnotation)
@@ -184,7 +184,7 @@ func (g *group) markKept(ctx context.Context, m *member, kept types.NamespacedNa
 		err = snapshot.MarkContent(ctx, g.clients.Snapshots, vs)
 	}
 	if err != nil {
-		g.log.Warnf("VolumeSnapshot %s is kept beside the export, but does not count for keepLast: %v", kept, err)
+		g.log.Warnf("A kept snapshot does not count for keepLast: VolumeSnapshot %s: %v", kept, err)
 	}
 }
 

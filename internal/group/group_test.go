@@ -106,7 +106,7 @@ func TestClaimWithoutASnapshot(t *testing.T) {
 			assert.Equal(t, "snapshot-"+string(c.UID), answer.Operation, "it sees to what is left")
 			require.Len(t, said.Entries, 1)
 			assert.Equal(t, logrus.ErrorLevel, said.LastEntry().Level)
-			assert.Contains(t, said.LastEntry().Message, "Claim shop/data is backed up without a snapshot of its volume: "+test.reason[:10])
+			assert.Contains(t, said.LastEntry().Message, "claim shop/data is backed up without a snapshot of its volume: "+test.reason[:10])
 		})
 	}
 }

@@ -67,7 +67,7 @@ func (r *run) tellLostOf(ctx context.Context, g *group, there []snapshotv1.Volum
 		}
 		content, err := snapshot.ContentOf(ctx, r.clients.Snapshots, vs)
 		if err == nil && (content == nil || content.Labels[velerov1.BackupNameLabel] == "") {
-			r.log.Errorf("Claim %s/%s cannot be restored from this backup: VolumeSnapshot %s was deleted before Velero backed it up", vs.Namespace, m.claim.Name, vs.Name)
+			r.log.Errorf("A VolumeSnapshot was deleted before Velero backed it up: claim %s/%s cannot be restored from this backup: VolumeSnapshot %s", vs.Namespace, m.claim.Name, vs.Name)
 		}
 	}
 }

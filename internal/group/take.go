@@ -165,11 +165,11 @@ func (g *group) execute(m *member, installation string) {
 	if m.failed = d.Refusal; m.failed != nil {
 		return
 	}
-	g.log.Infof("Claim %s: VolumeSnapshotClass %s: %s", name, d.Class, d.ClassReason)
+	g.log.Infof("Chose the VolumeSnapshotClass: claim %s: VolumeSnapshotClass %s: %s", name, d.Class, d.ClassReason)
 	m.snapshot = snapshot.New(installation, g.backup, m.claim, d.Class, d.ClassReason, d.ExcludesLabel)
 	m.snapshot.Annotations[api.AnnotationExported] = strconv.FormatBool(d.Exported)
 	if d.Exported && boolptr.IsSetToTrue(g.backup.Spec.SnapshotMoveData) {
-		g.log.Infof("Claim %s: its driver %s exports snapshots of VolumeSnapshotClass %s by itself, and the data mover exports this one again; a class that does not is enough",
+		g.log.Infof("A snapshot is exported twice: claim %s: its driver %s exports snapshots of VolumeSnapshotClass %s by itself, and the data mover exports this one again; a class that does not export is enough",
 			name, d.Volume.Spec.CSI.Driver, d.Class)
 	}
 	if d.Keep.Second {
@@ -205,7 +205,7 @@ func (g *group) create(ctx context.Context) {
 // without.
 func (g *group) unkept(m *member, err error) {
 	if err != nil {
-		g.log.Warnf("Claim %s/%s: no local snapshot is kept beside the export: %v", m.claim.Namespace, m.claim.Name, err)
+		g.log.Warnf("Could not keep a local snapshot beside the export: claim %s/%s: %v", m.claim.Namespace, m.claim.Name, err)
 		m.kept = nil
 	}
 }

@@ -124,7 +124,7 @@ var nodeFiles = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/de
 func (p probe) fileSystemAt(mountPath, subPath string) (device string, err error) {
 	mount := p.mountAt(mountPath)
 	if mount == nil {
-		return "", fmt.Errorf("nothing is mounted at %s", mountPath)
+		return "", fmt.Errorf("no volume is mounted at %s", mountPath)
 	}
 	device = fmt.Sprintf("%d:%d", mount.Major, mount.Minor)
 	for _, file := range nodeFiles {

@@ -179,7 +179,7 @@ func TestFileSystemAt(t *testing.T) {
 		},
 		"nothing mounted": {
 			mounts: []string{"2120 2101 8:16 / /data/main rw,relatime - ext4 /dev/sdb rw", "2121 2101 8:16 / /database rw,relatime - ext4 /dev/sdb rw"},
-			path:   "/data", text: "nothing is mounted at /data",
+			path:   "/data", text: "no volume is mounted at /data",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -295,7 +295,7 @@ func TestChoose(t *testing.T) {
 			pods:    []corev1.Pod{pod("db-0", "n1", volume{"pg", "data", "/data", ""})},
 			answers: map[string]string{"db-0/pg": answer(privileged, true)},
 			paths:   []string{"/data"},
-			text:    "path /data of pod shop/db-0 must not be frozen: in container pg of pod shop/db-0, nothing is mounted at /data",
+			text:    "path /data of pod shop/db-0 must not be frozen: in container pg of pod shop/db-0, no volume is mounted at /data",
 		},
 		"option paths: an emptyDir": {
 			claims:  []corev1.PersistentVolumeClaim{claim("data")},

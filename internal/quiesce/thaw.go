@@ -248,13 +248,13 @@ func (s *Session) letGo(ctx context.Context, t *target) {
 	}
 	switch {
 	case err != nil:
-		s.log.Warnf("The session of blueprint %s in %s was cut off, which frees what it held: %v", t.hook.Blueprint, t.guard.container, s.masked(err))
+		s.log.Warnf("The held session was interrupted, which frees what it held: blueprint %s in %s: %v", t.hook.Blueprint, t.guard.container, s.masked(err))
 	case answer != lineReleased:
-		s.log.Warnf("The session of blueprint %s in %s ended by itself (exit code %s), which frees what it held: %s",
+		s.log.Warnf("The held session ended by itself, which frees what it held: blueprint %s in %s (exit code %s): %s",
 			t.hook.Blueprint, t.guard.container, strings.TrimPrefix(answer, "ended "), s.said(t.guard))
 	default:
 		if said := t.guard.output.String(); said != "" {
-			s.log.Infof("The session of blueprint %s in %s said: %s", t.hook.Blueprint, t.guard.container, said)
+			s.log.Infof("The held session printed: blueprint %s in %s: %s", t.hook.Blueprint, t.guard.container, said)
 		}
 		t.guard.close()
 		return
@@ -319,7 +319,7 @@ func (s *Session) rescue(ctx context.Context, t *target, cause error, fromNode b
 		}
 	}
 	if failure == nil && t.guard != nil {
-		s.log.Warnf("Thawed %s, since %s", where, s.masked(cause))
+		s.log.Warnf("The guard did not thaw, Stillpoint did: thawed %s, since %s", where, s.masked(cause))
 	}
 	return failure
 }

@@ -135,7 +135,7 @@ func (r *Reader) Command(name string) []string {
 	command, err := r.Args.Strings(name)
 	r.Check(err)
 	if len(command) == 0 || command[0] == "" {
-		r.Check(errors.New("args." + name + " is empty"))
+		r.Check(errors.New("args." + name + " names no program"))
 	}
 	return command
 }
@@ -149,7 +149,7 @@ func (r *Reader) Fields(name string) []string {
 	}
 	r.Check(err)
 	if len(names) == 0 {
-		r.Check(errors.New("args." + name + " is empty"))
+		r.Check(errors.New("args." + name + " names nothing"))
 	}
 	return names
 }

@@ -206,7 +206,7 @@ func (r *Restorer) await(ctx context.Context, restore *velerov1.Restore) {
 				done, text := r.takeBack(ctx, l, restore)
 				<-places
 				if done {
-					r.log.Infof("Claim %s/%s: %s", l.namespace, l.claim, text)
+					r.log.Infof("Claim and its restored snapshot: %s/%s: %s", l.namespace, l.claim, text)
 					return
 				}
 				select {

@@ -234,7 +234,7 @@ func (a *claimAction) follow(ctx context.Context, claim *corev1.PersistentVolume
 	}
 	operation, err := a.tracker.Located(ctx, claim, backup)
 	if err != nil {
-		a.log.Warnf("Claim %s/%s: what its snapshot was taken by may stay until the next backup: %v", claim.Namespace, claim.Name, err)
+		a.log.Warnf("Objects of a snapshot may stay until the next backup: claim %s/%s: %v", claim.Namespace, claim.Name, err)
 	}
 	return operation
 }

@@ -75,7 +75,7 @@ func (f *flags) validate(c *cobra.Command, args []string) error {
 		return err
 	}
 	if set.Changed("namespace") && (len(f.Namespaces) == 0 || slices.Contains(f.Namespaces, "")) {
-		return errors.New("--namespace is empty")
+		return errors.New("check: --namespace is empty")
 	}
 	if f.workload != "" {
 		kind, name, ok := strings.Cut(f.workload, "/")

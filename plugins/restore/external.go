@@ -31,6 +31,6 @@ func (a *externalSnapshotAction) Execute(input *velero.RestoreItemActionExecuteI
 	if item.GetNamespace() != "" {
 		name = item.GetNamespace() + "/" + name
 	}
-	a.log.Infof("%s %s of %s is not restored: its controller would take a new snapshot. Volumes come back from the backup's own snapshots", item.GetKind(), name, externalstorage.Group)
+	a.log.Infof("Left out an object of the snapshot API before CSI: %s %s of %s is not restored: its controller would take a new snapshot. Volumes come back from the backup's own snapshots", item.GetKind(), name, externalstorage.Group)
 	return velero.NewRestoreItemActionExecuteOutput(item).WithoutRestore(), nil
 }

@@ -80,13 +80,13 @@ func (f *flags) validate(c *cobra.Command, args []string) error {
 		return errors.New("--output json and --delete: deletions are reported line by line")
 	}
 	if set.Changed("namespace") && (len(f.Namespaces) == 0 || slices.Contains(f.Namespaces, "")) {
-		return errors.New("--namespace is empty")
+		return errors.New("sweep: --namespace is empty")
 	}
 	if len(f.Namespaces) > 0 && len(f.Objects) > 0 {
 		return errors.New("--namespace and names: what is named has its namespace in the name")
 	}
 	if f.timeout <= 0 {
-		return fmt.Errorf("--timeout %s: must be longer than 0", f.timeout)
+		return fmt.Errorf("sweep: --timeout %s: must be longer than 0", f.timeout)
 	}
 	if set.Changed("timeout") && !f.remove {
 		return errors.New("--timeout needs --delete")

@@ -93,7 +93,7 @@ func (f *flags) validate(c *cobra.Command, args []string) error {
 	case f.format.JSON() && ways > 0:
 		return errors.New("--output json is for the list: releases are reported line by line")
 	case f.timeout <= 0:
-		return fmt.Errorf("--timeout %s: must be longer than 0", f.timeout)
+		return fmt.Errorf("thaw: --timeout %s: must be longer than 0", f.timeout)
 	case set.Changed("timeout") && ways == 0:
 		return errors.New("--timeout needs something to release")
 	}

@@ -79,7 +79,7 @@ func TestCheckForetellsTheBackup(t *testing.T) {
 		assert.Equal(t, check.PathGroup, volume.Path)
 		assert.Contains(t, log, "Claim "+a.namespace+"/"+volume.Claim+": VolumeSnapshotClass "+volume.SnapshotClass+": "+volume.SnapshotClassReason)
 	}
-	assert.Contains(t, said(log, "error"), "Claim "+a.namespace+"/"+bad.Volumes[0].Claim+" is backed up without a snapshot of its volume")
+	assert.Contains(t, said(log, "error"), "claim "+a.namespace+"/"+bad.Volumes[0].Claim+" is backed up without a snapshot of its volume")
 	assert.Contains(t, said(log, "error"), "which Deployment "+a.namespace+"/bad names: blueprint")
 	assert.Len(t, frozenFor(t, log), 1)
 

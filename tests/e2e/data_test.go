@@ -30,7 +30,7 @@ func testRestoreBringsTheDataBack(t *testing.T, c *cluster.Cluster) {
 	b := startBackupNamed(t, c, name, d.namespace, handOver(t, c, ""))
 	require.Equal(t, velerov1.BackupPhaseCompleted, b.finished(limit), b.log())
 	assert.Contains(t, said(b.log(), "warning"), "The name of the backup is too long for a label")
-	assert.Contains(t, b.log(), "Claim "+d.namespace+"/static is restored with StorageClass ")
+	assert.Contains(t, b.log(), "claim "+d.namespace+"/static is restored with StorageClass ")
 	assert.Equal(t, []string{"kubernetes.io/pvc-protection"}, b.claim(d.namespace, "guarded").Finalizers)
 	// The same around Velero's own snapshot.
 	own := startBackupNamed(t, c, name+"-own", d.namespace, func(spec *velerov1.BackupSpec) {

@@ -160,7 +160,7 @@ func sidecarIsKilled(t *testing.T, c *cluster.Cluster, change func(*shape)) {
 	killContainer(t, a, "sidecar")
 	a.writesWithin(10*time.Second, "app-data0")
 	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit), b.log())
-	assert.Contains(t, said(b.log(), "warning"), "Thawed from container")
+	assert.Contains(t, said(b.log(), "warning"), "thawed from container")
 	assert.Contains(t, said(b.log(), "error"), "was lost while frozen")
 }
 

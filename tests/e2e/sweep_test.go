@@ -110,7 +110,7 @@ func TestSweepAfterVeleroWasKilled(t *testing.T) {
 	require.NoError(t, err)
 	next := startBackup(t, c, a.namespace, handOver(t, c, ""))
 	require.Equal(t, velerov1.BackupPhaseCompleted, next.finished(limit), next.log())
-	assert.Contains(t, next.log(), "Deleted VolumeSnapshot "+marked)
+	assert.Contains(t, next.log(), "Deleted a leftover: VolumeSnapshot "+marked)
 	assert.Contains(t, next.log(), "old: backup "+b.name+" is Failed")
 	assert.Empty(t, said(next.log(), "warning", "error"))
 	a.noSnapshots()
@@ -228,7 +228,7 @@ func TestRightsOfDeploySufficeToSweep(t *testing.T) {
 
 	a.kubectl("annotate", "volumesnapshot", taken.Name, api.AnnotationKeepSnapshot+"-")
 	<-cleanup.New(clients, clock.RealClock{}).AtBackup(t.Context(), log)
-	assert.Contains(t, said.String(), "Deleted VolumeSnapshot "+a.namespace+"/"+taken.Name)
+	assert.Contains(t, said.String(), "Deleted a leftover: VolumeSnapshot "+a.namespace+"/"+taken.Name)
 	assert.NotContains(t, said.String(), "level=warning")
 	assert.Empty(t, a.snapshots())
 	assert.Empty(t, a.stored("app-data0"))

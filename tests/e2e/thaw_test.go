@@ -142,7 +142,7 @@ func TestNodeThaws(t *testing.T) {
 	killContainer(t, a, "sidecar")
 	a.writesWithin(25*time.Second, "app-data0")
 	require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit))
-	assert.Contains(t, said(b.log(), "warning"), "Thawed on node node1")
+	assert.Contains(t, said(b.log(), "warning"), "thawed on node node1")
 	assert.Contains(t, said(b.log(), "error"), "was lost while frozen")
 	assert.Empty(t, a.owed())
 	noNodePods(t, c)

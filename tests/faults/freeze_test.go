@@ -251,7 +251,7 @@ func TestThawPastAHalfDeadConnection(t *testing.T) {
 	r := <-result
 	assert.Less(t, time.Since(begun), 14*time.Second)
 	assert.Equal(t, []string{"sync", "freeze", "frozen", "thawed"}, fs.Journal())
-	assert.True(t, v.Said(logrus.WarnLevel, "Thawed from container main"), v.Lines(logrus.WarnLevel))
+	assert.True(t, v.Said(logrus.WarnLevel, "thawed from container main"), v.Lines(logrus.WarnLevel))
 	assert.Empty(t, v.Errors())
 	assert.NotEmpty(t, r.Claims[app.Claims[0]].Labels["velero.io/volume-snapshot-name"], "it was frozen until then")
 }
@@ -317,7 +317,7 @@ func TestForeignContainerThawsAndDoesNothingElse(t *testing.T) {
 	bed.Node.Container("shop", app.Pods[0].Name, "main").Kill()
 	inconsistent(t, bed, v, <-result, app.Claims[0], "was lost while frozen")
 	assert.False(t, fs.Frozen())
-	assert.True(t, v.Said(logrus.WarnLevel, "Thawed from container side"), v.Lines(logrus.WarnLevel))
+	assert.True(t, v.Said(logrus.WarnLevel, "thawed from container side"), v.Lines(logrus.WarnLevel))
 	assert.Empty(t, side.ReadFile("/foreign"), "nothing but the thaw runs in another container")
 }
 

@@ -17,6 +17,9 @@ func TestPackagesHaveDocumentation(t *testing.T) {
 	for _, file := range sources(t) {
 		documents[file.room()] = append(documents[file.room()], "")
 		if file.syntax.Doc != nil {
+			if name := file.syntax.Name.Name; name != "main" && !strings.HasPrefix(file.syntax.Doc.Text(), "Package "+name+" ") {
+				t.Errorf("%s: the package comment has to start with %q", file.path, "Package "+name)
+			}
 			documents[file.room()] = append(documents[file.room()], file.path)
 		}
 	}

@@ -78,7 +78,7 @@ func (s *Snapshotter) prepare(ctx context.Context, subject *location.Subject, ta
 		return nil, d.Refusal
 	}
 	claim := subject.Claim
-	s.log.Infof("Claim %s/%s: VolumeSnapshotClass %s: %s", claim.Namespace, claim.Name, d.Class, d.ClassReason)
+	s.log.Infof("Chose the VolumeSnapshotClass for a location: claim %s/%s: VolumeSnapshotClass %s: %s", claim.Namespace, claim.Name, d.Class, d.ClassReason)
 	t := &taking{
 		Snapshotter: s, Subject: subject, follower: s.follower(subject.Backup), installation: installation,
 		snapshot: snapshot.New(installation, subject.Backup, claim, d.Class, d.ClassReason, d.ExcludesLabel),

@@ -221,10 +221,10 @@ func (s *Snapshotter) tidy(ctx context.Context, backup *velerov1.Backup, install
 		}
 		wait.Go(func() {
 			if err := s.Discard(going, l); err != nil {
-				s.log.Warnf("%s is left of an earlier backup (%s) and not gone yet, the next backup tries again: %v", l, l.Reason, err)
+				s.log.Warnf("A leftover is not deleted yet, and the next backup tries again: %s (%s): %v", l, l.Reason, err)
 				return
 			}
-			s.log.Infof("Deleted %s with its data: %s", l, l.Reason)
+			s.log.Infof("Deleted a leftover with its data: %s: %s", l, l.Reason)
 		})
 	}
 	gone := make(chan struct{})

@@ -35,7 +35,7 @@ func (s *Snapshotter) Delete(ctx context.Context, snapshotID string) error {
 	}
 	if home == nil && data == nil && installation == id.Installation {
 		// The VolumeSnapshotData goes last, when the data is gone.
-		s.log.Infof("%s is gone already", id)
+		s.log.Infof("The snapshot is deleted already: %s", id)
 		return nil
 	}
 	// Of another cluster's life, or without one of its objects: only with both does
@@ -54,7 +54,7 @@ func (s *Snapshotter) Delete(ctx context.Context, snapshotID string) error {
 		}
 		return fmt.Errorf("delete %s: %w", id, err)
 	}
-	s.log.Infof("Deleted %s with its data", id)
+	s.log.Infof("Deleted the snapshot with its data: %s", id)
 	return nil
 }
 
@@ -83,7 +83,7 @@ func (s *Snapshotter) confirm(ctx context.Context, id *Identity, home, data *uns
 		if gone || err != nil {
 			return err
 		}
-		s.log.Warnf("%s was deleted, and VolumeSnapshotData %s is there after %s: was the snapshot controller down? Trying once more", id, data.GetName(), limit)
+		s.log.Warnf("The snapshot controller may have been down, trying the deletion once more: %s was deleted, and VolumeSnapshotData %s still exists after %s", id, data.GetName(), limit)
 	}
 	home, err := s.present(ctx, id, limit)
 	if err != nil {
