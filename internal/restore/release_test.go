@@ -196,7 +196,7 @@ func TestFirstCallWaits(t *testing.T) {
 	require.NoError(t, err)
 	<-ctx.Done()
 	assert.True(t, progress.Completed, progress.Description)
-	assert.Contains(t, messages(w.log), "Claim shop/app-data0: VolumeSnapshot shop/")
+	assert.Contains(t, messages(w.log), "Claim and its restored snapshot: shop/app-data0: VolumeSnapshot shop/")
 }
 
 // A claim that waits for its first pod does not keep the restore open.

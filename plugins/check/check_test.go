@@ -32,7 +32,7 @@ func TestParse(t *testing.T) {
 		"argument":            {[]string{"shop"}, `unknown argument "shop"`},
 		"flag":                {[]string{"--include-namespaces", "shop"}, "unknown flag: --include-namespaces"},
 		"output":              {[]string{"-o", "yaml"}, `--output "yaml": must be table or json`},
-		"empty namespace":     {[]string{"-n", ""}, "--namespace is empty"},
+		"empty namespace":     {[]string{"-n", ""}, "check: --namespace is empty"},
 		"workload, all":       {[]string{"--workload", "deploy/db"}, "--workload needs the --namespace that it is in, and no other"},
 		"workload, two":       {[]string{"-n", "a,b", "--workload", "deploy/db"}, "--workload needs the --namespace that it is in, and no other"},
 		"workload, no kind":   {[]string{"-n", "a", "--workload", "db"}, `--workload "db": must be kind/name, such as deployment/db`},

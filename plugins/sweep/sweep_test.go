@@ -37,9 +37,9 @@ func TestParse(t *testing.T) {
 		"flag":                {[]string{"--force"}, "unknown flag: --force"},
 		"output":              {[]string{"-o", "yaml"}, `--output "yaml": must be table or json`},
 		"json and delete":     {[]string{"-o", "json", "--delete"}, "--output json and --delete: deletions are reported line by line"},
-		"empty namespace":     {[]string{"-n", ""}, "--namespace is empty"},
+		"empty namespace":     {[]string{"-n", ""}, "sweep: --namespace is empty"},
 		"namespace and names": {[]string{"-n", "shop", "shop/a"}, "--namespace and names: what is named has its namespace in the name"},
-		"no timeout":          {[]string{"--delete", "--timeout", "0s"}, "--timeout 0s: must be longer than 0"},
+		"no timeout":          {[]string{"--delete", "--timeout", "0s"}, "sweep: --timeout 0s: must be longer than 0"},
 		"timeout, no delete":  {[]string{"--timeout", "5s"}, "--timeout needs --delete"},
 	} {
 		t.Run(name, func(t *testing.T) {

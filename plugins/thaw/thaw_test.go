@@ -43,7 +43,7 @@ func TestParse(t *testing.T) {
 		"all and names":        {[]string{"--all", "a"}, "--all, --abandoned, --namespace and names: give one of them"},
 		"forget what":          {[]string{"--forget"}, "--forget needs names of the list"},
 		"forget all":           {[]string{"--forget", "--all"}, "--forget needs names of the list"},
-		"no timeout":           {[]string{"--all", "--timeout", "0s"}, "--timeout 0s: must be longer than 0"},
+		"no timeout":           {[]string{"--all", "--timeout", "0s"}, "thaw: --timeout 0s: must be longer than 0"},
 		"timeout, no releases": {[]string{"--timeout", "5s"}, "--timeout needs something to release"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -77,7 +77,7 @@ func TestCheckForetellsTheBackup(t *testing.T) {
 	require.Len(t, fine.Volumes, 2)
 	for _, volume := range fine.Volumes {
 		assert.Equal(t, check.PathGroup, volume.Path)
-		assert.Contains(t, log, "Claim "+a.namespace+"/"+volume.Claim+": VolumeSnapshotClass "+volume.SnapshotClass+": "+volume.SnapshotClassReason)
+		assert.Contains(t, log, "claim "+a.namespace+"/"+volume.Claim+": VolumeSnapshotClass "+volume.SnapshotClass+": "+volume.SnapshotClassReason)
 	}
 	assert.Contains(t, said(log, "error"), "claim "+a.namespace+"/"+bad.Volumes[0].Claim+" is backed up without a snapshot of its volume")
 	assert.Contains(t, said(log, "error"), "which Deployment "+a.namespace+"/bad names: blueprint")
