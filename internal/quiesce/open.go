@@ -66,7 +66,7 @@ func (s *Session) start(ctx context.Context, o *opening, hook *Hook, step *rende
 			*place = opened
 			return
 		case podexec.NoShell(err) && call.Hold == nil && len(call.Env) == 0:
-			s.log.Warnf("%s has no shell, so no guard can stand in it: blueprint %s, phase %s runs without one", ContainerOf(call), hook.Blueprint, step.Phase)
+			s.log.Warnf("Running without a guard: %s has no shell: blueprint %s, phase %s", ContainerOf(call), hook.Blueprint, step.Phase)
 			return
 		}
 		o.mu.Lock()

@@ -55,7 +55,7 @@ func (r *Reporter) event(group *unit.Unit, eventType, reason, format string, arg
 // stillFrozen reports what may still be frozen, as an error in the log and by events. It
 // returns when they are sent: Velero may end this process at any time.
 func (r *Reporter) stillFrozen(ctx context.Context, log logrus.FieldLogger, group *unit.Unit, stuck error) {
-	log.Errorf("%v", stuck)
+	log.Error(stuck)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ThawLimit)
 	defer cancel()
 	err := each(group.Refs(), func(ref workload.Ref) error {
