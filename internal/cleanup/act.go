@@ -20,7 +20,7 @@ const atOnce = 8
 // gone, as the storage has confirmed, or with what prevents that when ctx ends.
 func (c *Cleaner) act(ctx context.Context, removals []*removal, tell func(Result)) {
 	var mu sync.Mutex
-	sideBySide(removals, func(r *removal) {
+	sideBySide(ctx, removals, func(r *removal) {
 		begun := c.clock.Now()
 		err := snapshot.UntilGone(ctx, r.ask)
 		mu.Lock()
@@ -96,7 +96,7 @@ func (r *removal) record(ctx context.Context) error {
 	return nil
 }
 
-// sideBySide calls do for each of the removals.
-func sideBySide(removals []*removal, do func(*removal)) {
-	workqueue.ParallelizeUntil(context.Background(), atOnce, len(removals), func(i int) { do(removals[i]) })
+// sideBySide calls do for each of the removals, even after ctx has ended.
+func sideBySide(ctx context.Context, removals []*removal, do func(*removal)) {
+	workqueue.ParallelizeUntil(context.WithoutCancel(ctx), atOnce, len(removals), func(i int) { do(removals[i]) })
 }

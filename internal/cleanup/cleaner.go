@@ -168,7 +168,7 @@ func (c *Cleaner) AtBackup(ctx context.Context, log logrus.FieldLogger) <-chan s
 		log.Infof("Earlier backups have left %d objects; %d of them are deleted now, the others by the next backup or by `stillpoint sweep --delete`", len(removals), atBackup)
 		removals = removals[:atBackup]
 	}
-	sideBySide(removals, func(r *removal) {
+	sideBySide(asking, removals, func(r *removal) {
 		_, _ = r.ask(asking) // act reports problems
 	})
 	for i := range findings {

@@ -8,10 +8,11 @@ import (
 )
 
 const (
-	// TailLimit is the number of bytes of a command's output that an error shows,
-	// KeepLimit the number that is kept in memory. The kept output is masked as a whole
-	// before it is cut, because a part of a secret cannot be recognized.
+	// TailLimit is the number of bytes of a command's output that an error shows.
 	TailLimit = 2048
+	// KeepLimit is the number of bytes that are kept in memory. The kept output is
+	// masked as a whole before it is cut, because a part of a secret cannot be
+	// recognized.
 	KeepLimit = 64 << 10
 	// outputLimit is the maximum length of one line with an output and of all outputs
 	// of a phase, in bytes.

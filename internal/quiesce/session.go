@@ -21,14 +21,14 @@ import (
 )
 
 const (
-	// postLimit is how long a shell may take to answer, and a file system's thaw to
+	// ThawLimit is how long a shell may take to answer, and a file system's thaw to
 	// end. Other post commands may take as long as the pre commands.
 	ThawLimit = 10 * time.Second
 	// killLimit is how long the answer of a runner may be behind the limit at which
 	// it kills its command.
 	killLimit = 3 * time.Second
-	// doubtLimit is for how long a pre command whose connection was lost may begin
-	// all the same: its shell has read the line that starts it.
+	// StartLimit is for how long a pre command whose connection was lost may still
+	// begin: its shell has read the line that starts it.
 	StartLimit = 3 * time.Second
 	// retryPause lies between two tries of a post command.
 	retryPause = 500 * time.Millisecond
@@ -413,6 +413,7 @@ func (e maskedError) Error() string { return e.text }
 
 func (e maskedError) Is(target error) bool { return errors.Is(e.cause, target) }
 
+// ContainerOf returns the container of a call.
 func ContainerOf(call render.Call) podexec.Container {
 	return podexec.Container{Namespace: call.Namespace, Pod: call.Pod, Name: call.Container}
 }

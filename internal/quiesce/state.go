@@ -68,7 +68,7 @@ type Reply int
 const (
 	// failed: it failed, or there was no answer.
 	failed Reply = iota
-	// undone: it succeeded, and a file system was frozen until then.
+	// Undone means that it succeeded, and a file system was frozen until then.
 	Undone
 	// ran: a command that thaws a file system among other things succeeded.
 	ran

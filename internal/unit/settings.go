@@ -132,6 +132,7 @@ func nearest(layers []Layer, key string) (Layer, string, bool) {
 	return Layer{}, "", false
 }
 
+// InvalidValue is the error for an annotation whose value is not valid.
 func InvalidValue(layer Layer, key, value, valid string) error {
 	return fmt.Errorf("%s: annotation %s: %q is not valid; valid: %s", layer.Object, key, value, valid)
 }
