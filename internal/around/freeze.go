@@ -72,19 +72,19 @@ type freeze struct {
 	named map[string]bool
 	// twin reports that another Velero has a Backup of this name.
 	twin bool
-	// moved is told of every change of stages.
-	moved chan struct{}
+	// changed is closed, and replaced, when stages change.
+	changed chan struct{}
 }
 
 func newFreeze(b *Freezes, unit *decision.Unit, backup *velerov1.Backup) *freeze {
 	return &freeze{
 		freezes: b, unit: unit, group: unit.Quiesce, backup: backup, failed: unit.Refusal,
-		log:    b.log.WithField("workload", unit.Quiesce.Name()),
-		over:   make(chan struct{}),
-		stages: map[string]stage{},
-		seen:   map[string]map[string]bool{},
-		named:  map[string]bool{},
-		moved:  make(chan struct{}, 1),
+		log:     b.log.WithField("workload", unit.Quiesce.Name()),
+		over:    make(chan struct{}),
+		stages:  map[string]stage{},
+		seen:    map[string]map[string]bool{},
+		named:   map[string]bool{},
+		changed: make(chan struct{}),
 	}
 }
 
@@ -253,15 +253,13 @@ func (f *freeze) reach(claim string) {
 			f.stages[claim] = created
 		}
 	}
-	f.stir()
+	f.wake()
 }
 
-// stir has hold look again.
-func (f *freeze) stir() {
-	select {
-	case f.moved <- struct{}{}:
-	default:
-	}
+// wake has those look again who wait for a change of stages. The caller holds mu.
+func (f *freeze) wake() {
+	close(f.changed)
+	f.changed = make(chan struct{})
 }
 
 func (f *freeze) covers(claim string) bool {
@@ -274,19 +272,21 @@ func (f *freeze) move(claim string, to stage) {
 	if at, ok := f.stages[claim]; ok && at < to {
 		f.stages[claim] = to
 	}
-	f.stir()
+	f.wake()
 }
 
 // patience is how long the freeze may last with nothing happening: while the
-// storage works, as long as the session; zero when all is cut.
-func (f *freeze) patience() (limit time.Duration, awaited string) {
+// storage works, as long as the session; zero when all is cut. changed is closed when
+// that may be different.
+func (f *freeze) patience() (limit time.Duration, awaited string, changed <-chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	changed = f.changed
 	var next, all string
 	for claim, at := range f.stages {
 		switch at {
 		case created:
-			return time.Hour, claim
+			return time.Hour, claim, changed
 		case entered:
 			next = claim
 		case waiting:
@@ -296,12 +296,12 @@ func (f *freeze) patience() (limit time.Duration, awaited string) {
 	}
 	switch {
 	case next != "":
-		return creationLimit, next
+		return creationLimit, next, changed
 	case all != "":
 		// Velero has to notice the cut of the one before.
-		return creationLimit + f.unit.Poll(), all
+		return creationLimit + f.unit.Poll(), all, changed
 	}
-	return 0, ""
+	return 0, "", changed
 }
 
 // hold keeps the freeze until the last volume is cut.
@@ -310,7 +310,7 @@ func (f *freeze) hold(ctx context.Context, events <-chan snapshot.Event) {
 	var grace <-chan time.Time
 	var trouble error
 	for {
-		limit, awaited := f.patience()
+		limit, awaited, changed := f.patience()
 		if limit == 0 {
 			f.session.Thaw(ctx)
 			break
@@ -332,7 +332,7 @@ func (f *freeze) hold(ctx context.Context, events <-chan snapshot.Event) {
 				trouble = fmt.Errorf("the snapshot of volume %s failed: %s", event.Claim, event.Message)
 				grace = time.After(retryGrace)
 			}
-		case <-f.moved:
+		case <-changed:
 		case <-grace:
 			f.session.Abandon(ctx, trouble)
 		case <-idle.C:
@@ -424,6 +424,7 @@ func (f *freeze) await(claim string) {
 		for _, at := range f.stages {
 			last = last && at == cut
 		}
+		changed := f.changed
 		f.mu.Unlock()
 		if done && !last {
 			return
@@ -431,7 +432,7 @@ func (f *freeze) await(claim string) {
 		select {
 		case <-f.over:
 			return
-		case <-time.After(5 * time.Millisecond):
+		case <-changed:
 		case <-timeout:
 			f.move(claim, cut) // Velero has seen its handle
 			timeout = nil
