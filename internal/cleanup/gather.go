@@ -83,7 +83,7 @@ func (c *Cleaner) rest(ctx context.Context, f *facts) error {
 	var marked, restored, others bool
 	for _, subject := range f.subjects() {
 		origin, ours, _ := subject.origin(f.velero)
-		marked = marked || ours || subject.velero() != "" || subject.copied(f.velero) || subject.bereft()
+		marked = marked || ours || subject.velero() != "" || subject.copied(f.velero) || subject.orphaned()
 		restored = restored || subject.restored()
 		others = others || (ours && origin.Installation != f.installation)
 	}

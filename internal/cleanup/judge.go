@@ -124,9 +124,9 @@ func (s subject) copied(velero string) bool {
 	return namespace == velero && s.static() && !s.restored() && (s.Content == nil || s.Content.Name == name)
 }
 
-// bereft tells that it is the content of a snapshot of a volume whose
+// orphaned tells that it is the content of a snapshot of a volume whose
 // VolumeSnapshot is gone.
-func (s subject) bereft() bool { return s.Snapshot == nil && !s.static() }
+func (s subject) orphaned() bool { return s.Snapshot == nil && !s.static() }
 
 // key is that of the VolumeSnapshot, there or not.
 func (s subject) key() (namespace, name string) {
@@ -298,7 +298,7 @@ func (f *facts) byOwner(s subject) verdict {
 		return f.ofName(s)
 	case s.copied(f.velero):
 		return f.ofCopy(s)
-	case s.bereft():
+	case s.orphaned():
 		return f.ofBereft(s)
 	default:
 		return stand(notOurs)

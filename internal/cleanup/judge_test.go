@@ -150,9 +150,9 @@ func vetoed(s *scene) { s.vs.Annotations[api.AnnotationKeepSnapshot] = "true" }
 
 func onlyContent(s *scene) { s.vs = nil }
 
-// bereft has a data mover die after it has deleted the VolumeSnapshot, and before
+// orphaned has a data mover die after it has deleted the VolumeSnapshot, and before
 // its content.
-func bereft(s *scene) {
+func orphaned(s *scene) {
 	onlyContent(s)
 	s.content.Labels = map[string]string{}
 }
@@ -314,10 +314,10 @@ func TestJudge(t *testing.T) {
 		"copy, no mark, gone":   {all(copied), List, Delete, true, "made as a data mover's copy, without a mark: there is no DataUpload nightly-x"},
 		"copy, no mark, runs":   {all(copied, moving(""), upload("Accepted")), Keep, "", false, "copy of DataUpload nightly-x, which is Accepted"},
 		"copy, no mark, third":  {all(copied, moving("shuttle"), upload("Completed")), Keep, "", true, "data mover shuttle may keep"},
-		"source, no mark, done": {all(bereft, in(completed), moving(""), upload("Failed")), Delete, "", true, "source of DataUpload nightly-x, which is Failed"},
-		"source, no mark, runs": {all(bereft, in(completed), moving(""), upload("Prepared")), Keep, "", false, "source of DataUpload nightly-x, which is Prepared"},
-		"source, no mark, gone": {all(bereft, in(completed), moving("")), Keep, "", false, "not of a backup or restore of Velero's"},
-		"source, made new":      {all(bereft, static, in(completed), moving(""), upload("Failed")), Keep, "", false, "not of a backup or restore of Velero's"},
+		"source, no mark, done": {all(orphaned, in(completed), moving(""), upload("Failed")), Delete, "", true, "source of DataUpload nightly-x, which is Failed"},
+		"source, no mark, runs": {all(orphaned, in(completed), moving(""), upload("Prepared")), Keep, "", false, "source of DataUpload nightly-x, which is Prepared"},
+		"source, no mark, gone": {all(orphaned, in(completed), moving("")), Keep, "", false, "not of a backup or restore of Velero's"},
+		"source, made new":      {all(orphaned, static, in(completed), moving(""), upload("Failed")), Keep, "", false, "not of a backup or restore of Velero's"},
 		"no copy, in a new way": {all(copied, func(s *scene) { s.content.Name, *s.vs.Spec.Source.VolumeSnapshotContentName = "c", "c" }), Keep, "", false, "not of a backup or restore of Velero's"},
 
 		// Whose it is.

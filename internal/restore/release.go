@@ -54,28 +54,28 @@ const (
 // VolumeSnapshot and its content.
 const operationPrefix = "restored-snapshot"
 
-// loan is a VolumeSnapshot that a restore has made for a claim. Its content has
+// restoredSnapshot is a VolumeSnapshot that a restore has made for a claim. Its content has
 // the same name. All that is known of it is in the id of its operation, and in
 // the cluster: Velero asks each time from a new process.
-type loan struct{ namespace, claim, snapshot string }
+type restoredSnapshot struct{ namespace, claim, snapshot string }
 
-func (l loan) operation() string {
+func (l restoredSnapshot) operation() string {
 	return strings.Join([]string{operationPrefix, l.namespace, l.claim, l.snapshot}, "/")
 }
 
-func loanOf(operation string) (loan, error) {
+func restoredSnapshotOf(operation string) (restoredSnapshot, error) {
 	parts := strings.Split(operation, "/")
 	if len(parts) != 4 || parts[0] != operationPrefix || slices.Contains(parts, "") {
-		return loan{}, fmt.Errorf("operation ID %q is invalid: it is to be %s/<namespace>/<claim>/<VolumeSnapshot>", operation, operationPrefix)
+		return restoredSnapshot{}, fmt.Errorf("operation ID %q is invalid: it is to be %s/<namespace>/<claim>/<VolumeSnapshot>", operation, operationPrefix)
 	}
-	return loan{parts[1], parts[2], parts[3]}, nil
+	return restoredSnapshot{parts[1], parts[2], parts[3]}, nil
 }
 
-// lend marks, before it is made, what a restore makes for claims alone: a
+// mark labels, before it is made, what a restore makes for claims alone: a
 // VolumeSnapshot that the backup itself took, or its content. Users' own stay,
 // and so does what is restored without claims. Marked later, it would be in the
 // way of the controllers that are about to bind it.
-func (r *Restorer) lend(ctx context.Context, item Item) error {
+func (r *Restorer) mark(ctx context.Context, item Item) error {
 	_, marked := snapshot.OriginOf(item.BackedUp)
 	// One that was restored before has this label of another backup, and is made of
 	// a content. Velero gives the label to contents of users' own snapshots, too.
@@ -117,9 +117,9 @@ func bringsClaims(restore *velerov1.Restore) bool {
 	return !listed(restore.Spec.ExcludedResources) && (len(restore.Spec.IncludedResources) == 0 || listed(restore.Spec.IncludedResources))
 }
 
-// lent makes sure that what a claim comes from is marked. It is false when the
-// VolumeSnapshot is not there.
-func (r *Restorer) lent(ctx context.Context, l loan, restore *velerov1.Restore) (bool, error) {
+// ensureMarked labels the source snapshot of a claim for clean-up after the restore. It
+// returns false if the VolumeSnapshot does not exist.
+func (r *Restorer) ensureMarked(ctx context.Context, l restoredSnapshot, restore *velerov1.Restore) (bool, error) {
 	marks, err := r.marks(ctx, restore)
 	if err != nil {
 		return false, err
@@ -150,7 +150,7 @@ func (r *Restorer) lent(ctx context.Context, l loan, restore *velerov1.Restore) 
 	known := r.of(ctx, restore)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	known.lent = append(known.lent, l)
+	known.restored = append(known.restored, l)
 	return true, nil
 }
 
@@ -158,12 +158,12 @@ func (r *Restorer) lent(ctx context.Context, l loan, restore *velerov1.Restore) 
 // what there is to do. Trouble that may pass is told in the description: Velero
 // never asks again after an error.
 func (r *Restorer) Progress(ctx context.Context, operation string, restore *velerov1.Restore) (velero.OperationProgress, error) {
-	l, err := loanOf(operation)
+	l, err := restoredSnapshotOf(operation)
 	if err != nil {
 		return velero.OperationProgress{}, err
 	}
 	r.await(ctx, restore)
-	done, text := r.takeBack(ctx, l, restore)
+	done, text := r.cleanUp(ctx, l, restore)
 	progress := velero.OperationProgress{Completed: done, Description: text, Updated: r.clock.Now()}
 	if done {
 		progress.Err = r.boundElsewhere(ctx, l)
@@ -174,11 +174,11 @@ func (r *Restorer) Progress(ctx context.Context, operation string, restore *vele
 // Cancel removes what may go now. It can be repeated; what stays is the
 // sweep's.
 func (r *Restorer) Cancel(ctx context.Context, operation string, restore *velerov1.Restore) error {
-	l, err := loanOf(operation)
+	l, err := restoredSnapshotOf(operation)
 	if err != nil {
 		return err
 	}
-	if done, text := r.takeBack(ctx, l, restore); !done {
+	if done, text := r.cleanUp(ctx, l, restore); !done {
 		return errors.New(text)
 	}
 	return nil
@@ -189,21 +189,21 @@ func (r *Restorer) Cancel(ctx context.Context, operation string, restore *velero
 func (r *Restorer) await(ctx context.Context, restore *velerov1.Restore) {
 	r.mu.Lock()
 	known := r.restores[restore.UID]
-	var lent []loan
+	var restored []restoredSnapshot
 	if known != nil {
-		lent, known.lent = known.lent, nil
+		restored, known.restored = known.restored, nil
 	}
 	r.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, r.wait)
 	defer cancel()
 	places := make(chan struct{}, sideBySide)
-	pause := pause * time.Duration(1+len(lent)/sideBySide)
+	pause := pause * time.Duration(1+len(restored)/sideBySide)
 	var wait sync.WaitGroup
-	for _, l := range lent {
+	for _, l := range restored {
 		wait.Go(func() {
 			for {
 				places <- struct{}{}
-				done, text := r.takeBack(ctx, l, restore)
+				done, text := r.cleanUp(ctx, l, restore)
 				<-places
 				if done {
 					r.log.Infof("Claim and its restored snapshot: %s/%s: %s", l.namespace, l.claim, text)
@@ -220,10 +220,10 @@ func (r *Restorer) await(ctx context.Context, restore *velerov1.Restore) {
 	wait.Wait()
 }
 
-// takeBack removes a VolumeSnapshot and its content when the claim does not
+// cleanUp removes a VolumeSnapshot and its content when the claim does not
 // need them any more, and keeps what they stand for in the storage: that is the
 // backup's. done says that nothing more is to be waited for.
-func (r *Restorer) takeBack(ctx context.Context, l loan, restore *velerov1.Restore) (done bool, text string) {
+func (r *Restorer) cleanUp(ctx context.Context, l restoredSnapshot, restore *velerov1.Restore) (done bool, text string) {
 	facts, err := r.facts(ctx, l, restore)
 	if err != nil {
 		return false, err.Error()
@@ -248,7 +248,7 @@ func (r *Restorer) takeBack(ctx context.Context, l loan, restore *velerov1.Resto
 
 // facts are what decides on a restored VolumeSnapshot.
 type facts struct {
-	loan
+	restoredSnapshot
 
 	restoreUID string
 	// snapshot and content are nil when they are gone.
@@ -268,7 +268,7 @@ type facts struct {
 	patience time.Duration
 }
 
-func (f facts) name() string { return "VolumeSnapshot " + f.namespace + "/" + f.loan.snapshot }
+func (f facts) name() string { return "VolumeSnapshot " + f.namespace + "/" + f.restoredSnapshot.snapshot }
 
 type step int
 
@@ -298,12 +298,12 @@ func judge(f facts) verdict {
 		return verdict{leave, fmt.Sprintf("%s stays: it or its content lacks the label %s of this restore", f.name(), api.LabelRestore)}
 	}
 	// Velero gives both the same name; another content would go by its own policy.
-	if f.snapshot != nil && ptr.Deref(f.snapshot.Spec.Source.VolumeSnapshotContentName, "") != f.loan.snapshot {
+	if f.snapshot != nil && ptr.Deref(f.snapshot.Spec.Source.VolumeSnapshotContentName, "") != f.restoredSnapshot.snapshot {
 		return verdict{leave, fmt.Sprintf("%s stays: it is not bound to the content that Velero has restored for it", f.name())}
 	}
-	if f.claim != nil && snapshot.Awaits(f.claim, f.namespace, f.loan.snapshot) {
+	if f.claim != nil && snapshot.Awaits(f.claim, f.namespace, f.restoredSnapshot.snapshot) {
 		age := f.now.Sub(f.claim.CreationTimestamp.Time)
-		text := fmt.Sprintf("claim %s/%s is Pending", f.namespace, f.loan.claim)
+		text := fmt.Sprintf("claim %s/%s is Pending", f.namespace, f.restoredSnapshot.claim)
 		switch {
 		case f.awaitsPod && age > podGrace:
 			return verdict{leave, fmt.Sprintf("%s and needs %s until a pod uses it; %s", text, f.name(), later)}
@@ -336,8 +336,8 @@ func (f facts) deleted() time.Time {
 	return time.Time{}
 }
 
-func (r *Restorer) facts(ctx context.Context, l loan, restore *velerov1.Restore) (facts, error) {
-	f := facts{loan: l, restoreUID: string(restore.UID), now: r.clock.Now(), patience: patience}
+func (r *Restorer) facts(ctx context.Context, l restoredSnapshot, restore *velerov1.Restore) (facts, error) {
+	f := facts{restoredSnapshot: l, restoreUID: string(restore.UID), now: r.clock.Now(), patience: patience}
 	if limit := restore.Spec.ItemOperationTimeout.Duration / 2; limit > 0 {
 		f.patience = min(patience, limit)
 	}

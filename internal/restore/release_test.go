@@ -91,7 +91,7 @@ func TestJudge(t *testing.T) {
 				return metav1.ObjectMeta{Labels: map[string]string{api.LabelRestore: "r1"}}
 			}
 			f := facts{
-				loan: loan{"shop", "data", name}, restoreUID: "r1", now: now, patience: patience,
+				restoredSnapshot: restoredSnapshot{"shop", "data", name}, restoreUID: "r1", now: now, patience: patience,
 				snapshot: &snapshotv1.VolumeSnapshot{ObjectMeta: marks(), Spec: snapshotv1.VolumeSnapshotSpec{Source: snapshotv1.VolumeSnapshotSource{VolumeSnapshotContentName: ptr.To(name)}}},
 				content:  &snapshotv1.VolumeSnapshotContent{ObjectMeta: marks()},
 			}
@@ -257,12 +257,12 @@ func TestVeto(t *testing.T) {
 }
 
 func TestOperation(t *testing.T) {
-	l := loan{"shop", "data", "vs"}
-	got, err := loanOf(l.operation())
+	l := restoredSnapshot{"shop", "data", "vs"}
+	got, err := restoredSnapshotOf(l.operation())
 	require.NoError(t, err)
 	assert.Equal(t, l, got)
 	for _, id := range []string{"", "dd-x", "restored-snapshot/shop/data", "restored-snapshot/shop//vs", "other/shop/data/vs"} {
-		_, err := loanOf(id)
+		_, err := restoredSnapshotOf(id)
 		assert.ErrorContains(t, err, "operation ID", id)
 	}
 }
@@ -348,13 +348,13 @@ func TestClaimThatIsThere(t *testing.T) {
 	progress, err := w.restorer.Progress(t.Context(), w.operation, w.restore)
 	require.NoError(t, err)
 	assert.True(t, progress.Completed, progress.Description)
-	_, err = w.snapshots.SnapshotV1().VolumeSnapshots("shop").Get(t.Context(), mustLoan(t, w.operation).snapshot, metav1.GetOptions{})
+	_, err = w.snapshots.SnapshotV1().VolumeSnapshots("shop").Get(t.Context(), mustParse(t, w.operation).snapshot, metav1.GetOptions{})
 	assert.True(t, apierrors.IsNotFound(err))
 }
 
-func mustLoan(t *testing.T, operation string) loan {
+func mustParse(t *testing.T, operation string) restoredSnapshot {
 	t.Helper()
-	l, err := loanOf(operation)
+	l, err := restoredSnapshotOf(operation)
 	require.NoError(t, err)
 	return l
 }

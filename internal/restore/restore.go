@@ -63,8 +63,8 @@ type memory struct {
 	parameters map[string]map[string]string
 	// filled has the PersistentVolumes, as backed up, that a VolumeSnapshotter filled.
 	filled map[string]bool
-	// lent are the VolumeSnapshots that this process has restored for claims.
-	lent []loan
+	// restored are the VolumeSnapshots that this process has restored for claims.
+	restored []restoredSnapshot
 	// backup is the Backup that is restored from, nil until it is read.
 	backup *velerov1.Backup
 }
@@ -166,7 +166,7 @@ func (r *Restorer) Content(ctx context.Context, item Item) error {
 	if decided.err != nil {
 		return fmt.Errorf("VolumeSnapshotContent %s of VolumeSnapshot %s is not restored: %w", content.Name, snapshot, r.advise(ctx, decided.err, types.NamespacedName{}))
 	}
-	if err := r.lend(ctx, item); err != nil {
+	if err := r.mark(ctx, item); err != nil {
 		return fmt.Errorf("VolumeSnapshotContent %s of VolumeSnapshot %s is not restored: %w", content.Name, snapshot, err)
 	}
 	if mapped := decided.mapped; mapped != nil {
@@ -207,7 +207,7 @@ func (r *Restorer) Snapshot(ctx context.Context, item Item) error {
 		claim := types.NamespacedName{Namespace: snapshot.Namespace, Name: ptr.Deref(snapshot.Spec.Source.PersistentVolumeClaimName, "")}
 		return errors.Join(fmt.Errorf("VolumeSnapshot %s is not restored: %w", name, r.advise(ctx, decided.err, claim)), r.dropContent(ctx, item))
 	}
-	if err := r.lend(ctx, item); err != nil {
+	if err := r.mark(ctx, item); err != nil {
 		return fmt.Errorf("VolumeSnapshot %s is not restored: %w", name, err)
 	}
 	if decided.mapped != nil {
@@ -314,8 +314,8 @@ func (r *Restorer) claim(ctx context.Context, item Item) (operation string, err 
 		return "", nil
 	}
 	// The VolumeSnapshot can exist for a claim that Velero does not change, too.
-	l := loan{target.Namespace, target.Name, source}
-	there, err := r.lent(ctx, l, item.Restore)
+	l := restoredSnapshot{target.Namespace, target.Name, source}
+	there, err := r.ensureMarked(ctx, l, item.Restore)
 	switch {
 	case err != nil && pointed:
 		return "", fmt.Errorf("claim %s is not restored: %w", claim, err)

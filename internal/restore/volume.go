@@ -144,7 +144,7 @@ func (r *Restorer) unreserve(ctx context.Context, restore *velerov1.Restore, tar
 
 // boundElsewhere returns why a claim lacks the data of its VolumeSnapshot: it is bound
 // to a PersistentVolume that is older than the claim. It returns "" otherwise.
-func (r *Restorer) boundElsewhere(ctx context.Context, l loan) string {
+func (r *Restorer) boundElsewhere(ctx context.Context, l restoredSnapshot) string {
 	claim, err := r.kube.CoreV1().PersistentVolumeClaims(l.namespace).Get(ctx, l.claim, metav1.GetOptions{})
 	if err != nil || claim.Spec.VolumeName == "" || claim.Spec.DataSource == nil || claim.Spec.DataSource.Name != l.snapshot {
 		return ""

@@ -62,7 +62,7 @@ func failure(message string) *snapshotv1.VolumeSnapshotError {
 }
 
 // storage is an API server with the snapshots of one namespace. Unlike the
-// plain fake, its watches of VolumeSnapshots heed the label selector, and they
+// plain fake, its watches of VolumeSnapshots respect the label selector, and they
 // can be cut off.
 type storage struct {
 	*fake.Clientset

@@ -73,7 +73,7 @@ type stall struct {
 	Volumes     int      `json:"volumes"`
 	VeleroHooks *float64 `json:"veleroHooksMillis"`
 	VeleroEarly *float64 `json:"veleroEarlyPollMillis"`
-	Bracket     *float64 `json:"bracketMillis"`
+	Around      *float64 `json:"aroundMillis"`
 	Group       *float64 `json:"groupMillis"`
 	Snapshotter *float64 `json:"snapshotterMillis"`
 	Floor       *float64 `json:"floorMillis"`
@@ -81,7 +81,7 @@ type stall struct {
 
 // of is the figure of one way.
 func (s *stall) of(w way) **float64 {
-	return [...]**float64{hooks: &s.VeleroHooks, early: &s.VeleroEarly, bracket: &s.Bracket, group: &s.Group, location: &s.Snapshotter, floor: &s.Floor}[w]
+	return [...]**float64{hooks: &s.VeleroHooks, early: &s.VeleroEarly, around: &s.Around, group: &s.Group, location: &s.Snapshotter, floor: &s.Floor}[w]
 }
 
 // snapshotter is the stall through a VolumeSnapshotLocation, of the application with

@@ -67,23 +67,23 @@ func measured() results {
 func TestReport(t *testing.T) {
 	assert.Equal(t, `With the default request limits of the snapshot controller and the CSI sidecar:
 Stall of the application, the longest that a write had to wait: ratios of the medians.
-  volumes  hooks/group  early/group  bracket/group  snapshotter/group  group/floor  hooks/bracket
+  volumes  hooks/group  early/group  around/group  snapshotter/group  group/floor  hooks/around
        16         8.4x            -              -                  -         1.1x              -
 
 The same in ms: the median of the runs (the shortest to the longest).
 The floor is no stall: the storage cuts all snapshots at once, without a backup.
-  volumes  runs  hooks  early  bracket                   group  snapshotter  floor
+  volumes  runs  hooks  early  around                   group  snapshotter  floor
        16     3  85000      -        -  10100 (10000 to 10200)            -   9000
 
 With raised request limits:
 Stall of the application, the longest that a write had to wait: ratios of the medians.
-  volumes  hooks/group  early/group  bracket/group  snapshotter/group  group/floor  hooks/bracket
+  volumes  hooks/group  early/group  around/group  snapshotter/group  group/floor  hooks/around
         1        52.0x        12.0x           2.0x               1.5x         2.0x          26.0x
        16        87.6x        18.5x          81.1x                  -         1.9x           1.1x
 
 The same in ms: the median of the runs (the shortest to the longest).
 The floor is no stall: the storage cuts all snapshots at once, without a backup.
-  volumes  runs                hooks                   early           bracket             group  snapshotter  floor
+  volumes  runs                hooks                   early           around             group  snapshotter  floor
         1     5  5200 (5100 to 5300)                    1200  200 (190 to 210)   100 (90 to 110)          150     50
        16     3                81000  17100 (17000 to 17200)             75000  925 (900 to 950)            -    500
 
@@ -133,12 +133,12 @@ func TestPartOfIt(t *testing.T) {
 	some := results{runs: 1, stalls: []series{{4, [len(names)][]time.Duration{hooks: ms(20000), floor: ms(90)}}}}
 	assert.Equal(t, `With raised request limits:
 Stall of the application, the longest that a write had to wait: ratios of the medians.
-  volumes  hooks/group  early/group  bracket/group  snapshotter/group  group/floor  hooks/bracket
+  volumes  hooks/group  early/group  around/group  snapshotter/group  group/floor  hooks/around
         4            -            -              -                  -            -              -
 
 The same in ms: the median of the runs (the shortest to the longest).
 The floor is no stall: the storage cuts all snapshots at once, without a backup.
-  volumes  runs  hooks  early  bracket  group  snapshotter  floor
+  volumes  runs  hooks  early  around  group  snapshotter  floor
         4     1  20000      -        -      -            -     90
 
 `, report(some))
@@ -146,7 +146,7 @@ The floor is no stall: the storage cuts all snapshots at once, without a backup.
 	require.NoError(t, err)
 	assert.JSONEq(t, `{"runs": 1,
 		"stallDefault": [],
-		"stall": [{"volumes": 4, "veleroHooksMillis": 20000, "veleroEarlyPollMillis": null, "bracketMillis": null, "groupMillis": null, "snapshotterMillis": null, "floorMillis": 90}],
+		"stall": [{"volumes": 4, "veleroHooksMillis": 20000, "veleroEarlyPollMillis": null, "aroundMillis": null, "groupMillis": null, "snapshotterMillis": null, "floorMillis": 90}],
 		"snapshotter": {"volumes": null, "stallMillis": null},
 		"backup50": {"veleroSeconds": null, "stillpointSeconds": null},
 		"requestsPerPVC": {"velero": null, "stillpoint": null},
@@ -161,10 +161,10 @@ func TestFigures(t *testing.T) {
 	require.NoError(t, err)
 	assert.JSONEq(t, `{"runs": 5,
 		"stallDefault": [
-			{"volumes": 16, "veleroHooksMillis": 85000, "veleroEarlyPollMillis": null, "bracketMillis": null, "groupMillis": 10100, "snapshotterMillis": null, "floorMillis": 9000}],
+			{"volumes": 16, "veleroHooksMillis": 85000, "veleroEarlyPollMillis": null, "aroundMillis": null, "groupMillis": 10100, "snapshotterMillis": null, "floorMillis": 9000}],
 		"stall": [
-			{"volumes": 1, "veleroHooksMillis": 5200, "veleroEarlyPollMillis": 1200, "bracketMillis": 200, "groupMillis": 100, "snapshotterMillis": 150, "floorMillis": 50},
-			{"volumes": 16, "veleroHooksMillis": 81000, "veleroEarlyPollMillis": 17100, "bracketMillis": 75000, "groupMillis": 925, "snapshotterMillis": null, "floorMillis": 500}],
+			{"volumes": 1, "veleroHooksMillis": 5200, "veleroEarlyPollMillis": 1200, "aroundMillis": 200, "groupMillis": 100, "snapshotterMillis": 150, "floorMillis": 50},
+			{"volumes": 16, "veleroHooksMillis": 81000, "veleroEarlyPollMillis": 17100, "aroundMillis": 75000, "groupMillis": 925, "snapshotterMillis": null, "floorMillis": 500}],
 		"snapshotter": {"volumes": 1, "stallMillis": 150},
 		"backup50": {"veleroSeconds": 256, "stillpointSeconds": 10},
 		"requestsPerPVC": {"velero": 11.1, "stillpoint": 3},

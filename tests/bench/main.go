@@ -5,7 +5,7 @@
 // stays of many backups, and what a snapshot that stays costs.
 //
 //	testbed run -- build/bench --runs 5
-//	testbed run -- build/bench --parts stall --ways hooks,bracket --volumes 1,4
+//	testbed run -- build/bench --parts stall --ways hooks,around --volumes 1,4
 //
 // It prints what it has found and writes the medians to build/bench.json, after
 // each part, so that one that fails leaves what the others have found. A target

@@ -87,7 +87,7 @@ func table(rows [][]string) string {
 }
 
 func ratios(all []stall) [][]string {
-	pairs := []struct{ of, by way }{{hooks, group}, {early, group}, {bracket, group}, {location, group}, {group, floor}, {hooks, bracket}}
+	pairs := []struct{ of, by way }{{hooks, group}, {early, group}, {around, group}, {location, group}, {group, floor}, {hooks, around}}
 	rows := [][]string{{"volumes"}}
 	for _, pair := range pairs {
 		rows[0] = append(rows[0], pair.of.String()+"/"+pair.by.String())

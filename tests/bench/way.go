@@ -17,22 +17,22 @@ type way int
 const (
 	hooks    way = iota // Velero's own pre and post hooks
 	early               // the same, and Velero polls every second for the first ten
-	bracket             // Stillpoint quiesces around Velero's own snapshots
+	around              // Stillpoint quiesces around Velero's own snapshots
 	group               // Stillpoint takes the snapshots, by a volume policy
 	location            // Stillpoint's VolumeSnapshotter, on a server without EnableCSI
 	floor               // no backup and no freeze: all snapshots asked for at once
 )
 
-var ways = []way{hooks, early, bracket, group, location, floor}
+var ways = []way{hooks, early, around, group, location, floor}
 
 // names are how ways are asked for. They are fit for names of objects.
-var names = [...]string{"hooks", "early", "bracket", "group", "snapshotter", "floor"}
+var names = [...]string{"hooks", "early", "around", "group", "snapshotter", "floor"}
 
 func (w way) String() string { return names[w] }
 
-// bracketTimeout is for the freeze of a Deployment with many volumes: around
+// aroundTimeout is for the freeze of a Deployment with many volumes: around
 // Velero's snapshots it takes 5 s for each but the last.
-const bracketTimeout = "3m"
+const aroundTimeout = "3m"
 
 // earlyVariable makes the Velero server poll a snapshot more often at first.
 const earlyVariable = "CSI_SNAPSHOT_EARLY_FREQUENT_POLLING"
@@ -78,9 +78,9 @@ func (w way) annotations(dirs []string) (deployment, pod map[string]string) {
 			pod[hook.prefix+".hook.backup.velero.io/command"] = hookCommand(hook.option, dirs)
 		}
 		pod["pre.hook.backup.velero.io/on-error"] = "Fail"
-	case bracket:
+	case around:
 		deployment[api.AnnotationQuiesce] = unit.FSFreeze
-		deployment[api.AnnotationQuiesceTimeout] = bracketTimeout
+		deployment[api.AnnotationQuiesceTimeout] = aroundTimeout
 	case group, location:
 		deployment[api.AnnotationQuiesce] = unit.FSFreeze
 	case floor:

@@ -12,7 +12,7 @@ func TestParse(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, []way{group, hooks}, found)
 	_, err = parseWays("hooks,hook")
-	require.EqualError(t, err, `no way "hook"; there are hooks, early, bracket, group, snapshotter, floor`)
+	require.EqualError(t, err, `no way "hook"; there are hooks, early, around, group, snapshotter, floor`)
 
 	volumes, err := parseVolumes("16,1")
 	require.NoError(t, err)

@@ -115,7 +115,7 @@ func testAnnotationOnAConfigMap(t *testing.T, c *cluster.Cluster) {
 	a.kubectl("create", "configmap", "hooks", "--from-literal=pod="+pod)
 	a.kubectl("annotate", "configmap", "hooks", "kanister.kasten.io/blueprint=e2e-namespace", "option.stillpoint.io/word=hi")
 
-	for path, change := range map[string]func(*velerov1.BackupSpec){"group": handOver(t, c, ""), "bracket": nil} {
+	for path, change := range map[string]func(*velerov1.BackupSpec){"group": handOver(t, c, ""), "around": nil} {
 		t.Run(path, func(t *testing.T) {
 			a.kubectl("exec", pod, "-c", "writer", "--", "rm", "-f", "/run/journal")
 			b := startBackup(t, c, a.namespace, change)
