@@ -268,7 +268,9 @@ type facts struct {
 	patience time.Duration
 }
 
-func (f facts) name() string { return "VolumeSnapshot " + f.namespace + "/" + f.restoredSnapshot.snapshot }
+func (f facts) name() string {
+	return "VolumeSnapshot " + f.namespace + "/" + f.restoredSnapshot.snapshot
+}
 
 type step int
 

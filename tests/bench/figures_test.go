@@ -68,22 +68,22 @@ func TestReport(t *testing.T) {
 	assert.Equal(t, `With the default request limits of the snapshot controller and the CSI sidecar:
 Stall of the application, the longest that a write had to wait: ratios of the medians.
   volumes  hooks/group  early/group  around/group  snapshotter/group  group/floor  hooks/around
-       16         8.4x            -              -                  -         1.1x              -
+       16         8.4x            -             -                  -         1.1x             -
 
 The same in ms: the median of the runs (the shortest to the longest).
 The floor is no stall: the storage cuts all snapshots at once, without a backup.
   volumes  runs  hooks  early  around                   group  snapshotter  floor
-       16     3  85000      -        -  10100 (10000 to 10200)            -   9000
+       16     3  85000      -       -  10100 (10000 to 10200)            -   9000
 
 With raised request limits:
 Stall of the application, the longest that a write had to wait: ratios of the medians.
   volumes  hooks/group  early/group  around/group  snapshotter/group  group/floor  hooks/around
-        1        52.0x        12.0x           2.0x               1.5x         2.0x          26.0x
-       16        87.6x        18.5x          81.1x                  -         1.9x           1.1x
+        1        52.0x        12.0x          2.0x               1.5x         2.0x         26.0x
+       16        87.6x        18.5x         81.1x                  -         1.9x          1.1x
 
 The same in ms: the median of the runs (the shortest to the longest).
 The floor is no stall: the storage cuts all snapshots at once, without a backup.
-  volumes  runs                hooks                   early           around             group  snapshotter  floor
+  volumes  runs                hooks                   early            around             group  snapshotter  floor
         1     5  5200 (5100 to 5300)                    1200  200 (190 to 210)   100 (90 to 110)          150     50
        16     3                81000  17100 (17000 to 17200)             75000  925 (900 to 950)            -    500
 
@@ -134,12 +134,12 @@ func TestPartOfIt(t *testing.T) {
 	assert.Equal(t, `With raised request limits:
 Stall of the application, the longest that a write had to wait: ratios of the medians.
   volumes  hooks/group  early/group  around/group  snapshotter/group  group/floor  hooks/around
-        4            -            -              -                  -            -              -
+        4            -            -             -                  -            -             -
 
 The same in ms: the median of the runs (the shortest to the longest).
 The floor is no stall: the storage cuts all snapshots at once, without a backup.
   volumes  runs  hooks  early  around  group  snapshotter  floor
-        4     1  20000      -        -      -            -     90
+        4     1  20000      -       -      -            -     90
 
 `, report(some))
 	written, err := json.Marshal(summarize(some))
