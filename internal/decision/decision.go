@@ -82,15 +82,16 @@ func (d *Decision) Findings(quiesced bool) []Finding {
 	if !d.Snapshotted() || quiesced || d.QuiesceRequired == nil {
 		return d.findings
 	}
-	return append(d.findings[:len(d.findings):len(d.findings)], Finding{logrus.ErrorLevel, d.text("the snapshot is unusable: %v", d.QuiesceRequired)})
+	return append(d.findings[:len(d.findings):len(d.findings)], d.finding(logrus.ErrorLevel, "The snapshot is unusable", "%v", d.QuiesceRequired))
 }
 
-func (d *Decision) find(level logrus.Level, format string, args ...any) {
-	d.findings = append(d.findings, Finding{level, d.text(format, args...)})
+// find adds a finding, whose beginning is constant so that it leads to one place.
+func (d *Decision) find(level logrus.Level, beginning, format string, args ...any) {
+	d.findings = append(d.findings, d.finding(level, beginning, format, args...))
 }
 
-func (d *Decision) text(format string, args ...any) string {
-	return fmt.Sprintf("Claim %s/%s: ", d.Claim.Namespace, d.Claim.Name) + fmt.Sprintf(format, args...)
+func (d *Decision) finding(level logrus.Level, beginning, format string, args ...any) Finding {
+	return Finding{level, fmt.Sprintf("%s: claim %s/%s: ", beginning, d.Claim.Namespace, d.Claim.Name) + fmt.Sprintf(format, args...)}
 }
 
 // Log writes findings of at least that level to the backup's log.

@@ -166,7 +166,7 @@ func (b *Backup) decide(ctx context.Context, d *Decision, verdict selection.Verd
 		d.findFailure(verdict.Reason)
 	}
 	if verdict.Warning != "" {
-		d.find(logrus.WarnLevel, "%s", verdict.Warning)
+		d.find(logrus.WarnLevel, "The volume policy does not hand the volume to Stillpoint", "%s", verdict.Warning)
 	}
 	if d.Claim.Spec.VolumeName == "" {
 		return nil
@@ -194,7 +194,7 @@ func (d *Decision) findFailure(reason string) {
 	if phase := d.Claim.Status.Phase; phase != corev1.ClaimBound {
 		fix = fmt.Sprintf("; bind or delete it, or leave it out by a volume policy with the condition pvcPhase: [%s] and action skip", phase)
 	}
-	d.find(logrus.ErrorLevel, "Velero's own snapshot of it fails: %s%s", reason, fix)
+	d.find(logrus.ErrorLevel, "Velero's own snapshot fails", "%s%s", reason, fix)
 }
 
 // applyRules applies the rules of the configuration, for classes, drivers and
@@ -214,7 +214,7 @@ func (b *Backup) applyRules(ctx context.Context, d *Decision) error {
 	}
 	if err := d.applyProfile(profile); err != nil {
 		if d.Path == Around {
-			d.find(logrus.ErrorLevel, "the snapshot is unusable: %v", err)
+			d.find(logrus.ErrorLevel, "The snapshot cannot be used", "%v", err)
 		}
 		return err
 	}
@@ -224,13 +224,13 @@ func (b *Backup) applyRules(ctx context.Context, d *Decision) error {
 	d.Keep, err = keepOf(settings.LocalSnapshots, d.Claim, profile.Name, b.backup)
 	switch {
 	case err != nil && d.Path == Around:
-		d.find(logrus.ErrorLevel, "it is not known what becomes of the local snapshot: %v", err)
+		d.find(logrus.ErrorLevel, "It is not known what becomes of the local snapshot", "%v", err)
 	case err != nil:
 		return err
 	case d.Keep.Second && d.Path == Around:
-		d.find(logrus.WarnLevel, "no local snapshot is kept beside the export, which the %s asks for: Velero takes the snapshot of this volume; hand it to Stillpoint by a volume policy", d.Keep.Reason)
+		d.find(logrus.WarnLevel, "No local snapshot is kept beside the export", "the %s asks for one, but Velero takes the snapshot of this volume; hand it to Stillpoint by a volume policy", d.Keep.Reason)
 	case d.Keep.Second:
-		d.find(logrus.InfoLevel, "a second snapshot is kept beside the export: %s", d.Keep.Reason)
+		d.find(logrus.InfoLevel, "A second snapshot is kept beside the export", "%s", d.Keep.Reason)
 	}
 	return nil
 }
@@ -239,7 +239,7 @@ func (b *Backup) applyRules(ctx context.Context, d *Decision) error {
 // backup reports an unusable configuration once, for all claims.
 func (d *Decision) classUnknown(err error) {
 	if d.Path == Around && !config.Unusable(err) {
-		d.find(logrus.WarnLevel, "it is not known whether Velero takes the right VolumeSnapshotClass: %v", err)
+		d.find(logrus.WarnLevel, "It is not known whether Velero takes the right VolumeSnapshotClass", "%v", err)
 	}
 }
 
@@ -262,14 +262,14 @@ func (b *Backup) chooseClass(ctx context.Context, d *Decision, input snapshotcla
 	taken, _ := input.Velero().Class()
 	d.Class, d.ClassReason = taken, "Velero's own choice"
 	if err != nil {
-		d.find(logrus.WarnLevel, "Velero takes VolumeSnapshotClass %s, although %v", taken, err)
+		d.find(logrus.WarnLevel, "Velero takes a VolumeSnapshotClass that no rule chooses", "%s, although %v", taken, err)
 		return nil
 	}
 	if taken == choice.Class.Name {
 		d.ClassReason = choice.Reason
 	}
 	if annotation := input.Velero().Annotation(choice.Class); annotation != "" {
-		d.find(logrus.WarnLevel, "Velero takes VolumeSnapshotClass %s and not %s, which it should by the %s; annotate the claim with %s",
+		d.find(logrus.WarnLevel, "Velero takes another VolumeSnapshotClass than the rules choose", "%s and not %s, which it should by the %s; annotate the claim with %s",
 			taken, choice.Class.Name, choice.Reason, annotation)
 	}
 	return nil

@@ -22,5 +22,5 @@ func TestApplyProfile(t *testing.T) {
 	require.NoError(t, d.applyProfile(config.DriverProfile{Name: "d", Quiesce: config.QuiesceRequired}))
 	assert.Empty(t, d.Findings(true), "quiesced")
 	require.Len(t, d.Findings(false), 1)
-	assert.Contains(t, d.Findings(false)[0].Text, "the snapshot is unusable: PersistentVolume pv is in use and its workload is not quiesced")
+	assert.Contains(t, d.Findings(false)[0].Text, "The snapshot is unusable: claim /: PersistentVolume pv is in use and its workload is not quiesced")
 }

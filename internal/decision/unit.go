@@ -158,7 +158,7 @@ func (b *Backup) members(ctx context.Context, u *Unit, d *Decision) (refusal, er
 		case other.Path != None:
 			refuse(u.Quiesce.MixedPaths(d.Claim.Name, string(u.Path), claim.Name, string(other.Path)))
 		case asked && other.Reason != "":
-			u.findings = append(u.findings, Finding{logrus.InfoLevel, other.text("not quiesced with its workload: %s", other.Reason)})
+			u.findings = append(u.findings, other.finding(logrus.InfoLevel, "Not quiesced with its workload", "%s", other.Reason))
 		}
 		return false, nil
 	})

@@ -450,7 +450,7 @@ func TestGroupWithEightWorkers(t *testing.T) {
 		assert.Contains(t, claim.Annotations, "velero.io/volume-snapshot-name", name)
 	}
 	assert.Nil(t, b.claim(a.namespace, "other-data1"))
-	assert.Contains(t, log, "Claim "+a.namespace+"/other-data1 is not quiesced with its workload: a filter policy of the backup leaves out its name")
+	assert.Contains(t, log, "Not quiesced with its workload: claim "+a.namespace+"/other-data1: a filter policy of the backup leaves out its name")
 	assert.NotContains(t, log, "Velero left the claim out", "it has no snapshot")
 	a.noSnapshots()
 	assert.Empty(t, a.stored("other-data1"))

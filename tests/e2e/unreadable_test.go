@@ -76,7 +76,7 @@ func testOneKindThatCannotBeRead(t *testing.T, c *cluster.Cluster) {
 	for _, namespace := range namespaces {
 		assert.NotEmpty(t, b.claim(namespace, "idle").Labels[velerov1.VolumeSnapshotLabel], namespace)
 	}
-	assert.Contains(t, b.log(), "/app-data1: not quiesced with its workload: a filter policy of the backup leaves out its name")
+	assert.Contains(t, b.log(), "/app-data1: a filter policy of the backup leaves out its name")
 	assert.Regexp(t, "Thawed Deployment "+last.namespace+"/app: frozen for .*, 1 volume cut", b.log())
 	assert.Nil(t, b.claim(last.namespace, "app-data1"))
 }

@@ -20,8 +20,13 @@ var logMethods = []string{
 	"Warn", "Warnf", "Warning", "Warningf", "Error", "Errorf",
 }
 
+// findMethods make findings of a decision, which are logged: the message is their second
+// argument.
+var findMethods = []string{"find", "finding"}
+
 // TestLogMessagesLeadToOnePlace requires that a log line is found in the code by its
-// beginning: what stands before the first value is no other message's beginning. A line that repeats an error is logged without a format, and found by the error.
+// beginning: what stands before the first value is no other message's beginning. A line
+// that repeats an error is logged without a format, and found by the error.
 func TestLogMessagesLeadToOnePlace(t *testing.T) {
 	logs, _ := messages(t)
 	var beginnings []message
@@ -68,7 +73,11 @@ func messages(t *testing.T) (logs, errors []message) {
 			if !ok {
 				return true
 			}
-			text, ok := literal(call.Args[0])
+			argument := call.Args[0]
+			if slices.Contains(findMethods, method.Sel.Name) && len(call.Args) > 2 {
+				argument = call.Args[1]
+			}
+			text, ok := literal(argument)
 			if !ok {
 				return true
 			}
@@ -78,7 +87,7 @@ func messages(t *testing.T) (logs, errors []message) {
 				if !strings.Contains(text, "%w") && constant.MatchString(verb.ReplaceAllString(text, "")) {
 					errors = append(errors, found)
 				}
-			case receiver != "fmt" && slices.Contains(logMethods, method.Sel.Name):
+			case receiver != "fmt" && slices.Contains(slices.Concat(logMethods, findMethods), method.Sel.Name):
 				logs = append(logs, found)
 			}
 			return true
