@@ -24,31 +24,30 @@ import (
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
-// Facts are what groups are made from: one namespace, as it was when it was
-// looked at. They are safe for concurrent use.
+// Facts are a view of one namespace, from which units are computed. They are safe for
+// concurrent use.
 type Facts struct {
 	inventory *workload.Inventory
 	namespace *corev1.Namespace
 	claims    []corev1.PersistentVolumeClaim
-	// objects are those that stand for claims, or would if there were any;
-	// owners come before what they own.
+	// objects are the annotated objects that can stand for claims. Owners come before the
+	// objects that they own.
 	objects []*Object
-	// annotated are the workloads among annotated objects.
+	// annotated are the annotated workloads.
 	annotated []annotated.Object
-	// line is nil where there are no objects.
-	line lineage
-	// unread says which workloads could not be read.
+	// line is nil without annotated objects.
+	line   lineage
 	unread error
 }
 
-// Unread says which workloads of the namespace could not be read, and why; nil
-// if all were. What their annotations ask for is not known.
+// Unread returns an error that names the workloads whose annotations could not be read, and
+// nil if all could be read.
 func (f *Facts) Unread() error { return f.unread }
 
-// Gather looks at a namespace. The number of its requests does not depend on
-// how many claims there are. Annotated objects are those that survey knows; nil
-// knows none. To freeze by, they must be as they are now, and a workload that
-// cannot be read is an error; otherwise it is noted as unread.
+// Gather reads a namespace. The number of requests does not depend on the number of claims.
+// The survey finds annotated objects; it may be nil. If now is true, the annotated objects
+// are read again, and a workload that cannot be read is an error. Otherwise Unread returns
+// that error.
 func Gather(ctx context.Context, kube kubernetes.Interface, survey *annotated.Survey, namespace string, now bool) (*Facts, error) {
 	facts := &Facts{}
 	var err error
@@ -84,14 +83,14 @@ func (f *Facts) gatherObjects(ctx context.Context, kube kubernetes.Interface, su
 	if now {
 		full = survey.Read(ctx, slices.DeleteFunc(slices.Clone(view.Annotated), func(o annotated.Object) bool { return o.Known() }))
 	}
-	f.takeObjects(view, templates, full)
+	f.addObjects(view, templates, full)
 	return err
 }
 
-// Claims are all claims of the namespace.
+// Claims returns all claims of the namespace.
 func (f *Facts) Claims() []corev1.PersistentVolumeClaim { return f.claims }
 
-// Claim is the claim of that name, nil when there is none.
+// Claim returns the claim with a name, or nil.
 func (f *Facts) Claim(name string) *corev1.PersistentVolumeClaim {
 	i := slices.IndexFunc(f.claims, func(c corev1.PersistentVolumeClaim) bool { return c.Name == name })
 	if i < 0 {
@@ -103,8 +102,8 @@ func (f *Facts) Claim(name string) *corev1.PersistentVolumeClaim {
 const (
 	// factsLife is how long facts count as recent.
 	factsLife = time.Minute
-	// factsKept is for how many namespaces facts are kept: Velero takes one
-	// namespace after another.
+	// factsKept is the number of namespaces in the cache. Velero backs up one namespace
+	// after another.
 	factsKept = 16
 )
 
@@ -118,7 +117,7 @@ type Namespaces struct {
 
 	gathering cluster.Keyed // by namespace
 	recent    *lru.Cache    // namespace → gathered
-	told      sync.Map      // text → nothing
+	logged    sync.Map      // by text
 }
 
 type gathered struct {
@@ -126,8 +125,8 @@ type gathered struct {
 	until time.Time
 }
 
-// NewNamespaces returns Namespaces. They log once which kinds cannot be looked at for
-// annotated objects, and which annotations are not acted on.
+// NewNamespaces returns Namespaces. They log once which kinds cannot be listed, and which
+// annotations have no effect.
 func NewNamespaces(clients *cluster.Clients, clock clock.PassiveClock, log logrus.FieldLogger) *Namespaces {
 	return &Namespaces{
 		kube: clients.Kube, metadata: clients.Metadata, log: log,
@@ -137,11 +136,11 @@ func NewNamespaces(clients *cluster.Clients, clock clock.PassiveClock, log logru
 	}
 }
 
-// Unread are the kinds that could not be looked at for annotated objects.
+// Unread returns the kinds that could not be searched for annotated objects.
 func (n *Namespaces) Unread() []annotated.Unread { return n.survey.Unread() }
 
-// Recent gives facts that are a minute old at most: enough for what is not
-// snapshotted yet.
+// Recent returns facts that are at most a minute old, for volumes that are not snapshotted
+// yet.
 func (n *Namespaces) Recent(ctx context.Context, namespace string) (*Facts, error) {
 	defer n.gathering.Lock(namespace)()
 	if last := n.last(namespace); last != nil {
@@ -150,9 +149,9 @@ func (n *Namespaces) Recent(ctx context.Context, namespace string) (*Facts, erro
 	return n.gather(ctx, namespace, false)
 }
 
-// Current gives facts that hold now as far as pods are concerned: enough to see that
-// nothing is to be quiesced, which is what Velero's calls for most volumes come down
-// to. While no pod changes it takes one request, for metadata.
+// Current returns facts in which the pods are current. They are sufficient to find that a
+// volume needs no quiesce, which is the result of most of Velero's calls. While no pod
+// changes, Current sends one request for metadata.
 func (n *Namespaces) Current(ctx context.Context, namespace string) (*Facts, error) {
 	defer n.gathering.Lock(namespace)()
 	if last := n.last(namespace); last != nil {
@@ -166,7 +165,7 @@ func (n *Namespaces) Current(ctx context.Context, namespace string) (*Facts, err
 	return n.gather(ctx, namespace, false)
 }
 
-// last are the facts that count as recent, nil if there are none.
+// last returns recent facts, or nil.
 func (n *Namespaces) last(namespace string) *Facts {
 	if last, ok := n.recent.Get(namespace); ok {
 		if last, ok := last.(gathered); ok && n.clock.Now().Before(last.until) {
@@ -176,7 +175,7 @@ func (n *Namespaces) last(namespace string) *Facts {
 	return nil
 }
 
-// Now gathers afresh.
+// Now returns current facts. It reads the annotated objects again.
 func (n *Namespaces) Now(ctx context.Context, namespace string) (*Facts, error) {
 	defer n.gathering.Lock(namespace)()
 	return n.gather(ctx, namespace, true)
@@ -184,7 +183,7 @@ func (n *Namespaces) Now(ctx context.Context, namespace string) (*Facts, error) 
 
 func (n *Namespaces) gather(ctx context.Context, namespace string, now bool) (*Facts, error) {
 	var facts *Facts
-	err := retry.OnError(gatherAgain, passing, func() (err error) {
+	err := retry.OnError(gatherBackoff, isTransient, func() (err error) {
 		facts, err = Gather(ctx, n.kube, n.survey, namespace, now)
 		return err
 	})
@@ -192,7 +191,7 @@ func (n *Namespaces) gather(ctx context.Context, namespace string, now bool) (*F
 		return nil, err
 	}
 	for _, idle := range facts.Idle() {
-		switch _, told := n.told.LoadOrStore(idle.Text, nil); {
+		switch _, told := n.logged.LoadOrStore(idle.Text, nil); {
 		case told:
 		case idle.Warning:
 			n.log.Warn(idle.Text)
@@ -200,19 +199,19 @@ func (n *Namespaces) gather(ctx context.Context, namespace string, now bool) (*F
 			n.log.Info(idle.Text)
 		}
 	}
-	if facts.unread != nil { // the next call tries again
+	if facts.unread != nil { // not cached: the next call gathers again
 		n.log.Warnf("Quiesce annotations of workloads in namespace %s cannot be looked for: %v; what they ask for is not known, and not done", namespace, facts.unread)
-		return facts, nil //nolint:nilerr // nothing that looks for annotations fails a backup
+		return facts, nil //nolint:nilerr // a failed search for annotations must not fail the backup
 	}
 	n.recent.Add(namespace, gathered{facts, n.clock.Now().Add(factsLife)})
 	return facts, nil
 }
 
-// gatherAgain is how long a moment's trouble of the API server is waited out.
-var gatherAgain = wait.Backoff{Steps: 4, Duration: 250 * time.Millisecond, Factor: 2}
+// gatherBackoff limits the retries of transient errors of the API server.
+var gatherBackoff = wait.Backoff{Steps: 4, Duration: 250 * time.Millisecond, Factor: 2}
 
-// passing reports whether an error is one that may be gone at the next try.
-func passing(err error) bool {
+// isTransient reports whether a retry can succeed.
+func isTransient(err error) bool {
 	return apierrors.IsTooManyRequests(err) || apierrors.IsServerTimeout(err) || apierrors.IsTimeout(err) ||
 		apierrors.IsServiceUnavailable(err) || apierrors.IsInternalError(err)
 }

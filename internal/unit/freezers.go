@@ -16,12 +16,12 @@ import (
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
-// hookCommand is Velero's annotation for a hook of a pod, with or without a phase
-// before it: without, it is a pre hook (item_hook_handler.go of Velero 1.18).
+// hookCommand is Velero's annotation for a hook of a pod. A prefix names the phase; without
+// one, the hook is a pre hook (item_hook_handler.go of Velero 1.18).
 const hookCommand = "hook.backup.velero.io/command"
 
-// veleroHooks lists the hooks that Velero itself runs in a pod in a backup, each
-// by where it is written: in the pod's annotations or, without one, in the backup.
+// veleroHooks lists the hooks that Velero runs in a pod, by the place that defines them:
+// the annotations of the pod or, without one, the spec of the backup.
 func veleroHooks(pod *corev1.Pod, backup *velerov1.Backup) []string {
 	var found []string
 	for _, phase := range []string{"pre.", "post."} {
@@ -30,14 +30,14 @@ func veleroHooks(pod *corev1.Pod, backup *velerov1.Backup) []string {
 			key = hookCommand
 		}
 		if command := pod.Annotations[key]; command != "" {
-			found = append(found, "annotation "+key+freezing(command))
+			found = append(found, "annotation "+key+freezeNote(command))
 			continue
 		}
 		for _, spec := range backup.Spec.Hooks.Resources {
 			hooks := map[string][]velerov1.BackupResourceHook{"pre.": spec.PreHooks, "post.": spec.PostHooks}[phase]
 			for _, hook := range hooks {
-				if hook.Exec != nil && applies(&spec, pod) {
-					found = append(found, fmt.Sprintf("spec.hooks of the backup, %q", spec.Name)+freezing(strings.Join(hook.Exec.Command, " ")))
+				if hook.Exec != nil && hookApplies(&spec, pod) {
+					found = append(found, fmt.Sprintf("spec.hooks of the backup, %q", spec.Name)+freezeNote(strings.Join(hook.Exec.Command, " ")))
 				}
 			}
 		}
@@ -45,19 +45,19 @@ func veleroHooks(pod *corev1.Pod, backup *velerov1.Backup) []string {
 	return slices.Compact(found)
 }
 
-// freezing is said of a command instead of the command, which may have a password.
-func freezing(command string) string {
+// freezeNote describes a command without printing it, because it can contain a password.
+func freezeNote(command string) string {
 	if strings.Contains(command, "fsfreeze") || strings.Contains(command, "virt-freezer") {
 		return ", which freezes file systems"
 	}
 	return ""
 }
 
-// applies reports whether hooks of a backup are for a pod.
-func applies(spec *velerov1.BackupResourceHookSpec, pod *corev1.Pod) bool {
+// hookApplies reports whether Velero runs the hooks of spec in pod.
+func hookApplies(spec *velerov1.BackupResourceHookSpec, pod *corev1.Pod) bool {
 	within := func(includes, excludes []string, names ...string) bool {
 		filter := collections.NewIncludesExcludes().Includes(includes...).Excludes(excludes...)
-		// Velero takes a resource by any of its names.
+		// Velero accepts any name of a resource.
 		return !slices.ContainsFunc(names, func(name string) bool { return slices.Contains(excludes, name) }) && slices.ContainsFunc(names, filter.ShouldInclude)
 	}
 	selector, err := metav1.LabelSelectorAsSelector(spec.LabelSelector)
@@ -69,11 +69,12 @@ func applies(spec *velerov1.BackupResourceHookSpec, pod *corev1.Pod) bool {
 		within(spec.IncludedResources, spec.ExcludedResources, "pods", "pod", "po")
 }
 
-// OtherFreezes lists what else quiesces the group's workloads.
-func (g *Unit) OtherFreezes(groups discovery.ServerGroupsInterface, backup *velerov1.Backup) []string {
+// OtherFreezes lists the Velero hooks and K10 blueprints that also quiesce the workloads of
+// the unit.
+func (u *Unit) OtherFreezes(groups discovery.ServerGroupsInterface, backup *velerov1.Backup) []string {
 	var found []string
-	pods := map[string][]string{} // by the hook that they have
-	for _, w := range g.Component.Workloads {
+	pods := map[string][]string{} // by hook
+	for _, w := range u.Component.Workloads {
 		for i := range w.Pods {
 			for _, hook := range veleroHooks(&w.Pods[i], backup) {
 				if w.Pods[i].Labels["kubevirt.io"] == "virt-launcher" {
@@ -89,7 +90,7 @@ func (g *Unit) OtherFreezes(groups discovery.ServerGroupsInterface, backup *vele
 	for i, hook := range found {
 		found[i] = fmt.Sprintf("Velero runs hooks in %s (%s)", strings.Join(pods[hook], ", "), hook)
 	}
-	for _, part := range g.quiescedParts() {
+	for _, part := range u.quiescedParts() {
 		name := part.annotations[api.AnnotationKanister]
 		if part.Object != nil {
 			name = part.Object.Annotations[api.AnnotationKanister]
@@ -105,28 +106,28 @@ func (g *Unit) OtherFreezes(groups discovery.ServerGroupsInterface, backup *vele
 	return found
 }
 
-// RunsHooks reports whether Velero itself runs hooks in any pod of a unit.
-func RunsHooks(unit workload.Component, backup *velerov1.Backup) bool {
-	return slices.ContainsFunc(unit.Workloads, func(w workload.Workload) bool {
+// RunsHooks reports whether Velero runs hooks in any pod of a component.
+func RunsHooks(component workload.Component, backup *velerov1.Backup) bool {
+	return slices.ContainsFunc(component.Workloads, func(w workload.Workload) bool {
 		return slices.ContainsFunc(w.Pods, func(pod corev1.Pod) bool { return len(veleroHooks(&pod, backup)) > 0 })
 	})
 }
 
-// LimitToHookBlock leaves in a group of which nothing is to be quiesced the claims that
-// Velero backs up in one item block, where its own hooks run: it runs those of a
-// block's pods just before the block's volumes.
-func (f *Facts) LimitToHookBlock(group *Unit, backup *velerov1.Backup) {
-	if group.Quiesced() || !RunsHooks(group.Component, backup) {
+// LimitToHookBlock limits a unit without quiesce to the claims of one item block, if Velero
+// runs hooks in its pods: Velero runs the hooks of a block just before it snapshots the
+// volumes of the block.
+func (f *Facts) LimitToHookBlock(unit *Unit, backup *velerov1.Backup) {
+	if unit.Quiesced() || !RunsHooks(unit.Component, backup) {
 		return
 	}
-	block := f.inventory.Block(group.foundBy)
-	group.Claims = slices.DeleteFunc(group.Claims, func(claim corev1.PersistentVolumeClaim) bool {
-		return claim.Name != group.foundBy && !slices.Contains(block.Claims, claim.Name)
+	block := f.inventory.Block(unit.foundBy)
+	unit.Claims = slices.DeleteFunc(unit.Claims, func(claim corev1.PersistentVolumeClaim) bool {
+		return claim.Name != unit.foundBy && !slices.Contains(block.Claims, claim.Name)
 	})
 }
 
-// HookBlock returns what Velero backs up in one item block with a pod that mounts
-// claims, where its own hooks run in that; false where none do.
+// HookBlock returns the pods and claims that Velero backs up in one item block with a pod
+// that mounts claims. It reports whether Velero runs hooks in the block.
 func (f *Facts) HookBlock(pod *corev1.Pod, backup *velerov1.Backup) (workload.Component, bool) {
 	block := f.inventory.Block(workload.Claims(pod)[0])
 	return block, RunsHooks(block, backup)

@@ -19,43 +19,40 @@ import (
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
-// IsAnnotation reports whether a key is one that users write for a quiesce, or
-// looks like one.
+// IsAnnotation reports whether a key is a quiesce annotation, or a misspelled one.
 func IsAnnotation(key string) bool {
-	return strings.HasPrefix(key, api.Domain) && !slices.Contains(onClaims, key) ||
+	return strings.HasPrefix(key, api.Domain) && !slices.Contains(claimAnnotations, key) ||
 		strings.HasPrefix(key, api.AnnotationOptionPrefix) || key == api.AnnotationKanister
 }
 
-// Object is an annotated object that is no workload, claim or namespace: a
-// custom resource, a ConfigMap, whatever there is. What it asks for is a hook
-// of its own, which is run once in a freeze.
+// Object is an annotated object that is not a workload, claim or namespace, such as a
+// custom resource or a ConfigMap. Its hooks run once in a freeze.
 type Object struct {
 	annotated.Object
-	// content is the object in full; of facts that are not of now it is what
-	// is known without asking.
+	// content is the whole object if the facts are current, otherwise only its metadata.
 	content  *unstructured.Unstructured
 	settings Settings
 	invalid  error
 
-	// claims are those that it stands for, all reports that it is because
-	// nothing of the namespace depends on it. Claims that have annotations of
-	// their own are not among them.
+	// claims are the claims that the object stands for. Claims with annotations of their
+	// own are excluded. all is true if it stands for all claims of the namespace, because
+	// it owns nothing there.
 	claims map[string]bool
 	all    bool
-	// pods are those that run and mount any of claims.
+	// pods are the pods in use that mount any of claims.
 	pods []corev1.Pod
-	// above are the annotated objects that own it.
+	// above are the annotated objects that own this object.
 	above []*Object
 }
 
-// isQuiesced reports whether the object has a say: nothing is to be run for one whose
-// annotation is "none".
+// isQuiesced reports whether the object names blueprints. An object with invalid
+// annotations counts as one that does.
 func (o *Object) isQuiesced() bool { return o.invalid != nil || len(o.settings.Blueprints) > 0 }
 
-// lineage is who owns whom, by UID.
+// lineage has the UIDs of the owners of each object, by UID.
 type lineage map[types.UID][]types.UID
 
-// ancestors are all owners of an object, and theirs, any number of steps up.
+// ancestors returns the direct and indirect owners of an object.
 func (l lineage) ancestors(of types.UID) map[types.UID]bool {
 	found := map[types.UID]bool{}
 	var climb func(uid types.UID)
@@ -71,7 +68,7 @@ func (l lineage) ancestors(of types.UID) map[types.UID]bool {
 	return found
 }
 
-// lineage joins what is known of the namespace.
+// lineage merges the owner references of the view, the pods and the claims.
 func (f *Facts) lineage(view *annotated.View) lineage {
 	all := lineage{}
 	maps.Copy(all, view.Owners)
@@ -84,9 +81,9 @@ func (f *Facts) lineage(view *annotated.View) lineage {
 	return all
 }
 
-// takeObjects makes what a survey has seen into what it means. full are the
-// objects as they are now; nil is that the survey's word is good enough.
-func (f *Facts) takeObjects(view *annotated.View, templates map[workload.Ref]workload.Template, full *annotated.Contents) {
+// addObjects adds the annotated objects of a view. full has their current content; if it is
+// nil, the metadata of the view is used.
+func (f *Facts) addObjects(view *annotated.View, templates map[workload.Ref]workload.Template, full *annotated.Contents) {
 	if len(view.Annotated) == 0 {
 		return
 	}
@@ -100,7 +97,7 @@ func (f *Facts) takeObjects(view *annotated.View, templates map[workload.Ref]wor
 		}
 		o := newObject(seen, f.namespace)
 		if full != nil && !o.complete(full, f.namespace) {
-			continue // gone since
+			continue // deleted since
 		}
 		byUID[seen.UID] = o
 		all = append(all, o)
@@ -112,7 +109,7 @@ func (f *Facts) takeObjects(view *annotated.View, templates map[workload.Ref]wor
 			}
 		}
 	}
-	// What repeats its owner counts there.
+	// An object that repeats the annotations of its owner is ignored.
 	f.objects = slices.DeleteFunc(slices.Clone(all), func(o *Object) bool {
 		return slices.ContainsFunc(o.above, func(above *Object) bool { return repeats(o.Annotations, above.Annotations) })
 	})
@@ -132,8 +129,8 @@ func compareBool(a, b bool) int {
 	return -1
 }
 
-// newObject reads the annotations of an object. A namespace's are the default
-// of everything but the blueprints: these it names for its workloads.
+// newObject reads the annotations of an object. The annotations of the namespace are
+// defaults for all settings except the blueprints, which apply to workloads only.
 func newObject(seen annotated.Object, namespace *corev1.Namespace) *Object {
 	o := &Object{Object: seen, claims: map[string]bool{}}
 	o.content = &unstructured.Unstructured{Object: map[string]any{}}
@@ -147,8 +144,8 @@ func newObject(seen annotated.Object, namespace *corev1.Namespace) *Object {
 	return o
 }
 
-// complete takes an object as it is now. It returns false when it is gone, or
-// has no annotation any more.
+// complete sets the current content of the object. It reports whether the object still
+// exists and has annotations.
 func (o *Object) complete(full *annotated.Contents, namespace *corev1.Namespace) bool {
 	if err := full.Failed[o.UID]; err != nil {
 		o.invalid = fmt.Errorf("%s asks to be quiesced: %w", o.Ref, err)
@@ -159,7 +156,7 @@ func (o *Object) complete(full *annotated.Contents, namespace *corev1.Namespace)
 		return false
 	}
 	o.content = content
-	o.Annotations = ours(content.GetAnnotations())
+	o.Annotations = quiesceAnnotations(content.GetAnnotations())
 	o.resolve(namespace)
 	return len(o.Annotations) > 0
 }
@@ -167,29 +164,29 @@ func (o *Object) complete(full *annotated.Contents, namespace *corev1.Namespace)
 func (o *Object) resolve(namespace *corev1.Namespace) {
 	layers := []Layer{{Object: o.String(), Annotations: o.Annotations}, {Object: "Namespace " + namespace.Name, Annotations: namespace.Annotations}}
 	o.settings, o.invalid = Resolve(layers)
-	if o.invalid != nil || decides(o.Annotations) {
+	if o.invalid != nil || namesBlueprints(o.Annotations) {
 		return
 	}
 	o.settings.Blueprints = nil
 	o.invalid = fmt.Errorf("%s: annotation %s has no effect without %s beside it", o.Ref, slices.Sorted(maps.Keys(o.Annotations))[0], api.AnnotationQuiesce)
 }
 
-// ours are the annotations that IsAnnotation says yes to.
-func ours(annotations map[string]string) map[string]string {
+// ours returns the annotations for which IsAnnotation is true.
+func quiesceAnnotations(annotations map[string]string) map[string]string {
 	found := maps.Clone(annotations)
 	maps.DeleteFunc(found, func(key, _ string) bool { return !IsAnnotation(key) })
 	return found
 }
 
-// decides reports whether annotations name blueprints, or say that there are none.
-func decides(annotations map[string]string) bool {
+// decides reports whether annotations name blueprints or have the value None.
+func namesBlueprints(annotations map[string]string) bool {
 	_, quiesce := annotations[api.AnnotationQuiesce]
 	_, kanister := annotations[api.AnnotationKanister]
 	return quiesce || kanister
 }
 
-// repeats reports whether the annotations of an object say nothing that those of
-// its owner do not say: operators hand annotations down to what they make.
+// repeats reports whether an object has only annotations of its owner: operators copy
+// annotations to the objects that they create.
 func repeats(of, owner map[string]string) bool {
 	if len(of) == 0 {
 		return false
@@ -202,13 +199,12 @@ func repeats(of, owner map[string]string) bool {
 	return owner[api.AnnotationQuiesce] == of[api.AnnotationQuiesce] && owner[api.AnnotationKanister] == of[api.AnnotationKanister]
 }
 
-// ownerRepeatedBy is the owner at which the annotations of what has these owners count,
-// nil when it is none of them.
+// ownerRepeatedBy returns the owner whose annotations are repeated, or nil.
 func (f *Facts) ownerRepeatedBy(annotations map[string]string, owners ...metav1.OwnerReference) *Object {
 	if len(f.objects) == 0 {
 		return nil
 	}
-	ours := ours(annotations)
+	ours := quiesceAnnotations(annotations)
 	above := map[types.UID]bool{}
 	for _, owner := range owners {
 		above[owner.UID] = true
@@ -222,8 +218,8 @@ func (f *Facts) ownerRepeatedBy(annotations map[string]string, owners ...metav1.
 	return nil
 }
 
-// assignClaims finds out which claims each object stands for: those that it owns, and
-// those of pods and workloads that it owns; where it owns nothing of the kind,
+// assignClaims sets the claims that each object stands for: the claims that it owns, and
+// those of pods and workloads that it owns. An object that owns none of these stands for
 // all claims of the namespace.
 func (f *Facts) assignClaims(view *annotated.View, templates map[workload.Ref]workload.Template) {
 	byUID := map[types.UID]*Object{}
@@ -282,8 +278,8 @@ func (f *Facts) assignClaims(view *annotated.View, templates map[workload.Ref]wo
 	}
 }
 
-// canBeAssigned reports whether objects can stand for a claim: it is there, and has no
-// say of its own.
+// canBeAssigned reports whether objects can stand for a claim: it exists and has no
+// annotations of its own.
 func (f *Facts) canBeAssigned(name string) bool {
 	claim := f.Claim(name)
 	if claim == nil {
@@ -293,7 +289,8 @@ func (f *Facts) canBeAssigned(name string) bool {
 	return err == nil && !own
 }
 
-// hasOwnAnnotations reports whether a claim itself says what to do for it.
+// hasOwnAnnotations reports whether a claim has quiesce annotations that do not repeat
+// those of an owner.
 func (f *Facts) hasOwnAnnotations(claim *corev1.PersistentVolumeClaim) (bool, error) {
 	if f.ownerRepeatedBy(claim.Annotations, claim.OwnerReferences...) != nil {
 		return false, nil
@@ -314,7 +311,7 @@ func templatesOf(ctx context.Context, kube kubernetes.Interface, namespace strin
 	return workload.Templates(ctx, kube, namespace, wanted)
 }
 
-// part is the object's share of a group.
+// part returns the part of the unit that the object is.
 func (o *Object) part() Part {
 	return Part{
 		Workload: workload.Workload{Ref: o.Ref, Object: o.content, Pods: o.pods, CurrentPods: o.current()},
@@ -325,8 +322,8 @@ func (o *Object) part() Part {
 	}
 }
 
-// current are the pods that templates see: of an OpenShift DeploymentConfig those of
-// its current deployment, otherwise all that hooks can reach.
+// current returns the pods for templates: those of the current deployment of an OpenShift
+// DeploymentConfig, otherwise all pods that hooks can reach.
 func (o *Object) current() []corev1.Pod {
 	pods := workload.Reachable(o.pods)
 	if o.Kind != "DeploymentConfig" {
@@ -339,24 +336,24 @@ func (o *Object) current() []corev1.Pod {
 	})
 }
 
-// joined is the unit of a claim, together with the units of all claims that
-// objects stand for which stand for any of its own, and these objects.
-func (f *Facts) joined(claim string) (workload.Component, []*Object) {
-	unit := f.inventory.ComponentOf(claim)
+// joined returns the component of a claim, merged with the components of all claims that
+// annotated objects join with it, and these objects.
+func (f *Facts) joinedComponent(claim string) (workload.Component, []*Object) {
+	component := f.inventory.ComponentOf(claim)
 	if len(f.objects) == 0 {
-		return unit, nil
+		return component, nil
 	}
 	claims := map[string]bool{claim: true}
 	workloads := map[workload.Ref]workload.Workload{}
-	add := func(unit workload.Component) {
-		for _, w := range unit.Workloads {
+	add := func(component workload.Component) {
+		for _, w := range component.Workloads {
 			workloads[w.Ref] = w
 		}
-		for _, name := range unit.Claims {
+		for _, name := range component.Claims {
 			claims[name] = true
 		}
 	}
-	add(unit)
+	add(component)
 	in := map[*Object]bool{}
 	for grown := true; grown; {
 		grown = false
@@ -374,7 +371,7 @@ func (f *Facts) joined(claim string) (workload.Component, []*Object) {
 		}
 	}
 	if len(in) == 0 {
-		return unit, nil
+		return component, nil
 	}
 	var objects []*Object
 	for _, o := range f.objects {
@@ -398,25 +395,25 @@ func overlap(a, b map[string]bool) bool {
 	return false
 }
 
-// AnnotatedObject is an annotated object of a group that is no workload.
+// AnnotatedObject is an annotated object of a unit that is not a workload.
 type AnnotatedObject struct {
 	workload.Ref
-	// Claims are those that it stands for, sorted; All reports that it is because
-	// nothing of the namespace depends on it.
+	// Claims are the claims that the object stands for, sorted. AllClaims is true if these
+	// are all claims of the namespace, because the object owns nothing there.
 	Claims    []string
 	AllClaims bool
 	names     []string
 }
 
-// Is reports whether the object is of a kind that a user means: by its kind, the
-// name of the resource or a short one, with or without the group.
+// Is reports whether a kind that a user wrote is the kind of the object. Valid are the
+// kind, the resource and its short names, with or without the group.
 func (s AnnotatedObject) Is(kind string) bool { return slices.Contains(s.names, strings.ToLower(kind)) }
 
-// AnnotatedObjects are the objects that stand for volumes of the group, in the order of
+// AnnotatedObjects returns the objects that stand for volumes of the unit, in the order of
 // their hooks.
-func (g *Unit) AnnotatedObjects() []AnnotatedObject {
+func (u *Unit) AnnotatedObjects() []AnnotatedObject {
 	var all []AnnotatedObject
-	for _, part := range g.Parts {
+	for _, part := range u.Parts {
 		if o := part.Object; o != nil {
 			all = append(all, AnnotatedObject{Ref: o.Ref, Claims: slices.Sorted(maps.Keys(o.claims)), AllClaims: o.all, names: o.Names})
 		}
@@ -424,11 +421,11 @@ func (g *Unit) AnnotatedObjects() []AnnotatedObject {
 	return all
 }
 
-// RepeatedAnnotations are the workloads whose annotations count at an object that owns them,
-// each in a sentence.
-func (g *Unit) RepeatedAnnotations() []string {
+// RepeatedAnnotations returns a sentence for each workload whose annotations repeat those
+// of an owner and are ignored.
+func (u *Unit) RepeatedAnnotations() []string {
 	var all []string
-	for _, part := range g.Parts {
+	for _, part := range u.Parts {
 		if part.repeatsOwner != nil {
 			all = append(all, fmt.Sprintf("The annotations of %s only repeat those of %s, and count there.", part.Workload, part.repeatsOwner.Ref))
 		}
@@ -436,15 +433,15 @@ func (g *Unit) RepeatedAnnotations() []string {
 	return all
 }
 
-// DuplicateBlueprints are the blueprints that run for an annotated object and for what shares
-// its volumes, too, each in a sentence. Both were asked for, and only one may be
-// meant. File systems are frozen once whoever asks.
-func (g *Unit) DuplicateBlueprints() []string {
+// DuplicateBlueprints returns a sentence for each blueprint that runs both for an annotated
+// object and for a workload that shares its volumes. The user may have meant only one.
+// FSFreeze is excluded, because each file system is frozen once.
+func (u *Unit) DuplicateBlueprints() []string {
 	var all []string
-	for i, part := range g.Parts {
+	for i, part := range u.Parts {
 		for _, name := range part.Settings.Blueprints {
 			var others []string
-			for _, other := range g.Parts[i+1:] {
+			for _, other := range u.Parts[i+1:] {
 				if slices.Contains(other.Settings.Blueprints, name) {
 					others = append(others, other.Workload.String())
 				}
@@ -457,31 +454,30 @@ func (g *Unit) DuplicateBlueprints() []string {
 	return all
 }
 
-// Idle is something annotated for which nothing is run, because it stands for no
-// volume.
+// Idle is an annotated object without hooks to run, because it stands for no volume.
 type Idle struct {
 	AnnotatedObject
-	// Text says so and why, in a sentence.
+	// Text is the reason, as a sentence.
 	Text string
-	// Warning is set where pods run that the annotations are probably meant for.
+	// Warning is true if the annotations are probably meant for running pods.
 	Warning bool
 }
 
-// Idle are the annotated objects and workloads of the namespace without a volume to
-// stand for, and controllers between pods and the controller whose annotations count.
+// Idle returns the annotated objects and workloads of the namespace that stand for no
+// volume, and annotated controllers that another controller controls.
 func (f *Facts) Idle() []Idle {
 	var all []Idle
 	between := f.inventory.Between()
 	for _, ref := range slices.SortedFunc(maps.Keys(between), func(a, b workload.Ref) int { return cmp.Compare(a.String(), b.String()) }) {
 		b := between[ref]
-		said := ours(b.Object.GetAnnotations())
+		said := quiesceAnnotations(b.Object.GetAnnotations())
 		top := f.inventory.Top(b.Top)
-		repeated := top != nil && maps.Equal(said, ours(top.GetAnnotations())) || f.ownerRepeatedBy(said, metav1.OwnerReference{UID: b.Top.UID}) != nil
+		repeated := top != nil && maps.Equal(said, quiesceAnnotations(top.GetAnnotations())) || f.ownerRepeatedBy(said, metav1.OwnerReference{UID: b.Top.UID}) != nil
 		if len(said) > 0 && !repeated {
 			all = append(all, Idle{
 				AnnotatedObject: AnnotatedObject{Ref: ref},
 				Text:            fmt.Sprintf("The annotations of %s are not acted on, since it belongs to %s: annotate that.", ref, b.Top),
-				Warning:         b.Top.Kind != "Deployment", // which leaves copies of annotations that it has no more
+				Warning:         b.Top.Kind != "Deployment", // a Deployment leaves old annotations on its ReplicaSets
 			})
 		}
 	}

@@ -11,12 +11,12 @@ import (
 	"stillpoint.io/stillpoint/internal/api"
 )
 
-// None in AnnotationQuiesce switches off what a farther object asks for.
+// None is the value of AnnotationQuiesce that overrides the blueprints of a more distant
+// object.
 const None = "none"
 
-// FSFreeze is the built-in blueprint that freezes file systems. It always goes
-// last: an application cannot be brought to rest on a file system that takes no
-// writes.
+// FSFreeze is the built-in blueprint that freezes file systems. It always runs last,
+// because an application cannot be quiesced while its file system is frozen.
 const FSFreeze = "fsfreeze"
 
 // Defaults of the settings.
@@ -25,40 +25,42 @@ const (
 	DefaultQuiesceTimeout = 30 * time.Second
 )
 
-// known are the annotations of our domain; any other is a typing error.
-var known = []string{
+// knownAnnotations are Stillpoint's quiesce annotations. Any other key of its domain is an
+// error.
+var knownAnnotations = []string{
 	api.AnnotationQuiesce, api.AnnotationPrepareTimeout, api.AnnotationQuiesceTimeout, api.AnnotationOnQuiesceError,
 }
 
-// onClaims are annotations of our domain that claims have for other reasons.
-var onClaims = []string{api.AnnotationNoSnapshot, api.AnnotationLevel, api.AnnotationLocalSnapshots, api.AnnotationKeepSnapshot}
+// claimAnnotations are the other annotations of Stillpoint's domain on claims.
+var claimAnnotations = []string{api.AnnotationNoSnapshot, api.AnnotationLevel, api.AnnotationLocalSnapshots, api.AnnotationKeepSnapshot}
 
-// OnError says what becomes of a volume whose workload could not be quiesced.
+// OnError is what the backup does if a workload cannot be quiesced.
 type OnError string
 
-// What users may write.
+// Valid values of OnError.
 const (
 	Fail     OnError = "fail"
 	Continue OnError = "continue"
 )
 
-// Layer is an object with the annotations it carries.
+// Layer is an object and its annotations.
 type Layer struct {
-	// Object is what messages call it: "Deployment shop/db".
+	// Object names the object in messages: "Deployment shop/db".
 	Object      string
 	Annotations map[string]string
-	// Claim reports that the object is a PersistentVolumeClaim.
+	// Claim is true for a PersistentVolumeClaim.
 	Claim bool
-	// Workload reports that the object runs the pods, or is their template.
+	// Workload is true for a workload and for its pod template.
 	Workload bool
 }
 
-// Settings are what annotations ask for.
+// Settings are the values of the annotations of one workload, claim or object.
 type Settings struct {
-	// Blueprints are the names in the order of the pre commands; none means
-	// that nothing is to be quiesced.
+	// Blueprints are names, in the order of the pre commands. Without any, nothing is
+	// quiesced.
 	Blueprints []string
-	// Source is the object that named them, and its place among the layers.
+	// Source names the object with the blueprints, and SourceLayer is its index among the
+	// layers, or -1.
 	Source      string
 	SourceLayer int
 
@@ -68,11 +70,10 @@ type Settings struct {
 	Origins                        map[string]Layer // of Options
 }
 
-// Resolve reads the annotations of layers, nearest to the volume first. Each
-// setting is taken from the nearest layer that has it; the two annotations that
-// name blueprints count as one setting. A value that is not valid is an error
-// that names object, key, value and what is valid; OnError is set all the same
-// where it is valid itself, so that callers know what to make of the error.
+// Resolve reads the annotations of layers, from the nearest to the volume to the most
+// distant. Each setting comes from the nearest layer that has it. The two annotations that
+// name blueprints are one setting. The error of an invalid value names object, key, value
+// and valid values. Settings.OnError is valid even if Resolve returns an error.
 func Resolve(layers []Layer) (Settings, error) {
 	settings := Settings{
 		PrepareTimeout: DefaultPrepareTimeout,
@@ -107,7 +108,7 @@ func Resolve(layers []Layer) (Settings, error) {
 		}
 	}
 	for _, layer := range layers {
-		note(unknown(layer))
+		note(unknownAnnotation(layer))
 	}
 	for i, layer := range layers {
 		names, named, err := blueprints(layer)
@@ -132,7 +133,7 @@ func nearest(layers []Layer, key string) (Layer, string, bool) {
 	return Layer{}, "", false
 }
 
-// InvalidValue is the error for an annotation whose value is not valid.
+// InvalidValue returns the error for an invalid value of an annotation.
 func InvalidValue(layer Layer, key, value, valid string) error {
 	return fmt.Errorf("%s: annotation %s: %q is not valid; valid: %s", layer.Object, key, value, valid)
 }
@@ -150,10 +151,10 @@ func duration(layers []Layer, key string, into *time.Duration) error {
 	return nil
 }
 
-func unknown(layer Layer) error {
+func unknownAnnotation(layer Layer) error {
 	var keys []string
 	for key := range layer.Annotations {
-		admitted := slices.Contains(known, key) || layer.Claim && slices.Contains(onClaims, key)
+		admitted := slices.Contains(knownAnnotations, key) || layer.Claim && slices.Contains(claimAnnotations, key)
 		if strings.HasPrefix(key, api.Domain) && !admitted {
 			keys = append(keys, key)
 		}
@@ -163,11 +164,11 @@ func unknown(layer Layer) error {
 	}
 	slices.Sort(keys)
 	return fmt.Errorf("%s: unknown annotation %s; known: %s and %s<key>",
-		layer.Object, strings.Join(keys, ", "), strings.Join(known, ", "), api.AnnotationOptionPrefix)
+		layer.Object, strings.Join(keys, ", "), strings.Join(knownAnnotations, ", "), api.AnnotationOptionPrefix)
 }
 
-// blueprints reads the two annotations of one object that name blueprints. The
-// application's own come first, the file system's freeze last.
+// blueprints reads the two annotations of an object that name blueprints. Kanister's comes
+// first, FSFreeze last.
 func blueprints(layer Layer) (names []string, named bool, err error) {
 	list, quiesce := layer.Annotations[api.AnnotationQuiesce]
 	kanister, k10 := layer.Annotations[api.AnnotationKanister]

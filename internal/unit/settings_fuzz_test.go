@@ -12,9 +12,8 @@ import (
 	"stillpoint.io/stillpoint/internal/api"
 )
 
-// FuzzResolve writes anything into the annotations of a claim, of its workload
-// and of their namespace. Whatever it is, there is an error that says where, or
-// settings that a session can work with.
+// FuzzResolve puts arbitrary annotations on a claim, its workload and their namespace.
+// Resolve must return valid settings or an error that names the object.
 func FuzzResolve(f *testing.F) {
 	for _, seed := range [][6]string{
 		{api.AnnotationQuiesce, "postgresql, fsfreeze", api.AnnotationKanister, "mongo-hooks", api.AnnotationOnQuiesceError, "continue"},
@@ -66,7 +65,7 @@ func FuzzResolve(f *testing.F) {
 		}
 		for key := range given {
 			if strings.HasPrefix(key, api.Domain) {
-				require.Contains(t, slices.Concat(known, onClaims), key)
+				require.Contains(t, slices.Concat(knownAnnotations, claimAnnotations), key)
 			}
 			option, ok := strings.CutPrefix(key, api.AnnotationOptionPrefix)
 			_, there := settings.Options[option]

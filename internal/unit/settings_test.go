@@ -10,7 +10,7 @@ import (
 	"stillpoint.io/stillpoint/internal/api"
 )
 
-// layer is an object with annotations, given as key, value, key, value.
+// layer returns an object with annotations, given as key, value, key, value.
 func layer(object string, annotations ...string) Layer {
 	l := Layer{Object: object, Annotations: map[string]string{}}
 	for i := 0; i < len(annotations); i += 2 {
@@ -154,7 +154,7 @@ func TestResolveSaysWhatIsNotValid(t *testing.T) {
 	})
 }
 
-// Callers must know what to make of an error, whatever else is wrong.
+// OnError tells callers how to handle the error, so that it must be valid.
 func TestOnErrorIsValidWhateverElseIsNot(t *testing.T) {
 	for name, annotations := range map[string][]string{
 		"list":     {api.AnnotationQuiesce, "A B"},

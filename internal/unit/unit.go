@@ -15,41 +15,40 @@ import (
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
-// Unit is the volumes that one freeze covers, and what their annotations ask
-// for.
+// Unit has the volumes of one freeze and the settings of their workloads and objects.
 type Unit struct {
-	// Unit is all workloads that share volumes with these.
+	// Component has all workloads that share volumes with the claims.
 	Component workload.Component
-	// Claims are the volumes of the freeze, sorted by name.
+	// Claims are sorted by name.
 	Claims []corev1.PersistentVolumeClaim
-	// OnError is valid even when the rest is not.
+	// OnError is valid even if Facts.Unit returned an error.
 	OnError OnError
 
 	Namespace *corev1.Namespace // of the claims
 	Parts     []Part
-	foundBy   string // the claim that the group was found by
+	foundBy   string // the claim that Facts.Unit was called for
 }
 
-// Part is the share that one workload has in a group, or one object that is none
-// but stands for volumes.
+// Part is one workload of a unit, or one annotated object that stands for volumes.
 type Part struct {
 	Workload workload.Workload
 	Settings Settings
-	// source is the object that named the blueprints.
+	// Source is the object that names the blueprints.
 	Source map[string]any
-	Claim  *corev1.PersistentVolumeClaim // when source is a claim
-	// object is nil for a workload, and claims what it stands for otherwise.
+	Claim  *corev1.PersistentVolumeClaim // set if Source is a claim
+	// Object is nil for a workload. For an object, claims are the claims that it stands
+	// for.
 	Object *Object
 	claims map[string]bool
-	// said are the annotations of the layer that named the blueprints.
+	// annotations are those of the layer that names the blueprints.
 	annotations map[string]string
-	// ofNamespace reports that it was the namespace.
+	// ofNamespace is true if that layer is the namespace.
 	ofNamespace bool
-	// repeats is the object at which these annotations count.
+	// repeatsOwner is the owner whose annotations this part repeats.
 	repeatsOwner *Object
 }
 
-// Covers reports whether the part's hooks are for a claim.
+// Covers reports whether the hooks of the part apply to a claim.
 func (p Part) Covers(claim string) bool {
 	if p.Object != nil {
 		return p.claims[claim]
@@ -57,26 +56,25 @@ func (p Part) Covers(claim string) bool {
 	return uses(p.Workload, claim)
 }
 
-// Quiesced reports whether anything is to be quiesced.
-func (g *Unit) Quiesced() bool {
-	return slices.ContainsFunc(g.Parts, func(p Part) bool { return len(p.Settings.Blueprints) > 0 })
+// Quiesced reports whether any part names blueprints.
+func (u *Unit) Quiesced() bool {
+	return slices.ContainsFunc(u.Parts, func(p Part) bool { return len(p.Settings.Blueprints) > 0 })
 }
 
-// quiescedParts are the parts that are to be quiesced; all of them when annotations
-// are not valid and it is not known which.
-func (g *Unit) quiescedParts() []Part {
-	asked := slices.DeleteFunc(slices.Clone(g.Parts), func(p Part) bool { return len(p.Settings.Blueprints) == 0 })
+// quiescedParts returns the parts that name blueprints, or all parts if none does, which is
+// also the case if annotations are invalid.
+func (u *Unit) quiescedParts() []Part {
+	asked := slices.DeleteFunc(slices.Clone(u.Parts), func(p Part) bool { return len(p.Settings.Blueprints) == 0 })
 	if len(asked) == 0 {
-		return g.Parts
+		return u.Parts
 	}
 	return asked
 }
 
-// Name is what messages call the group: its workloads, or the claims where no
-// workload stands for them.
-func (g *Unit) Name() string {
+// Name names the unit in messages: its workloads, or its claims if it has no workload.
+func (u *Unit) Name() string {
 	var names []string
-	for _, part := range g.quiescedParts() {
+	for _, part := range u.quiescedParts() {
 		if part.Claim != nil {
 			return claimName(part.Claim)
 		}
@@ -85,21 +83,21 @@ func (g *Unit) Name() string {
 		}
 	}
 	if len(names) == 0 {
-		for i := range g.Claims {
-			names = append(names, claimName(&g.Claims[i]))
+		for i := range u.Claims {
+			names = append(names, claimName(&u.Claims[i]))
 		}
 	}
 	return strings.Join(names, " and ")
 }
 
-// MixedPaths is the error of a group whose volumes take different ways to a snapshot:
-// two claims, and what the way of each is called in package selection.
-func (g *Unit) MixedPaths(claim, way, other, otherWay string) error {
+// MixedPaths returns the error for a unit with volumes on different paths. The paths are
+// those of package selection.
+func (u *Unit) MixedPaths(claim, way, other, otherWay string) error {
 	return fmt.Errorf("the volumes of %s cannot be of one moment: %s, and %s; treat them alike, or give one of the claims an annotation %s of its own",
-		g.Name(), taken(claim, way), taken(other, otherWay), api.AnnotationQuiesce)
+		u.Name(), describePath(claim, way), describePath(other, otherWay), api.AnnotationQuiesce)
 }
 
-func taken(claim, way string) string {
+func describePath(claim, way string) string {
 	switch way {
 	case "group":
 		return "a volume policy hands claim " + claim + " to Stillpoint's group snapshots"
@@ -114,10 +112,10 @@ func claimName(claim *corev1.PersistentVolumeClaim) string {
 	return fmt.Sprintf("PersistentVolumeClaim %s/%s", claim.Namespace, claim.Name)
 }
 
-// Refs are the workloads and other objects that are quiesced, for events.
-func (g *Unit) Refs() []workload.Ref {
+// Refs returns the workloads and objects that are quiesced, which get the events.
+func (u *Unit) Refs() []workload.Ref {
 	var refs []workload.Ref
-	for _, part := range g.quiescedParts() {
+	for _, part := range u.quiescedParts() {
 		if !slices.Contains(refs, part.Workload.Ref) {
 			refs = append(refs, part.Workload.Ref)
 		}
@@ -125,77 +123,76 @@ func (g *Unit) Refs() []workload.Ref {
 	return refs
 }
 
-// Unit finds out what is frozen together with a claim: the volumes of its
-// unit, and of those that an annotated object joins with it, except those whose
-// claims have quiesce annotations of their own; each of these is a group by
-// itself. Where nothing is to be quiesced, a group is what is snapshotted
-// together. It is returned even with an error, as far as it is known.
+// Unit returns the unit of a claim: the volumes of its component and of components that an
+// annotated object joins with it. A claim with quiesce annotations of its own is a unit by
+// itself. If nothing is quiesced, the unit has the claims that are snapshotted together. If
+// Unit returns an error, the unit is incomplete but not nil.
 func (f *Facts) Unit(claim *corev1.PersistentVolumeClaim) (*Unit, error) {
-	group := &Unit{OnError: Fail, Claims: []corev1.PersistentVolumeClaim{*claim}, Namespace: f.namespace, foundBy: claim.Name}
+	unit := &Unit{OnError: Fail, Claims: []corev1.PersistentVolumeClaim{*claim}, Namespace: f.namespace, foundBy: claim.Name}
 	own, err := f.hasOwnAnnotations(claim)
 	if err != nil {
-		return group, err
+		return unit, err
 	}
-	var invalid error // the first; the others still have a say in OnError
+	var invalid error // the first error; all parts count for OnError
 	take := func(part Part, err error) {
 		if asks := len(part.Settings.Blueprints) > 0; asks || err != nil {
-			group.OnError = strictest(invalid != nil || group.Quiesced(), part.Settings.OnError, group.OnError)
+			unit.OnError = strictest(invalid != nil || unit.Quiesced(), part.Settings.OnError, unit.OnError)
 		}
-		group.Parts = append(group.Parts, part)
+		unit.Parts = append(unit.Parts, part)
 		if invalid == nil {
 			invalid = err
 		}
 	}
 	if own {
-		group.Component = f.inventory.ComponentOf(claim.Name)
+		unit.Component = f.inventory.ComponentOf(claim.Name)
 	} else {
 		var objects []*Object
-		group.Component, objects = f.joined(claim.Name)
+		unit.Component, objects = f.joinedComponent(claim.Name)
 		for _, o := range objects {
 			take(o.part(), o.invalid)
 		}
 	}
-	for _, w := range individuals(group.Component.Workloads) {
+	for _, w := range splitByAnnotations(unit.Component.Workloads) {
 		if own && !uses(w, claim.Name) {
 			continue
 		}
 		take(f.part(w, claim, own))
-		if own { // one claim, one plan: the first workload stands for all that mount it
+		if own { // one plan per claim: the first workload represents all that mount it
 			break
 		}
 	}
 	if invalid != nil || own {
-		return group, invalid
+		return unit, invalid
 	}
 
 	quiesced := func(name string) bool {
-		return slices.ContainsFunc(group.Parts, func(p Part) bool {
+		return slices.ContainsFunc(unit.Parts, func(p Part) bool {
 			return len(p.Settings.Blueprints) > 0 && p.Covers(name)
 		})
 	}
 	asked := quiesced(claim.Name)
 	for _, other := range f.claims {
-		if other.Name == claim.Name || !slices.Contains(group.Component.Claims, other.Name) || quiesced(other.Name) != asked {
+		if other.Name == claim.Name || !slices.Contains(unit.Component.Claims, other.Name) || quiesced(other.Name) != asked {
 			continue
 		}
 		if own, err := f.hasOwnAnnotations(&other); err != nil || own {
-			continue // its own group, or its own error
+			continue // a unit by itself
 		}
-		group.Claims = append(group.Claims, other)
+		unit.Claims = append(unit.Claims, other)
 	}
-	if !asked && group.Quiesced() { // others of the unit are quiesced, without it
-		group.Parts = nil
+	if !asked && unit.Quiesced() { // the blueprints apply to other claims only
+		unit.Parts = nil
 	}
-	slices.SortFunc(group.Claims, func(a, b corev1.PersistentVolumeClaim) int { return cmp.Compare(a.Name, b.Name) })
-	return group, nil
+	slices.SortFunc(unit.Claims, func(a, b corev1.PersistentVolumeClaim) int { return cmp.Compare(a.Name, b.Name) })
+	return unit, nil
 }
 
-// KeepClaims leaves in the group the claim that it was found by, and those others for
-// which included says yes.
-func (g *Unit) KeepClaims(included func(corev1.PersistentVolumeClaim) (bool, error)) error {
+// KeepClaims removes the claims for which included returns false. It keeps the claim that
+// Facts.Unit was called for.
+func (u *Unit) KeepClaims(included func(corev1.PersistentVolumeClaim) (bool, error)) error {
 	var kept []corev1.PersistentVolumeClaim
-	for _, claim := range g.Claims {
-		in := claim.Name == g.foundBy
+	for _, claim := range u.Claims {
+		in := claim.Name == u.foundBy
 		if !in {
 			var err error
 			if in, err = included(claim); err != nil {
@@ -206,44 +203,43 @@ func (g *Unit) KeepClaims(included func(corev1.PersistentVolumeClaim) (bool, err
 			kept = append(kept, claim)
 		}
 	}
-	g.Claims = kept
+	u.Claims = kept
 	return nil
 }
 
-// QuiescedWith reports whether anything of a pod's unit is to be quiesced, and returns
-// what is frozen together with it. Annotations that are not valid count as yes:
-// they come to light where the plan is made.
+// QuiescedWith returns the component that is frozen together with a pod, and reports
+// whether it is quiesced. Invalid annotations count as true: the plan returns their error.
 func (f *Facts) QuiescedWith(pod *corev1.Pod) (workload.Component, bool) {
-	unit := f.inventory.ComponentOfPod(pod)
-	for _, claim := range unit.Claims {
+	component := f.inventory.ComponentOfPod(pod)
+	for _, claim := range component.Claims {
 		if !slices.Contains(workload.Claims(pod), claim) {
 			continue
 		}
-		if whole, objects := f.joined(claim); len(objects) > 0 {
+		if whole, objects := f.joinedComponent(claim); len(objects) > 0 {
 			return whole, true
 		}
 	}
-	for _, w := range individuals(unit.Workloads) {
+	for _, w := range splitByAnnotations(component.Workloads) {
 		part, err := f.part(w, nil, false)
 		if err != nil || len(part.Settings.Blueprints) > 0 {
-			return unit, true
+			return component, true
 		}
 	}
-	return unit, false
+	return component, false
 }
 
-// JoinedByObjects is what is frozen together with a claim when annotated objects join
-// it with others; false when there are none.
+// JoinedByObjects returns the component that is frozen together with a claim, and reports
+// whether annotated objects join it.
 func (f *Facts) JoinedByObjects(claim string) (workload.Component, bool) {
 	if c := f.Claim(claim); c == nil || !f.canBeAssigned(claim) {
 		return workload.Component{}, false
 	}
-	unit, objects := f.joined(claim)
-	return unit, len(objects) > 0
+	component, objects := f.joinedComponent(claim)
+	return component, len(objects) > 0
 }
 
-// strictest joins the setting of one more workload to that of those before. One
-// that is not to be quiesced has no say.
+// strictest combines the settings of two workloads that are quiesced. If before is false,
+// so is a default and next replaces it.
 func strictest(before bool, next, so OnError) OnError {
 	if !before || next == Fail {
 		return next
@@ -251,22 +247,24 @@ func strictest(before bool, next, so OnError) OnError {
 	return so
 }
 
-// InUse reports whether a pod writes to a claim, or may at any moment.
-func (g *Unit) InUse(claim string) bool {
-	return slices.ContainsFunc(g.Component.Workloads, func(w workload.Workload) bool { return uses(w, claim) })
+// InUse reports whether a pod writes to a claim or can start to do so.
+func (u *Unit) InUse(claim string) bool {
+	return slices.ContainsFunc(u.Component.Workloads, func(w workload.Workload) bool { return uses(w, claim) })
 }
 
 func uses(w workload.Workload, claim string) bool {
 	return slices.ContainsFunc(w.Pods, func(pod corev1.Pod) bool { return workload.Uses(&pod, claim) })
 }
 
-// individuals replaces a workload by one for each of its pods where pods of one
-// revision have different annotations: no rollout changes these, but an operator
-// that annotates the one pod of its cluster which is to be quiesced.
-func individuals(workloads []workload.Workload) []workload.Workload {
+// individuals splits a workload into its pods if pods of one revision have different
+// annotations. A rollout does not cause this, but an operator that annotates the one pod of
+// its cluster to quiesce.
+func splitByAnnotations(workloads []workload.Workload) []workload.Workload {
 	var all []workload.Workload
 	for _, w := range workloads {
-		first := slices.IndexFunc(w.Pods, func(pod corev1.Pod) bool { return !maps.Equal(domain(pod.Annotations), domain(w.Pods[0].Annotations)) })
+		first := slices.IndexFunc(w.Pods, func(pod corev1.Pod) bool {
+			return !maps.Equal(stillpointAnnotations(pod.Annotations), stillpointAnnotations(w.Pods[0].Annotations))
+		})
 		rollout := slices.ContainsFunc(w.Pods, func(pod corev1.Pod) bool { return revisionOf(&pod) != revisionOf(&w.Pods[0]) })
 		if first < 0 || rollout {
 			all = append(all, w)
@@ -282,7 +280,7 @@ func individuals(workloads []workload.Workload) []workload.Workload {
 	return all
 }
 
-// revisionOf is what tells pods of one controller apart by the template they are of.
+// revisionOf identifies the pod template that a pod was created from.
 func revisionOf(pod *corev1.Pod) string {
 	revision := pod.Labels["controller-revision-hash"]
 	if owner := metav1.GetControllerOf(pod); owner != nil {
@@ -291,9 +289,8 @@ func revisionOf(pod *corev1.Pod) string {
 	return revision
 }
 
-// hasOwn reports whether a claim itself says what to do for it. Other settings on
-// a claim that says nothing of the kind would have no effect, so they are an
-// error.
+// hasOwn reports whether a claim names blueprints or has the value None. Other settings
+// without one of these have no effect and are an error.
 func hasOwn(claim *corev1.PersistentVolumeClaim) (bool, error) {
 	_, quiesce := claim.Annotations[api.AnnotationQuiesce]
 	_, kanister := claim.Annotations[api.AnnotationKanister]
@@ -301,11 +298,11 @@ func hasOwn(claim *corev1.PersistentVolumeClaim) (bool, error) {
 		return true, nil
 	}
 	layer := Layer{Object: claimName(claim), Annotations: claim.Annotations, Claim: true}
-	if err := unknown(layer); err != nil {
+	if err := unknownAnnotation(layer); err != nil {
 		return false, err
 	}
 	for _, key := range slices.Sorted(maps.Keys(claim.Annotations)) {
-		if slices.Contains(known, key) || strings.HasPrefix(key, api.AnnotationOptionPrefix) {
+		if slices.Contains(knownAnnotations, key) || strings.HasPrefix(key, api.AnnotationOptionPrefix) {
 			return false, fmt.Errorf("%s: annotation %s has no effect without %s beside it; to set it for all volumes of the workload, annotate the workload",
 				layer.Object, key, api.AnnotationQuiesce)
 		}
@@ -313,8 +310,8 @@ func hasOwn(claim *corev1.PersistentVolumeClaim) (bool, error) {
 	return false, nil
 }
 
-// part is a workload's, without what counts at an object that stands for its
-// volumes.
+// part returns the part of a workload, without blueprints that it repeats from an object
+// that stands for its volumes.
 func (f *Facts) part(w workload.Workload, claim *corev1.PersistentVolumeClaim, own bool) (Part, error) {
 	p, err := newPart(w, f.namespace, claim, own)
 	if err != nil || p.Claim != nil || len(p.Settings.Blueprints) == 0 || len(f.objects) == 0 {
@@ -324,7 +321,7 @@ func (f *Facts) part(w workload.Workload, claim *corev1.PersistentVolumeClaim, o
 	if w.Object != nil {
 		owners = w.Object.GetOwnerReferences()
 	}
-	controller := slices.ContainsFunc(f.objects, func(o *Object) bool { return o.UID == w.UID && decides(o.Annotations) })
+	controller := slices.ContainsFunc(f.objects, func(o *Object) bool { return o.UID == w.UID && namesBlueprints(o.Annotations) })
 	if !p.ofNamespace {
 		p.repeatsOwner = f.ownerRepeatedBy(p.annotations, owners...)
 	}
@@ -334,8 +331,8 @@ func (f *Facts) part(w workload.Workload, claim *corev1.PersistentVolumeClaim, o
 	return p, nil
 }
 
-// newPart resolves the annotations of one workload: the claim's own where it has
-// some, those of the pod template, the controller and the namespace.
+// newPart resolves the annotations of one workload. The layers are the claim if own is
+// true, the pod template, the controller and the namespace.
 func newPart(w workload.Workload, namespace *corev1.Namespace, claim *corev1.PersistentVolumeClaim, own bool) (Part, error) {
 	result := Part{Workload: w, Settings: Settings{OnError: Fail}}
 	var (
@@ -386,17 +383,17 @@ func newPart(w workload.Workload, namespace *corev1.Namespace, claim *corev1.Per
 	return result, nil
 }
 
-// templateAnnotations are ours among the annotations of a controller's pods,
-// which carry what its template says. Pods that disagree, as in the middle of a
-// rollout, are an error: neither can be taken for what the user means now.
+// templateAnnotations returns the annotations of Stillpoint on a controller's pods. Pods
+// that differ, as during a rollout, are an error, because it is not known which annotations
+// the user wants.
 func templateAnnotations(w workload.Workload) (map[string]string, error) {
 	pods := slices.DeleteFunc(slices.Clone(w.Pods), func(pod corev1.Pod) bool { return pod.DeletionTimestamp != nil })
 	if len(pods) == 0 {
 		pods = w.Pods
 	}
-	first := domain(pods[0].Annotations)
+	first := stillpointAnnotations(pods[0].Annotations)
 	for _, pod := range pods {
-		if !maps.Equal(first, domain(pod.Annotations)) {
+		if !maps.Equal(first, stillpointAnnotations(pod.Annotations)) {
 			return nil, fmt.Errorf("%s: pods %s and %s, which are of different revisions, have different quiesce annotations; wait for the rollout to end",
 				w, pods[0].Name, pod.Name)
 		}
@@ -404,8 +401,8 @@ func templateAnnotations(w workload.Workload) (map[string]string, error) {
 	return first, nil
 }
 
-// domain are the annotations that are ours, or look so.
-func domain(annotations map[string]string) map[string]string {
+// domain returns all annotations of Stillpoint, also unknown ones.
+func stillpointAnnotations(annotations map[string]string) map[string]string {
 	found := maps.Clone(annotations)
 	maps.DeleteFunc(found, func(key, _ string) bool {
 		return !strings.HasPrefix(key, api.Domain) && !strings.HasPrefix(key, api.AnnotationOptionPrefix) && key != api.AnnotationKanister
