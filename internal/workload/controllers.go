@@ -15,15 +15,15 @@ import (
 	"k8s.io/client-go/tools/pager"
 )
 
-// revisionAnnotation is set by the deployment controller, on a Deployment and
-// on its ReplicaSets, and tells which of these is the current one.
+// revisionAnnotation is set by the deployment controller on a Deployment and on its
+// ReplicaSets. It identifies the current ReplicaSet.
 const revisionAnnotation = "deployment.kubernetes.io/revision"
 
-// listFrom is the number of controllers of one kind from which on a list of the
-// whole namespace is cheaper than a request for each.
+// listFrom is the number of controllers of one kind from which one list of the namespace is
+// cheaper than a request for each.
 const listFrom = 4
 
-// directOwner is a pod's controller, or the pod itself where it has none.
+// directOwner returns the controller of a pod, or the pod itself if it has none.
 func directOwner(pod *corev1.Pod) Ref {
 	owner := metav1.GetControllerOf(pod)
 	if owner == nil {
@@ -36,13 +36,13 @@ func directOwner(pod *corev1.Pod) Ref {
 type controllers struct {
 	kube      kubernetes.Interface
 	namespace string
-	// unread are the reasons why some could not be read.
+	// unread are the errors of controllers that could not be read.
 	unread []error
 }
 
-// complete replaces the owners of an inventory's pods by the topmost ones that
-// are known here, and adds these. Those that cannot be read are treated as if
-// they were of an unknown kind.
+// complete replaces the owners of the pods of an inventory by their topmost controllers,
+// and adds these controllers. A controller that cannot be read is handled like one of an
+// unknown kind.
 func (c *controllers) complete(ctx context.Context, i *Inventory) {
 	asked := i.owners()
 	direct := c.read(ctx, asked)
@@ -50,7 +50,7 @@ func (c *controllers) complete(ctx context.Context, i *Inventory) {
 	for m := range i.members {
 		owner := i.members[m].owner
 		object, found := direct[owner]
-		if !found { // gone, with its pods on their way out; or of an unknown kind
+		if !found { // deleted, or of an unknown kind
 			continue
 		}
 		switch owner.groupKind() {
@@ -90,8 +90,7 @@ func topmost(ref Ref, object metav1.Object) Ref {
 	return ref
 }
 
-// read gets the objects behind refs, as far as they exist and are of a kind
-// that is known here.
+// read gets the objects of refs that exist and are of a known kind.
 func (c *controllers) read(ctx context.Context, refs map[Ref]bool) map[Ref]metav1.Object {
 	ofKind := map[string][]Ref{}
 	for ref := range refs {
@@ -104,7 +103,7 @@ func (c *controllers) read(ctx context.Context, refs map[Ref]bool) map[Ref]metav
 		switch kind {
 		case "ReplicationController":
 			err = read[*corev1.ReplicationController, *corev1.ReplicationControllerList](ctx, c.kube.CoreV1().ReplicationControllers(c.namespace), wanted, found)
-			if apierrors.IsForbidden(err) { // a right that earlier versions did not need
+			if apierrors.IsForbidden(err) { // earlier versions did not need this permission
 				err = nil
 			}
 		case "Deployment.apps":
@@ -127,13 +126,13 @@ func (c *controllers) read(ctx context.Context, refs map[Ref]bool) map[Ref]metav
 	return found
 }
 
-// reader is the typed client of one kind and namespace.
+// reader is the typed client of one kind in one namespace.
 type reader[T, L any] interface {
 	Get(ctx context.Context, name string, options metav1.GetOptions) (T, error)
 	List(ctx context.Context, options metav1.ListOptions) (L, error)
 }
 
-// read gets a few objects one by one, and many by a list.
+// read gets a few objects one by one, and many with a list.
 func read[T metav1.Object, L runtime.Object](ctx context.Context, client reader[T, L], wanted []Ref, found map[Ref]metav1.Object) error {
 	if len(wanted) < listFrom {
 		var errs []error

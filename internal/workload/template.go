@@ -11,8 +11,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// Template is which claims the pods of a controller mount, whether or not any
-// of them runs.
+// Template has the claims that the pods of a controller mount, whether or not a pod runs.
 type Template struct {
 	claims   []string
 	prefixes []string
@@ -33,9 +32,9 @@ func (t Template) Mounts(claim string) bool {
 	return false
 }
 
-// Templates reads the templates of controllers of one namespace. Those that are
-// gone, and kinds whose pods come and go (Jobs), are left out. The error is about
-// those that cannot be read; the others are returned with it.
+// Templates reads the templates of controllers of one namespace. It skips controllers that
+// do not exist and kinds with short-lived pods, such as Jobs. The error names the
+// controllers that cannot be read; the other templates are returned with it.
 func Templates(ctx context.Context, kube kubernetes.Interface, namespace string, refs []Ref) (map[Ref]Template, error) {
 	wanted := map[Ref]bool{}
 	for _, ref := range refs {

@@ -1,6 +1,3 @@
-// Package workload knows which pods and volumes belong together. It decides
-// what one freeze covers: everything that shares a volume, directly or through
-// the pods of one controller.
 package workload
 
 import (
@@ -17,21 +14,20 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// Ref names a workload: the topmost controller of a pod that is known here, or
-// the pod itself where it has none.
+// Ref identifies a workload: the topmost controller of a pod whose kind is known, or the
+// pod itself if it has no controller.
 type Ref struct {
 	APIVersion, Kind, Namespace, Name string
 	UID                               types.UID
 }
 
-// groupKind is "Deployment.apps", or "Pod" for the core group: other groups have
-// kinds of the same names.
+// groupKind returns the kind with its group, such as "Deployment.apps", or "Pod" for the
+// core group. Other groups can have kinds with the same names.
 func (r Ref) groupKind() string {
 	return schema.FromAPIVersionAndKind(r.APIVersion, r.Kind).GroupKind().String()
 }
 
-// Known reports whether it is a controller of pods that Kubernetes has, and not
-// somebody's own.
+// Known reports whether the workload is a built-in controller of pods.
 func (r Ref) Known() bool {
 	switch r.groupKind() {
 	case "Deployment.apps", "StatefulSet.apps", "DaemonSet.apps", "ReplicaSet.apps", "Job.batch", "CronJob.batch", "ReplicationController":
@@ -44,28 +40,25 @@ func (r Ref) String() string {
 	return fmt.Sprintf("%s %s/%s", r.Kind, r.Namespace, r.Name)
 }
 
-// Workload is a controller, or a bare pod, with its running pods.
+// Workload is a controller with its running pods, or a pod without a controller.
 type Workload struct {
 	Ref
-	// Object is the controller as the API server has it: a Deployment,
-	// StatefulSet, DaemonSet, ReplicaSet, Job, CronJob or Pod; nil for any
-	// other kind.
+	// Object is the controller or the pod from the API server. It is nil for a controller
+	// that is deleted or of an unknown kind.
 	Object metav1.Object
-	// Pods use volumes, sorted by name: they run, the kubelet may start or restart
-	// their containers at any moment, or they are terminating and have not ended.
-	// Finished pods are not among them.
+	// Pods are the pods that use volumes, sorted by name: those that run or terminate, and
+	// those whose containers the kubelet can start. Finished pods are excluded.
 	Pods []corev1.Pod
-	// CurrentPods are those of Pods that are reachable, of a Deployment those of
-	// its current revision only, which is what a blueprint's .Deployment.Pods means.
+	// CurrentPods are the reachable pods among Pods. For a Deployment, they are limited to
+	// the current revision, as .Deployment.Pods in a blueprint requires.
 	CurrentPods []corev1.Pod
 }
 
-// Component is what one freeze may cover: workloads that share volumes, and all the
-// claims that their pods mount.
+// Component has workloads that share volumes, and all claims that their pods mount.
 type Component struct {
 	// Workloads are sorted by kind and name.
 	Workloads []Workload
-	// Claims are the names of all claims in the volumes of Workloads' pods, sorted.
+	// Claims are the names of the claims, sorted.
 	Claims []string
 }
 
@@ -77,43 +70,42 @@ func (u Component) String() string {
 	return strings.Join(names, " and ")
 }
 
-// Inventory is what runs in one namespace and mounts claims, as it was when it
-// was taken. It is safe for concurrent use.
+// Inventory has the pods in use of one namespace that mount claims, and their controllers.
+// It is safe for concurrent use.
 type Inventory struct {
 	members []member
-	// objects are the controllers that are known here, by their refs.
+	// objects are the controllers of known kinds.
 	objects map[Ref]metav1.Object
-	// revisions are those of ReplicaSets, by name.
+	// revisions are the revisions of ReplicaSets, by name.
 	revisions map[string]string
-	// between are the controllers of pods in use that other controllers control.
+	// between are the controllers of pods in use that have a controller themselves.
 	between map[Ref]Between
-	// versions are the resource versions of all pods, "" for one without claims.
+	// versions are the resource versions of all pods, and "" for a pod without claims.
 	versions map[types.UID]string
-	// podOwners are the owner references of all pods, whether or not they run.
+	// podOwners are the owner references of all pods, including finished ones.
 	podOwners map[types.UID][]types.UID
-	// unread says which controllers could not be read.
-	unread error
+	unread    error
 }
 
-// Unread says which controllers of pods could not be read, and why; nil if all
-// were. What their annotations ask for is not known.
+// Unread returns an error that names the controllers whose annotations could not be read,
+// and nil if all could be read.
 func (i *Inventory) Unread() error { return i.unread }
 
-// Between is a controller of pods that another one controls, such as the ReplicaSet
-// of a Deployment: its annotations are not the user's, or do not count.
+// Between is a controller of pods that has a controller itself, such as the ReplicaSet of a
+// Deployment. Users do not annotate it.
 type Between struct {
 	Object metav1.Object
 	Top    Ref
 }
 
-// Between are the controllers that others control. They are not to be changed.
+// Between returns the controllers that have a controller. The map is read-only.
 func (i *Inventory) Between() map[Ref]Between { return i.between }
 
-// Top is the object of the topmost controller, nil where it is not known.
+// Top returns the topmost controller, or nil if it is unknown.
 func (i *Inventory) Top(ref Ref) metav1.Object { return i.objects[ref] }
 
-// Take makes the inventory of a namespace. The number of its requests depends
-// on the kinds of controllers there, and not on how many pods or claims.
+// Take reads the inventory of a namespace. The number of requests depends on the kinds of
+// controllers, not on the number of pods and claims.
 func Take(ctx context.Context, kube kubernetes.Interface, namespace string) (*Inventory, error) {
 	pods, err := kube.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -136,22 +128,22 @@ func Take(ctx context.Context, kube kubernetes.Interface, namespace string) (*In
 	return inventory, nil
 }
 
-// ComponentOf returns the unit that claim belongs to; one without workloads if no pod
-// in use mounts it.
+// ComponentOf returns the component of a claim. It is empty if no pod in use mounts the
+// claim.
 func (i *Inventory) ComponentOf(claim string) Component {
-	unit := connected(i.members, claim, true)
-	for w := range unit.Workloads {
-		i.describe(&unit.Workloads[w])
+	component := connected(i.members, claim, true)
+	for w := range component.Workloads {
+		i.describe(&component.Workloads[w])
 	}
-	return unit
+	return component
 }
 
-// Block returns the pods, by workload, and claims that Velero backs up in one item
-// block with a claim: those that are connected with it by shared claims alone.
+// Block returns the pods, by workload, and the claims that Velero backs up in one item
+// block with a claim: those that are connected with it by shared claims only.
 func (i *Inventory) Block(claim string) Component { return connected(i.members, claim, false) }
 
-// Changed reports whether a pod is new, or has claims and another version than when
-// the inventory was taken.
+// Changed reports whether a pod is new, or mounts claims and has another version than in
+// the inventory.
 func (i *Inventory) Changed(pod types.UID, version string) bool {
 	before, known := i.versions[pod]
 	return !known || before != "" && before != version
@@ -162,8 +154,7 @@ func Reachable(pods []corev1.Pod) []corev1.Pod {
 	return slices.DeleteFunc(slices.Clone(pods), func(pod corev1.Pod) bool { return Unreachable(&pod) != "" })
 }
 
-// describe adds what the controller tells of a workload. A controller that is
-// gone, or of a kind that is not known here, leaves Object nil.
+// describe sets Object and CurrentPods of a workload.
 func (i *Inventory) describe(w *Workload) {
 	w.CurrentPods = Reachable(w.Pods)
 	if w.groupKind() == "Pod" {
@@ -181,7 +172,7 @@ func (i *Inventory) describe(w *Workload) {
 	})
 }
 
-// ComponentOfPod returns the unit that pod belongs to, as Unit does for its claims.
+// ComponentOfPod returns the component of a pod.
 func (i *Inventory) ComponentOfPod(pod *corev1.Pod) Component {
 	claims := Claims(pod)
 	if len(claims) == 0 || !inUse(pod) {
@@ -190,17 +181,16 @@ func (i *Inventory) ComponentOfPod(pod *corev1.Pod) Component {
 	return i.ComponentOf(claims[0])
 }
 
-// Owners are the owner references of all pods of the namespace that have any,
-// whether or not they run. They are not to be changed.
+// Owners returns the owner references of all pods of the namespace, including finished
+// ones. The map is read-only.
 func (i *Inventory) Owners() map[types.UID][]types.UID { return i.podOwners }
 
-// Runs reports whether a controller, or a bare pod, has a pod in use that mounts
-// a claim.
+// Runs reports whether a workload has a pod in use that mounts a claim.
 func (i *Inventory) Runs(controller types.UID) bool {
 	return slices.ContainsFunc(i.members, func(m member) bool { return m.owner.UID == controller })
 }
 
-// Pods are the pods in use that mount claims, sorted by name.
+// Pods returns the pods in use that mount claims, sorted by name.
 func (i *Inventory) Pods() []corev1.Pod {
 	pods := make([]corev1.Pod, len(i.members))
 	for m := range i.members {
@@ -215,8 +205,9 @@ type member struct {
 	owner Ref
 }
 
-// connected follows claims to pods, pods to their other claims and, with
-// controllers, to the other pods of their workloads until nothing new is found.
+// connected returns the component of a claim. It follows claims to pods and pods to their
+// other claims. If controllers is true, it also follows a pod to the other pods of its
+// workload.
 func connected(members []member, claim string, controllers bool) Component {
 	claims := map[string]bool{claim: true}
 	pods := map[Ref][]corev1.Pod{}
@@ -239,32 +230,32 @@ func connected(members []member, claim string, controllers bool) Component {
 		}
 	}
 
-	var unit Component
+	var component Component
 	if len(pods) == 0 {
-		return unit
+		return component
 	}
 	for ref, of := range pods {
 		slices.SortFunc(of, func(a, b corev1.Pod) int { return cmp.Compare(a.Name, b.Name) })
-		unit.Workloads = append(unit.Workloads, Workload{Ref: ref, Pods: of})
+		component.Workloads = append(component.Workloads, Workload{Ref: ref, Pods: of})
 	}
-	slices.SortFunc(unit.Workloads, func(a, b Workload) int {
+	slices.SortFunc(component.Workloads, func(a, b Workload) int {
 		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
 	})
 	for name := range claims {
-		unit.Claims = append(unit.Claims, name)
+		component.Claims = append(component.Claims, name)
 	}
-	slices.Sort(unit.Claims)
-	return unit
+	slices.Sort(component.Claims)
+	return component
 }
 
-// inUse reports whether pod writes to its volumes, or may at any moment.
+// inUse reports whether pod writes to its volumes or can start to do so.
 func inUse(pod *corev1.Pod) bool {
 	return Unreachable(pod) == "" || len(Active(pod)) > 0
 }
 
-// Unreachable returns why hooks must not run commands in pod, "" if they can. A
-// terminating pod is killed at any moment and takes guards with it; a pod that is
-// starting goes on to its next container.
+// Unreachable returns the reason why hooks must not run commands in pod, or "". A
+// terminating pod can end at any moment, with the guards in it. A pod that starts still
+// changes its containers.
 func Unreachable(pod *corev1.Pod) string {
 	switch {
 	case pod.DeletionTimestamp != nil:
@@ -275,12 +266,12 @@ func Unreachable(pod *corev1.Pod) string {
 	return ""
 }
 
-// neverStarted are reasons for which a container waits that cannot start before a
-// person changes something. Other waiting containers may start at any moment.
+// neverStarted are the waiting reasons of containers that cannot start before a user
+// intervenes. Other waiting containers can start at any moment.
 var neverStarted = []string{"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "CreateContainerConfigError"}
 
-// Active returns the containers of pod that run, or that the kubelet may start at
-// any moment, each with the reason why it does not run, "" if it does.
+// Active returns the containers of pod that run or that the kubelet can start, each with
+// the reason why it does not run, or "".
 func Active(pod *corev1.Pod) map[string]string {
 	active := map[string]string{}
 	phase := pod.Status.Phase
@@ -298,7 +289,7 @@ func Active(pod *corev1.Pod) map[string]string {
 		switch {
 		case state.Running != nil:
 			active[container.Name] = ""
-		case pod.DeletionTimestamp != nil && (known || phase != corev1.PodRunning): // the kubelet starts nothing anymore
+		case pod.DeletionTimestamp != nil && (known || phase != corev1.PodRunning): // the kubelet starts no container now
 		case state.Terminated != nil:
 			if restarts(pod, container, i < len(pod.Spec.InitContainers), state.Terminated.ExitCode) {
 				active[container.Name] = cmp.Or(state.Terminated.Reason, "Terminated")
@@ -312,10 +303,10 @@ func Active(pod *corev1.Pod) map[string]string {
 	return active
 }
 
-// restarts reports whether the kubelet starts a container again that has ended.
+// restarts reports whether the kubelet restarts a terminated container.
 func restarts(pod *corev1.Pod, container corev1.Container, initial bool, exitCode int32) bool {
 	policy := pod.Spec.RestartPolicy
-	if container.RestartPolicy != nil { // a sidecar, among others
+	if container.RestartPolicy != nil { // such as a sidecar
 		policy, initial = corev1.RestartPolicy(*container.RestartPolicy), false
 	}
 	switch policy {
@@ -335,8 +326,8 @@ func Uses(pod *corev1.Pod, claim string) bool {
 		func(m Mount) bool { return m.Claim == claim })
 }
 
-// Claims returns the names of the claims that pod mounts, those of generic
-// ephemeral volumes included, whose claims are called pod-volume.
+// Claims returns the names of the claims that pod mounts. The claim of a generic ephemeral
+// volume has the name pod-volume.
 func Claims(pod *corev1.Pod) []string {
 	var names []string
 	for _, volume := range pod.Spec.Volumes {
@@ -350,7 +341,7 @@ func Claims(pod *corev1.Pod) []string {
 	return names
 }
 
-// Mount is one place where a container sees a volume.
+// Mount is one mount of a volume in a container.
 type Mount struct {
 	Pod, Container, Claim string
 	// Path is the mount path or, for a raw block volume, the device path.
@@ -358,14 +349,13 @@ type Mount struct {
 	Block                      bool
 }
 
-// MountsClaim reports whether a container of pod mounts a claim, whether or not it runs.
+// MountsClaim reports whether a container of pod mounts a claim. It need not run.
 func MountsClaim(pod *corev1.Pod, container string) bool {
 	return len(mounts(pod, func(name string) bool { return name == container })) > 0
 }
 
-// Mounts returns where the running containers of pod see claims, in the order
-// of the pod's specification: init containers that keep running (sidecars)
-// first.
+// Mounts returns the mounts of claims in the running containers of pod, in the order of the
+// specification: sidecars, which are init containers, come first.
 func Mounts(pod *corev1.Pod) []Mount {
 	up := RunningContainers(pod)
 	return mounts(pod, func(container string) bool { return slices.Contains(up, container) })
@@ -406,8 +396,8 @@ func mounts(pod *corev1.Pod, in func(container string) bool) []Mount {
 	return mounts
 }
 
-// RunningContainers returns the names of pod's containers that run now, in the
-// order of the specification: sidecars among the init containers first.
+// RunningContainers returns the names of the running containers of pod, in the order of the
+// specification: sidecars, which are init containers, come first.
 func RunningContainers(pod *corev1.Pod) []string {
 	up := map[string]bool{}
 	for _, status := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {

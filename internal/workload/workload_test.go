@@ -19,7 +19,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 )
 
-// meta names an object of namespace shop and its controller, which is given as
+// meta returns the metadata of an object of namespace shop. The controller is given as
 // apiVersion, kind, name.
 func meta(name string, controller ...string) metav1.ObjectMeta {
 	m := metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID("uid-" + name)}
@@ -33,7 +33,7 @@ func meta(name string, controller ...string) metav1.ObjectMeta {
 	return m
 }
 
-// pod runs, and has a volume for each claim.
+// pod returns a running pod with a volume for each claim.
 func pod(m metav1.ObjectMeta, claims ...string) corev1.Pod {
 	p := corev1.Pod{ObjectMeta: m, Status: corev1.PodStatus{Phase: corev1.PodRunning}}
 	for _, claim := range claims {
@@ -59,14 +59,14 @@ func TestConnected(t *testing.T) {
 		return member{pod: p, owner: Ref{Kind: kind, Namespace: "shop", Name: name}}
 	}
 	for name, test := range map[string]struct {
-		members []member
-		claim   string
-		unit    string
-		pods    []string
-		claims  []string
+		members   []member
+		claim     string
+		component string
+		pods      []string
+		claims    []string
 	}{
 		"nothing": {nil, "data", "", nil, nil},
-		"nobody mounts it": {
+		"no pod mounts it": {
 			[]member{of("StatefulSet", "db", pod(meta("db-0"), "data-db-0"))}, "data", "", nil, nil,
 		},
 		"one pod": {
@@ -103,10 +103,10 @@ func TestConnected(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			unit := connected(test.members, test.claim, true)
-			assert.Equal(t, test.unit, unit.String())
-			assert.Equal(t, test.pods, unit.pods())
-			assert.Equal(t, test.claims, unit.Claims)
+			component := connected(test.members, test.claim, true)
+			assert.Equal(t, test.component, component.String())
+			assert.Equal(t, test.pods, component.pods())
+			assert.Equal(t, test.claims, component.Claims)
 		})
 	}
 }
@@ -161,7 +161,7 @@ func objects(all ...runtime.Object) []runtime.Object { return all }
 
 func ptr[T any](value T) *T { return &value }
 
-// find is the unit of a claim of namespace shop.
+// find returns the component of a claim of namespace shop.
 func find(t *testing.T, kube kubernetes.Interface, claim string) (Component, error) {
 	t.Helper()
 	inventory, err := Take(t.Context(), kube, "shop")
@@ -171,7 +171,7 @@ func find(t *testing.T, kube kubernetes.Interface, claim string) (Component, err
 	return inventory.ComponentOf(claim), nil
 }
 
-func TestFind(t *testing.T) {
+func TestComponentOf(t *testing.T) {
 	revised := func(m metav1.ObjectMeta, revision string) metav1.ObjectMeta {
 		m.Annotations = map[string]string{revisionAnnotation: revision}
 		return m
@@ -189,12 +189,12 @@ func TestFind(t *testing.T) {
 	elsewhere.Namespace = "other"
 
 	for name, test := range map[string]struct {
-		objects []runtime.Object
-		unit    string
-		ref     Ref
-		known   bool // whether Object is there
-		pods    []string
-		current []string
+		objects   []runtime.Object
+		component string
+		ref       Ref
+		known     bool // Object is set
+		pods      []string
+		current   []string
 	}{
 		"Deployment": {
 			objects: objects(
@@ -205,7 +205,7 @@ func TestFind(t *testing.T) {
 				ptr(pod(meta("web-2-c", "apps/v1", "ReplicaSet", "web-2"), "data")),
 				ptr(pod(meta("web-2-b", "apps/v1", "ReplicaSet", "web-2"), "data")),
 			),
-			unit: "Deployment shop/web", ref: Ref{"apps/v1", "Deployment", "shop", "web", "uid-web"}, known: true,
+			component: "Deployment shop/web", ref: Ref{"apps/v1", "Deployment", "shop", "web", "uid-web"}, known: true,
 			pods: []string{"web-1-a", "web-2-b", "web-2-c"}, current: []string{"web-2-b", "web-2-c"},
 		},
 		"Deployment that is gone": {
@@ -213,60 +213,60 @@ func TestFind(t *testing.T) {
 				&appsv1.ReplicaSet{ObjectMeta: revised(meta("web-1", "apps/v1", "Deployment", "web"), "1")},
 				ptr(pod(meta("web-1-a", "apps/v1", "ReplicaSet", "web-1"), "data")),
 			),
-			unit: "Deployment shop/web", ref: Ref{"apps/v1", "Deployment", "shop", "web", "uid-web"},
+			component: "Deployment shop/web", ref: Ref{"apps/v1", "Deployment", "shop", "web", "uid-web"},
 			pods: []string{"web-1-a"}, current: []string{"web-1-a"},
 		},
 		"StatefulSet": {
 			objects: objects(&appsv1.StatefulSet{ObjectMeta: meta("db")},
 				ptr(pod(meta("db-1", "apps/v1", "StatefulSet", "db"), "data-db-1")), ptr(pod(meta("db-0", "apps/v1", "StatefulSet", "db"), "data"))),
-			unit: "StatefulSet shop/db", ref: Ref{"apps/v1", "StatefulSet", "shop", "db", "uid-db"}, known: true,
+			component: "StatefulSet shop/db", ref: Ref{"apps/v1", "StatefulSet", "shop", "db", "uid-db"}, known: true,
 			pods: []string{"db-0", "db-1"}, current: []string{"db-0", "db-1"},
 		},
 		"DaemonSet": {
-			objects: objects(&appsv1.DaemonSet{ObjectMeta: meta("agent")}, ptr(pod(meta("agent-x", "apps/v1", "DaemonSet", "agent"), "data"))),
-			unit:    "DaemonSet shop/agent", ref: Ref{"apps/v1", "DaemonSet", "shop", "agent", "uid-agent"}, known: true,
+			objects:   objects(&appsv1.DaemonSet{ObjectMeta: meta("agent")}, ptr(pod(meta("agent-x", "apps/v1", "DaemonSet", "agent"), "data"))),
+			component: "DaemonSet shop/agent", ref: Ref{"apps/v1", "DaemonSet", "shop", "agent", "uid-agent"}, known: true,
 			pods: []string{"agent-x"}, current: []string{"agent-x"},
 		},
 		"bare ReplicaSet": {
-			objects: objects(&appsv1.ReplicaSet{ObjectMeta: meta("rs")}, ptr(pod(meta("rs-x", "apps/v1", "ReplicaSet", "rs"), "data"))),
-			unit:    "ReplicaSet shop/rs", ref: Ref{"apps/v1", "ReplicaSet", "shop", "rs", "uid-rs"}, known: true,
+			objects:   objects(&appsv1.ReplicaSet{ObjectMeta: meta("rs")}, ptr(pod(meta("rs-x", "apps/v1", "ReplicaSet", "rs"), "data"))),
+			component: "ReplicaSet shop/rs", ref: Ref{"apps/v1", "ReplicaSet", "shop", "rs", "uid-rs"}, known: true,
 			pods: []string{"rs-x"}, current: []string{"rs-x"},
 		},
 		"ReplicaSet that is gone": {
-			objects: objects(ptr(pod(meta("rs-x", "apps/v1", "ReplicaSet", "rs"), "data"))),
-			unit:    "ReplicaSet shop/rs", ref: Ref{"apps/v1", "ReplicaSet", "shop", "rs", "uid-rs"},
+			objects:   objects(ptr(pod(meta("rs-x", "apps/v1", "ReplicaSet", "rs"), "data"))),
+			component: "ReplicaSet shop/rs", ref: Ref{"apps/v1", "ReplicaSet", "shop", "rs", "uid-rs"},
 			pods: []string{"rs-x"}, current: []string{"rs-x"},
 		},
 		"bare Pod": {
-			objects: objects(ptr(pod(meta("db"), "data")), ptr(pod(meta("no-volumes")))),
-			unit:    "Pod shop/db", ref: Ref{"v1", "Pod", "shop", "db", "uid-db"}, known: true,
+			objects:   objects(ptr(pod(meta("db"), "data")), ptr(pod(meta("no-volumes")))),
+			component: "Pod shop/db", ref: Ref{"v1", "Pod", "shop", "db", "uid-db"}, known: true,
 			pods: []string{"db"}, current: []string{"db"},
 		},
 		"Job": {
-			objects: objects(&batchv1.Job{ObjectMeta: meta("load")}, ptr(pod(meta("load-x", "batch/v1", "Job", "load"), "data"))),
-			unit:    "Job shop/load", ref: Ref{"batch/v1", "Job", "shop", "load", "uid-load"}, known: true,
+			objects:   objects(&batchv1.Job{ObjectMeta: meta("load")}, ptr(pod(meta("load-x", "batch/v1", "Job", "load"), "data"))),
+			component: "Job shop/load", ref: Ref{"batch/v1", "Job", "shop", "load", "uid-load"}, known: true,
 			pods: []string{"load-x"}, current: []string{"load-x"},
 		},
 		"Job that is gone": {
-			objects: objects(ptr(pod(meta("load-x", "batch/v1", "Job", "load"), "data"))),
-			unit:    "Job shop/load", ref: Ref{"batch/v1", "Job", "shop", "load", "uid-load"},
+			objects:   objects(ptr(pod(meta("load-x", "batch/v1", "Job", "load"), "data"))),
+			component: "Job shop/load", ref: Ref{"batch/v1", "Job", "shop", "load", "uid-load"},
 			pods: []string{"load-x"}, current: []string{"load-x"},
 		},
 		"CronJob": {
 			objects: objects(&batchv1.CronJob{ObjectMeta: meta("nightly")}, &batchv1.Job{ObjectMeta: meta("nightly-1", "batch/v1", "CronJob", "nightly")},
 				ptr(pod(meta("nightly-1-x", "batch/v1", "Job", "nightly-1"), "data"))),
-			unit: "CronJob shop/nightly", ref: Ref{"batch/v1", "CronJob", "shop", "nightly", "uid-nightly"}, known: true,
+			component: "CronJob shop/nightly", ref: Ref{"batch/v1", "CronJob", "shop", "nightly", "uid-nightly"}, known: true,
 			pods: []string{"nightly-1-x"}, current: []string{"nightly-1-x"},
 		},
 		"a kind that is not known here": {
-			objects: objects(ptr(pod(meta("pg-1", "postgresql.cnpg.io/v1", "Cluster", "pg"), "data")), ptr(pod(meta("pg-2", "postgresql.cnpg.io/v1", "Cluster", "pg"), "data-2"))),
-			unit:    "Cluster shop/pg", ref: Ref{"postgresql.cnpg.io/v1", "Cluster", "shop", "pg", "uid-pg"},
+			objects:   objects(ptr(pod(meta("pg-1", "postgresql.cnpg.io/v1", "Cluster", "pg"), "data")), ptr(pod(meta("pg-2", "postgresql.cnpg.io/v1", "Cluster", "pg"), "data-2"))),
+			component: "Cluster shop/pg", ref: Ref{"postgresql.cnpg.io/v1", "Cluster", "shop", "pg", "uid-pg"},
 			pods: []string{"pg-1", "pg-2"}, current: []string{"pg-1", "pg-2"},
 		},
 		"a ReplicaSet of a kind that is not known here": {
 			objects: objects(&appsv1.ReplicaSet{ObjectMeta: meta("web-1", "argoproj.io/v1alpha1", "Rollout", "web")},
 				ptr(pod(meta("web-1-a", "apps/v1", "ReplicaSet", "web-1"), "data"))),
-			unit: "Rollout shop/web", ref: Ref{"argoproj.io/v1alpha1", "Rollout", "shop", "web", "uid-web"},
+			component: "Rollout shop/web", ref: Ref{"argoproj.io/v1alpha1", "Rollout", "shop", "web", "uid-web"},
 			pods: []string{"web-1-a"}, current: []string{"web-1-a"},
 		},
 		"finished, pending and terminating pods do not count": {
@@ -276,23 +276,23 @@ func TestFind(t *testing.T) {
 				in(pod(meta("db-2", "apps/v1", "StatefulSet", "db"), "data"), corev1.PodPending),
 				in(pod(meta("load", "batch/v1", "Job", "load"), "data"), corev1.PodSucceeded),
 				in(pod(meta("crash"), "data"), corev1.PodFailed)),
-			unit: "StatefulSet shop/db", ref: Ref{"apps/v1", "StatefulSet", "shop", "db", "uid-db"}, known: true,
+			component: "StatefulSet shop/db", ref: Ref{"apps/v1", "StatefulSet", "shop", "db", "uid-db"}, known: true,
 			pods: []string{"db-0"}, current: []string{"db-0"},
 		},
 		"none left":                              {objects: objects(in(pod(meta("load", "batch/v1", "Job", "load"), "data"), corev1.PodSucceeded), terminating(pod(meta("db"), "data")))},
 		"another namespace's claim of that name": {objects: objects(&elsewhere)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			unit, err := find(t, fake.NewClientset(test.objects...), "data")
+			component, err := find(t, fake.NewClientset(test.objects...), "data")
 			require.NoError(t, err)
-			require.Equal(t, test.unit, unit.String())
-			assert.Equal(t, test.pods, unit.pods())
-			if test.unit == "" {
-				assert.Empty(t, unit.Claims)
+			require.Equal(t, test.component, component.String())
+			assert.Equal(t, test.pods, component.pods())
+			if test.component == "" {
+				assert.Empty(t, component.Claims)
 				return
 			}
-			require.Len(t, unit.Workloads, 1)
-			w := unit.Workloads[0]
+			require.Len(t, component.Workloads, 1)
+			w := component.Workloads[0]
 			assert.Equal(t, test.ref, w.Ref)
 			if test.known {
 				require.NotNil(t, w.Object)
@@ -309,14 +309,14 @@ func TestFind(t *testing.T) {
 	}
 }
 
-func TestOf(t *testing.T) {
+func TestComponentOfPod(t *testing.T) {
 	db := pod(meta("db-0", "apps/v1", "StatefulSet", "db"), "data", "wal")
 	kube := fake.NewClientset(&db, ptr(pod(meta("copy"), "wal")))
 	finished := db
 	finished.Status.Phase = corev1.PodSucceeded
 	for name, test := range map[string]struct {
-		pod  corev1.Pod
-		unit string
+		pod       corev1.Pod
+		component string
 	}{
 		"by its volumes": {db, "Pod shop/copy and StatefulSet shop/db"},
 		"no volumes":     {pod(meta("proxy")), ""},
@@ -325,12 +325,12 @@ func TestOf(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inventory, err := Take(t.Context(), kube, "shop")
 			require.NoError(t, err)
-			assert.Equal(t, test.unit, inventory.ComponentOfPod(&test.pod).String())
+			assert.Equal(t, test.component, inventory.ComponentOfPod(&test.pod).String())
 		})
 	}
 }
 
-// However many workloads a namespace has, they are read with as many requests.
+// The number of requests does not depend on the number of workloads.
 func TestRequestsDoNotGrow(t *testing.T) {
 	for name, test := range map[string]struct {
 		workloads int
@@ -349,9 +349,9 @@ func TestRequestsDoNotGrow(t *testing.T) {
 			kube := fake.NewClientset(all...)
 			inventory, err := Take(t.Context(), kube, "shop")
 			require.NoError(t, err)
-			unit := inventory.ComponentOf("web0")
-			assert.Equal(t, "Deployment shop/web0", unit.String())
-			assert.NotNil(t, unit.Workloads[0].Object)
+			component := inventory.ComponentOf("web0")
+			assert.Equal(t, "Deployment shop/web0", component.String())
+			assert.NotNil(t, component.Workloads[0].Object)
 			var requests []string
 			for _, action := range kube.Actions() {
 				requests = append(requests, action.GetVerb()+" "+action.GetResource().Resource)
