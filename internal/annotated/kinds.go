@@ -15,26 +15,26 @@ import (
 type kind struct {
 	schema.GroupVersionResource
 	name string
-	// others are what else users may call it, in lower case: singular, plural,
-	// short names, each also with its group.
-	others []string
+	// aliases are the names that users can use for the kind, in lower case: singular,
+	// plural and short names, with and without the group.
+	aliases []string
 
-	// listed reports that it could be listed in some namespace.
+	// listed is true if the kind could be listed in some namespace.
 	listed bool
-	// scattered reports that it is listed in namespaces only, not everywhere.
-	scattered bool
-	// hidden reports that it is not asked for any more.
-	hidden bool
-	// lost reports that it is hidden because it cannot be read.
-	lost bool
+	// perNamespace is true if the kind can be listed in single namespaces only.
+	perNamespace bool
+	// skipped is true if the kind is not listed any more.
+	skipped bool
+	// unreadable is true if the kind is skipped because the API server cannot read it.
+	unreadable bool
 }
 
 func (k *kind) apiVersion() string { return k.GroupVersion().String() }
 
-// leftOut are the groups and resources whose objects nobody annotates for a
-// quiesce: those that Kubernetes makes by itself, one for each pod or moment;
-// those that quiesce reads anyhow; Velero's, Kanister's and K10's own.
-var leftOut = []schema.GroupResource{
+// excluded are the groups and resources without objects that users annotate for a quiesce:
+// objects that Kubernetes creates for each pod or event, objects that other packages read,
+// and those of Velero, Kanister and K10.
+var excluded = []schema.GroupResource{
 	{Group: "", Resource: "events"},
 	{Group: "events.k8s.io", Resource: "*"},
 	{Group: "", Resource: "endpoints"},
@@ -42,7 +42,7 @@ var leftOut = []schema.GroupResource{
 	{Group: "coordination.k8s.io", Resource: "*"},
 	{Group: "", Resource: "pods"},
 	{Group: "", Resource: "persistentvolumeclaims"},
-	// Each holds a copy of its owner's annotations.
+	// Each has a copy of the annotations of its owner.
 	{Group: "apps", Resource: "controllerrevisions"},
 	{Group: "storage.k8s.io", Resource: "csistoragecapacities"},
 	{Group: "authorization.k8s.io", Resource: "*"},
@@ -60,15 +60,14 @@ var leftOut = []schema.GroupResource{
 	{Group: "config.kio.kasten.io", Resource: "*"},
 }
 
-func isLeftOut(resource schema.GroupResource) bool {
-	return slices.ContainsFunc(leftOut, func(out schema.GroupResource) bool {
+func isExcluded(resource schema.GroupResource) bool {
+	return slices.ContainsFunc(excluded, func(out schema.GroupResource) bool {
 		return out.Group == resource.Group && (out.Resource == "*" || out.Resource == resource.Resource)
 	})
 }
 
-// discover asks which kinds there are, each in its preferred version. Groups
-// that the API server cannot tell of, because the service behind them is down,
-// are returned by their names.
+// discover returns the kinds of the API server, each in its preferred version, and the
+// groups that it cannot discover because their service is down.
 func discover(from discovery.DiscoveryInterface) (kinds []*kind, broken map[string]error, err error) {
 	lists, err := discovery.ServerPreferredResources(from)
 	groups, partly := discovery.GroupDiscoveryFailedErrorGroups(err)
@@ -77,7 +76,7 @@ func discover(from discovery.DiscoveryInterface) (kinds []*kind, broken map[stri
 	}
 	broken = map[string]error{}
 	for version, err := range groups {
-		if !isLeftOut(schema.GroupResource{Group: version.Group, Resource: "*"}) {
+		if !isExcluded(schema.GroupResource{Group: version.Group, Resource: "*"}) {
 			broken[version.String()] = err
 		}
 	}
@@ -94,7 +93,7 @@ func discover(from discovery.DiscoveryInterface) (kinds []*kind, broken map[stri
 	return kinds, broken, nil
 }
 
-// kindsOf are the kinds of one group and version that matter.
+// kindsOf returns the relevant kinds of one group and version.
 func kindsOf(list *metav1.APIResourceList) ([]*kind, error) {
 	version, err := schema.ParseGroupVersion(list.GroupVersion)
 	if err != nil {
@@ -103,13 +102,13 @@ func kindsOf(list *metav1.APIResourceList) ([]*kind, error) {
 	var kinds []*kind
 	for _, r := range list.APIResources {
 		usable := r.Namespaced && slices.Contains(r.Verbs, "list") && slices.Contains(r.Verbs, "get")
-		if !usable || strings.Contains(r.Name, "/") || isLeftOut(schema.GroupResource{Group: version.Group, Resource: r.Name}) {
+		if !usable || strings.Contains(r.Name, "/") || isExcluded(schema.GroupResource{Group: version.Group, Resource: r.Name}) {
 			continue
 		}
 		k := &kind{GroupVersionResource: version.WithResource(r.Name), name: r.Kind}
 		for _, name := range append([]string{r.Kind, r.Name, r.SingularName}, r.ShortNames...) {
 			if name = strings.ToLower(name); name != "" {
-				k.others = append(k.others, name, name+"."+version.Group)
+				k.aliases = append(k.aliases, name, name+"."+version.Group)
 			}
 		}
 		kinds = append(kinds, k)

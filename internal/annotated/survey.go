@@ -28,57 +28,56 @@ import (
 )
 
 const (
-	// oneByOne is how many namespaces are looked at by themselves. From the next
-	// one on, each kind is listed once for the whole cluster.
-	oneByOne = 3
-	// viewsKept is for how many namespaces the view is kept: Velero takes one
-	// namespace after another.
+	// singleNamespaces is the number of namespaces that are listed one by one. After them,
+	// each kind is listed once for the whole cluster.
+	singleNamespaces = 3
+	// viewsKept is the number of views in the cache. Velero backs up one namespace after
+	// another.
 	viewsKept = 16
-	// viewLife is how long a view of a namespace is good enough for a freeze, and
-	// emptyLife how long one is where nothing but workloads is annotated, as it is
-	// nearly everywhere: to look again takes a request for each kind.
+	// viewLife is how long a view of a namespace is current enough for a freeze. emptyLife
+	// is the time for a view in which only workloads are annotated, which is the usual
+	// case: a new view takes a request for each kind.
 	viewLife  = 10 * time.Second
 	emptyLife = 10 * time.Minute
-	// atOnce is how many kinds are listed at the same time.
-	atOnce = 8
-	// listFrom is the number of objects of one kind from which on a list of the
-	// namespace is cheaper than a request for each.
+	// parallelLists is the number of kinds that are listed at the same time.
+	parallelLists = 8
+	// listFrom is the number of objects of one kind from which one list of the namespace is
+	// cheaper than a request for each.
 	listFrom = 4
-	// pageLimit bounds one request for a page of a kind, and slowFailure is how
-	// long a failure may take to be worth another try.
+	// pageLimit is the timeout for one page of a kind. A kind whose list took slowFailure
+	// to fail is not listed again.
 	pageLimit   = 30 * time.Second
 	slowFailure = 5 * time.Second
 )
 
-// Object is one with annotations of ours.
+// Object is an object with quiesce annotations.
 type Object struct {
 	workload.Ref
 	Resource schema.GroupVersionResource
-	// Names are what users may call its kind, in lower case.
+	// Names are the names that users can use for its kind, in lower case.
 	Names []string
-	// Annotations are ours among the object's.
+	// Annotations are the quiesce annotations of the object.
 	Annotations map[string]string
 }
 
-// View is what a survey has seen of one namespace.
+// View has the annotated objects of one namespace at one time.
 type View struct {
-	// Annotated are sorted by kind and name. Pods, claims and what a workload
-	// makes (ReplicaSets, Jobs) are not among them.
+	// Annotated are sorted by kind and name. Pods, claims and objects that a workload
+	// creates (ReplicaSets, Jobs) are excluded.
 	Annotated []Object
-	// Owners are the owner references of the namespace's objects, pods and
-	// claims left out. Owners and Workloads are nil where nothing but workloads
-	// is annotated.
+	// Owners are the owner references of the objects of the namespace, except pods and
+	// claims. Owners and Workloads are nil if only workloads are annotated.
 	Owners map[types.UID][]types.UID
-	// Workloads are all controllers of pods of the kinds that Kubernetes has.
+	// Workloads are all controllers of pods of built-in kinds.
 	Workloads []workload.Ref
 
 	taken time.Time
-	// partial reports that a kind could not be read.
+	// partial is true if a kind could not be read.
 	partial bool
 }
 
-// fresh reports whether a view is good enough for a freeze. A view without some
-// kind is soon taken again, since the trouble may be over.
+// fresh reports whether a view is current enough for a freeze. A partial view expires soon,
+// because the failure can be transient.
 func (v *View) fresh(now time.Time) bool {
 	life := viewLife
 	if v.empty() && !v.partial {
@@ -87,7 +86,7 @@ func (v *View) fresh(now time.Time) bool {
 	return now.Before(v.taken.Add(life))
 }
 
-// empty reports that nothing but workloads is annotated.
+// empty reports whether only workloads are annotated.
 func (v *View) empty() bool {
 	return !slices.ContainsFunc(v.Annotated, func(o Object) bool { return !o.Known() })
 }
@@ -98,15 +97,14 @@ func (v *View) sort() {
 	slices.SortFunc(v.Workloads, byName)
 }
 
-// Unread is a kind, or all kinds of a group, that could not be looked at.
+// Unread is a kind, or a group, that could not be listed.
 type Unread struct {
 	// Name is "secrets", "widgets.example.com", or a group's "example.com/v1".
 	Name string
-	// Namespace is the only namespace in which it was not read, "" for all.
+	// Namespace is the namespace in which it was not read, or "" for all.
 	Namespace string
 	Reason    string
-	// Broken reports that the API server cannot read it; otherwise it may not be
-	// listed.
+	// Broken is true if the API server cannot read it, and false if access is denied.
 	Broken bool
 }
 
@@ -117,16 +115,15 @@ func (u Unread) String() string {
 	return fmt.Sprintf("%s (%s)", u.Name, u.Reason)
 }
 
-// everyKind is the Name of an Unread that stands for all kinds.
+// everyKind is the Name of an Unread for all kinds.
 const everyKind = "all kinds"
 
-// unreadIn identifies an Unread.
 type unreadIn struct{ name, namespace string }
 
-// Survey looks for annotated objects. What exists is asked for as rarely as can
-// be: nearly all clusters have few such objects, or none. A kind that cannot be
-// read is a warning and never an error: a backup must not fail because its
-// annotations were looked for. It is safe for concurrent use.
+// Survey finds annotated objects. It sends as few requests as possible, because most
+// clusters have few such objects or none. A kind that cannot be read is a warning and never
+// an error: the search for annotations must not fail a backup. A Survey is safe for
+// concurrent use.
 type Survey struct {
 	discovery discovery.DiscoveryInterface
 	metadata  metadata.Interface
@@ -137,41 +134,39 @@ type Survey struct {
 
 	mu    sync.Mutex
 	kinds []*kind
-	// views are of namespaces that were looked at by themselves, seen of how
-	// many.
-	views *lru.Cache
-	seen  int
-	// all are the views of namespaces with annotated objects when the whole
-	// cluster was looked at, which was at that time; nil before. Who owns what
-	// is not known of them.
-	all    map[string]*View
-	at     time.Time
-	unread map[unreadIn]Unread
-	told   map[string]bool
+	// views are the views of single namespaces, scanned is their number.
+	views   *lru.Cache
+	scanned int
+	// all are the views of all namespaces with annotated objects, from cluster-wide lists
+	// at allTaken; nil before. They have no Owners.
+	all      map[string]*View
+	allTaken time.Time
+	unread   map[unreadIn]Unread
+	logged   map[string]bool
 }
 
-// NewSurvey returns a Survey of the annotations that ours says yes to. What
-// cannot be looked at is told to log, once.
+// NewSurvey returns a Survey of the annotations for which ours returns true. It logs each
+// kind that cannot be listed once.
 func NewSurvey(d discovery.DiscoveryInterface, m metadata.Interface, dyn dynamic.Interface, clock clock.PassiveClock, ours func(annotation string) bool, log logrus.FieldLogger) *Survey {
 	return &Survey{
 		discovery: d, metadata: m, dynamic: dyn, clock: clock, ours: ours, log: log,
-		views: lru.New(viewsKept), unread: map[unreadIn]Unread{}, told: map[string]bool{},
+		views: lru.New(viewsKept), unread: map[unreadIn]Unread{}, logged: map[string]bool{},
 	}
 }
 
-// Recent is a namespace as it was when it was first looked at.
+// Recent returns the first view of a namespace.
 func (s *Survey) Recent(ctx context.Context, namespace string) *View {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	view := s.recent(ctx, namespace)
 	if view.partial && !view.fresh(s.clock.Now()) {
-		return s.look(ctx, namespace)
+		return s.scan(ctx, namespace)
 	}
 	return view
 }
 
-// Now is a namespace as it was a few seconds ago at most; one where nothing but
-// workloads was annotated, ten minutes.
+// Now returns a view that is at most a few seconds old, or ten minutes if only workloads
+// were annotated.
 func (s *Survey) Now(ctx context.Context, namespace string) *View {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -179,10 +174,10 @@ func (s *Survey) Now(ctx context.Context, namespace string) *View {
 	if view.fresh(s.clock.Now()) {
 		return view
 	}
-	return s.look(ctx, namespace)
+	return s.scan(ctx, namespace)
 }
 
-// Unread are the kinds that could not be looked at, sorted by name.
+// Unread returns the kinds that could not be listed, sorted by name.
 func (s *Survey) Unread() []Unread {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -192,28 +187,28 @@ func (s *Survey) Unread() []Unread {
 }
 
 func (s *Survey) recent(ctx context.Context, namespace string) *View {
-	s.know()
+	s.discoverKinds()
 	if view := s.cached(namespace); view != nil {
 		return view
 	}
-	if s.seen < oneByOne {
-		s.seen++
-		return s.look(ctx, namespace)
+	if s.scanned < singleNamespaces {
+		s.scanned++
+		return s.scan(ctx, namespace)
 	}
 	if s.all == nil {
-		s.everywhere(ctx)
+		s.scanCluster(ctx)
 	}
 	view, ok := s.all[namespace]
 	if !ok {
-		view = &View{taken: s.at, partial: s.kinds == nil}
+		view = &View{taken: s.allTaken, partial: s.kinds == nil}
 	}
-	if !view.empty() || s.scattered(ctx, namespace) {
-		return s.look(ctx, namespace)
+	if !view.empty() || s.needsScan(ctx, namespace) {
+		return s.scan(ctx, namespace)
 	}
 	return view
 }
 
-// cached is the view of a namespace that was looked at by itself, nil for none.
+// cached returns the view of a single namespace, or nil.
 func (s *Survey) cached(namespace string) *View {
 	if view, ok := s.views.Get(namespace); ok {
 		if view, ok := view.(*View); ok {
@@ -223,8 +218,8 @@ func (s *Survey) cached(namespace string) *View {
 	return nil
 }
 
-// know asks for the kinds until the API server has told them.
-func (s *Survey) know() {
+// discoverKinds discovers the kinds unless it has succeeded before.
+func (s *Survey) discoverKinds() {
 	if s.kinds != nil {
 		return
 	}
@@ -240,13 +235,13 @@ func (s *Survey) know() {
 	}
 }
 
-// look looks at one namespace. Annotated objects of a kind that cannot be read
-// now, and was read before, stay known.
-func (s *Survey) look(ctx context.Context, namespace string) *View {
+// scan lists one namespace. Annotated objects of a kind that cannot be read now stay in the
+// view if an earlier view has them.
+func (s *Survey) scan(ctx context.Context, namespace string) *View {
 	view := &View{taken: s.clock.Now(), Owners: map[types.UID][]types.UID{}}
 	known := map[types.UID]bool{}
 	failed := s.list(ctx, s.kinds, namespace, func(k *kind, item *metav1.PartialObjectMetadata) {
-		if known[item.UID] && item.UID != "" { // in another group, too
+		if known[item.UID] && item.UID != "" { // also served in another group
 			return
 		}
 		known[item.UID] = true
@@ -286,19 +281,19 @@ func refOf(k *kind, item *metav1.PartialObjectMetadata) workload.Ref {
 	return workload.Ref{APIVersion: k.apiVersion(), Kind: k.name, Namespace: item.Namespace, Name: item.Name, UID: item.UID}
 }
 
-// annotated is an object with annotations of ours, unless it is one that has
-// copies of them from the workload that made it.
+// annotated returns an item as an Object, and false if it has no quiesce annotations or
+// only copies of those of the workload that created it.
 func (s *Survey) annotated(k *kind, item *metav1.PartialObjectMetadata) (Object, bool) {
-	ours := s.among(item.Annotations)
+	ours := s.filter(item.Annotations)
 	ref := refOf(k, item)
 	if len(ours) == 0 || ref.Known() && (k.name == "ReplicaSet" || k.name == "Job") && len(item.OwnerReferences) > 0 {
 		return Object{}, false
 	}
-	return Object{Ref: ref, Resource: k.GroupVersionResource, Names: k.others, Annotations: ours}, true
+	return Object{Ref: ref, Resource: k.GroupVersionResource, Names: k.aliases, Annotations: ours}, true
 }
 
-// among are the annotations that are ours.
-func (s *Survey) among(annotations map[string]string) map[string]string {
+// filter returns the quiesce annotations.
+func (s *Survey) filter(annotations map[string]string) map[string]string {
 	var found map[string]string
 	for key, value := range annotations {
 		if s.ours(key) {
@@ -311,9 +306,9 @@ func (s *Survey) among(annotations map[string]string) map[string]string {
 	return found
 }
 
-// everywhere finds the annotated objects of all namespaces.
-func (s *Survey) everywhere(ctx context.Context) {
-	s.at = s.clock.Now()
+// scanCluster finds the annotated objects of all namespaces.
+func (s *Survey) scanCluster(ctx context.Context) {
+	s.allTaken = s.clock.Now()
 	all := map[string]*View{}
 	s.list(ctx, s.kinds, metav1.NamespaceAll, func(k *kind, item *metav1.PartialObjectMetadata) {
 		object, ok := s.annotated(k, item)
@@ -321,7 +316,7 @@ func (s *Survey) everywhere(ctx context.Context) {
 			return
 		}
 		if all[item.Namespace] == nil {
-			all[item.Namespace] = &View{taken: s.at}
+			all[item.Namespace] = &View{taken: s.allTaken}
 		}
 		all[item.Namespace].Annotated = append(all[item.Namespace].Annotated, object)
 	})
@@ -333,36 +328,35 @@ func (s *Survey) everywhere(ctx context.Context) {
 	}
 }
 
-// scattered looks at the kinds of one namespace that could not be listed
-// everywhere, and may be in single namespaces. It reports whether the namespace
-// is to be looked at by itself.
-func (s *Survey) scattered(ctx context.Context, namespace string) bool {
+// needsScan lists the kinds of one namespace that cannot be listed for the whole cluster.
+// It reports whether the namespace must be scanned by itself.
+func (s *Survey) needsScan(ctx context.Context, namespace string) bool {
 	var kinds []*kind
 	for _, k := range s.kinds {
-		if k.scattered {
+		if k.perNamespace {
 			kinds = append(kinds, k)
 		}
 	}
 	found := false
 	failed := s.list(ctx, kinds, namespace, func(_ *kind, item *metav1.PartialObjectMetadata) {
-		found = found || len(s.among(item.Annotations)) > 0
+		found = found || len(s.filter(item.Annotations)) > 0
 	})
 	return found || slices.Contains(slices.Collect(maps.Values(failed)), true)
 }
 
-// list lists kinds, some side by side, and hands each object to note. Kinds
-// that cannot be listed are noted as unread. Those that the API server cannot
-// read are returned, with whether another try may succeed.
+// list lists kinds in parallel and passes each object to note. It records the kinds that
+// cannot be listed as unread. It returns those that the API server cannot read, with true
+// if a retry can succeed.
 func (s *Survey) list(ctx context.Context, kinds []*kind, namespace string, note func(*kind, *metav1.PartialObjectMetadata)) (failed map[schema.GroupVersionResource]bool) {
 	var (
 		mu    sync.Mutex
 		wait  sync.WaitGroup
-		slots = make(chan struct{}, atOnce)
+		slots = make(chan struct{}, parallelLists)
 	)
 	failed = map[schema.GroupVersionResource]bool{}
 	for _, k := range kinds {
-		if k.hidden {
-			if k.lost {
+		if k.skipped {
+			if k.unreadable {
 				failed[k.GroupVersionResource] = false
 			}
 			continue
@@ -378,13 +372,13 @@ func (s *Survey) list(ctx context.Context, kinds []*kind, namespace string, note
 			})
 			mu.Lock()
 			defer mu.Unlock()
-			if s.judge(k, namespace, err, s.clock.Since(start)) {
-				failed[k.GroupVersionResource] = !k.lost
+			if s.recordList(k, namespace, err, s.clock.Since(start)) {
+				failed[k.GroupVersionResource] = !k.unreadable
 			}
 		})
 	}
 	wait.Wait()
-	s.tell()
+	s.logUnread()
 	return failed
 }
 
@@ -403,13 +397,12 @@ func (s *Survey) listKind(ctx context.Context, k *kind, namespace string, note f
 	})
 }
 
-// judge notes how a list went, and reports whether the API server cannot read
-// the kind. One object that the API server cannot read fails the list of all:
-// its conversion webhook is down, or it is a Secret that cannot be decrypted. A
-// kind that cannot be listed everywhere is therefore listed in each namespace. A
-// kind whose failure takes long is not asked for again: a backup has many
-// namespaces.
-func (s *Survey) judge(k *kind, namespace string, err error, took time.Duration) bool {
+// recordList records the result of a list, and reports whether the API server cannot read
+// the kind. One unreadable object, because its conversion webhook is down or it is a Secret
+// that cannot be decrypted, fails the list of the whole cluster; the kind is then listed in
+// each namespace. A kind whose list fails slowly is not listed again, because a backup can
+// have many namespaces.
+func (s *Survey) recordList(k *kind, namespace string, err error, took time.Duration) bool {
 	name := k.GroupResource().String()
 	in := unreadIn{name, namespace}
 	everywhere := namespace == metav1.NamespaceAll
@@ -418,22 +411,22 @@ func (s *Survey) judge(k *kind, namespace string, err error, took time.Duration)
 		k.listed = true
 		delete(s.unread, in)
 		delete(s.unread, unreadIn{name: name})
-	case apierrors.IsNotFound(err): // its definition is gone since
-		k.hidden = true
+	case apierrors.IsNotFound(err): // its definition was deleted
+		k.skipped = true
 	case apierrors.IsForbidden(err):
 		if everywhere {
-			k.scattered, k.hidden = k.listed, !k.listed
+			k.perNamespace, k.skipped = k.listed, !k.listed
 		}
 		s.unread[unreadIn{name: name}] = Unread{Name: name, Reason: "it may not be listed"}
 	case apierrors.IsMethodNotSupported(err), apierrors.IsNotAcceptable(err):
-		k.hidden = true
+		k.skipped = true
 		s.unread[unreadIn{name: name}] = Unread{Name: name, Reason: err.Error()}
 	case took >= slowFailure:
-		k.hidden, k.lost = true, true
+		k.skipped, k.unreadable = true, true
 		s.unread[unreadIn{name: name}] = Unread{Name: name, Reason: err.Error(), Broken: true}
 		return true
 	case everywhere:
-		k.scattered = true // each namespace tells for itself
+		k.perNamespace = true // list it in each namespace
 		return true
 	default:
 		s.unread[in] = Unread{Name: name, Namespace: namespace, Reason: err.Error(), Broken: true}
@@ -442,22 +435,22 @@ func (s *Survey) judge(k *kind, namespace string, err error, took time.Duration)
 	return false
 }
 
-// tell logs what could not be looked at, each once.
-func (s *Survey) tell() {
+// logUnread logs each kind that could not be listed once.
+func (s *Survey) logUnread() {
 	var forbidden, broken []string
 	for _, in := range slices.SortedFunc(maps.Keys(s.unread), func(a, b unreadIn) int {
 		return cmp.Or(cmp.Compare(a.name, b.name), cmp.Compare(a.namespace, b.namespace))
 	}) {
 		unread := s.unread[in]
-		once := in.name + " " + unread.Reason // the namespaces that follow have the same trouble
+		once := in.name + " " + unread.Reason // later namespaces have the same error
 		switch {
-		case s.told[once]:
+		case s.logged[once]:
 		case unread.Broken:
 			broken = append(broken, unread.String())
 		default:
 			forbidden = append(forbidden, unread.Name)
 		}
-		s.told[once] = true
+		s.logged[once] = true
 	}
 	if len(forbidden) > 0 {
 		s.log.Infof("Quiesce annotations are not looked for on objects of these kinds, which Stillpoint cannot list: %s", strings.Join(forbidden, ", "))
@@ -467,15 +460,14 @@ func (s *Survey) tell() {
 	}
 }
 
-// Contents are objects in full, by their UIDs. Those that are gone, or were
-// replaced, are not among them.
+// Contents are whole objects, by UID. Objects that were deleted or replaced are missing.
 type Contents struct {
 	Found map[types.UID]*unstructured.Unstructured
-	// Failed are those that cannot be read.
+	// Failed are the errors of objects that cannot be read.
 	Failed map[types.UID]error
 }
 
-// Read gets objects of one namespace in full.
+// Read gets whole objects of one namespace.
 func (s *Survey) Read(ctx context.Context, objects []Object) *Contents {
 	ofKind := map[schema.GroupVersionResource][]Object{}
 	for _, object := range objects {

@@ -29,16 +29,17 @@ import (
 	clocktesting "k8s.io/utils/clock/testing"
 )
 
-// scene is a cluster with a few kinds, which counts the requests.
+// scene is a cluster with a few kinds that counts the requests.
 type scene struct {
 	*Survey
 	metadata *metadatafake.FakeMetadataClient
 	dynamic  *dynamicfake.FakeDynamicClient
 	clock    *clocktesting.FakeClock
 	log      *logrustest.Hook
-	// fail is by resource and namespace, "" of which is all.
+	// fail has errors by resource and namespace; the namespace of a cluster-wide list is
+	// "".
 	fail map[string]error
-	slow time.Duration // what each failure takes
+	slow time.Duration // duration of each failure
 	mu   sync.Mutex
 	sent []string
 }
@@ -121,7 +122,7 @@ func newScene(objects ...*metav1.PartialObjectMetadata) *scene {
 	return s
 }
 
-// requests are those since the last call, sorted.
+// requests returns the requests since the last call, sorted.
 func (s *scene) requests() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -162,7 +163,7 @@ func TestView(t *testing.T) {
 	assert.Nil(t, view.Owners)
 }
 
-// A few namespaces are looked at by themselves, and from then on all at once.
+// The first namespaces are listed one by one, then the whole cluster is listed.
 func TestRequestsDoNotGrowWithNamespaces(t *testing.T) {
 	made := thing("StatefulSet", "n41", "made", true, "x")
 	made.Kind, made.UID = "ReplicaSet", "made"
@@ -170,7 +171,7 @@ func TestRequestsDoNotGrowWithNamespaces(t *testing.T) {
 	of := func(namespace string) []string {
 		return []string{"configmaps in " + namespace, "replicasets in " + namespace, "statefulsets in " + namespace, "widgets in " + namespace}
 	}
-	for i := range oneByOne {
+	for i := range singleNamespaces {
 		s.Recent(t.Context(), fmt.Sprintf("n%d", i))
 		assert.Equal(t, of(fmt.Sprintf("n%d", i)), s.requests())
 	}
@@ -187,7 +188,7 @@ func TestRequestsDoNotGrowWithNamespaces(t *testing.T) {
 	assert.Empty(t, s.requests(), "remembered")
 }
 
-// What is frozen is decided by how things are now.
+// A freeze needs a current view.
 func TestNow(t *testing.T) {
 	s := newScene(thing("Widget", "shop", "w", true))
 	now := func(namespace string, want int) {
@@ -221,8 +222,7 @@ func forbidden(resource string) error {
 	return apierrors.NewForbidden(schema.GroupResource{Resource: resource}, "", errors.New("no"))
 }
 
-// What may not be listed, or cannot be read, keeps nothing else from being read,
-// and is no error.
+// A kind that cannot be listed does not affect other kinds and is not an error.
 func TestUnread(t *testing.T) {
 	const broken = "warning: Quiesce annotations cannot be looked for on objects of these kinds, since the API server cannot read them: %s; " +
 		"what such objects ask for is not known, and not done"
@@ -266,7 +266,7 @@ func TestUnread(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newScene(thing("StatefulSet", "shop", "db", true))
 			s.fail = test.fail
-			for range 2 { // told once
+			for range 2 { // logged once
 				assert.Len(t, s.Recent(t.Context(), "shop").Annotated, 1)
 				s.Recent(t.Context(), "office")
 			}
@@ -276,8 +276,8 @@ func TestUnread(t *testing.T) {
 	}
 }
 
-// One object that cannot be read fails a list of all namespaces, and then
-// concerns its own namespace alone.
+// One object that cannot be read fails the list of the whole cluster, but then affects its
+// own namespace only.
 func TestUnreadInOneNamespace(t *testing.T) {
 	s := newScene(thing("ConfigMap", "n8", "cm", true), thing("Widget", "n9", "w", true))
 	secret := apierrors.NewInternalError(errors.New("cannot decrypt"))
@@ -293,7 +293,7 @@ func TestUnreadInOneNamespace(t *testing.T) {
 	assert.Empty(t, s.Unread(), "read at the next look")
 }
 
-// What was known to be annotated stays known when its kind cannot be read.
+// Objects of an earlier view stay in the view if their kind cannot be read.
 func TestUnreadAfterItWasSeen(t *testing.T) {
 	for name, slow := range map[string]bool{"for a moment": false, "for long": true} {
 		t.Run(name, func(t *testing.T) {
@@ -315,7 +315,7 @@ func TestUnreadAfterItWasSeen(t *testing.T) {
 	}
 }
 
-// Without any answer about the kinds, they are asked for again.
+// If discovery fails, the next call tries again.
 func TestNoDiscovery(t *testing.T) {
 	s := newScene(thing("Widget", "shop", "w", true))
 	working := s.discovery
@@ -338,7 +338,7 @@ func (noDiscovery) ServerGroups() (*metav1.APIGroupList, error) {
 	return nil, apierrors.NewTooManyRequestsError("later")
 }
 
-// A kind that may be listed in some namespaces is looked at there.
+// A kind that can be listed in some namespaces only is listed there.
 func TestScattered(t *testing.T) {
 	s := newScene(thing("Widget", "n7", "w", true), thing("ConfigMap", "n8", "cm", true))
 	s.fail = map[string]error{"widgets in ": forbidden("widgets"), "configmaps": forbidden("configmaps")}
@@ -352,7 +352,7 @@ func TestScattered(t *testing.T) {
 	assert.Equal(t, []string{"widgets in n10"}, s.requests(), "and one that may be listed nowhere is not asked for again")
 }
 
-// A group whose server is down, by discovery.
+// halfDiscovery fails for one group, as if its service were down.
 type halfDiscovery struct{ discovery.DiscoveryInterface }
 
 func (halfDiscovery) GroupsAndMaybeResources() (*metav1.APIGroupList, map[schema.GroupVersion]*metav1.APIResourceList, map[schema.GroupVersion]error, error) {
@@ -376,7 +376,7 @@ func TestBrokenGroup(t *testing.T) {
 	s.discovery = halfDiscovery{}
 	view := s.Recent(t.Context(), "shop")
 	assert.Len(t, view.Annotated, 1)
-	assert.Equal(t, []Unread{{Name: "down.example.com/v1", Reason: "stale", Broken: true}}, s.Unread(), "metrics matter to nobody")
+	assert.Equal(t, []Unread{{Name: "down.example.com/v1", Reason: "stale", Broken: true}}, s.Unread(), "groups of metrics are excluded")
 	assert.Equal(t, []string{"warning: Quiesce annotations cannot be looked for on objects of these kinds, since the API server cannot read them: down.example.com/v1 (stale); what such objects ask for is not known, and not done"}, s.said())
 }
 
@@ -410,7 +410,7 @@ func TestRead(t *testing.T) {
 	require.EqualError(t, contents.Failed["Widget w2"], `list the widgets.example.com of namespace shop: x "cm" is forbidden: no`)
 }
 
-// A call that ran out of time leaves no view that is taken for a complete one.
+// A view that was interrupted by its context is not cached as complete.
 func TestEndedContext(t *testing.T) {
 	s := newScene(thing("Widget", "shop", "w", true))
 	ctx, cancel := context.WithCancel(t.Context())
