@@ -9,84 +9,81 @@ import (
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
-// Entry is one pending undo. Its commands can hold secrets: Name and ByHand
-// are what may be shown of it.
+// Entry is the pending undo of one freeze. Its commands can contain secrets: only Name and
+// ByHand may be printed.
 type Entry struct {
-	// ID is the name of the Secret that holds the entry. Open gives one where it
-	// is empty; NewID makes one before that.
+	// ID is the name of the Secret.
 	ID string `json:"-"`
-	// Backup is the name of Velero's Backup.
+	// Backup is the name of the Backup.
 	Backup    string    `json:"backup"`
 	BackupUID types.UID `json:"backupUID"`
-	// Name is what is quiesced, as users call it: "Deployment shop/db".
+	// Name is what is quiesced: "Deployment shop/db".
 	Name      string `json:"name"`
 	Namespace string `json:"namespace"`
-	// NamespaceUID tells the namespace from a later one of its name; "" is not known.
+	// NamespaceUID distinguishes the namespace from a later one with its name. "" is
+	// unknown.
 	NamespaceUID types.UID `json:"namespaceUID,omitempty"`
-	// Objects get the events that tell what came of it.
+	// Objects get the events.
 	Objects []workload.Ref `json:"objects,omitempty"`
-	// Since is when it began; Open fills in now.
+	// Since is the begin of the freeze.
 	Since time.Time `json:"since"`
-	// Until is when the session that made it is over at the latest. From then on
-	// the entry is abandoned, whoever lives. The zero time is a session that ends
-	// with its process only.
+	// Until is the time at which the session ends at the latest. After it, the entry is
+	// abandoned even if the holder lives. If it is zero, the session ends with its process.
 	Until time.Time `json:"until"`
-	// Holder is the process that is going to undo it; Open fills in this one. It is
-	// empty when nobody is going to before the next start of a plugin.
+	// Holder is the process that will complete the entry. It is empty after a failed try,
+	// until the plugin starts again.
 	Holder Holder `json:"holder"`
-	// Undo is what is left to be done, in the order in which to run it.
+	// Undo are the remaining steps, in their order.
 	Undo []Undo `json:"undo"`
 
-	// Tried is when somebody else than the first holder began to undo it, or gave
-	// up, and Failure why that did not succeed. They are zero while nobody has.
+	// Tried is the time of the last try by a process that is not the first holder, and
+	// Failure is its error. They are zero before the first try.
 	Tried   time.Time `json:"tried,omitzero"`
 	Failure string    `json:"failure,omitempty"`
 
-	// version is the Secret's, as this process knows it.
+	// version is the last known resource version of the Secret.
 	version string
 }
 
-// pauseOfTries lies between two tries that nobody has asked for.
-const pauseOfTries = 5 * time.Minute
+// retryPause is the time between two tries that a user did not request.
+const retryPause = 5 * time.Minute
 
-// Due reports that an abandoned entry may be tried without being asked: one that
-// has failed just now would fail again.
+// Due reports whether an abandoned entry may be tried without a request of a user. An entry
+// that failed just now would fail again.
 func (i *Entry) Due(now time.Time) bool {
-	return i.Failure == "" || now.Sub(i.Tried) >= pauseOfTries
+	return i.Failure == "" || now.Sub(i.Tried) >= retryPause
 }
 
-// Undo is one step of an entry. It has either a Call, a Task or Unknown.
+// Undo is one step of an entry. Exactly one of Call, Task and Unknown is set.
 type Undo struct {
 	Blueprint string       `json:"blueprint"`
 	Phase     string       `json:"phase"`
 	Call      *render.Call `json:"call,omitempty"`
 	Task      *render.Task `json:"task,omitempty"`
-	// Guarded reports that a guard stands in the container: it runs the command by
-	// itself when its session dies.
+	// Guarded is true if a guard in the container runs the command when the session dies.
 	Guarded bool `json:"guarded,omitempty"`
-	// Unknown says why nobody but the first holder can do it: what it needs was
-	// lost with that process. It is for people.
+	// Unknown is the reason why only the first holder could run the step, such as a value
+	// that was lost with that process.
 	Unknown string `json:"unknown,omitempty"`
-	// ByHand is what a person runs. Secrets in it are masked.
+	// ByHand has the commands for a user, with masked secrets.
 	ByHand string `json:"byHand,omitempty"`
-	// Volumes are the file systems that the step thaws. Those stay frozen when the
-	// container dies.
+	// Volumes are the file systems that the step thaws. They stay frozen if the container
+	// ends.
 	Volumes []Volume `json:"volumes,omitempty"`
 }
 
-// Volume is a file system that may be frozen.
+// Volume is a file system that can be frozen.
 type Volume struct {
-	// Claim is the name of the PersistentVolumeClaim, in the call's namespace.
+	// Claim is the name of the PersistentVolumeClaim in the namespace of the call.
 	Claim string `json:"claim"`
-	// ClaimUID tells the claim from a later one of its name; "" is not known.
+	// ClaimUID distinguishes the claim from a later one with its name. "" is unknown.
 	ClaimUID types.UID `json:"claimUID,omitempty"`
-	// MountPath is where the call's container has it.
+	// MountPath is the mount path in the container of the call.
 	MountPath string `json:"mountPath,omitempty"`
-	// Node is the name of the node, and Path where that has the volume mounted.
+	// Node is the name of the node, and Path is the mount path on it.
 	Node string `json:"node"`
 	Path string `json:"path"`
 }
 
-// ErrTaken says that an entry is not this process's any more: somebody else has
-// released it, or is about to.
+// ErrTaken means that another process holds or has completed the entry.
 var ErrTaken = errors.New("somebody else has released it meanwhile, as `stillpoint thaw` does")

@@ -16,17 +16,16 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Holder is a process that holds a freeze.
+// Holder is the process that must complete the undo of an entry.
 type Holder struct {
-	// Pod is the name of its pod, which is in Velero's namespace; "" outside of a
-	// cluster.
+	// Pod is the name of its pod in Velero's namespace, or "" outside of a cluster.
 	Pod    string    `json:"pod,omitempty"`
 	PodUID types.UID `json:"podUID,omitempty"`
-	// Host is its host name.
+	// Host is the host name.
 	Host string `json:"host"`
 	PID  int    `json:"pid"`
-	// Started is when the process started, in clock ticks since the kernel did: a
-	// later process can have the same PID. 0 is not known.
+	// Started is the start time of the process in clock ticks since boot, because a later
+	// process can have the same PID. 0 is unknown.
 	Started uint64 `json:"started,omitempty"`
 }
 
@@ -37,11 +36,11 @@ func (h Holder) String() string {
 	return fmt.Sprintf("process %d of host %s", h.PID, h.Host)
 }
 
-// tokenFile is what the kubelet gives a pod. The token says whose it is, which a
-// host name does not where the pod shares its node's network.
+// tokenFile is the service account token of the pod, which names the pod. The host name
+// does not if the pod uses the host network.
 const tokenFile = "/var/run/secrets/kubernetes.io/serviceaccount/token" //nolint:gosec // a path
 
-// Here is the Holder that this process is.
+// Here returns the Holder for this process.
 var Here = sync.OnceValue(func() Holder {
 	host, err := os.Hostname()
 	if err != nil {
@@ -55,8 +54,8 @@ var Here = sync.OnceValue(func() Holder {
 	return here
 })
 
-// podOf reads the claims of a service account's token. Nothing is trusted that
-// follows from them but which pod to ask for.
+// podOf returns the pod in the claims of a service account token. The token is not
+// verified, because the pod is only read.
 func podOf(token []byte) (name string, uid types.UID) {
 	parts := bytes.Split(token, []byte("."))
 	if len(parts) != 3 {
@@ -80,14 +79,14 @@ func podOf(token []byte) (name string, uid types.UID) {
 	return claims.Kubernetes.Pod.Name, claims.Kubernetes.Pod.UID
 }
 
-// started is when a process of this machine, or of this container, started. A
-// zombie has ended.
+// started returns the start time of a process in this container or on this host, and
+// reports whether it lives. A zombie has ended.
 func started(pid int) (ticks uint64, lives bool) {
 	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 	if err != nil {
 		return 0, false
 	}
-	// The second field is the program's name in brackets, which may hold anything.
+	// The second field is the program name in parentheses, which can contain any character.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
 		return 0, false
@@ -96,26 +95,27 @@ func started(pid int) (ticks uint64, lives bool) {
 	return ticks, err == nil
 }
 
-// facts are what a holder is judged by.
+// facts are the inputs for the decision whether a holder is gone.
 type facts struct {
 	now  time.Time
 	here Holder
-	// started looks at a process beside this one.
+	// started is the function started, or a replacement in tests.
 	started func(pid int) (ticks uint64, lives bool)
-	// pod is the holder's, nil when it does not exist or was not asked for.
+	// pod is the pod of the holder, or nil if it does not exist or was not read.
 	pod *corev1.Pod
 }
 
-// near reports that the holder's processes can be seen from here.
-func (f facts) near(h Holder) bool {
+// near reports whether the processes of the holder are visible to this process.
+func (f facts) visible(h Holder) bool {
 	if h.Pod != "" {
 		return h.Pod == f.here.Pod && h.PodUID == f.here.PodUID
 	}
 	return f.here.Pod == "" && h.Host == f.here.Host
 }
 
-// gone says why nobody holds an entry any more; "" while somebody may.
-func (f facts) gone(i *Entry) string {
+// gone returns the reason why the holder of an entry is gone, or "" if it can still be
+// there.
+func (f facts) holderGone(i *Entry) string {
 	h := i.Holder
 	if h == (Holder{}) {
 		return "the last try has failed"
@@ -123,7 +123,7 @@ func (f facts) gone(i *Entry) string {
 	if !i.Until.IsZero() && f.now.After(i.Until) {
 		return fmt.Sprintf("%s was to be done with it at %s", h, i.Until.UTC().Format(time.RFC3339))
 	}
-	if f.near(h) {
+	if f.visible(h) {
 		ticks, lives := f.started(h.PID)
 		if h.Started != 0 && (!lives || ticks != h.Started) {
 			return h.String() + " has ended"
@@ -131,7 +131,7 @@ func (f facts) gone(i *Entry) string {
 		return ""
 	}
 	if h.Pod == "" {
-		return "" // on another machine, where nothing can be seen
+		return "" // on another host, where it is not visible
 	}
 	switch pod := f.pod; {
 	case pod == nil || pod.UID != h.PodUID:
@@ -146,8 +146,8 @@ func (f facts) gone(i *Entry) string {
 	return ""
 }
 
-// restarted reports that none of a pod's containers has run since then. Times of
-// containers are whole seconds.
+// restarted reports whether all containers of a pod have restarted since a time. Container
+// times are whole seconds.
 func restarted(pod *corev1.Pod, since time.Time) bool {
 	for _, status := range pod.Status.ContainerStatuses {
 		if running := status.State.Running; running != nil && !running.StartedAt.After(since) {

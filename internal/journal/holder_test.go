@@ -40,14 +40,14 @@ func TestFactsGone(t *testing.T) {
 		want         string
 	}{
 		"the process itself":          {holder: inPod, here: inPod, processes: running},
-		"nobody":                      {here: inPod, want: "the last try has failed"},
+		"no holder":                   {here: inPod, want: "the last try has failed"},
 		"beside it":                   {holder: inPod, here: beside, processes: running},
 		"killed":                      {holder: inPod, here: beside, want: "process 7 of pod velero-1 has ended"},
 		"another with its number":     {holder: inPod, here: beside, processes: later, want: "process 7 of pod velero-1 has ended"},
 		"same number in another pod":  {holder: inPod, here: otherPod, processes: running, pod: pod(nil)},
 		"its start is not known":      {holder: Holder{Pod: "velero-1", PodUID: "1", PID: 7}, here: beside},
 		"time is over":                {holder: inPod, here: inPod, processes: running, until: noon.Add(-time.Second), want: "process 7 of pod velero-1 was to be done with it at 2026-03-01T11:59:59Z"},
-		"there is time":               {holder: inPod, here: inPod, processes: running, until: noon.Add(time.Second)},
+		"before its end":              {holder: inPod, here: inPod, processes: running, until: noon.Add(time.Second)},
 		"no pod":                      {holder: inPod, here: machine, want: "pod velero-1 is gone"},
 		"another of its name":         {holder: inPod, here: machine, pod: pod(func(p *corev1.Pod) { p.UID = types.UID("9") }), want: "pod velero-1 is gone"},
 		"pod is being deleted":        {holder: inPod, here: machine, pod: pod(func(p *corev1.Pod) { p.DeletionTimestamp = &metav1.Time{Time: noon} }), want: "pod velero-1 is being deleted"},
@@ -68,7 +68,7 @@ func TestFactsGone(t *testing.T) {
 				ticks, ok := test.processes[pid]
 				return ticks, ok
 			}}
-			assert.Equal(t, test.want, f.gone(&Entry{Holder: test.holder, Since: noon.Add(-time.Minute), Until: test.until}))
+			assert.Equal(t, test.want, f.holderGone(&Entry{Holder: test.holder, Since: noon.Add(-time.Minute), Until: test.until}))
 		})
 	}
 }
@@ -79,7 +79,7 @@ func TestStarted(t *testing.T) {
 	assert.Positive(t, ticks)
 	assert.Equal(t, Here().Started, ticks)
 
-	// A name that a careless reader takes for the next fields.
+	// A program name that looks like the next fields.
 	script := t.TempDir() + "/a) Z 1"
 	require.NoError(t, os.WriteFile(script, []byte("#!/bin/sh\nread x\n"), 0o755))
 	command := exec.Command(script)

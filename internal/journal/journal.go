@@ -25,8 +25,8 @@ import (
 )
 
 const (
-	// excludeLabel keeps a Secret out of Velero's backups: one that is restored
-	// would undo what nobody has done.
+	// excludeLabel excludes a Secret from Velero's backups: a restored entry would undo a
+	// freeze that does not exist.
 	excludeLabel = "velero.io/exclude-from-backup"
 
 	secretType = "stillpoint.io/intent"
@@ -34,8 +34,8 @@ const (
 	prefix     = "stillpoint-intent-"
 )
 
-// Journal is where the entries of one Velero are kept, which are Secrets in its
-// namespace. It is safe for concurrent use, but an Intent is not.
+// Journal has the entries of one Velero installation, which are Secrets in its namespace.
+// It is safe for concurrent use; an Entry is not.
 type Journal struct {
 	kube      kubernetes.Interface
 	namespace string
@@ -44,17 +44,17 @@ type Journal struct {
 	mu sync.Mutex
 	// held are the entries that this process has opened or claimed.
 	held map[string]held
-	// closing are those whose deletion was asked for, with no answer.
+	// closing are the entries whose deletion failed without a definite result.
 	closing map[string]bool
 }
 
-// held is an entry as this process knows it.
+// held is the last known state of an entry.
 type held struct {
 	version string
 	holder  Holder
 }
 
-// New returns the Journal of a Velero.
+// New returns the Journal of a Velero installation.
 func New(clients *cluster.Clients, clock clock.PassiveClock) *Journal {
 	return &Journal{
 		kube: clients.Kube, namespace: clients.VeleroNamespace, clock: clock,
@@ -62,11 +62,11 @@ func New(clients *cluster.Clients, clock clock.PassiveClock) *Journal {
 	}
 }
 
-// NewID returns a name for an entry.
+// NewID returns the name of a new entry.
 func NewID() string { return prefix + rand.String(10) }
 
-// Open writes an entry down, with one request. Nothing may be frozen before it
-// has returned. It fills in ID, Since and Holder where they are empty.
+// Open creates an entry with one request. It must return before anything is frozen. It sets
+// ID, Since and Holder if they are empty.
 func (b *Journal) Open(ctx context.Context, i *Entry) error {
 	i.ID = cmp.Or(i.ID, NewID())
 	if i.Since.IsZero() {
@@ -103,12 +103,12 @@ func (b *Journal) hold(i *Entry, version string) {
 	b.held[i.ID] = held{version, i.Holder}
 }
 
-// Update writes down what has changed about an entry that this process has
-// opened or claimed. The error is ErrTaken when it is not this process's any more.
+// Update writes a changed entry that this process has opened or claimed. It returns
+// ErrTaken if another process holds the entry now.
 func (b *Journal) Update(ctx context.Context, i *Entry) error {
 	err := b.write(ctx, i)
 	if apierrors.IsConflict(err) {
-		// An answer of the API server may have been lost on its way.
+		// The response to an earlier update may have been lost.
 		now, gone := b.get(ctx, i.ID)
 		if gone != nil {
 			return b.failed(i.ID, gone)
@@ -128,7 +128,7 @@ func (b *Journal) Update(ctx context.Context, i *Entry) error {
 	return nil
 }
 
-// write is conditional on the version.
+// write updates the Secret if it still has the version of the entry.
 func (b *Journal) write(ctx context.Context, i *Entry) error {
 	data, err := encode(i)
 	if err != nil {
@@ -151,8 +151,8 @@ func (b *Journal) failed(id string, err error) error {
 	return fmt.Errorf("update Secret %s/%s: %w", b.namespace, id, err)
 }
 
-// Claim makes this process the holder of an entry that List has returned, until
-// then. The error is ErrTaken when somebody else was quicker.
+// Claim makes this process the holder of an entry from List until a time. It returns
+// ErrTaken if another process was faster.
 func (b *Journal) Claim(ctx context.Context, i *Entry, until time.Time) error {
 	before := *i
 	i.Holder, i.Until, i.Tried = Here(), until, b.clock.Now()
@@ -163,10 +163,9 @@ func (b *Journal) Claim(ctx context.Context, i *Entry, until time.Time) error {
 	return nil
 }
 
-// Close deletes an entry, of which nothing is left to do. The error is ErrTaken
-// when it is not this process's any more: then somebody else has undone what it
-// stood for, perhaps before this process has. It may be called again after any
-// other error.
+// Close deletes a completed entry. It returns ErrTaken if another process holds the entry
+// now: that process has completed the undo, perhaps before this one. After any other error,
+// Close can be called again.
 func (b *Journal) Close(ctx context.Context, id string) error {
 	b.mu.Lock()
 	known, ours := b.held[id]
@@ -219,75 +218,73 @@ func (b *Journal) get(ctx context.Context, id string) (*Entry, error) {
 	return decode(secret)
 }
 
-// List returns all entries, the oldest first. Those that cannot be read are in
-// the error, and the others are returned all the same.
+// List returns all entries, the oldest first. The error names the entries that cannot be
+// read; the others are returned with it.
 func (b *Journal) List(ctx context.Context) ([]Entry, error) {
 	list, err := b.kube.CoreV1().Secrets(b.namespace).List(ctx, metav1.ListOptions{LabelSelector: api.LabelJournal})
 	if err != nil {
 		return nil, fmt.Errorf("list Secrets of namespace %s with label %s: %w", b.namespace, api.LabelJournal, err)
 	}
-	var intents []Entry
+	var entries []Entry
 	var errs []error
 	for i := range list.Items {
-		intent, err := decode(&list.Items[i])
+		entry, err := decode(&list.Items[i])
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		intents = append(intents, *intent)
+		entries = append(entries, *entry)
 	}
-	slices.SortFunc(intents, func(a, b Entry) int {
+	slices.SortFunc(entries, func(a, b Entry) int {
 		return cmp.Or(a.Since.Compare(b.Since), strings.Compare(a.ID, b.ID))
 	})
-	return intents, errors.Join(errs...)
+	return entries, errors.Join(errs...)
 }
 
-// Status is how an entry stands.
+// Status is the state of an entry.
 type Status struct {
 	*Entry
-	// Gone says why nobody holds it any more; "" while somebody may.
+	// HolderGone is the reason why the holder is gone, or "" if it can still be there.
 	HolderGone string
-	// Again is the backup that has quiesced the same thing again and holds it; ""
-	// is none. What would undo the one would undo the other.
+	// FrozenAgainBy is a later backup that has quiesced the same object and still holds it,
+	// or "". The undo of the entry would undo that freeze, too.
 	FrozenAgainBy string
 }
 
-// Abandoned reports that it is for whoever comes next to undo it.
+// Abandoned reports whether any process may complete the entry.
 func (s Status) Abandoned() bool { return s.HolderGone != "" && s.FrozenAgainBy == "" }
 
-// Statuses lists all entries as List does, and how they stand.
+// Statuses returns all entries as List does, with their states.
 func (b *Journal) Statuses(ctx context.Context) ([]Status, error) {
-	intents, failed := b.List(ctx)
-	standings := make([]Status, len(intents))
-	for j := range intents {
-		gone, err := b.HolderGone(ctx, &intents[j])
-		standings[j] = Status{Entry: &intents[j], HolderGone: gone}
+	entries, failed := b.List(ctx)
+	statuses := make([]Status, len(entries))
+	for j := range entries {
+		gone, err := b.HolderGone(ctx, &entries[j])
+		statuses[j] = Status{Entry: &entries[j], HolderGone: gone}
 		failed = errors.Join(failed, err)
 	}
-	for j := range standings {
-		for _, other := range standings {
-			if other.HolderGone == "" && other.Tried.IsZero() && other.ID != standings[j].ID && other.sameAs(standings[j].Entry) {
-				standings[j].FrozenAgainBy = other.Backup
+	for j := range statuses {
+		for _, other := range statuses {
+			if other.HolderGone == "" && other.Tried.IsZero() && other.ID != statuses[j].ID && other.sameAs(statuses[j].Entry) {
+				statuses[j].FrozenAgainBy = other.Backup
 			}
 		}
 	}
-	return standings, failed
+	return statuses, failed
 }
 
-// sameAs reports that two entries are about the same thing, wholly or in part.
+// sameAs reports whether two entries have an object in common.
 func (i *Entry) sameAs(other *Entry) bool {
 	return i.Namespace == other.Namespace && (i.Name == other.Name || slices.ContainsFunc(i.Objects, func(ref workload.Ref) bool {
 		return slices.Contains(other.Objects, ref)
 	}))
 }
 
-// Abandoned returns the entries that are for whoever comes next to undo: nobody
-// holds them any more, as far as that can be seen from here, or a thing again that
-// they are about.
+// Abandoned returns the entries that any process may complete.
 func (b *Journal) Abandoned(ctx context.Context) ([]Entry, error) {
-	standings, err := b.Statuses(ctx)
+	statuses, err := b.Statuses(ctx)
 	var abandoned []Entry
-	for _, s := range standings {
+	for _, s := range statuses {
 		if s.Abandoned() {
 			abandoned = append(abandoned, *s.Entry)
 		}
@@ -295,11 +292,11 @@ func (b *Journal) Abandoned(ctx context.Context) ([]Entry, error) {
 	return abandoned, err
 }
 
-// HolderGone says why nobody holds an entry any more; "" while somebody may. It sends
-// a request where the holder is in another pod.
+// HolderGone returns the reason why the holder of an entry is gone, or "" if it can still
+// be there. It sends a request if the holder is in another pod.
 func (b *Journal) HolderGone(ctx context.Context, i *Entry) (string, error) {
 	f := facts{now: b.clock.Now(), here: Here(), started: started}
-	if i.Holder.Pod != "" && !f.near(i.Holder) {
+	if i.Holder.Pod != "" && !f.visible(i.Holder) {
 		pod, err := b.kube.CoreV1().Pods(b.namespace).Get(ctx, i.Holder.Pod, metav1.GetOptions{})
 		switch {
 		case err == nil:
@@ -308,7 +305,7 @@ func (b *Journal) HolderGone(ctx context.Context, i *Entry) (string, error) {
 			return "", fmt.Errorf("look whether %s lives: get pod %s/%s: %w", i.Holder, b.namespace, i.Holder.Pod, err)
 		}
 	}
-	return f.gone(i), nil
+	return f.holderGone(i), nil
 }
 
 func encode(i *Entry) (map[string][]byte, error) {
@@ -322,8 +319,7 @@ func encode(i *Entry) (map[string][]byte, error) {
 	return map[string][]byte{secretKey: text}, nil
 }
 
-// decode is strict: a step with a part that is not understood must not pass for
-// one that is done.
+// decode is strict: a step with an unknown field must not count as done.
 func decode(secret *corev1.Secret) (*Entry, error) {
 	i := &Entry{}
 	unknown, err := kjson.UnmarshalStrict(secret.Data[secretKey], i)

@@ -26,13 +26,12 @@ import (
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
-// server is an API server for Secrets that keeps versions, which the fake client
-// alone does not.
+// server is an API server for Secrets that checks versions, which the fake client does not.
 type server struct {
 	*fake.Clientset
 	versions int
 	secrets  map[string]*corev1.Secret
-	// lost has the next answers get lost on their way; what was asked for is done.
+	// lost is the number of next responses that are lost after their requests succeeded.
 	lost     int
 	requests []string
 }
@@ -108,7 +107,7 @@ func sent(object runtime.Object) *corev1.Secret {
 	return &corev1.Secret{}
 }
 
-func (s *server) book() *Journal {
+func (s *server) journal() *Journal {
 	return New(&cluster.Clients{Kube: s, VeleroNamespace: "velero"}, clocktesting.NewFakePassiveClock(noon))
 }
 
@@ -121,10 +120,10 @@ func scaleUp() *Entry {
 	}
 }
 
-func TestBook(t *testing.T) {
+func TestJournal(t *testing.T) {
 	s := newServer()
-	book, i := s.book(), scaleUp()
-	require.NoError(t, book.Open(t.Context(), i))
+	journal, i := s.journal(), scaleUp()
+	require.NoError(t, journal.Open(t.Context(), i))
 	assert.Equal(t, noon, i.Since)
 	assert.Equal(t, Here(), i.Holder)
 	secret := s.secrets[i.ID]
@@ -132,29 +131,29 @@ func TestBook(t *testing.T) {
 	assert.Equal(t, map[string]string{"stillpoint.io/intent": "", "velero.io/exclude-from-backup": "true"}, secret.Labels)
 
 	i.Undo = append(i.Undo, Undo{Blueprint: "late", Call: &render.Call{Pod: "db-0", Command: []string{"unlock"}}})
-	require.NoError(t, book.Update(t.Context(), i))
-	found, err := s.book().List(t.Context())
+	require.NoError(t, journal.Update(t.Context(), i))
+	found, err := s.journal().List(t.Context())
 	require.NoError(t, err)
 	require.Len(t, found, 1)
 	assert.Equal(t, i.Undo, found[0].Undo, "numbers stay whole")
-	abandoned, err := s.book().Abandoned(t.Context())
+	abandoned, err := s.journal().Abandoned(t.Context())
 	require.NoError(t, err)
 	assert.Empty(t, abandoned)
 
 	s.requests = nil
-	require.NoError(t, book.Close(t.Context(), i.ID))
+	require.NoError(t, journal.Close(t.Context(), i.ID))
 	assert.Equal(t, []string{"delete"}, s.requests)
 	assert.Empty(t, s.secrets)
 }
 
-// Whoever releases an intent takes it from its session, which hears of it.
-func TestBookTaken(t *testing.T) {
+// A session is told if another process has released its entry.
+func TestJournalTaken(t *testing.T) {
 	s := newServer()
-	session, i := s.book(), scaleUp()
+	session, i := s.journal(), scaleUp()
 	i.Holder = Holder{Host: "elsewhere", PID: 1}
 	require.NoError(t, session.Open(t.Context(), i))
 
-	first, second := s.book(), s.book()
+	first, second := s.journal(), s.journal()
 	theirs, err := first.List(t.Context())
 	require.NoError(t, err)
 	others, err := second.List(t.Context())
@@ -170,14 +169,14 @@ func TestBookTaken(t *testing.T) {
 	require.ErrorIs(t, session.Update(t.Context(), i), ErrTaken, "it is gone")
 }
 
-// An answer that is lost does not make a stranger of the session.
-func TestBookLostAnswers(t *testing.T) {
+// After a lost response, the session still holds its entry.
+func TestJournalLostAnswers(t *testing.T) {
 	s := newServer()
-	book, i := s.book(), scaleUp()
-	require.NoError(t, book.Open(t.Context(), i))
+	journal, i := s.journal(), scaleUp()
+	require.NoError(t, journal.Open(t.Context(), i))
 	for _, ask := range []func() error{
-		func() error { return book.Update(t.Context(), i) },
-		func() error { return book.Close(t.Context(), i.ID) },
+		func() error { return journal.Update(t.Context(), i) },
+		func() error { return journal.Close(t.Context(), i.ID) },
 	} {
 		s.lost = 1
 		err := ask()
@@ -188,28 +187,28 @@ func TestBookLostAnswers(t *testing.T) {
 	assert.Empty(t, s.secrets)
 
 	i = scaleUp()
-	require.NoError(t, book.Open(t.Context(), i))
+	require.NoError(t, journal.Open(t.Context(), i))
 	s.lost = 1
-	require.Error(t, book.Update(t.Context(), i))
-	require.NoError(t, book.Close(t.Context(), i.ID), "of a version that it does not know")
+	require.Error(t, journal.Update(t.Context(), i))
+	require.NoError(t, journal.Close(t.Context(), i.ID), "of a version that it does not know")
 }
 
-func TestBookSaysWhatItCannotDo(t *testing.T) {
+func TestJournalSaysWhatItCannotDo(t *testing.T) {
 	s := newServer()
 	big := scaleUp()
 	big.Undo[0].Task.Args["text"] = strings.Repeat("x", 1<<20)
 	big.Holder = Holder{Host: "elsewhere"}
-	require.EqualError(t, s.book().Open(t.Context(), big), "what undoes the quiescing of Deployment shop/db is 1048881 bytes long, and a Secret that records it holds 1048576: shorten the commands of the posthooks, or give them what they need in a file of the container")
+	require.EqualError(t, s.journal().Open(t.Context(), big), "what undoes the quiescing of Deployment shop/db is 1048881 bytes long, and a Secret that records it holds 1048576: shorten the commands of the posthooks, or give them what they need in a file of the container")
 	assert.Empty(t, s.requests)
 
 	good := scaleUp()
-	require.NoError(t, s.book().Open(t.Context(), good))
+	require.NoError(t, s.journal().Open(t.Context(), good))
 	s.secrets["newer"] = &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "newer", Labels: map[string]string{api.LabelJournal: ""}},
 		Data:       map[string][]byte{"intent": []byte(`{"name": "x", "undo": [{"signal": "TERM"}]}`)},
 	}
 	s.secrets["other"] = &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "other"}}
-	found, err := s.book().List(t.Context())
+	found, err := s.journal().List(t.Context())
 	require.EqualError(t, err, `read the intent in Secret velero/newer: unknown field "undo[0].signal"`)
 	require.Len(t, found, 1)
 	assert.Equal(t, good.ID, found[0].ID)
@@ -226,7 +225,7 @@ func TestGone(t *testing.T) {
 		"another": {Holder{Pod: "velero-1", PodUID: "0"}, "pod velero-1 is gone"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			gone, err := s.book().HolderGone(t.Context(), &Entry{Holder: test.holder})
+			gone, err := s.journal().HolderGone(t.Context(), &Entry{Holder: test.holder})
 			require.NoError(t, err)
 			assert.Equal(t, test.want, gone)
 		})
@@ -234,45 +233,44 @@ func TestGone(t *testing.T) {
 	s.PrependReactor("get", "pods", func(clienttesting.Action) (bool, runtime.Object, error) {
 		return true, nil, errors.New("no answer")
 	})
-	_, err := s.book().HolderGone(context.Background(), &Entry{Holder: Holder{Pod: "velero-1", PodUID: "1", PID: 7}})
+	_, err := s.journal().HolderGone(context.Background(), &Entry{Holder: Holder{Pod: "velero-1", PodUID: "1", PID: 7}})
 	require.EqualError(t, err, "look whether process 7 of pod velero-1 lives: get pod velero/velero-1: no answer")
 }
 
-// A thing that is quiesced again is left alone: what undoes the old would undo the
-// new.
-func TestLook(t *testing.T) {
+// An object that is quiesced again is not undone: that would undo the new freeze.
+func TestStatuses(t *testing.T) {
 	web := workload.Ref{Kind: "Deployment", Namespace: "shop", Name: "web"}
 	for name, test := range map[string]struct {
 		other Entry
 		want  string
 	}{
-		"another thing":        {Entry{Name: "Deployment shop/web", Namespace: "shop", Backup: "now"}, ""},
-		"another namespace":    {Entry{Name: "Deployment shop/db", Namespace: "office", Backup: "now"}, ""},
-		"the same thing":       {Entry{Name: "Deployment shop/db", Namespace: "shop", Backup: "now"}, "now"},
-		"a part of it":         {Entry{Name: "x", Namespace: "shop", Backup: "now", Objects: []workload.Ref{web}}, "now"},
-		"nobody holds that":    {Entry{Name: "Deployment shop/db", Namespace: "shop", Backup: "now", Holder: Holder{Pod: "velero-1"}}, ""},
-		"somebody releases it": {Entry{Name: "Deployment shop/db", Namespace: "shop", Backup: "now", Tried: noon}, ""},
+		"another object":      {Entry{Name: "Deployment shop/web", Namespace: "shop", Backup: "now"}, ""},
+		"another namespace":   {Entry{Name: "Deployment shop/db", Namespace: "office", Backup: "now"}, ""},
+		"the same object":     {Entry{Name: "Deployment shop/db", Namespace: "shop", Backup: "now"}, "now"},
+		"a part of it":        {Entry{Name: "x", Namespace: "shop", Backup: "now", Objects: []workload.Ref{web}}, "now"},
+		"its holder is gone":  {Entry{Name: "Deployment shop/db", Namespace: "shop", Backup: "now", Holder: Holder{Pod: "velero-1"}}, ""},
+		"a process undoes it": {Entry{Name: "Deployment shop/db", Namespace: "shop", Backup: "now", Tried: noon}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newServer()
 			left := scaleUp()
 			left.Since, left.Holder, left.Objects = noon.Add(-time.Hour), Holder{Pod: "velero-0"}, []workload.Ref{web}
-			require.NoError(t, s.book().Open(t.Context(), left))
-			require.NoError(t, s.book().Open(t.Context(), &test.other))
-			standings, err := s.book().Statuses(t.Context())
+			require.NoError(t, s.journal().Open(t.Context(), left))
+			require.NoError(t, s.journal().Open(t.Context(), &test.other))
+			statuses, err := s.journal().Statuses(t.Context())
 			require.NoError(t, err)
-			require.Len(t, standings, 2)
-			assert.Equal(t, "pod velero-0 is gone", standings[0].HolderGone)
-			assert.Equal(t, test.want, standings[0].FrozenAgainBy)
-			assert.Equal(t, test.want == "", standings[0].Abandoned())
-			assert.Empty(t, standings[1].FrozenAgainBy)
+			require.Len(t, statuses, 2)
+			assert.Equal(t, "pod velero-0 is gone", statuses[0].HolderGone)
+			assert.Equal(t, test.want, statuses[0].FrozenAgainBy)
+			assert.Equal(t, test.want == "", statuses[0].Abandoned())
+			assert.Empty(t, statuses[1].FrozenAgainBy)
 		})
 	}
 }
 
 func TestDue(t *testing.T) {
 	assert.True(t, (&Entry{}).Due(noon))
-	assert.True(t, (&Entry{Tried: noon}).Due(noon), "whoever began has died")
+	assert.True(t, (&Entry{Tried: noon}).Due(noon), "the process that tried has died")
 	assert.False(t, (&Entry{Tried: noon, Failure: "x"}).Due(noon.Add(time.Minute)))
 	assert.True(t, (&Entry{Tried: noon, Failure: "x"}).Due(noon.Add(5*time.Minute)))
 }
