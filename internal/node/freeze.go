@@ -14,11 +14,11 @@ import (
 // fithaw is the request FITHAW of linux/fs.h: _IOWR('X', 120, int).
 const fithaw = 0xC0045878
 
-// exitNotFrozen is the exit code if a file system was not frozen and nothing failed.
+// exitNotFrozen is the exit code if a file system was not frozen and no thaw failed.
 const exitNotFrozen = 3
 
-// ThawVolumes is the subcommand: it thaws the file systems that are mounted at
-// paths, and returns its exit code. It runs in the pod that Thaw makes.
+// ThawVolumes implements the subcommand: it thaws the file systems that are mounted at
+// paths, and returns the exit code.
 func ThawVolumes(paths []string, stdout, stderr io.Writer) int {
 	return thawVolumes(paths, thawAt, stdout, stderr)
 }
@@ -45,13 +45,13 @@ func thawVolumes(paths []string, thaw func(path string) (bool, error), stdout, s
 	return code
 }
 
-// thawAt reports whether the file system at path was frozen.
+// thawAt thaws the file system that is mounted at path, and reports whether it was frozen.
 func thawAt(path string) (bool, error) {
 	if err := mounted(path); err != nil {
 		return false, err
 	}
-	// For reading a directory nothing is written, so this does not block on a
-	// frozen file system.
+	// Opening a directory for reading writes nothing, so it does not block on a frozen file
+	// system.
 	directory, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return false, err
@@ -60,11 +60,10 @@ func thawAt(path string) (bool, error) {
 	return thawOnce(path, func() error { return unix.IoctlSetInt(int(directory.Fd()), fithaw, 0) })
 }
 
-// thawOnce makes one call for one freeze: a second one would take away the freeze of
-// another program.
+// thawOnce calls the ioctl once: a second call would undo the freeze of another program.
 func thawOnce(path string, call func() error) (bool, error) {
 	err := call()
-	if errors.Is(err, unix.EINVAL) { // it is not frozen, or not yet
+	if errors.Is(err, unix.EINVAL) { // not frozen, or not yet
 		return false, nil
 	}
 	if err != nil {
@@ -73,8 +72,8 @@ func thawOnce(path string, call func() error) (bool, error) {
 	return true, nil
 }
 
-// mounted is an error unless path is the root of a mount: of any other directory
-// the file system is the node's own, and says nothing of the volume.
+// mounted returns an error unless path is the root of a mount. Any other directory belongs
+// to a file system of the node.
 func mounted(path string) error {
 	var at, above unix.Stat_t
 	if err := unix.Stat(path, &at); err != nil {

@@ -1,6 +1,3 @@
-// Package node thaws file systems on their node, by a short-lived privileged pod
-// of Stillpoint's own image. It is the last way, for a freeze that no container is
-// left to undo, and only where the configuration allows it.
 package node
 
 import (
@@ -24,43 +21,41 @@ import (
 )
 
 const (
-	// Command is the subcommand of our program that such a pod runs.
+	// Command is the subcommand that the pod runs.
 	Command = "thaw-volumes"
 
 	container = "thaw"
-	// limit is how long a pod may take from its creation to its end, with the pull
-	// of an image that the node does not have.
-	limit = time.Minute
-	// pause lies between two looks at a pod.
-	pause = 200 * time.Millisecond
-	// partingLimit is how long the removal of a pod may take to be accepted.
-	partingLimit = 10 * time.Second
+	// podLimit is the time from the creation of a pod to its end, including an image pull.
+	podLimit = time.Minute
+	// pollInterval is the time between two reads of the pod.
+	pollInterval = 200 * time.Millisecond
+	// deleteLimit is the timeout of the request that deletes the pod.
+	deleteLimit = 10 * time.Second
 )
 
-// ErrOff says that the configuration does not allow it.
+// ErrOff means that the configuration does not allow a thaw on the node.
 var ErrOff = errors.New("a thaw on the node is switched off: the key nodeThaw of the configuration switches it on")
 
-// ErrNotFrozen says that a file system was not frozen, and none has failed to thaw.
+// ErrNotFrozen means that a file system was not frozen and that no thaw failed.
 var ErrNotFrozen = errors.New("a file system was not frozen")
 
-// Thawer thaws on nodes.
+// Thawer thaws file systems on nodes.
 type Thawer struct {
 	kube      kubernetes.Interface
 	namespace string
 	settings  func(context.Context) (*config.Config, error)
 }
 
-// New returns a Thawer. The settings are read when something is to be thawed.
+// New returns a Thawer. Each thaw reads the settings.
 func New(clients *cluster.Clients, settings func(context.Context) (*config.Config, error)) *Thawer {
 	return &Thawer{kube: clients.Kube, namespace: clients.VeleroNamespace, settings: settings}
 }
 
-// Thaw thaws the file systems that are mounted at paths of a node, which must be
-// below the directory of its kubelet; those below /var/lib/kubelet are looked for
-// where the configuration has it. Each is thawed once. A path where nothing is mounted
-// is an error, as the file system may be frozen and mounted elsewhere. It takes a
-// minute at the most. The error is ErrOff if it is not allowed, and ErrNotFrozen if a
-// file system was not frozen.
+// Thaw thaws the file systems that are mounted at paths of a node, each once. Paths below
+// /var/lib/kubelet are moved to the kubelet directory of the configuration. A path where
+// nothing is mounted is an error, because the frozen file system can be mounted elsewhere.
+// Thaw takes at most a minute. It returns ErrOff if the configuration does not allow it,
+// and ErrNotFrozen if a file system was not frozen.
 func (t *Thawer) Thaw(ctx context.Context, node string, paths []string) error {
 	settings, err := t.settings(ctx)
 	if err != nil {
@@ -69,63 +64,64 @@ func (t *Thawer) Thaw(ctx context.Context, node string, paths []string) error {
 	if settings.NodeThaw == nil {
 		return ErrOff
 	}
-	there := make([]string, len(paths))
+	nodePaths := make([]string, len(paths))
 	for i, path := range paths {
-		there[i] = path
+		nodePaths[i] = path
 		if rest, ok := strings.CutPrefix(path, config.DefaultKubeletDirectory+"/"); ok {
-			there[i] = settings.NodeThaw.Directory() + "/" + rest
+			nodePaths[i] = settings.NodeThaw.Directory() + "/" + rest
 		}
 	}
-	pod := podOf(t.namespace, settings.NodeThaw, node, there)
+	pod := podOf(t.namespace, settings.NodeThaw, node, nodePaths)
 	pod.Spec.Containers[0].Resources = settings.HelperPods.Requirements()
 	if err := t.thaw(ctx, pod); err != nil {
-		return fmt.Errorf("thaw %s on node %s: %w", strings.Join(there, ", "), node, err)
+		return fmt.Errorf("thaw %s on node %s: %w", strings.Join(nodePaths, ", "), node, err)
 	}
 	return nil
 }
 
 func (t *Thawer) thaw(ctx context.Context, pod *corev1.Pod) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, podLimit)
 	defer cancel()
-	t.clear(ctx)
+	t.deleteFinishedPods(ctx)
 	pods := t.kube.CoreV1().Pods(pod.Namespace)
 	made, err := pods.Create(ctx, pod, metav1.CreateOptions{})
 	if err != nil {
 		return fmt.Errorf("create a pod in namespace %s: %w", pod.Namespace, err)
 	}
 	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), partingLimit)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), deleteLimit)
 		defer cancel()
-		// What stays ends at its deadline, and goes with the next one.
+		// A pod that is not deleted ends at its deadline, and the next thaw deletes it.
 		_ = pods.Delete(ctx, made.Name, metav1.DeleteOptions{GracePeriodSeconds: ptr.To(int64(0))})
 	}()
 	for {
-		// Trouble of the API server's may pass; how the pod stands is told at the end.
+		// Errors of the API server can be transient; the timeout reports the last state of
+		// the pod.
 		if now, err := pods.Get(ctx, made.Name, metav1.GetOptions{}); err == nil {
 			made = now
 		} else if apierrors.IsNotFound(err) {
 			return fmt.Errorf("pod %s/%s was deleted before it had ended", made.Namespace, made.Name)
 		}
-		// A container that was injected may run on when ours has ended.
-		ended := own(made).Terminated
+		// An injected container can still run after the thaw has ended.
+		ended := thawState(made).Terminated
 		switch {
 		case ended != nil && ended.ExitCode == 0, made.Status.Phase == corev1.PodSucceeded:
 			return nil
 		case ended != nil && ended.ExitCode == exitNotFrozen:
 			return ErrNotFrozen
 		case ended != nil, made.Status.Phase == corev1.PodFailed:
-			return fmt.Errorf("pod %s/%s: %s", made.Namespace, made.Name, why(made))
+			return fmt.Errorf("pod %s/%s: %s", made.Namespace, made.Name, describe(made))
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("pod %s/%s: %s: %w", made.Namespace, made.Name, why(made), ctx.Err())
-		case <-time.After(pause):
+			return fmt.Errorf("pod %s/%s: %s: %w", made.Namespace, made.Name, describe(made), ctx.Err())
+		case <-time.After(pollInterval):
 		}
 	}
 }
 
-// clear removes the pods that processes left which have died.
-func (t *Thawer) clear(ctx context.Context) {
+// deleteFinishedPods deletes the finished pods of dead processes.
+func (t *Thawer) deleteFinishedPods(ctx context.Context) {
 	pods, err := t.kube.CoreV1().Pods(t.namespace).List(ctx, metav1.ListOptions{LabelSelector: api.LabelNodeThaw})
 	if err != nil {
 		return
@@ -137,8 +133,8 @@ func (t *Thawer) clear(ctx context.Context) {
 	}
 }
 
-// podOf is the pod that does it. It goes by the name of its node, not through the
-// scheduler, and tolerates whatever is wrong there.
+// podOf returns the pod that thaws. It names its node, so that no scheduler is involved,
+// and tolerates all taints.
 func podOf(namespace string, settings *config.NodeThaw, node string, paths []string) *corev1.Pod {
 	const volume = "kubelet"
 	return &corev1.Pod{
@@ -150,7 +146,7 @@ func podOf(namespace string, settings *config.NodeThaw, node string, paths []str
 			NodeName:                      node,
 			Tolerations:                   []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
 			RestartPolicy:                 corev1.RestartPolicyNever,
-			ActiveDeadlineSeconds:         ptr.To(int64(limit / time.Second)),
+			ActiveDeadlineSeconds:         ptr.To(int64(podLimit / time.Second)),
 			TerminationGracePeriodSeconds: ptr.To(int64(0)),
 			AutomountServiceAccountToken:  ptr.To(false),
 			EnableServiceLinks:            ptr.To(false),
@@ -171,8 +167,8 @@ func podOf(namespace string, settings *config.NodeThaw, node string, paths []str
 	}
 }
 
-// own is the state of the container that thaws.
-func own(pod *corev1.Pod) corev1.ContainerState {
+// thawState returns the state of the container that thaws.
+func thawState(pod *corev1.Pod) corev1.ContainerState {
 	for _, status := range pod.Status.ContainerStatuses {
 		if status.Name == container {
 			return status.State
@@ -181,9 +177,9 @@ func own(pod *corev1.Pod) corev1.ContainerState {
 	return corev1.ContainerState{}
 }
 
-// why is what a pod says of itself.
-func why(pod *corev1.Pod) string {
-	state := own(pod)
+// describe returns the reason for the state of a pod.
+func describe(pod *corev1.Pod) string {
+	state := thawState(pod)
 	if ended := state.Terminated; ended != nil {
 		return fmt.Sprintf("exit code %d: %s", ended.ExitCode, cmp.Or(strings.TrimSpace(ended.Message), ended.Reason, "no output"))
 	}

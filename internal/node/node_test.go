@@ -25,7 +25,7 @@ import (
 	"stillpoint.io/stillpoint/internal/config"
 )
 
-// thawer runs against an API server on which pods become what status says.
+// thawer returns a Thawer for an API server that gives each pod the status.
 func thawer(t *testing.T, settings *config.NodeThaw, status corev1.PodStatus, there ...runtime.Object) (*Thawer, *fake.Clientset) {
 	t.Helper()
 	kube := fake.NewClientset(there...)
@@ -75,12 +75,12 @@ func TestThaw(t *testing.T) {
 			}
 			pods, err := kube.CoreV1().Pods("velero").List(t.Context(), metav1.ListOptions{})
 			require.NoError(t, err)
-			assert.Empty(t, pods.Items, "neither it nor what an earlier process left")
+			assert.Empty(t, pods.Items, "also deletes the pod of an earlier process")
 		})
 	}
 }
 
-// An intent may be older than the configuration.
+// A journal entry can be older than the configuration.
 func TestThawWhereTheKubeletIs(t *testing.T) {
 	ended := corev1.PodStatus{Phase: corev1.PodSucceeded}
 	thawer, kube := thawer(t, &config.NodeThaw{Image: "stillpoint:1", KubeletDirectory: "/data/kubelet"}, ended)
@@ -100,7 +100,7 @@ func TestThawIsOff(t *testing.T) {
 	assert.Empty(t, kube.Actions())
 }
 
-// What runs on the node is written out, for those who have to allow it.
+// The whole pod is compared, because administrators must allow it.
 func TestPod(t *testing.T) {
 	pod, err := yaml.Marshal(podOf("velero", &config.NodeThaw{Image: "example.com/stillpoint:1", KubeletDirectory: "/data/kubelet"}, "node1", []string{"/var/lib/kubelet/pods/1/volumes/kubernetes.io~csi/pv1/mount"}))
 	require.NoError(t, err)
@@ -113,7 +113,7 @@ func TestPod(t *testing.T) {
 	assert.Equal(t, string(want), string(pod), "set UPDATE_GOLDEN=1 to accept")
 }
 
-// One call for one freeze: a second one would undo that of another program.
+// A second call would undo the freeze of another program.
 func TestThawIsOneCall(t *testing.T) {
 	for name, test := range map[string]struct {
 		answers []error
@@ -156,7 +156,7 @@ func TestExitCodeTellsWhatWasFrozen(t *testing.T) {
 	assert.ErrorIs(t, thawer.Thaw(t.Context(), "node1", []string{"/a", "/b"}), ErrNotFrozen)
 }
 
-// Directories of this machine can be looked at by anybody, and are not thawed.
+// Directories of this machine are no mounts and are not thawed.
 func TestThawVolumes(t *testing.T) {
 	var stdout, stderr bytes.Buffer
 	assert.Equal(t, 2, ThawVolumes(nil, &stdout, &stderr))
