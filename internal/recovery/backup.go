@@ -18,17 +18,17 @@ const (
 	// atBackupTries how long it tries to complete one entry.
 	atBackupLimit = time.Minute
 	atBackupTries = 20 * time.Second
-	// lookPause lies between two looks at entries that another process completes.
-	lookPause = 500 * time.Millisecond
+	// pollInterval is the time between two reads of entries that another process completes.
+	pollInterval = 500 * time.Millisecond
 )
 
-// AtBackup completes the pending undo of earlier backups whose process died, and waits
-// while another process does so, for one minute at most. An undo that takes longer
-// continues beside the backup. Otherwise the backup would take a workload that is still
-// scaled down for one that its owner scaled down.
+// AtBackup completes the pending undo of earlier backups whose process died, and waits for
+// at most one minute while another process does so. A longer undo continues during the
+// backup. Without AtBackup, a workload that is still scaled down would be taken for one
+// that its owner scaled down.
 //
-// If the journal is empty, AtBackup sends one request. Failures are warnings, because
-// they concern another backup than the one that logs them.
+// If the journal is empty, AtBackup sends one request. Failures are warnings, because they
+// concern an earlier backup.
 func (u *Undoer) AtBackup(ctx context.Context, log logrus.FieldLogger) {
 	done := make(chan struct{})
 	go func() {
@@ -42,7 +42,7 @@ func (u *Undoer) AtBackup(ctx context.Context, log logrus.FieldLogger) {
 	}
 }
 
-// undoAbandoned returns when no entry is left that could be completed now.
+// undoAbandoned returns when no other entry can be completed now.
 func (u *Undoer) undoAbandoned(ctx context.Context, log logrus.FieldLogger) {
 	warned := map[string]bool{}
 	for {
@@ -75,7 +75,7 @@ func (u *Undoer) undoAbandoned(ctx context.Context, log logrus.FieldLogger) {
 		}
 		select {
 		case <-ctx.Done():
-		case <-u.Clock.After(lookPause):
+		case <-u.Clock.After(pollInterval):
 		}
 	}
 }

@@ -17,7 +17,7 @@ import (
 
 // host runs commands in shells on this machine instead of containers.
 type host struct {
-	path   string // is searched first for programs
+	path   string // directory that is searched first for programs
 	broken map[string]bool
 }
 

@@ -28,20 +28,20 @@ import (
 )
 
 const (
-	// undoThawLimit is how long one try to thaw a file system may take, undoTaskLimit one
-	// of any other command or task: a workload that is scaled up may be waited for.
+	// undoThawLimit is the timeout of one try to thaw a file system, and undoTaskLimit that
+	// of any other command or task, which can wait for a workload to scale up.
 	undoThawLimit = 30 * time.Second
 	undoTaskLimit = 5 * time.Minute
-	// undoPause lies between two tries of what has failed.
+	// undoPause is the time between two tries of failed steps.
 	undoPause = 2 * time.Second
-	// onNodeEvery is how many tries lie between two thaws on the node; the first
-	// comes at the second try.
+	// onNodeEvery is the number of tries per thaw on the node. The first is at the second
+	// try.
 	onNodeEvery = 10
-	// graceOfClaim is by how much a claim outlasts the tries, for what was begun.
-	graceOfClaim = time.Minute
+	// claimGrace is the time by which the claim of an entry outlasts the tries.
+	claimGrace = time.Minute
 )
 
-// Undoer completes the journal's entries in place of the processes that wrote them.
+// Undoer completes the journal's entries for the processes that wrote them.
 type Undoer struct {
 	Journal  *journal.Journal
 	Kube     kubernetes.Interface
@@ -54,20 +54,20 @@ type Undoer struct {
 
 // Result is the outcome of one entry.
 type Result struct {
-	// Warnings are of steps that failed and count as done all the same, because their
-	// guard, or the end of its container, has undone them before.
+	// Warnings are the errors of steps that count as done, because their guard or the end
+	// of the container has undone them before.
 	Warnings []string
-	// Pending has what is not undone, and the commands for a person; nil for nothing.
+	// Pending has the errors of the failed steps and the commands for a user. nil means
+	// none.
 	Pending error
-	// NothingLeft reports that the namespace or the claims are gone, so that there was
-	// nothing to undo.
+	// NothingLeft is true if the namespace or the claims do not exist any more.
 	NothingLeft bool
 }
 
 // NewUndoer returns an Undoer for a cluster.
 func NewUndoer(clients *cluster.Clients, settings func(context.Context) (*config.Config, error), clock clock.Clock) *Undoer {
 	tasks := function.NewTasks(clients)
-	// A configuration that is not valid must not keep anything quiesced.
+	// An invalid configuration must not prevent the undo.
 	tasks.Pods = func(ctx context.Context) config.HelperPods {
 		if c, err := settings(ctx); err == nil {
 			return c.HelperPods
@@ -84,14 +84,14 @@ func NewUndoer(clients *cluster.Clients, settings func(context.Context) (*config
 	}
 }
 
-// Undo runs the steps of an entry that Journal.List returned, in their order, and
-// retries failed ones for limit; a running task has 5 minutes all the same. A failed
-// step does not delay the next. If all steps succeed, Undo deletes the entry; otherwise
-// the entry keeps the failed steps. The objects get an event. Undo returns
-// journal.ErrTaken if another process completes the entry.
+// Undo runs the steps of an entry from Journal.List in their order, and retries failed ones
+// until limit has passed. A started task may run for 5 minutes in any case. A failed step
+// does not delay the next. If all steps succeed, Undo deletes the entry; otherwise the
+// entry keeps the failed steps. The objects get an event. Undo returns journal.ErrTaken if
+// another process completes the entry.
 //
-// A guard runs its command by itself when its session ends, so that a repeated command
-// may fail. The thaw of a file system may not: a frozen file system outlives the guard
+// A guard runs its command when its session ends, so that the same command may fail here.
+// The thaw of a file system must succeed, because a frozen file system outlives the guard
 // and its container.
 func (u *Undoer) Undo(ctx context.Context, i *journal.Entry, limit time.Duration) (*Result, error) {
 	gone, err := u.Journal.HolderGone(ctx, i)
@@ -99,7 +99,7 @@ func (u *Undoer) Undo(ctx context.Context, i *journal.Entry, limit time.Duration
 		return nil, err
 	}
 	deadline := u.Clock.Now().Add(limit)
-	if err := u.Journal.Claim(ctx, i, deadline.Add(undoTaskLimit+graceOfClaim)); err != nil {
+	if err := u.Journal.Claim(ctx, i, deadline.Add(undoTaskLimit+claimGrace)); err != nil {
 		return nil, err
 	}
 	if gone != "" {
@@ -130,14 +130,13 @@ func (u *Undoer) Undo(ctx context.Context, i *journal.Entry, limit time.Duration
 		}
 	}
 	result.NothingLeft = len(steps) > 0 && !slices.ContainsFunc(steps, func(o *step) bool { return !o.nothingLeft })
-	// The result is recorded even if the caller has stopped waiting.
+	// Record the result even if the caller has stopped waiting.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), quiesce.ThawLimit)
 	defer cancel()
 	return result, u.recordResult(ctx, i, pending, result)
 }
 
-// deleteTaskPods deletes the pods that the tasks of a dead session have left, because
-// they may still do what is to be undone.
+// deleteTaskPods deletes the task pods of a dead session, because they could still quiesce.
 func (u *Undoer) deleteTaskPods(ctx context.Context, i *journal.Entry) {
 	ctx, cancel := context.WithTimeout(ctx, quiesce.ThawLimit)
 	defer cancel()
@@ -151,8 +150,8 @@ func (u *Undoer) deleteTaskPods(ctx context.Context, i *journal.Entry) {
 }
 
 // recordResult writes the result to the journal and sends the events.
-func (u *Undoer) recordResult(ctx context.Context, i *journal.Entry, left []*step, result *Result) error {
-	if len(left) == 0 {
+func (u *Undoer) recordResult(ctx context.Context, i *journal.Entry, failed []*step, result *Result) error {
+	if len(failed) == 0 {
 		if !result.NothingLeft {
 			u.event(ctx, i, corev1.EventTypeNormal, quiesce.ReasonThawed, fmt.Sprintf("Released what backup %s had quiesced", i.Backup))
 		}
@@ -163,7 +162,7 @@ func (u *Undoer) recordResult(ctx context.Context, i *journal.Entry, left []*ste
 	}
 	var failures []error
 	var undo []journal.Undo
-	for _, o := range left {
+	for _, o := range failed {
 		failures = append(failures, o.failure)
 		undo = append(undo, *o.Undo)
 	}
@@ -259,7 +258,7 @@ func (o *step) run(ctx context.Context) (warning string, err error) {
 	return "", o.withInstructions(err)
 }
 
-// withInstructions adds the commands for a person.
+// withInstructions adds the commands for a user.
 func (o *step) withInstructions(err error) error {
 	if err == nil {
 		return nil
@@ -281,18 +280,19 @@ func (o *step) task(ctx context.Context) error {
 		if ctx.Err() != nil {
 			reason = ctx.Err().Error()
 		}
-		// The args can hold secrets, and the secrets' values are not known here.
+		// The args can contain secrets, and their values are not known here.
 		return fmt.Errorf("%s failed (%s); its error is not shown, since it can hold secrets", o.Task.Func, reason)
 	}
 }
 
-// thawFileSystem thaws from the step's own container, from any other container that
-// mounts the volume, and then on the node. The session may have left a command that has
-// not frozen yet, so that the answer "not frozen" counts only if no such command runs.
+// thawFileSystem thaws from the container of the step, from any other container that mounts
+// the volume, and then on the node. A command of the session may still start to freeze, so
+// that "not frozen" counts only if no such command runs.
 func (o *step) thawFileSystem(ctx context.Context) (warning string, err error) {
 	own, err := o.call(ctx, *o.Call)
 	if err == nil && own.NoneRunning && own.Reply != quiesce.Undone {
-		// After this time, a freeze ordered just before the session's end has begun.
+		// After this time, a freeze that the session requested just before its end has
+		// started.
 		o.Clock.Sleep(quiesce.StartLimit)
 		own, err = o.call(ctx, *o.Call)
 	}
@@ -302,20 +302,20 @@ func (o *step) thawFileSystem(ctx context.Context) (warning string, err error) {
 	case err == nil:
 		return "", o.withInstructions(fmt.Errorf("the file system is not frozen, but a command that freezes it may still be at work in %s", quiesce.ContainerOf(*o.Call)))
 	}
-	away := quiesce.Outside{Executor: o.Executor, Show: quiesce.Unmasked}
-	// A container that is starting again is quicker and needs fewer rights.
+	outside := quiesce.Outside{Executor: o.Executor, Show: quiesce.Unmasked}
+	// A container that restarts is faster and needs fewer permissions.
 	if o.tries%onNodeEvery == 1 && !errors.Is(o.nodeFailure, node.ErrOff) {
-		away.Node, away.Volumes = o.Nodes, quiesce.VolumesIn(o.Call.Command, o.Volumes)
+		outside.Node, outside.Volumes = o.Nodes, quiesce.VolumesIn(o.Call.Command, o.Volumes)
 	}
 	gone := quiesce.ContainerGone(ctx, o.Kube, *o.Call)
-	tried, where, elsewhere := away.Thaw(ctx, quiesce.ThawsElsewhere(ctx, o.Kube, *o.Call, quiesce.VolumesIn(o.Call.Command, o.Volumes)))
+	tried, where, elsewhere := outside.Thaw(ctx, quiesce.ThawsElsewhere(ctx, o.Kube, *o.Call, quiesce.VolumesIn(o.Call.Command, o.Volumes)))
 	tried.NoneRunning = gone
 	switch {
 	case elsewhere == nil && tried.Confirmed():
 		return fmt.Sprintf("thawed %s, since %v", where, err), nil
 	case elsewhere == nil:
 		err = fmt.Errorf("%w; %s it is not frozen, but a command of that container may still freeze it", err, where)
-	case !errors.Is(elsewhere, quiesce.ErrNowhere) || away.Node != nil:
+	case !errors.Is(elsewhere, quiesce.ErrNowhere) || outside.Node != nil:
 		o.nodeFailure = elsewhere
 	}
 	if o.nodeFailure != nil {
@@ -324,7 +324,7 @@ func (o *step) thawFileSystem(ctx context.Context) (warning string, err error) {
 	return "", o.withInstructions(err)
 }
 
-// call runs a command in its container, directly where that has no shell.
+// call runs a command in its container, directly if the container has no shell.
 func (o *step) call(ctx context.Context, call render.Call) (quiesce.Try, error) {
 	tried, err := quiesce.UndoOnce(ctx, o.Executor, call, o.limit(call), showOf(call))
 	return tried, withoutURL(err)
@@ -337,8 +337,8 @@ func (o *step) limit(call render.Call) time.Duration {
 	return undoTaskLimit
 }
 
-// showOf returns the output of a command only if it thaws a file system and does nothing
-// else. All other output can hold secrets, whose values are not known here.
+// showOf shows the output of a command only if it thaws a file system and does nothing
+// else. Other output can contain secrets, and their values are not known here.
 func showOf(call render.Call) podexec.Show {
 	if _, alone := quiesce.OnlyFileSystem(call.Command); alone {
 		return quiesce.Unmasked
@@ -351,8 +351,8 @@ func showOf(call render.Call) podexec.Show {
 	}
 }
 
-// withoutURL removes the URL of a request from its error: that of an exec has the
-// command in it.
+// withoutURL removes the URL of a request from its error. The URL of an exec contains the
+// command.
 func withoutURL(err error) error {
 	var request *url.Error
 	if errors.As(err, &request) {
@@ -361,7 +361,8 @@ func withoutURL(err error) error {
 	return err
 }
 
-// event sends an event to the objects, synchronously, because this process may end.
+// event sends an event to the objects. It waits for the response, because the process can
+// end.
 func (u *Undoer) event(ctx context.Context, i *journal.Entry, eventType, reason, message string) {
 	for _, ref := range i.Objects {
 		_ = quiesce.SendEvent(ctx, u.Kube, u.Clock, ref, eventType, reason, message)
