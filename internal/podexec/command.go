@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// Quote writes command as words of a POSIX shell.
+// Quote returns command quoted for a POSIX shell.
 func Quote(command []string) string {
 	words := make([]string, len(command))
 	for i, word := range command {
@@ -24,8 +24,8 @@ func NoShell(err error) bool {
 	return strings.Contains(text, `"sh": executable file not found`) || strings.Contains(text, "executable file `sh` not found")
 }
 
-// ExitCode returns the exit code of a command from the error of Exec: "0", or "1" for
-// any other. known is false if the command may still run.
+// ExitCode returns "0" or, for any other exit code, "1" from the error of Exec. known is
+// false if the command may still run.
 func ExitCode(err error) (code string, known bool) {
 	var exit interface {
 		error

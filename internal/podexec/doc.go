@@ -1,5 +1,4 @@
-// Package podexec runs commands in containers through the API server's exec streams,
-// limits the output that is kept of them, and parses the outputs of Kanister phases in
-// it. It knows nothing of hooks: the quiesce session, recovery and the blueprint
-// functions call it.
+// Package podexec runs commands in containers through the API server's exec streams, limits
+// their output and parses the outputs of Kanister phases in it. It does not depend on
+// hooks: the quiesce session, recovery and the blueprint functions call it.
 package podexec

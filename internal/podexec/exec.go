@@ -24,15 +24,15 @@ func (c Container) String() string {
 	return fmt.Sprintf("container %s of pod %s/%s", c.Name, c.Namespace, c.Pod)
 }
 
-// Streams are the three standard streams of a command. Stdin may be nil.
+// Streams are the standard streams of a command. Each may be nil.
 type Streams struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 }
 
-// Executor runs a command in a container; Client implements it. The command must see
-// end of file on its standard input soon after ctx ends or the connection breaks: every
-// guarantee of package quiesce depends on that.
+// Executor runs a command in a container; Client implements it. The command must see end of
+// file on its standard input soon after ctx ends or the connection breaks. All guarantees
+// of package quiesce depend on that.
 type Executor interface {
 	Exec(ctx context.Context, container Container, command []string, streams Streams) error
 }
@@ -43,7 +43,7 @@ type Client struct {
 	kube   kubernetes.Interface
 }
 
-// New returns a Client for the API server of clients.
+// New returns a Client for an API server.
 func New(clients *cluster.Clients) *Client {
 	return &Client{config: clients.Config, kube: clients.Kube}
 }
@@ -77,7 +77,7 @@ func (c *Client) Exec(ctx context.Context, container Container, command []string
 	if err != nil {
 		return fmt.Errorf("exec in %s: %w", container, err)
 	}
-	// A WebSocket begins as a GET, by its protocol.
+	// The WebSocket protocol starts with a GET.
 	webSocket, err := remotecommand.NewWebSocketExecutor(c.config, "GET", request.URL().String())
 	if err != nil {
 		return fmt.Errorf("exec in %s: %w", container, err)

@@ -10,30 +10,29 @@ import (
 const (
 	// TailLimit is the number of bytes of a command's output that an error shows.
 	TailLimit = 2048
-	// KeepLimit is the number of bytes that are kept in memory. The kept output is
-	// masked as a whole before it is cut, because a part of a secret cannot be
-	// recognized.
+	// KeepLimit is the number of bytes that are kept in memory. The kept output is masked
+	// before it is truncated, because a part of a secret cannot be recognized.
 	KeepLimit = 64 << 10
-	// outputLimit is the maximum length of one line with an output and of all outputs
-	// of a phase, in bytes.
+	// outputLimit is the maximum length in bytes of one output line and of all outputs of a
+	// phase.
 	outputLimit = 1 << 20
-	// endLimit is how long the end of a command's output may arrive after its exit
-	// code, which comes over another stream.
+	// endLimit is the time to wait for the end of the output after the exit code, which
+	// arrives on another stream.
 	endLimit = 5 * time.Second
 )
 
 // EndMark is the line that a script prints after the output of a command.
 const EndMark = "stillpoint: end"
 
-// Show returns the part of a command's output that may be shown. cut reports that the
+// Show returns the part of a command's output that may be shown. cut is true if the
 // beginning of text is missing.
 type Show func(text string, cut bool) string
 
-// Output keeps the end of a command's output, and the lines with outputs of its phase.
+// Output keeps the end of a command's output and the outputs of its phase.
 type Output struct {
 	show    Show
 	mu      sync.Mutex
-	line    []byte // the beginning of the last one, as long as an output may be
+	line    []byte // the last line, truncated to outputLimit
 	tail    []byte
 	cut     bool // the beginning of tail is missing
 	outputs bytes.Buffer
@@ -73,7 +72,7 @@ func (o *Output) add(p []byte) {
 // take handles a complete line.
 func (o *Output) take() {
 	text, ends := bytes.CutSuffix(o.line, []byte(EndMark))
-	if ends { // the command's last line can end without a newline, just before the mark
+	if ends { // the mark can follow a last line without a newline
 		o.tail = o.tail[:len(o.tail)-len(EndMark)]
 		select {
 		case o.ended <- struct{}{}:
@@ -92,7 +91,7 @@ func (o *Output) take() {
 // String returns the part of the output that may be shown.
 func (o *Output) String() string { return o.show(o.Tail()) }
 
-// Tail returns the end of the output, with the secrets in it.
+// Tail returns the end of the output, including secrets.
 func (o *Output) Tail() (text string, cut bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

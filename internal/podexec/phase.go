@@ -10,13 +10,12 @@ import (
 	kjson "sigs.k8s.io/json"
 )
 
-// OutputMark precedes an output in what a command prints. It is Kanister's: its
-// `kando output` prints it.
+// OutputMark precedes an output in the text that a command prints, as by `kando output`.
 const OutputMark = "###Phase-output###:"
 
-// ParseOutputs returns the outputs of a phase from the text that its command printed:
-// after the mark, a line has a JSON object with a key and a value. The last value of a
-// key counts. Errors contain nothing of the text.
+// ParseOutputs returns the outputs of a phase from the text that its command printed. After
+// the mark, a line has a JSON object with key and value. The last value of a key counts.
+// Errors contain no part of the text.
 func ParseOutputs(printed io.Reader) (map[string]any, error) {
 	outputs := map[string]any{}
 	reader, length := bufio.NewReader(printed), 0
@@ -41,7 +40,7 @@ func ParseOutputs(printed io.Reader) (map[string]any, error) {
 	return outputs, nil
 }
 
-// nextLine reads a line, and truncates one that is too long.
+// nextLine reads a line and truncates a long one.
 func nextLine(reader *bufio.Reader) (line []byte, tooLong bool, err error) {
 	for {
 		part, err := reader.ReadSlice('\n')
