@@ -10,7 +10,7 @@ import (
 	"stillpoint.io/stillpoint/internal/velero"
 )
 
-// included are the filters of the backup, read once.
+// included returns the filters of the backup, which are read once.
 func (s *Selection) included(ctx context.Context) (*velero.Filters, error) {
 	if _, _, err := s.helpers(); err != nil {
 		return nil, err
@@ -27,8 +27,8 @@ func (s *Selection) included(ctx context.Context) (*velero.Filters, error) {
 	return read, err
 }
 
-// brought returns the claims of a namespace that are in the backup.
-func (s *Selection) brought(ctx context.Context, f *velero.Filters, namespace string) (map[string]bool, error) {
+// includedClaims returns the claims of a namespace that are in the backup.
+func (s *Selection) includedClaims(ctx context.Context, f *velero.Filters, namespace string) (map[string]bool, error) {
 	pods, claims := &corev1.PodList{}, &corev1.PersistentVolumeClaimList{}
 	if err := s.client.List(ctx, pods, crclient.InNamespace(namespace)); err != nil {
 		return nil, fmt.Errorf("list the pods of namespace %s: %w", namespace, err)

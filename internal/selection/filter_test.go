@@ -16,7 +16,7 @@ const (
 	byName   = "a filter policy of the backup leaves out its name"
 )
 
-// filtered gives the backup resource policies without volume policies.
+// filtered sets resource policies without volume policies.
 func (s *scene) filtered(document string) {
 	s.others = append(s.others, &corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "own"}, Data: map[string]string{"p.yaml": "version: v1\n" + document},
@@ -24,7 +24,7 @@ func (s *scene) filtered(document string) {
 	s.backup.Spec.ResourcePolicy = &corev1.TypedLocalObjectReference{Kind: "ConfigMap", Name: "own"}
 }
 
-// namespaced is a filter policy for namespaces.
+// namespaced returns a filter policy for namespaces.
 func namespaced(namespaces string, filters ...string) string {
 	document := "namespacedFilterPolicies:\n- namespaces: " + namespaces + "\n  resourceFilters:\n"
 	for _, filter := range filters {
@@ -33,9 +33,9 @@ func namespaced(namespaces string, filters ...string) string {
 	return document
 }
 
-// The expectations are read in item_collector.go and item_backupper.go of Velero
-// 1.18.3: the first of them decides by kind and labels what is listed, the second
-// by kind and name about all that comes along.
+// The expected results are from item_collector.go and item_backupper.go of Velero 1.18.3.
+// The first selects the listed items by kind and labels, the second selects additional
+// items by kind and name.
 func TestFilterPolicies(t *testing.T) {
 	everything := "kinds: ['*']"
 	for name, test := range map[string]struct {
@@ -104,8 +104,8 @@ func TestFilterPolicies(t *testing.T) {
 
 func (s *scene) only(namespaces ...string) { s.backup.Spec.IncludedNamespaces = namespaces }
 
-// Velero calls for a volume unless its kind or its name is left out; what lists
-// volumes by label does not matter, since a claim brings its volume along.
+// Velero calls actions for a volume unless the filters exclude its kind or name. Label
+// selectors have no effect, because its claim adds the volume.
 func TestUncalled(t *testing.T) {
 	clusterScoped := func(filter string) string {
 		return "clusterScopedFilterPolicy:\n  resourceFilters:\n  - {" + filter + "}\n"
@@ -158,7 +158,7 @@ func TestFilterPoliciesThatVeleroRefuses(t *testing.T) {
 	require.ErrorContains(t, s.selection(t).Policies(t.Context()), "invalid glob pattern")
 }
 
-// The pods of one item block are those that Velero lists by themselves.
+// The pods of an item block are the pods that the filters select.
 func TestPodByFilterPolicies(t *testing.T) {
 	for document, in := range map[string]bool{
 		namespaced("[shop]", "kinds: [pvc]"):                                             false,

@@ -18,21 +18,21 @@ import (
 	"stillpoint.io/stillpoint/internal/velero"
 )
 
-// providers are Stillpoint's VolumeSnapshotters, and how they choose their volumes
-// by a location's config.
+// providers are Stillpoint's VolumeSnapshotters, each with the function that selects its
+// volumes by the config of a location.
 var providers = map[string]func(config map[string]string, volume *corev1.PersistentVolume) (bool, error){
 	spec.Provider:            spec.Takes,
 	externalstorage.Provider: externalstorage.Takes,
 }
 
-// snapshotter answers through which of the backup's VolumeSnapshotLocations a
-// VolumeSnapshotter of Stillpoint takes the snapshot of a claim's volume, nil for
-// none (takePVSnapshot in item_backupper.go of Velero 1.18). Locations of other
-// providers are passed over: what they take is only known to them.
-func (s *Selection) snapshotter(ctx context.Context, volume *corev1.PersistentVolume, action action) (*velerov1.VolumeSnapshotLocation, error) {
+// locationOf returns the VolumeSnapshotLocation of the backup through which Stillpoint
+// takes the snapshot of a volume, or nil (takePVSnapshot in item_backupper.go of Velero
+// 1.18). Locations of other providers are skipped, because it is not known which volumes
+// they take.
+func (s *Selection) locationOf(ctx context.Context, volume *corev1.PersistentVolume, action action) (*velerov1.VolumeSnapshotLocation, error) {
 	switch {
-	case s.csi && volume.Spec.CSI != nil: // Velero leaves it to its CSI action
-		return nil, nil //nolint:nilnil // none is a valid answer
+	case s.csi && volume.Spec.CSI != nil: // Velero uses its CSI action
+		return nil, nil //nolint:nilnil // nil is a valid result
 	case action.kind != "" && action.kind != "snapshot":
 		return nil, nil //nolint:nilnil // as above
 	}
@@ -49,7 +49,7 @@ func (s *Selection) snapshotter(ctx context.Context, volume *corev1.PersistentVo
 			continue
 		}
 		if taken, err := takes(of.Spec.Config, volume); err != nil || !taken {
-			continue // Velero reports the error when it asks for the snapshot
+			continue // Velero reports the error when it requests the snapshot
 		}
 		wanted, err := s.wants(volume)
 		if err != nil || !wanted {
@@ -60,15 +60,15 @@ func (s *Selection) snapshotter(ctx context.Context, volume *corev1.PersistentVo
 	return nil, nil //nolint:nilnil // as above
 }
 
-// called reports whether a PersistentVolume is in the backup: only then Velero
-// calls actions and VolumeSnapshotters for it.
+// called reports whether a PersistentVolume is in the backup. Otherwise, Velero calls no
+// action and no VolumeSnapshotter for it.
 func (s *Selection) called(ctx context.Context, volume *corev1.PersistentVolume) (bool, error) {
 	f, err := s.included(ctx)
 	return err == nil && f.Excludes(velero.Volumes, volume) == "", err
 }
 
-// locations are those of the backup, in its order. Before Velero has written
-// them down they are, of each provider, the only one that there is.
+// locations returns the VolumeSnapshotLocations of the backup, in its order. Before Velero
+// has set them in the spec, these are the only one of each provider.
 func (s *Selection) locations(ctx context.Context) ([]velerov1.VolumeSnapshotLocation, error) {
 	all := &velerov1.VolumeSnapshotLocationList{}
 	if err := s.client.List(ctx, all, crclient.InNamespace(s.backup.Namespace)); err != nil {
@@ -94,8 +94,8 @@ func (s *Selection) locations(ctx context.Context) ([]velerov1.VolumeSnapshotLoc
 	return chosen, nil
 }
 
-// wants answers whether Velero asks for a snapshot of a volume, by the volume
-// policies and the backup's own word.
+// wants reports whether Velero requests a snapshot of a volume, by the volume policies and
+// the spec.
 func (s *Selection) wants(volume *corev1.PersistentVolume) (bool, error) {
 	own, global, err := s.helpers()
 	if err != nil {

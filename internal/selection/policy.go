@@ -17,8 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// action is what a volume policy says of a volume; the zero value is that none
-// matches.
+// action is the action of a volume policy. It is zero if no policy matches.
 type action struct {
 	kind       string
 	parameters map[string]any
@@ -30,8 +29,7 @@ func (a action) ours() bool {
 	return a.custom() && a.parameters[PolicyParameter] == PolicyValue
 }
 
-// misspelt is what to tell of an action that seems to mean Stillpoint and does
-// not, "" when there is nothing to tell.
+// misspelt returns a warning about a custom action that is similar to Stillpoint's, or "".
 func (a action) misspelt() string {
 	for _, key := range slices.Sorted(maps.Keys(a.parameters)) {
 		value, _ := a.parameters[key].(string)
@@ -42,8 +40,8 @@ func (a action) misspelt() string {
 	return ""
 }
 
-// Policies is an error when the resource policies cannot be read, which fails
-// the whole backup.
+// Policies returns an error if the resource policies cannot be read, which fails the whole
+// backup.
 func (s *Selection) Policies(ctx context.Context) error {
 	_, err := s.included(ctx)
 	return err
@@ -57,10 +55,10 @@ func (a action) String() string {
 	return fmt.Sprintf("action %s, parameters {%s}", a.kind, strings.Join(parameters, ", "))
 }
 
-// helpers reads the volume policies, once for the backup as Velero does: its
-// own ones, and the server's global ones, which Velero puts behind these and a
-// plugin finds by the annotation that the backup gets (backup_controller.go of
-// Velero 1.18). global is nil where the server has none.
+// helpers reads the volume policies once per backup, as Velero does: the backup's own ones
+// and the global ones of the server. Velero evaluates the global ones after the own ones,
+// and sets an annotation on the backup that names them (backup_controller.go of Velero
+// 1.18). global is nil if the server has none.
 func (s *Selection) helpers() (own, global vhutil.VolumeHelper, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -88,7 +86,7 @@ func (s *Selection) helper(backup *velerov1.Backup) (vhutil.VolumeHelper, error)
 	return helper, nil
 }
 
-// action is that of the first volume policy that matches a claim.
+// action returns the action of the first volume policy that matches a claim.
 func (s *Selection) action(claim *corev1.PersistentVolumeClaim) (action, error) {
 	own, global, err := s.helpers()
 	if err != nil {
@@ -104,7 +102,8 @@ func (s *Selection) action(claim *corev1.PersistentVolumeClaim) (action, error) 
 		}
 		found, kind, parameters, err := helper.GetActionParameters(item, kuberesource.PersistentVolumeClaims)
 		if err == nil && !found && claim.Status.Phase != corev1.ClaimBound {
-			// Without a volume it finds nothing, while Velero goes by the claim.
+			// Without a volume, GetActionParameters finds no action, while Velero matches
+			// the claim.
 			ours := action{"custom", map[string]any{PolicyParameter: PolicyValue}}
 			found, err = helper.ShouldPerformCustomAction(item, kuberesource.PersistentVolumeClaims, ours.parameters)
 			kind, parameters = ours.kind, ours.parameters
@@ -119,8 +118,8 @@ func (s *Selection) action(claim *corev1.PersistentVolumeClaim) (action, error) 
 	return action{}, nil
 }
 
-// chosen answers whether Velero's own CSI action takes a snapshot under a
-// policy. That action reads the backup's own policies only, so both have a say.
+// chosen reports whether Velero's CSI action takes a snapshot under a policy. That action
+// evaluates only the own policies of the backup, so that both must allow it.
 func (s *Selection) chosen(claim *corev1.PersistentVolumeClaim, action action) (bool, error) {
 	if action.kind != "" && action.kind != "snapshot" {
 		return false, nil
@@ -140,9 +139,9 @@ func (s *Selection) chosen(claim *corev1.PersistentVolumeClaim, action action) (
 	return chosen, nil
 }
 
-// misses answers whether Velero looks for the volume of a claim that has none,
-// which is an error: it does unless a volume policy leaves the claim out.
-func (s *Selection) misses(claim *corev1.PersistentVolumeClaim) (bool, error) {
+// failsWithoutVolume reports whether Velero fails because a claim has no volume. It does
+// unless a volume policy skips the claim.
+func (s *Selection) failsWithoutVolume(claim *corev1.PersistentVolumeClaim) (bool, error) {
 	own, global, err := s.helpers()
 	if err != nil {
 		return false, err
@@ -155,7 +154,7 @@ func (s *Selection) misses(claim *corev1.PersistentVolumeClaim) (bool, error) {
 		if helper == nil {
 			continue
 		}
-		// Without a volume it is an error that no policy matches.
+		// Without a volume, no matching policy is an error.
 		if chosen, err := helper.ShouldPerformSnapshot(item, kuberesource.PersistentVolumeClaims); err == nil {
 			return chosen, nil
 		}
@@ -163,8 +162,8 @@ func (s *Selection) misses(claim *corev1.PersistentVolumeClaim) (bool, error) {
 	return true, nil
 }
 
-// LeftOut says why a backup was to leave out the data of a claim, by its volume
-// policies and its spec; "" when it was not.
+// LeftOut returns the reason why the volume policies or the spec exclude the data of a
+// claim from the backup, or "".
 func (s *Selection) LeftOut(claim *corev1.PersistentVolumeClaim) (string, error) {
 	action, err := s.action(claim)
 	if err != nil {

@@ -1,6 +1,3 @@
-// Package selection tells who takes the snapshot of a volume in a backup:
-// Velero, Stillpoint or nobody. It decides by the backup's filters and Velero's
-// volume policies, and says why.
 package selection
 
 import (
@@ -23,7 +20,7 @@ import (
 	"stillpoint.io/stillpoint/internal/velero"
 )
 
-// PolicyValue is what hands volumes to Stillpoint in a volume policy:
+// PolicyValue is the parameter of a volume policy that selects Stillpoint:
 //
 //	action:
 //	  type: custom
@@ -33,43 +30,42 @@ const (
 	PolicyParameter = "snapshotter"
 )
 
-// Path is who takes the snapshot of a volume.
+// Path is how the snapshot of a volume is taken.
 type Path string
 
 // The paths.
 const (
 	None   Path = "none"
-	Velero Path = "velero" // Velero's own CSI action; Stillpoint quiesces around it
-	Group  Path = "group"  // Stillpoint, all volumes of a workload at once
-	// Snapshotter is Stillpoint's VolumeSnapshotter, which Velero calls for one
+	Velero Path = "velero" // around: Velero's CSI action
+	Group  Path = "group"  // Stillpoint, all volumes of a unit at once
+	// Snapshotter is the location path: Velero calls Stillpoint's VolumeSnapshotter for one
 	// volume after another.
 	Snapshotter Path = "snapshotter"
 )
 
-// Verdict is what becomes of a volume in a backup.
+// Verdict is the result for one volume in a backup.
 type Verdict struct {
 	Path Path
-	// Location is the VolumeSnapshotLocation of the path Snapshotter.
+	// Location is set for the path Snapshotter.
 	Location *velerov1.VolumeSnapshotLocation
-	// Reason says why nobody takes a snapshot.
+	// Reason is why no path takes a snapshot.
 	Reason string
-	// Excluded reports that the backup's filters are the reason.
+	// Excluded is true if the reason is a filter of the backup.
 	Excluded bool
-	// Fails tells that Velero's own action ends with an error for that reason,
-	// and drops the claim from the backup.
+	// Fails is true if Velero's CSI action fails for that reason and drops the claim from
+	// the backup.
 	Fails bool
-	// Uncalled is why there is no moment to freeze before Velero's own snapshot: it
-	// calls no action for the PersistentVolume. nil where it does.
+	// Uncalled is an error if Velero calls no action for the PersistentVolume, so that
+	// Stillpoint cannot freeze before Velero's snapshot.
 	Uncalled error
-	// Warning is what the author of the volume policy should see, "" for nothing.
+	// Warning is for the author of the volume policy, or "".
 	Warning string
-	// Obstacle says why a volume that was handed to Stillpoint cannot be
-	// snapshotted; nil when it can.
+	// Obstacle is an error if Stillpoint cannot snapshot a volume that a policy assigns to
+	// it.
 	Obstacle error
 }
 
-// Selection belongs to one backup. It answers with Velero's own code wherever
-// that can be called, and is safe for concurrent use.
+// Selection selects the paths of one backup. It is safe for concurrent use.
 type Selection struct {
 	backup *velerov1.Backup
 	client crclient.Client
@@ -77,26 +73,25 @@ type Selection struct {
 	log    logrus.FieldLogger
 
 	mu sync.Mutex
-	// policies are the volume helpers of the backup's own volume policies and of
-	// the server's global ones, nil until they are asked.
+	// own are the volume policies of the backup, global those of the server. They are nil
+	// before the first use.
 	own, global vhutil.VolumeHelper
-	// filters are nil until they are asked.
+	// filters are nil before the first use.
 	filters *velero.Filters
 }
 
-// New returns the selection of a backup. csi tells whether the Velero server
-// runs with the EnableCSI feature. The client should remember its answers: the
-// same few objects are asked for with each volume.
+// New returns the Selection of a backup. csi is true if the Velero server runs with the
+// feature EnableCSI. The client should be cached, because the same objects are read for
+// each volume.
 func New(client crclient.Client, csi bool, backup *velerov1.Backup) *Selection {
-	quiet := logrus.New() // Velero's helpers tell of each volume at info
+	quiet := logrus.New() // Velero's helpers log each volume at level info
 	quiet.SetLevel(logrus.PanicLevel)
 	return &Selection{backup: backup, client: client, csi: csi, log: quiet}
 }
 
-// Of answers who will take a snapshot of claim. Freezing for a volume that
-// nobody snapshots would stop an application for nothing.
+// Of returns the path of a claim. A volume without a snapshot needs no freeze.
 func (s *Selection) Of(ctx context.Context, claim *corev1.PersistentVolumeClaim) (Verdict, error) {
-	if reason, err := s.selects(ctx, claim); reason != "" || err != nil {
+	if reason, err := s.excludedBy(ctx, claim); reason != "" || err != nil {
 		verdict := none(reason)
 		verdict.Excluded = reason != ""
 		return verdict, err
@@ -104,8 +99,8 @@ func (s *Selection) Of(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 	return s.OfIncluded(ctx, claim)
 }
 
-// OfIncluded is Of for a claim that Velero calls for: it is in the backup,
-// perhaps because another plugin has asked for it in spite of the filters.
+// OfIncluded is Of for a claim that Velero has called an action for. It is in the backup,
+// perhaps because a plugin added it despite the filters.
 func (s *Selection) OfIncluded(ctx context.Context, claim *corev1.PersistentVolumeClaim) (Verdict, error) {
 	if velero.Finalizing(s.backup) {
 		return none("the backup is finalizing"), nil
@@ -127,8 +122,7 @@ func (s *Selection) OfIncluded(ctx context.Context, claim *corev1.PersistentVolu
 
 func none(reason string) Verdict { return Verdict{Path: None, Reason: reason} }
 
-// obstacle is what keeps Stillpoint from taking a snapshot that a volume policy
-// asks for.
+// obstacle returns why Stillpoint cannot take a snapshot that a volume policy requests.
 func (s *Selection) obstacle(ctx context.Context, claim *corev1.PersistentVolumeClaim) error {
 	name := claim.Namespace + "/" + claim.Name
 	if !s.csi {
@@ -153,19 +147,19 @@ func (s *Selection) obstacle(ctx context.Context, claim *corev1.PersistentVolume
 	if claim.Spec.StorageClassName == nil {
 		return fmt.Errorf("claim %s has no storageClassName, not even an empty one, and Velero's own action drops such a claim from the backup; create it again with a StorageClass, or with storageClassName: \"\" and the volumeName %s", name, volume.Name)
 	}
-	if !s.moves() {
+	if !s.movesData() {
 		return nil
 	}
 	if _, _, err := s.StorageClass(ctx, claim); err != nil {
 		return fmt.Errorf("claim %s: Velero's data movement needs a StorageClass: %w", name, err)
 	}
-	if err := s.mover(ctx); err != nil {
+	if err := s.checkMover(ctx); err != nil {
 		return fmt.Errorf("claim %s: %w", name, err)
 	}
 	return nil
 }
 
-// Volume is the PersistentVolume that a claim is bound to.
+// Volume returns the PersistentVolume of a bound claim.
 func (s *Selection) Volume(ctx context.Context, claim *corev1.PersistentVolumeClaim) (*corev1.PersistentVolume, error) {
 	volume := &corev1.PersistentVolume{}
 	if err := s.client.Get(ctx, crclient.ObjectKey{Name: claim.Spec.VolumeName}, volume); err != nil {
@@ -174,11 +168,11 @@ func (s *Selection) Volume(ctx context.Context, claim *corev1.PersistentVolumeCl
 	return volume, nil
 }
 
-// moves tells whether the backup moves the snapshots' data.
-func (s *Selection) moves() bool { return boolptr.IsSetToTrue(s.backup.Spec.SnapshotMoveData) }
+// movesData reports whether the backup moves snapshot data.
+func (s *Selection) movesData() bool { return boolptr.IsSetToTrue(s.backup.Spec.SnapshotMoveData) }
 
-// mover is an error when Velero's data mover cannot work.
-func (s *Selection) mover(ctx context.Context) error {
+// checkMover returns an error if Velero's data mover is not ready.
+func (s *Selection) checkMover(ctx context.Context) error {
 	if !velero.BuiltInMover(s.backup.Spec.DataMover) {
 		return nil
 	}
@@ -188,8 +182,8 @@ func (s *Selection) mover(ctx context.Context) error {
 	return nil
 }
 
-// snapshots answers whether Velero will take a snapshot of a claim that is in the
-// backup, by its CSI action or through Stillpoint's VolumeSnapshotters.
+// snapshots returns the path of a claim that is in the backup and that no policy assigns to
+// another snapshotter: Velero's CSI action or Stillpoint's VolumeSnapshotter.
 func (s *Selection) snapshots(ctx context.Context, claim *corev1.PersistentVolumeClaim, action action) (Verdict, error) {
 	bound := claim.Status.Phase == corev1.ClaimBound && claim.Spec.VolumeName != ""
 	if bound {
@@ -197,7 +191,7 @@ func (s *Selection) snapshots(ctx context.Context, claim *corev1.PersistentVolum
 		if err != nil {
 			return Verdict{}, err
 		}
-		if location, err := s.snapshotter(ctx, volume, action); err != nil || location != nil {
+		if location, err := s.locationOf(ctx, volume, action); err != nil || location != nil {
 			return Verdict{Path: Snapshotter, Location: location}, err
 		}
 	}
@@ -207,7 +201,7 @@ func (s *Selection) snapshots(ctx context.Context, claim *corev1.PersistentVolum
 	if !bound {
 		verdict := none(fmt.Sprintf("the claim is %s", claim.Status.Phase))
 		var err error
-		verdict.Fails, err = s.misses(claim)
+		verdict.Fails, err = s.failsWithoutVolume(claim)
 		return verdict, err
 	}
 	if claim.Spec.StorageClassName == nil {
@@ -226,7 +220,7 @@ func (s *Selection) snapshots(ctx context.Context, claim *corev1.PersistentVolum
 	if chosen, err := s.chosen(claim, action); err != nil || !chosen {
 		return none("a volume policy, fs-backup or snapshotVolumes=false leaves it out"), err
 	}
-	if reason, err := s.stumbles(ctx, claim); reason != "" || err != nil {
+	if reason, err := s.veleroFailure(ctx, claim); reason != "" || err != nil {
 		return Verdict{Path: None, Reason: reason, Fails: true}, err
 	}
 	verdict := Verdict{Path: Velero}
@@ -238,9 +232,9 @@ func (s *Selection) snapshots(ctx context.Context, claim *corev1.PersistentVolum
 	return verdict, nil
 }
 
-// stumbles names what Velero's own action would stumble over before it creates
-// a VolumeSnapshot. The error itself is Velero's to report.
-func (s *Selection) stumbles(ctx context.Context, claim *corev1.PersistentVolumeClaim) (string, error) {
+// veleroFailure returns the reason why Velero's CSI action fails before it creates a
+// VolumeSnapshot, or "". Velero reports the error itself.
+func (s *Selection) veleroFailure(ctx context.Context, claim *corev1.PersistentVolumeClaim) (string, error) {
 	class := &storagev1.StorageClass{}
 	err := s.client.Get(ctx, crclient.ObjectKey{Name: *claim.Spec.StorageClassName}, class)
 	if apierrors.IsNotFound(err) {
@@ -252,18 +246,18 @@ func (s *Selection) stumbles(ctx context.Context, claim *corev1.PersistentVolume
 	if _, err := csi.GetVolumeSnapshotClass(class.Provisioner, s.backup, claim, s.log, s.client); err != nil {
 		return fmt.Sprintf("Velero finds no VolumeSnapshotClass: %v", err), nil
 	}
-	if s.moves() {
-		if err := s.mover(ctx); err != nil {
-			return err.Error(), nil //nolint:nilerr // it is Velero's to report
+	if s.movesData() {
+		if err := s.checkMover(ctx); err != nil {
+			return err.Error(), nil //nolint:nilerr // Velero reports it
 		}
 	}
 	return "", nil
 }
 
-// selects says why the claim itself is not in the backup; "" if it is. With
-// --include-cluster-resources=true Velero calls for every PersistentVolume of
-// the cluster, whoever claims it.
-func (s *Selection) selects(ctx context.Context, claim *corev1.PersistentVolumeClaim) (reason string, err error) {
+// excludedBy returns why the claim is not in the backup, or "". With
+// --include-cluster-resources=true, Velero calls actions for every PersistentVolume of the
+// cluster, whichever claim it belongs to.
+func (s *Selection) excludedBy(ctx context.Context, claim *corev1.PersistentVolumeClaim) (reason string, err error) {
 	f, err := s.included(ctx)
 	if err != nil {
 		return "", err
@@ -271,9 +265,9 @@ func (s *Selection) selects(ctx context.Context, claim *corev1.PersistentVolumeC
 	if reason := f.Excludes(velero.Claims, claim); reason != "" || f.Collects(velero.Claims, claim) {
 		return reason, nil
 	}
-	brought, err := s.brought(ctx, f, claim.Namespace)
+	included, err := s.includedClaims(ctx, f, claim.Namespace)
 	switch {
-	case err != nil || brought[claim.Name]:
+	case err != nil || included[claim.Name]:
 		return "", err
 	case f.Policied(claim.Namespace):
 		return "namespacedFilterPolicies of the backup's resource policies do not match it", nil
@@ -281,13 +275,13 @@ func (s *Selection) selects(ctx context.Context, claim *corev1.PersistentVolumeC
 	return "the backup's label selector does not match it", nil
 }
 
-// Pod reports whether a pod is in the backup by itself.
+// Pod reports whether the filters of the backup select a pod.
 func (s *Selection) Pod(ctx context.Context, pod *corev1.Pod) (bool, error) {
 	f, err := s.included(ctx)
 	return err == nil && f.Excludes(velero.Pods, pod) == "" && f.Collects(velero.Pods, pod), err
 }
 
-// Namespace answers whether a namespace is in the backup.
+// Namespace reports whether a namespace is in the backup.
 func (s *Selection) Namespace(name string) bool {
 	return collections.NewNamespaceIncludesExcludes().
 		Includes(s.backup.Spec.IncludedNamespaces...).

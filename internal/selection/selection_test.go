@@ -24,8 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 )
 
-// scene is a claim that Velero would snapshot, with all that this takes. Tests
-// change one thing of it.
+// scene is a claim that Velero would snapshot. Each test changes one thing.
 type scene struct {
 	csi     bool
 	backup  *velerov1.Backup
@@ -115,8 +114,8 @@ func (s *scene) selection(t *testing.T) *Selection {
 	return New(fake.NewClientBuilder().WithScheme(veleroScheme(t)).WithRuntimeObjects(objects...).Build(), s.csi, s.backup)
 }
 
-// veleroScheme is that of Velero's own client, which is the one that selection gets.
-// Making the client reaches no server.
+// veleroScheme returns the scheme of Velero's own client, which selection gets. No server
+// is contacted.
 func veleroScheme(t *testing.T) *runtime.Scheme {
 	t.Helper()
 	known.Do(func() {
@@ -163,7 +162,7 @@ func tier(name string) *metav1.LabelSelector {
 	return &metav1.LabelSelector{MatchLabels: map[string]string{"tier": name}}
 }
 
-// mountBeside has the pod mount another claim.
+// mountBeside makes the pod mount another claim.
 func (s *scene) mountBeside(name string, labels map[string]string, phase corev1.PersistentVolumeClaimPhase) {
 	s.pod.Spec.NodeName = "node"
 	s.pod.Spec.Volumes = append(s.pod.Spec.Volumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{
@@ -174,7 +173,7 @@ func (s *scene) mountBeside(name string, labels map[string]string, phase corev1.
 	})
 }
 
-// failing are the cases below in which Velero's own action ends with an error.
+// failing are the cases in which Velero's CSI action fails.
 var failing = []string{
 	"pending", "lost", "no storage class", "storage class gone", "no VolumeSnapshotClass", "data mover, nothing ready", "data mover, no node-agent",
 }
@@ -269,7 +268,7 @@ func TestSnapshots(t *testing.T) {
 		"policy skip":      {func(s *scene) { s.own(fast + " → skip") }, leftOut},
 		"policy fs-backup": {func(s *scene) { s.own(fast + " → fs-backup") }, leftOut},
 		"policy custom":    {func(s *scene) { s.own(fast + " → custom") }, "a volume policy hands it to another snapshotter (action custom, parameters {})"},
-		"policy custom of somebody else": {
+		"policy custom of another vendor": {
 			func(s *scene) { s.own(fast + " → custom, parameters: {snapshotter: acme, x: 1}") },
 			"a volume policy hands it to another snapshotter (action custom, parameters {snapshotter: acme, x: 1})",
 		},
@@ -285,8 +284,8 @@ func TestSnapshots(t *testing.T) {
 		"own skip before global":          {func(s *scene) { s.own(fast + " → skip"); s.global("csi: {} → snapshot") }, leftOut},
 		"own does not match, global skip": {func(s *scene) { s.own(slow + " → snapshot"); s.global(fast + " → skip") }, leftOut},
 		"neither matches":                 {func(s *scene) { s.own(slow + " → skip"); s.global(slow + " → skip") }, ""},
-		// Velero's own CSI action reads the backup's own policies only, and both
-		// have a say.
+		// Velero's CSI action evaluates only the own policies of the backup, and both must
+		// allow it.
 		"global snapshot does not undo snapshotVolumes=false": {func(s *scene) { s.global(fast + " → snapshot"); s.backup.Spec.SnapshotVolumes = no() }, leftOut},
 
 		"VolumeSnapshotClass by its label": {func(s *scene) {
@@ -299,11 +298,11 @@ func TestSnapshots(t *testing.T) {
 				"and that its driver matches the StorageClass provisioner",
 		},
 
-		"data mover":                  {func(s *scene) { s.backup.Spec.SnapshotMoveData = yes(); s.others = append(s.others, nodeAgent(1)) }, ""},
-		"data mover, nothing ready":   {func(s *scene) { s.backup.Spec.SnapshotMoveData = yes(); s.others = append(s.others, nodeAgent(0)) }, "the data mover is not ready: node-agent is not ready: no ready pods found"},
-		"data mover, no node-agent":   {func(s *scene) { s.backup.Spec.SnapshotMoveData, s.backup.Spec.DataMover = yes(), "velero" }, "the data mover is not ready: node-agent is not ready: no ready pods found"},
-		"data mover of somebody else": {func(s *scene) { s.backup.Spec.SnapshotMoveData, s.backup.Spec.DataMover = yes(), "acme" }, ""},
-		"a data mover that is not on": {func(s *scene) { s.backup.Spec.SnapshotMoveData = no() }, ""},
+		"data mover":                   {func(s *scene) { s.backup.Spec.SnapshotMoveData = yes(); s.others = append(s.others, nodeAgent(1)) }, ""},
+		"data mover, nothing ready":    {func(s *scene) { s.backup.Spec.SnapshotMoveData = yes(); s.others = append(s.others, nodeAgent(0)) }, "the data mover is not ready: node-agent is not ready: no ready pods found"},
+		"data mover, no node-agent":    {func(s *scene) { s.backup.Spec.SnapshotMoveData, s.backup.Spec.DataMover = yes(), "velero" }, "the data mover is not ready: node-agent is not ready: no ready pods found"},
+		"data mover of another vendor": {func(s *scene) { s.backup.Spec.SnapshotMoveData, s.backup.Spec.DataMover = yes(), "acme" }, ""},
+		"a data mover that is not on":  {func(s *scene) { s.backup.Spec.SnapshotMoveData = no() }, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newScene()
@@ -314,7 +313,7 @@ func TestSnapshots(t *testing.T) {
 			if test.reason == "" {
 				want.Path = Velero
 			}
-			// Velero calls for the volume, too, unless a list of kinds lacks it.
+			// Velero also calls actions for the volume, unless a list of kinds lacks it.
 			assert.Equal(t, name == "claims named", verdict.Uncalled != nil)
 			verdict.Uncalled, verdict.Excluded = nil, false
 			assert.Equal(t, want, verdict)
@@ -322,7 +321,7 @@ func TestSnapshots(t *testing.T) {
 	}
 }
 
-// Velero looks for the volume of each claim that no policy leaves out.
+// Velero requires the volume of each claim that no policy skips.
 func TestFailsWithoutVolume(t *testing.T) {
 	for name, test := range map[string]struct {
 		change func(s *scene)
@@ -419,7 +418,7 @@ func TestHandedToStillpoint(t *testing.T) {
 	for name, test := range map[string]struct {
 		change func(s *scene)
 		path   Path
-		text   string // the obstacle's
+		text   string // of the obstacle
 	}{
 		"own policy":               {func(s *scene) { s.own(fast + ours) }, Group, ""},
 		"global policy":            {func(s *scene) { s.global(fast + ours) }, Group, ""},
@@ -504,7 +503,7 @@ func TestHandedToStillpoint(t *testing.T) {
 	}
 }
 
-// What Velero calls for is in the backup, whatever its filters say.
+// A claim that Velero calls an action for is in the backup despite its filters.
 func TestOfIncluded(t *testing.T) {
 	s := newScene()
 	s.own(fast + ours)

@@ -13,11 +13,11 @@ import (
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// StorageClass chooses the StorageClass that provisions the volume of a claim when it
-// is restored. It is the claim's own, with an empty reason, unless the volume was
-// made by hand: the claim names no class then, or one that provisions nothing. Among
-// those of the driver that do not make another file system comes first the one that
-// makes the same, then the default one, then the first by name.
+// StorageClass returns the StorageClass that provisions the volume of a claim in a restore.
+// It is the class of the claim, with an empty reason, if that provisions volumes. For a
+// statically provisioned volume it is a class of the driver whose file system does not
+// differ: first the one with the same file system, then the default class, then the first
+// by name.
 func (s *Selection) StorageClass(ctx context.Context, claim *corev1.PersistentVolumeClaim) (name, reason string, err error) {
 	if own := ptr.Deref(claim.Spec.StorageClassName, ""); own != "" {
 		class := &storagev1.StorageClass{}
