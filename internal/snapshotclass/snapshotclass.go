@@ -1,6 +1,3 @@
-// Package snapshotclass decides which VolumeSnapshotClass a snapshot is taken
-// with, and why. It is an ordered chain of pure rules, of which the first that
-// has something to say decides; what is wrong is an error and never passed over.
 package snapshotclass
 
 import (
@@ -21,19 +18,19 @@ import (
 	"stillpoint.io/stillpoint/internal/velero"
 )
 
-// Annotations that name a class. An administrator sets them.
+// Annotations that name a class. Administrators set them.
 const (
 	// On a PersistentVolumeClaim; Velero's own.
 	claimAnnotation = velerov1.VolumeSnapshotClassDriverPVCAnnotation
-	// On a Backup, or on the template of a Schedule; the driver's name in small
-	// letters follows. Velero's own.
+	// On a Backup or the template of a Schedule, followed by the driver's name in lower
+	// case; Velero's own.
 	backupAnnotation = velerov1.VolumeSnapshotClassDriverBackupAnnotationPrefix + "_"
 	// On a StorageClass, beside api.AnnotationSnapshotClass.
 	storageClassAnnotationK10 = "k10.kasten.io/volume-snapshot-class"
 )
 
-// Marks on a VolumeSnapshotClass, whose value is "true". An administrator sets
-// them, the last one often the driver's installation.
+// Marks on a VolumeSnapshotClass with the value "true". Administrators or driver
+// installations set them.
 const (
 	markVelero    = velerov1.VolumeSnapshotClassSelectorLabel // a label
 	markK10       = "k10.kasten.io/is-snapshot-class"         // an annotation
@@ -41,49 +38,49 @@ const (
 	markDefault   = velerov1.VolumeSnapshotClassKubernetesAnnotation
 )
 
-// Input is what the choice is made from. Claim and Backup are there.
+// Input is the input of the rules. Claim and Backup are required.
 type Input struct {
 	Claim        *corev1.PersistentVolumeClaim // as it is in the cluster
-	StorageClass *storagev1.StorageClass       // nil when the claim has none or it is gone
+	StorageClass *storagev1.StorageClass       // nil if it does not exist
 	Driver       string                        // of the PersistentVolume
 	Backup       *velerov1.Backup
 	Rules        []config.SnapshotClassRule
-	Classes      []snapshotv1.VolumeSnapshotClass // all of the cluster
-	// Location are classes by StorageClass, of the VolumeSnapshotLocation that the
-	// snapshot is taken for; nil without one.
+	Classes      []snapshotv1.VolumeSnapshotClass // of the cluster
+	// Location has the classes by StorageClass of the VolumeSnapshotLocation of the
+	// snapshot, or is nil.
 	Location map[string]string
 }
 
-// Velero returns the part of the input that Velero chooses by.
+// Velero returns the input for Velero's own choice.
 func (in Input) Velero() velero.ClassInput {
 	return velero.ClassInput{Backup: in.Backup, Claim: in.Claim, StorageClass: in.StorageClass, Classes: in.Classes}
 }
 
-// Choice is a class, and why it was taken.
+// Choice is a class with the reason for it.
 type Choice struct {
 	Class snapshotv1.VolumeSnapshotClass
-	// Reason names the object and the key that decided, as in "annotation
+	// Reason names the object and the key that decided, such as "annotation
 	// velero.io/csi-volumesnapshot-class of PersistentVolumeClaim shop/data".
 	Reason string
 }
 
-// rule is one step of the chain. It answers false where it has nothing to say,
-// and with an error where what it found is wrong or not clear.
+// rule is one step of the chain. It returns false if it does not apply, and an error if a
+// value is invalid or ambiguous.
 type rule func(Input) (Choice, bool, error)
 
-// ofClaim are the rules that know the claim, the nearest to the volume first.
+// ofClaim are the rules that need the claim, from the nearest to the volume to the most
+// distant.
 var ofClaim = []rule{
-	// The claim's annotation.
+	// The annotation of the claim.
 	func(in Input) (Choice, bool, error) {
 		return in.named(object("PersistentVolumeClaim", in.Claim), in.Claim.Annotations, claimAnnotation)
 	},
-	// The Backup's annotation for the driver. Velero looks for the driver in
-	// small letters only; as it is written it is no less clear.
+	// The annotation of the Backup for the driver. Velero accepts the driver in lower case
+	// only; this rule also accepts the exact name.
 	func(in Input) (Choice, bool, error) {
 		return in.named(object("Backup", in.Backup), in.Backup.Annotations, backupAnnotation+strings.ToLower(in.Driver), backupAnnotation+in.Driver)
 	},
-	// The location's config for the StorageClass: a backup or a schedule names the
-	// location.
+	// The config of the location for the StorageClass. The backup names the location.
 	func(in Input) (Choice, bool, error) {
 		key := "volumeSnapshotClass/" + in.storageClass()
 		if name, ok := in.Location[in.storageClass()]; ok {
@@ -91,13 +88,13 @@ var ofClaim = []rule{
 		}
 		return Choice{}, false, nil
 	},
-	// The configuration: what the administrator says of many volumes at once.
+	// The configuration of Stillpoint.
 	func(in Input) (Choice, bool, error) {
 		return in.configured(func(match config.Match) bool {
 			return match.Matches(in.Driver, in.storageClass(), in.Claim.Namespace, in.Claim.Labels, in.Backup.Labels)
 		})
 	},
-	// The StorageClass's annotation, ours or the one that users of K10 have.
+	// The annotation of the StorageClass: Stillpoint's or K10's.
 	func(in Input) (Choice, bool, error) {
 		if in.StorageClass == nil {
 			return Choice{}, false, nil
@@ -106,8 +103,8 @@ var ofClaim = []rule{
 	},
 }
 
-// ofContent stands in for ofClaim where there is no claim: the configuration,
-// as far as it asks for nothing but drivers.
+// ofContent replaces ofClaim if there is no claim: the rules of the configuration that
+// match drivers only.
 var ofContent = []rule{
 	func(in Input) (Choice, bool, error) {
 		return in.configured(func(match config.Match) bool {
@@ -116,17 +113,17 @@ var ofContent = []rule{
 	},
 }
 
-// ofDriver are the rules that know nothing but the driver.
+// ofDriver are the rules that need the driver only.
 var ofDriver = []rule{
-	// Velero's mark. Velero itself looks at labels only.
+	// Velero's mark. Velero itself reads labels only.
 	marked(markVelero, label, annotation),
 	// K10's.
 	marked(markK10, annotation),
-	// CloudCasa's, which its documentation has as a label.
+	// CloudCasa's, a label by its documentation.
 	marked(markCloudCasa, label, annotation),
-	// Kubernetes' own default for a driver.
+	// Kubernetes' default class of a driver.
 	marked(markDefault, annotation),
-	// There is nothing to choose between.
+	// The only class of the driver.
 	func(in Input) (Choice, bool, error) {
 		switch classes := in.classes(); len(classes) {
 		case 0:
@@ -140,8 +137,8 @@ var ofDriver = []rule{
 	},
 }
 
-// Choose gives the class that a claim's volume is snapshotted with. The error
-// names object, key, value and what is valid.
+// Choose returns the class for the snapshot of a claim's volume. The error names object,
+// key, value and valid values.
 func Choose(in Input) (Choice, error) {
 	choice, err := in.first(slices.Concat(ofClaim, ofDriver))
 	if err != nil {
@@ -150,9 +147,9 @@ func Choose(in Input) (Choice, error) {
 	return choice, nil
 }
 
-// ForContent is the class of a restored content of driver, from what is known
-// without a claim: rules of the configuration that ask for nothing but drivers,
-// marks on the classes, the only class. Errors are those of Choose.
+// ForContent returns the class of a restored VolumeSnapshotContent of driver. Without a
+// claim, it uses the rules of the configuration that match drivers only, the marks of the
+// classes and the only class.
 func ForContent(driver string, rules []config.SnapshotClassRule, classes []snapshotv1.VolumeSnapshotClass) (Choice, error) {
 	in := Input{Driver: driver, Rules: rules, Classes: classes}
 	choice, err := in.first(slices.Concat(ofContent, ofDriver))
@@ -174,8 +171,8 @@ func (in Input) first(chain []rule) (Choice, error) {
 	return Choice{}, fmt.Errorf("there is no VolumeSnapshotClass of driver %s; create one with driver: %s", in.Driver, in.Driver)
 }
 
-// named is a rule for annotations whose value is the name of a class. Several
-// keys must say the same.
+// named is the rule for annotations that name a class. Several keys must have the same
+// value.
 func (in Input) named(object string, annotations map[string]string, keys ...string) (Choice, bool, error) {
 	var found []string
 	for _, key := range keys {
@@ -196,10 +193,10 @@ func (in Input) named(object string, annotations map[string]string, keys ...stri
 	return in.choose(fmt.Sprintf("annotation %s of %s", found[0], object), annotations[found[0]])
 }
 
-// storageClass is the name of the claim's StorageClass, "" for none.
+// storageClass returns the name of the StorageClass of the claim, or "".
 func (in Input) storageClass() string { return ptr.Deref(in.Claim.Spec.StorageClassName, "") }
 
-// choose takes the class that something names.
+// choose returns the class with a name, or an error that names where it was found.
 func (in Input) choose(where, value string) (Choice, bool, error) {
 	class, fault := in.class(value)
 	if fault != "" {
@@ -208,7 +205,7 @@ func (in Input) choose(where, value string) (Choice, bool, error) {
 	return Choice{Class: class, Reason: where}, true, nil
 }
 
-// configured is the rule for the configuration; the first match wins.
+// configured is the rule for the configuration. The first match decides.
 func (in Input) configured(matches func(config.Match) bool) (Choice, bool, error) {
 	for i, rule := range in.Rules {
 		if !matches(rule.Match) {
@@ -220,7 +217,7 @@ func (in Input) configured(matches func(config.Match) bool) (Choice, bool, error
 		case fault == "":
 			return Choice{Class: class, Reason: where}, true, nil
 		case class.Name != "" && rule.Match.Drivers == nil:
-			// The rule is for another driver's volumes, and does not say so.
+			// The rule is for volumes of another driver, but does not match drivers.
 			return Choice{}, false, fmt.Errorf("%s gives VolumeSnapshotClass %s, which %s, to a volume of driver %s; add match.drivers: [%s] to it", where, rule.Class, fault, in.Driver, class.Driver)
 		default:
 			return Choice{}, false, fmt.Errorf("%s gives VolumeSnapshotClass %s, which %s; VolumeSnapshotClasses of driver %s: %s", where, rule.Class, fault, in.Driver, in.valid())
@@ -229,7 +226,7 @@ func (in Input) configured(matches func(config.Match) bool) (Choice, bool, error
 	return Choice{}, false, nil
 }
 
-// mark is where a VolumeSnapshotClass carries a key.
+// mark is the kind of metadata in which a class has a key.
 type mark struct {
 	name string
 	of   func(snapshotv1.VolumeSnapshotClass) map[string]string
@@ -240,8 +237,7 @@ var (
 	annotation = mark{"annotation", func(class snapshotv1.VolumeSnapshotClass) map[string]string { return class.Annotations }}
 )
 
-// marked is a rule for a key on classes of the driver. Only the value "true"
-// counts: who writes "false" means no.
+// marked is the rule for a key on classes of the driver. Only the value "true" counts.
 func marked(key string, marks ...mark) rule {
 	return func(in Input) (Choice, bool, error) {
 		var choices []Choice
@@ -265,8 +261,8 @@ func marked(key string, marks ...mark) rule {
 	}
 }
 
-// class finds a class by its name; fault says why it does not serve this
-// volume. Like Velero it does not mind capitals, which no object's name has.
+// class returns the class with a name. fault is the reason why the class is not usable for
+// this volume, or "". Like Velero, it ignores case.
 func (in Input) class(name string) (class snapshotv1.VolumeSnapshotClass, fault string) {
 	for _, class := range in.Classes {
 		if !strings.EqualFold(class.Name, name) {
@@ -280,14 +276,14 @@ func (in Input) class(name string) (class snapshotv1.VolumeSnapshotClass, fault 
 	return class, "does not exist"
 }
 
-// classes are those of the driver, by name.
+// classes returns the classes of the driver, sorted by name.
 func (in Input) classes() []snapshotv1.VolumeSnapshotClass {
 	classes := slices.DeleteFunc(slices.Clone(in.Classes), func(class snapshotv1.VolumeSnapshotClass) bool { return class.Driver != in.Driver })
 	slices.SortFunc(classes, byName)
 	return classes
 }
 
-// valid lists the names that would do.
+// valid lists the names of the usable classes.
 func (in Input) valid() string {
 	var names []string
 	for _, class := range in.classes() {
@@ -299,7 +295,7 @@ func (in Input) valid() string {
 	return strings.Join(names, ", ")
 }
 
-// advice is how to name a class where marks do not decide.
+// advice returns how to name a class if marks do not decide.
 func (in Input) advice() string {
 	if in.Claim == nil {
 		return fmt.Sprintf("add a rule with match.drivers: [%s] and nothing else to match under snapshotClasses of the configuration", in.Driver)

@@ -24,7 +24,7 @@ const (
 	isDefault   = "snapshot.storage.kubernetes.io/is-default-class"
 )
 
-// class has marks as in "label velero.io/csi-volumesnapshot-class=true".
+// class returns a class with marks such as "label velero.io/csi-volumesnapshot-class=true".
 func class(name, driver string, marks ...string) snapshotv1.VolumeSnapshotClass {
 	class := snapshotv1.VolumeSnapshotClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Driver: driver}
 	for _, mark := range marks {
@@ -44,8 +44,8 @@ func storageClass(provisioner string) *storagev1.StorageClass {
 	return &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "fast", Annotations: map[string]string{}}, Provisioner: provisioner}
 }
 
-// input is a volume with two classes, of which nothing says which to take, and
-// one of another driver.
+// input returns a volume with two classes of its driver, neither of which is preferred, and
+// one class of another driver.
 func input() Input {
 	fast := "fast"
 	return Input{
@@ -74,11 +74,11 @@ func byLabel(key, value string) *metav1.LabelSelector {
 	return &metav1.LabelSelector{MatchLabels: map[string]string{key: value}}
 }
 
-// choices are tables for Choose, and scenes for the comparison with Velero.
+// choices are test cases for Choose and for the comparison with Velero.
 var choices = map[string]struct {
 	change func(in *Input)
 	class  string
-	reason string // or what follows "choose … for PersistentVolumeClaim shop/data: "
+	reason string // or the end of the error
 }{
 	"claim": {func(in *Input) { in.Claim.Annotations[isVelero] = "a" }, "a", "annotation velero.io/csi-volumesnapshot-class of PersistentVolumeClaim shop/data"},
 	"claim, in capitals": {
@@ -292,8 +292,8 @@ func TestChoose(t *testing.T) {
 	}
 }
 
-// TestOrder has every fact at once, each for another class, and takes away the
-// one that decides.
+// TestOrder starts with all inputs, each for another class, and removes the one that
+// decides.
 func TestOrder(t *testing.T) {
 	in := input()
 	in.Claim.Annotations[isVelero] = "by-claim"

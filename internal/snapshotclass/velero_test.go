@@ -17,8 +17,7 @@ import (
 	"stillpoint.io/stillpoint/internal/config"
 )
 
-// veleroScheme is that of Velero's own client. Making the client reaches no
-// server.
+// veleroScheme returns the scheme of Velero's own client. No server is contacted.
 func veleroScheme(t *testing.T) *runtime.Scheme {
 	t.Helper()
 	config := filepath.Join(t.TempDir(), "config")
@@ -33,12 +32,11 @@ func veleroScheme(t *testing.T) *runtime.Scheme {
 	return made.Scheme()
 }
 
-// byVelero returns the class that Velero's own code takes when it reads the classes
-// from an API server.
+// byVelero returns the class that Velero's own code chooses.
 func byVelero(t *testing.T, scheme *runtime.Scheme, in Input) string {
 	t.Helper()
 	if in.StorageClass == nil {
-		return "" // Velero's action ends before it asks for a class
+		return "" // Velero's action ends before it chooses a class
 	}
 	var objects []runtime.Object
 	for i := range in.Classes {
@@ -61,7 +59,7 @@ func byVelero(t *testing.T, scheme *runtime.Scheme, in Input) string {
 func TestVelero(t *testing.T) {
 	type scene = struct {
 		change func(in *Input)
-		want   string // "?" where only the comparison counts
+		want   string // "?" if only the comparison matters
 	}
 	scenes := map[string]scene{
 		"name that does not serve, and a mark": {func(in *Input) {
@@ -129,7 +127,7 @@ func TestAnnotation(t *testing.T) {
 	}
 }
 
-// TestAnnotationHelps sets the annotation and asks Velero's own code again.
+// TestAnnotationHelps sets the annotation and calls Velero's own code again.
 func TestAnnotationHelps(t *testing.T) {
 	scheme := veleroScheme(t)
 	helped := 0
