@@ -64,7 +64,7 @@ func TestReadProbe(t *testing.T) {
 		"no capability":         {answer("0000000000000000", true), noAdmin},
 		"no fsfreeze":           {answer(privileged, false), noTool},
 		"neither":               {answer(unprivileged, false), noAdmin},
-		"said nothing":          {"", noAdmin},
+		"no output":             {"", noAdmin},
 		"a mount is no word":    {answer(privileged, false, "2120 2101 8:16 / /fsfreeze rw - ext4 /dev/sdb rw"), noTool},
 	} {
 		t.Run(name, func(t *testing.T) {

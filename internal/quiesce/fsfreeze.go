@@ -248,7 +248,7 @@ func (f *fileSystems) choose(ctx context.Context, hook int, pods []corev1.Pod, c
 			f.unfrozen[of.claim.Name] = Level{LevelByDriver, "by the profile of its driver (freeze: driver) the driver freezes its file system"}
 			continue
 		}
-		chosen, device, err := f.first(ctx, of, profile.Freeze)
+		chosen, device, err := f.choosePlace(ctx, of, profile.Freeze)
 		if err != nil {
 			return nil, err
 		}
@@ -305,7 +305,7 @@ func (f *fileSystems) candidates(pods []corev1.Pod, container string, paths []st
 	var block error // the first claim without a file system
 	for _, name := range claims {
 		claim := f.claims[name]
-		if err := refused(claim); err != nil {
+		if err := verifyFreezable(claim); err != nil {
 			if !isBlock(claim) {
 				return nil, err
 			}
@@ -315,7 +315,7 @@ func (f *fileSystems) candidates(pods []corev1.Pod, container string, paths []st
 		}
 		what := fmt.Sprintf("claim %s/%s", claim.Namespace, name)
 		if len(mounts[name]) == 0 && container == "" {
-			return nil, fmt.Errorf("%s cannot be frozen: no container that mounts it runs: %s", what, waiting(pods, name))
+			return nil, fmt.Errorf("%s cannot be frozen: no container that mounts it runs: %s", what, podStates(pods, name))
 		}
 		if len(mounts[name]) == 0 {
 			return nil, fmt.Errorf("%s: option container: %q does not mount it in any running pod", what, container)
@@ -333,11 +333,11 @@ func (f *fileSystems) candidates(pods []corev1.Pod, container string, paths []st
 }
 
 // waiting are the pods that use a claim, with the states of their containers.
-func waiting(pods []corev1.Pod, claim string) string {
+func podStates(pods []corev1.Pod, claim string) string {
 	var all []string
 	for i := range pods {
 		if workload.Uses(&pods[i], claim) {
-			all = append(all, fmt.Sprintf("pod %s: %s", pods[i].Name, states(&pods[i])))
+			all = append(all, fmt.Sprintf("pod %s: %s", pods[i].Name, containerStates(&pods[i])))
 		}
 	}
 	return strings.Join(all, "; ")
@@ -348,7 +348,7 @@ func (f *fileSystems) byPath(pods []corev1.Pod, container string, paths []string
 	var candidates []candidate
 	for _, wanted := range paths {
 		found := false
-		var there []string
+		var mounted []string
 		for i := range pods {
 			claimed := map[string]workload.Mount{}
 			for _, mount := range workload.Mounts(&pods[i]) {
@@ -360,7 +360,7 @@ func (f *fileSystems) byPath(pods []corev1.Pod, container string, paths []string
 					continue
 				}
 				for _, vm := range c.VolumeMounts {
-					there = append(there, c.Name+":"+vm.MountPath)
+					mounted = append(mounted, c.Name+":"+vm.MountPath)
 					if path.Clean(vm.MountPath) != path.Clean(wanted) {
 						continue
 					}
@@ -372,7 +372,7 @@ func (f *fileSystems) byPath(pods []corev1.Pod, container string, paths []string
 					if !ok {
 						return nil, fmt.Errorf("option paths: %s is claim %s/%s, which this backup does not snapshot", wanted, pods[i].Namespace, mount.Claim)
 					}
-					if err := refused(claim); err != nil {
+					if err := verifyFreezable(claim); err != nil {
 						return nil, err
 					}
 					of.claim, of.mounts = claim, append(of.mounts, mount)
@@ -384,9 +384,9 @@ func (f *fileSystems) byPath(pods []corev1.Pod, container string, paths []string
 			}
 		}
 		if !found {
-			slices.Sort(there)
+			slices.Sort(mounted)
 			return nil, fmt.Errorf("option paths: no running container mounts a volume at %s; mounted are: %s",
-				wanted, strings.Join(slices.Compact(there), ", "))
+				wanted, strings.Join(slices.Compact(mounted), ", "))
 		}
 	}
 	return candidates, nil
@@ -404,7 +404,7 @@ func noClaim(what string, pod *corev1.Pod, volume string) error {
 
 // refused says why a claim must not be frozen, as far as its specification
 // tells.
-func refused(claim corev1.PersistentVolumeClaim) error {
+func verifyFreezable(claim corev1.PersistentVolumeClaim) error {
 	name := fmt.Sprintf("claim %s/%s", claim.Namespace, claim.Name)
 	instead := fmt.Sprintf("quiesce the application with a blueprint of its own, name the file systems to freeze by the annotation %spaths, or leave the claim out by the annotation %s: %s on it",
 		api.AnnotationOptionPrefix, api.AnnotationQuiesce, unit.None)
@@ -423,7 +423,7 @@ func isBlock(claim corev1.PersistentVolumeClaim) bool {
 
 // first returns the first place that can freeze a volume, or write it out where
 // its storage freezes it.
-func (f *fileSystems) first(ctx context.Context, of candidate, profile config.Freeze) (place, string, error) {
+func (f *fileSystems) choosePlace(ctx context.Context, of candidate, profile config.Freeze) (place, string, error) {
 	var reasons []string
 	for _, mount := range of.mounts {
 		container := podexec.Container{Namespace: f.namespace, Pod: mount.Pod, Name: mount.Container}
@@ -471,12 +471,12 @@ func (f *fileSystems) probe(ctx context.Context, container podexec.Container) pr
 	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
 	var output bytes.Buffer
-	said := podexec.NewOutput(Unmasked)
+	stderr := podexec.NewOutput(Unmasked)
 	var result probed
-	err := f.executor.Exec(ctx, container, append([]string{"sh", "-c", probeScript, "stillpoint"}, f.variables[container]...), podexec.Streams{Stdout: &output, Stderr: said})
+	err := f.executor.Exec(ctx, container, append([]string{"sh", "-c", probeScript, "stillpoint"}, f.variables[container]...), podexec.Streams{Stdout: &output, Stderr: stderr})
 	if err != nil {
 		result.err = fmt.Errorf("%w (Stillpoint needs sh in the container)", err)
-		if text := said.String(); text != "" {
+		if text := stderr.String(); text != "" {
 			result.err = fmt.Errorf("%w: %s", result.err, text)
 		}
 	} else if result.probe, err = readProbe(output.Bytes()); err != nil {

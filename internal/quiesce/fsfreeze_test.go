@@ -27,12 +27,12 @@ type prober struct {
 func (p *prober) Exec(_ context.Context, container podexec.Container, _ []string, streams podexec.Streams) error {
 	name := container.Pod + "/" + container.Name
 	p.asked = append(p.asked, name)
-	said, ok := p.answers[name]
+	output, ok := p.answers[name]
 	if !ok {
 		fmt.Fprint(streams.Stderr, "sh: not found\n")
 		return fmt.Errorf("exec in %s: %w", container, errors.New("exit code 127"))
 	}
-	_, err := io.WriteString(streams.Stdout, said)
+	_, err := io.WriteString(streams.Stdout, output)
 	return err
 }
 
@@ -342,8 +342,8 @@ func TestEachContainerIsProbedOnce(t *testing.T) {
 
 // Two workloads that share a volume freeze it once, from the first.
 func TestAVolumeOfTwoWorkloadsIsFrozenOnce(t *testing.T) {
-	said := answer(privileged, true, mounted("8:16", "/data"))
-	files := newFileSystems(&prober{answers: map[string]string{"a-0/c": said, "b-0/c": said}}, "shop", []corev1.PersistentVolumeClaim{claim("data")}, noProfile)
+	output := answer(privileged, true, mounted("8:16", "/data"))
+	files := newFileSystems(&prober{answers: map[string]string{"a-0/c": output, "b-0/c": output}}, "shop", []corev1.PersistentVolumeClaim{claim("data")}, noProfile)
 	first, err := files.choose(t.Context(), 1, []corev1.Pod{pod("a-0", "n1", volume{"c", "data", "/data", ""})}, "", nil)
 	require.NoError(t, err)
 	assert.Len(t, first, 1)

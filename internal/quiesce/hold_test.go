@@ -54,7 +54,7 @@ func (d database) plan(begin, end string) *Plan {
 	}
 }
 
-func (d database) says(line, word string) string {
+func (d database) statement(line, word string) string {
 	return fmt.Sprintf("echo %s >>%s; echo a row; echo 'stillpoint: %s'", line, d.journal, word)
 }
 
@@ -81,7 +81,7 @@ func gone(t *testing.T, pid int, within time.Duration) {
 func TestHeldSession(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		d := newDatabase(t)
-		session, err := Freeze(t.Context(), Tools{Executor: h}, d.plan(d.says("begin", "held"), d.says("end", "released")), quiet())
+		session, err := Freeze(t.Context(), Tools{Executor: h}, d.plan(d.statement("begin", "held"), d.statement("end", "released")), quiet())
 		require.NoError(t, err)
 		assert.Equal(t, []string{"begin"}, d.lines(t))
 		pid := d.process(t)
@@ -103,7 +103,7 @@ func TestHeldSession(t *testing.T) {
 func TestHeldSessionEndsWithItsHolder(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		d := newDatabase(t)
-		_, err := Freeze(t.Context(), Tools{Executor: h}, d.plan(d.says("begin", "held"), d.says("end", "released")), quiet())
+		_, err := Freeze(t.Context(), Tools{Executor: h}, d.plan(d.statement("begin", "held"), d.statement("end", "released")), quiet())
 		require.NoError(t, err)
 		h.disconnect()
 		gone(t, d.process(t), 5*time.Second)
@@ -113,7 +113,7 @@ func TestHeldSessionEndsWithItsHolder(t *testing.T) {
 func TestHeldSessionIsReleasedAtTheDeadline(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		d := newDatabase(t)
-		plan := d.plan(d.says("begin", "held"), d.says("end", "released"))
+		plan := d.plan(d.statement("begin", "held"), d.statement("end", "released"))
 		plan.QuiesceTimeout = time.Second
 		session, err := Freeze(t.Context(), Tools{Executor: h}, plan, quiet())
 		require.NoError(t, err)
@@ -128,7 +128,7 @@ func TestHeldSessionIsReleasedAtTheDeadline(t *testing.T) {
 func TestHeldSessionThatHangsIsKilled(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		d := newDatabase(t)
-		plan := d.plan("sleep 60; echo 'stillpoint: held'", d.says("end", "released"))
+		plan := d.plan("sleep 60; echo 'stillpoint: held'", d.statement("end", "released"))
 		plan.PrepareTimeout = time.Second
 		begun := time.Now()
 		_, err := Freeze(t.Context(), Tools{Executor: h}, plan, quiet())
@@ -141,7 +141,7 @@ func TestHeldSessionThatHangsIsKilled(t *testing.T) {
 func TestHeldSessionThatFails(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		d := newDatabase(t)
-		_, err := Freeze(t.Context(), Tools{Executor: h}, d.plan("echo no such role >&2; false", d.says("end", "released")), quiet())
+		_, err := Freeze(t.Context(), Tools{Executor: h}, d.plan("echo no such role >&2; false", d.statement("end", "released")), quiet())
 		require.ErrorContains(t, err, "the client ended with exit code 3: no such role")
 	})
 }
@@ -167,7 +167,7 @@ func (s slowly) Write(p []byte) (int, error) {
 func TestReasonIsToldThatComesLate(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		d := newDatabase(t)
-		_, err := Freeze(t.Context(), Tools{Executor: late{h}}, d.plan("echo LOCK; echo no such role >&2; false", d.says("end", "released")), quiet())
+		_, err := Freeze(t.Context(), Tools{Executor: late{h}}, d.plan("echo LOCK; echo no such role >&2; false", d.statement("end", "released")), quiet())
 		require.ErrorContains(t, err, "the client ended with exit code 3: LOCK\nno such role")
 	})
 }
@@ -175,7 +175,7 @@ func TestReasonIsToldThatComesLate(t *testing.T) {
 func TestHeldSessionThatIsLostIsNoFreeze(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		d := newDatabase(t)
-		session, err := Freeze(t.Context(), Tools{Executor: h}, d.plan(d.says("begin", "held"), d.says("end", "released")), quiet())
+		session, err := Freeze(t.Context(), Tools{Executor: h}, d.plan(d.statement("begin", "held"), d.statement("end", "released")), quiet())
 		require.NoError(t, err)
 		require.NoError(t, syscall.Kill(d.process(t), syscall.SIGKILL))
 		<-session.Thawed()
@@ -187,15 +187,15 @@ func TestHeldSessionThatIsLostIsNoFreeze(t *testing.T) {
 func TestClientIsEndedByItsMark(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		d := newDatabase(t)
-		session, err := Freeze(t.Context(), Tools{Executor: h}, d.plan(d.says("begin", "held"), d.says("end", "released")), quiet())
+		session, err := Freeze(t.Context(), Tools{Executor: h}, d.plan(d.statement("begin", "held"), d.statement("end", "released")), quiet())
 		require.NoError(t, err)
 		pid := d.process(t)
 		other := endClient(session.targets()[0])
 		other.Command[len(other.Command)-1] = "session-2"
-		_, _, err = session.once(t.Context(), other)
+		_, _, err = session.runInNewShell(t.Context(), other)
 		require.NoError(t, err)
 		assert.NoError(t, syscall.Kill(pid, 0), "a process of another session was killed")
-		_, _, err = session.once(t.Context(), endClient(session.targets()[0]))
+		_, _, err = session.runInNewShell(t.Context(), endClient(session.targets()[0]))
 		require.NoError(t, err)
 		<-session.Thawed()
 		gone(t, pid, 5*time.Second)

@@ -68,9 +68,9 @@ func (p inPods) functions() map[string]render.Function {
 				if err != nil {
 					return nil, err
 				}
-				for name, said := range map[string][2]string{"begin": {begin, lineHeld}, "end": {end, lineReleased}} {
-					if !strings.Contains(said[0], said[1]) {
-						return nil, fmt.Errorf("args.%s has no statement that prints %q", name, said[1])
+				for name, statement := range map[string][2]string{"begin": {begin, lineHeld}, "end": {end, lineReleased}} {
+					if !strings.Contains(statement[0], statement[1]) {
+						return nil, fmt.Errorf("args.%s has no statement that prints %q", name, statement[1])
 					}
 				}
 				calls, err := p.calls(args)
@@ -182,7 +182,7 @@ func environment(args render.Args) (map[string]string, error) {
 
 // pairs gives each phase that releases sessions the calls of the phase that holds
 // them. A session that nobody releases is an error, and so is a release of none.
-func pairs(hook *Hook) error {
+func pairSessions(hook *Hook) error {
 	held := map[string]*render.Step{}
 	var names []string
 	for _, step := range hook.Pre {

@@ -37,7 +37,7 @@ func (s *Session) open(ctx context.Context) error {
 	for _, p := range s.pres {
 		for _, r := range p.runners {
 			if r.call.Hold != nil {
-				r.held = s.holder(p.hook, r.call)
+				r.held = s.clientTarget(p.hook, r.call)
 			}
 		}
 	}
@@ -114,7 +114,7 @@ func (s *Session) closePres() {
 }
 
 // holder is the target that has the client of a call of HoldSession.
-func (s *Session) holder(hook *Hook, call render.Call) *target {
+func (s *Session) clientTarget(hook *Hook, call render.Call) *target {
 	for _, t := range s.targets() {
 		if t.hook == hook && t.call.Hold != nil && ContainerOf(t.call) == ContainerOf(call) && *t.call.Hold == *call.Hold {
 			return t

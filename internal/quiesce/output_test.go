@@ -23,8 +23,8 @@ func TestErrorsShowNoPartOfASecret(t *testing.T) {
 				plan := app.plan()
 				plan.Mask = render.NewMasker([]byte(secret))
 				// The last size bytes begin within the secret.
-				said := fmt.Sprintf("printf %%s%%s%%s '%s' '%s' '%s' >&2; exit 7", strings.Repeat("=", 3000), secret, strings.Repeat("+", size-into))
-				plan.Hooks[1].Pre = step("freeze", render.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{"sh", "-c", said}})
+				script := fmt.Sprintf("printf %%s%%s%%s '%s' '%s' '%s' >&2; exit 7", strings.Repeat("=", 3000), secret, strings.Repeat("+", size-into))
+				plan.Hooks[1].Pre = step("freeze", render.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{"sh", "-c", script}})
 				_, err := Freeze(t.Context(), Tools{Executor: h}, plan, quiet())
 				require.ErrorContains(t, err, "exit code 7: ")
 				_, shown, _ := strings.Cut(err.Error(), "exit code 7: ")

@@ -41,7 +41,7 @@ type Plan struct {
 
 	// Owed is the record of what undoes the plan, as far as it is known before the
 	// session has begun.
-	Owed journal.Entry
+	Record journal.Entry
 
 	// Alternatives gives, for each file system that a post command thaws, the commands
 	// that thaw it in other containers; nil means that there are none.
@@ -49,7 +49,7 @@ type Plan struct {
 	// Gone reports whether no process of call's container can be left; nil knows none.
 	Gone func(ctx context.Context, call render.Call) bool
 	// Ends reports whether a hook itself ends the pod of a call; nil ends none.
-	Ends func(hook *Hook, call render.Call) bool
+	EndsPod func(hook *Hook, call render.Call) bool
 	// ByHand tells a person how to run a post command; nil says nothing.
 	ByHand func(call render.Call) string
 	// Volumes are the file systems that a post command thaws, as their node sees them;
@@ -76,7 +76,7 @@ type Hook struct {
 }
 
 // waiting reports whether a phase of the posthook is not rendered yet.
-func (h *Hook) waiting() bool {
+func (h *Hook) hasUnrendered() bool {
 	return slices.ContainsFunc(h.Post, func(step *render.Step) bool { return step.Needs != "" })
 }
 
@@ -115,7 +115,7 @@ func (p *Plan) gone(ctx context.Context, call render.Call) bool {
 }
 
 // ends reports whether the loss of a target's guard is no surprise.
-func (p *Plan) ends(t *target) bool { return p.Ends != nil && p.Ends(t.hook, t.call) }
+func (p *Plan) endsPod(t *target) bool { return p.EndsPod != nil && p.EndsPod(t.hook, t.call) }
 
 func (p *Plan) byHand(call render.Call) string {
 	if p.ByHand == nil {

@@ -77,23 +77,23 @@ func NewPlanner(settings *config.Config, clients *cluster.Clients, executor pode
 
 // Plan renders everything that freezing a group will take, as far as it can be
 // known before. Templates see the backup's start as .Time.
-func (p *Planner) Plan(ctx context.Context, group *unit.Unit, backup *velerov1.Backup) (*Plan, error) {
-	plan := &Plan{Name: group.Name(), OnError: group.OnError}
-	namespace := group.Claims[0].Namespace
-	plan.Owed = journal.Entry{
+func (p *Planner) Plan(ctx context.Context, u *unit.Unit, backup *velerov1.Backup) (*Plan, error) {
+	plan := &Plan{Name: u.Name(), OnError: u.OnError}
+	namespace := u.Claims[0].Namespace
+	plan.Record = journal.Entry{
 		ID:     journal.NewID(),
 		Backup: backup.Name, BackupUID: backup.UID,
-		Name: plan.Name, Namespace: namespace, Objects: group.Refs(),
+		Name: plan.Name, Namespace: namespace, Objects: u.Refs(),
 	}
-	if group.Namespace != nil {
-		plan.Owed.NamespaceUID = group.Namespace.UID
+	if u.Namespace != nil {
+		plan.Record.NamespaceUID = u.Namespace.UID
 	}
 	started := p.Clock.Now()
 	if backup.Status.StartTimestamp != nil {
 		started = backup.Status.StartTimestamp.Time
 	}
-	files := newFileSystems(p.Executor, namespace, group.Claims, p.Driver)
-	for _, of := range group.Parts {
+	files := newFileSystems(p.Executor, namespace, u.Claims, p.Driver)
+	for _, of := range u.Parts {
 		part := part{of}
 		if len(part.Settings.Blueprints) == 0 {
 			continue
@@ -102,7 +102,7 @@ func (p *Planner) Plan(ctx context.Context, group *unit.Unit, backup *velerov1.B
 		plan.QuiesceTimeout = shorter(plan.QuiesceTimeout, part.Settings.QuiesceTimeout)
 		plan.Mask = plan.Mask.Merge(part.mask())
 		for _, name := range part.Settings.Blueprints {
-			hook, mask, err := p.hook(ctx, name, part, files, started, plan.Owed.ID)
+			hook, mask, err := p.hook(ctx, name, part, files, started, plan.Record.ID)
 			plan.Mask = plan.Mask.Merge(mask)
 			if err != nil {
 				return nil, fmt.Errorf("%s: blueprint %s, which %s names: %w", part.Workload, name, part.Settings.Source, err)
@@ -113,24 +113,24 @@ func (p *Planner) Plan(ctx context.Context, group *unit.Unit, backup *velerov1.B
 	// The file systems of all workloads go last.
 	slices.SortStableFunc(plan.Hooks, func(a, b Hook) int { return rank(a) - rank(b) })
 	plan.Flush = flushes(plan.Hooks)
-	if err := p.levels(ctx, plan, group, files); err != nil {
+	if err := p.levels(ctx, plan, u, files); err != nil {
 		return nil, err
 	}
-	for _, other := range group.OtherFreezes(p.Kube.Discovery(), backup) {
+	for _, other := range u.OtherFreezes(p.Kube.Discovery(), backup) {
 		p.Warn("Quiesced twice: %s, beside Stillpoint's own quiesce of %s; a file system that is frozen already cannot be frozen again, which fails the quiesce. Remove one of the two", other, plan.Name)
 	}
-	rescue := &rescue{kube: p.Kube, group: group}
+	rescue := &rescue{kube: p.Kube, unit: u}
 	plan.Alternatives, plan.ByHand, plan.Volumes = rescue.alternatives, rescue.byHand, rescue.volumes
-	plan.Ends, plan.Gone = rescue.ends, func(ctx context.Context, call render.Call) bool { return ContainerGone(ctx, p.Kube, call) }
+	plan.EndsPod, plan.Gone = rescue.endsPod, func(ctx context.Context, call render.Call) bool { return ContainerGone(ctx, p.Kube, call) }
 	return plan, nil
 }
 
 // levels notes which claims Stillpoint does not freeze, and looks at commands of
 // other blueprints that freeze file systems by themselves.
-func (p *Planner) levels(ctx context.Context, plan *Plan, group *unit.Unit, files *fileSystems) error {
+func (p *Planner) levels(ctx context.Context, plan *Plan, u *unit.Unit, files *fileSystems) error {
 	plan.Unfrozen = files.unfrozen
 	var moving []string
-	for _, claim := range group.Claims {
+	for _, claim := range u.Claims {
 		level, ok := plan.Unfrozen[claim.Name]
 		if !ok {
 			continue
@@ -149,7 +149,7 @@ func (p *Planner) levels(ctx context.Context, plan *Plan, group *unit.Unit, file
 		p.Warn("Not frozen: claim %s/%s: %s. Its snapshot is crash-consistent, unless another blueprint quiesces what writes to it; the annotation %s: %s on the claim leaves it out",
 			claim.Namespace, claim.Name, level.Why, api.AnnotationQuiesce, unit.None)
 	}
-	if len(moving) > 0 && len(group.Claims) > 1 {
+	if len(moving) > 0 && len(u.Claims) > 1 {
 		p.Warn("Not of one moment: the snapshots of %s, since Stillpoint does not freeze %s: each is written to until it is cut", plan.Name, strings.Join(moving, ", "))
 	}
 	for _, hook := range plan.Hooks {
@@ -193,7 +193,7 @@ func (p *Planner) hook(ctx context.Context, name string, part part, files *fileS
 	}
 	scales := found.Calls(scaleFunction)
 	if !scales { // else it is known only later whether pods end
-		if err := part.missed(found.Blueprint, files.claims); err != nil {
+		if err := part.verifyReachable(found.Blueprint, files.claims); err != nil {
 			return hook, mask, err
 		}
 	}
@@ -211,8 +211,8 @@ func (p *Planner) hook(ctx context.Context, name string, part part, files *fileS
 		return hook, mask, err
 	}
 	hook.Pre, hook.Post, hook.Script = script.Pre, script.Post, script
-	if scales && !part.ends(hook.Pre) {
-		if err := part.missed(found.Blueprint, files.claims); err != nil {
+	if scales && !part.scalesToZero(hook.Pre) {
+		if err := part.verifyReachable(found.Blueprint, files.claims); err != nil {
 			return hook, mask, err
 		}
 	}
@@ -221,7 +221,7 @@ func (p *Planner) hook(ctx context.Context, name string, part part, files *fileS
 			step.Task.Owner = session
 		}
 	}
-	if err := pairs(&hook); err != nil {
+	if err := pairSessions(&hook); err != nil {
 		return hook, mask, err
 	}
 	return hook, mask, unthawed(hook)
@@ -244,7 +244,7 @@ func (p part) reachable() []corev1.Pod {
 
 // ends reports whether steps scale the workload to 0, which ends pods that nothing
 // else could quiesce.
-func (p part) ends(steps []*render.Step) bool {
+func (p part) scalesToZero(steps []*render.Step) bool {
 	return slices.ContainsFunc(steps, func(step *render.Step) bool {
 		return step.Task != nil && function.Ends(step.Task, p.Workload.Kind, p.Workload.Namespace, p.Workload.Name)
 	})
@@ -252,7 +252,7 @@ func (p part) ends(steps []*render.Step) bool {
 
 // missed returns an error if a pod uses one of the claims that are to be quiesced,
 // and no hook can run in that pod. A file system can be frozen from another pod.
-func (p part) missed(bp *blueprint.Blueprint, claims map[string]corev1.PersistentVolumeClaim) error {
+func (p part) verifyReachable(bp *blueprint.Blueprint, claims map[string]corev1.PersistentVolumeClaim) error {
 	files := bp.Calls(freezeFunction)
 	inPods := bp.Calls(runFunction) || bp.Calls(holdFunction)
 	if bp.Actions[blueprint.Prehook] == nil || p.Object != nil && !files && !inPods {
@@ -272,14 +272,14 @@ func (p part) missed(bp *blueprint.Blueprint, claims map[string]corev1.Persisten
 				continue
 			}
 			return fmt.Errorf("pod %s/%s %s and can write to claim %s, so no hook can run in it (%s); back up again when it has ended, or runs",
-				pod.Namespace, pod.Name, why, claim, states(&pod))
+				pod.Namespace, pod.Name, why, claim, containerStates(&pod))
 		}
 	}
 	return nil
 }
 
 // states are the active containers of a pod, and why they do not run.
-func states(pod *corev1.Pod) string {
+func containerStates(pod *corev1.Pod) string {
 	var all []string
 	active := workload.Active(pod)
 	for _, name := range slices.Sorted(maps.Keys(active)) {

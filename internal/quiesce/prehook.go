@@ -17,10 +17,10 @@ import (
 // prepare runs the pre commands, step by step, and then holds.
 func (s *Session) prepare(ctx context.Context) error {
 	for _, t := range s.targets() {
-		t.always = len(t.hook.Pre) == 0
+		t.unconditional = len(t.hook.Pre) == 0
 	}
 	for i := range s.plan.Hooks {
-		if err := s.prehook(ctx, &s.plan.Hooks[i]); err != nil {
+		if err := s.runPrehook(ctx, &s.plan.Hooks[i]); err != nil {
 			return err // those that may still complete are listened to
 		}
 	}
@@ -38,7 +38,7 @@ func (s *Session) prepare(ctx context.Context) error {
 	s.rearm = cancel
 	due := s.due()
 	go func() {
-		err := s.hold(rearming, "hold", s.plan.QuiesceTimeout, due)
+		err := s.armGuards(rearming, "hold", s.plan.QuiesceTimeout, due)
 		if rearming.Err() != nil || errors.Is(err, errLost) {
 			err = nil // thawed meanwhile, or the watch tells
 		}
@@ -47,10 +47,10 @@ func (s *Session) prepare(ctx context.Context) error {
 			s.Abandon(ctx, err)
 		}
 	}()
-	go s.expire(ctx)
+	go s.thawAtTimeout(ctx)
 	for _, t := range due {
-		if t.guard != nil && !s.plan.ends(t) {
-			go s.watch(ctx, t)
+		if t.guard != nil && !s.plan.endsPod(t) {
+			go s.watchGuard(ctx, t)
 		}
 	}
 	return nil
@@ -58,7 +58,7 @@ func (s *Session) prepare(ctx context.Context) error {
 
 // prehook runs the pre commands of one hook, its deferPhase whatever comes of the
 // others, and then renders what of the posthook depends on them.
-func (s *Session) prehook(ctx context.Context, hook *Hook) error {
+func (s *Session) runPrehook(ctx context.Context, hook *Hook) error {
 	var (
 		failed error
 		last   *pre
@@ -77,7 +77,7 @@ func (s *Session) prehook(ctx context.Context, hook *Hook) error {
 	if last != nil && begun {
 		failed = errors.Join(failed, s.runPre(ctx, last))
 	}
-	if err := s.complete(ctx, hook); err != nil && failed == nil {
+	if err := s.renderPosthook(ctx, hook); err != nil && failed == nil {
 		failed = fmt.Errorf("blueprint %s: %w", hook.Blueprint, s.masked(err))
 	}
 	return failed
@@ -85,8 +85,8 @@ func (s *Session) prehook(ctx context.Context, hook *Hook) error {
 
 // complete renders the phases of a posthook that had to wait for its prehook, lets
 // guards stand for them, and puts them on record.
-func (s *Session) complete(ctx context.Context, hook *Hook) error {
-	if hook.Script == nil || !hook.waiting() {
+func (s *Session) renderPosthook(ctx context.Context, hook *Hook) error {
+	if hook.Script == nil || !hook.hasUnrendered() {
 		return nil
 	}
 	if err := hook.Script.Finish(ctx); err != nil {
@@ -123,17 +123,17 @@ func (s *Session) complete(ctx context.Context, hook *Hook) error {
 			due = append(due, t)
 		}
 	}
-	if err := s.hold(ctx, "prepare", s.plan.PrepareTimeout+s.plan.QuiesceTimeout, due); err != nil {
+	if err := s.armGuards(ctx, "prepare", s.plan.PrepareTimeout+s.plan.QuiesceTimeout, due); err != nil {
 		return err
 	}
-	return s.amend(ctx, s.targets())
+	return s.updateRecord(ctx, s.targets())
 }
 
 // render renders a phase that had to wait.
 func (s *Session) render(ctx context.Context, hook *Hook, step *render.Step) error {
 	err := hook.Script.Render(ctx, step)
 	if step.Task != nil {
-		step.Task.Owner = s.plan.Owed.ID
+		step.Task.Owner = s.plan.Record.ID
 	}
 	s.mu.Lock()
 	s.mask = s.mask.Merge(hook.Script.Masker())
@@ -165,7 +165,7 @@ func (s *Session) runPre(ctx context.Context, p *pre) error {
 		}
 	}
 	// Guards first: a pre command whose guard does not answer must not begin.
-	if err := s.hold(ctx, "prepare", left+s.plan.QuiesceTimeout, s.becomesDue(p)); err != nil {
+	if err := s.armGuards(ctx, "prepare", left+s.plan.QuiesceTimeout, s.linkPosts(p)); err != nil {
 		return err
 	}
 	if s.begun.IsZero() {
@@ -194,7 +194,7 @@ func (p *pre) commands() []*progress {
 // do: those of the same blueprint in the same containers, those that stand in a
 // container where the blueprint has no pre command at all, and those that stand in
 // none. It returns the targets that undo nothing of an earlier phase.
-func (s *Session) becomesDue(p *pre) []*target {
+func (s *Session) linkPosts(p *pre) []*target {
 	undoes := func(t *target) (linked []*progress) {
 		if t.task != nil || t.step.Needs != "" || t.call.Hold == nil && !t.hook.prepares(ContainerOf(t.call)) {
 			return p.commands()
@@ -218,7 +218,7 @@ func (s *Session) becomesDue(p *pre) []*target {
 			continue
 		}
 		linked := undoes(t)
-		if len(linked) > 0 && len(t.undoes) == 0 && !t.always {
+		if len(linked) > 0 && len(t.undoes) == 0 && !t.unconditional {
 			due = append(due, t)
 		}
 		t.undoes = append(t.undoes, linked...)
@@ -227,15 +227,15 @@ func (s *Session) becomesDue(p *pre) []*target {
 }
 
 // hold gives guards a limit and waits until they have it.
-func (s *Session) hold(ctx context.Context, verb string, limit time.Duration, targets []*target) error {
+func (s *Session) armGuards(ctx context.Context, verb string, limit time.Duration, targets []*target) error {
 	ctx, cancel := context.WithTimeout(ctx, ThawLimit)
 	defer cancel()
 	return each(targets, func(t *target) error {
 		if t.guard == nil {
 			return nil
 		}
-		_, err := t.guard.ask(ctx, fmt.Sprintf("%s %d", verb, seconds(limit+graceOfGuard)), "holding")
-		if err != nil && !s.plan.ends(t) {
+		_, err := t.guard.ask(ctx, fmt.Sprintf("%s %d", verb, seconds(limit+guardGrace)), "holding")
+		if err != nil && !s.plan.endsPod(t) {
 			return fmt.Errorf("arm the guard in %s: %w", t.guard.container, s.masked(err))
 		}
 		return nil
@@ -249,24 +249,24 @@ func (s *Session) runStep(ctx context.Context, p *pre, limit time.Duration) (map
 	if p.step.Task != nil {
 		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
-		s.enter(&p.task, uncertain)
+		s.setState(&p.task, uncertain)
 		outputs, err := s.runTask(ctx, p.step.Task)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", where, s.masked(err))
 		}
-		s.enter(&p.task, frozen)
+		s.setState(&p.task, frozen)
 		return outputs, nil
 	}
 	printed := make([]*podexec.Output, len(p.runners))
 	err := each(p.runners, func(r *runner) error {
 		i := slices.Index(p.runners, r)
-		s.enter(&r.progress, pending)
+		s.setState(&r.progress, pending)
 		var err error
 		switch {
 		case r.held != nil:
-			printed[i], err = s.tellHeld(ctx, r, limit)
+			printed[i], err = s.beginHeld(ctx, r, limit)
 		case r.shell == nil:
-			printed[i], err = s.bare(ctx, r, limit)
+			printed[i], err = s.runWithoutShell(ctx, r, limit)
 		default:
 			printed[i], err = s.runShell(ctx, r, limit)
 		}
@@ -275,7 +275,7 @@ func (s *Session) runStep(ctx context.Context, p *pre, limit time.Duration) (map
 		}
 		return nil
 	})
-	s.dismiss(ctx, p.hook)
+	s.dismissGuards(ctx, p.hook)
 	if err != nil {
 		return nil, err
 	}
@@ -284,7 +284,7 @@ func (s *Session) runStep(ctx context.Context, p *pre, limit time.Duration) (map
 
 // dismiss has the guards of a hook leave that have nothing to undo, since another
 // program holds the freeze: they would undo that.
-func (s *Session) dismiss(ctx context.Context, hook *Hook) {
+func (s *Session) dismissGuards(ctx context.Context, hook *Hook) {
 	for _, t := range s.targets() {
 		if t.hook == hook && t.guard != nil && s.state(t) == foreign {
 			s.dismissed = true
@@ -329,7 +329,7 @@ func (s *Session) runShell(ctx context.Context, r *runner, limit time.Duration) 
 	}
 	go s.await(ctx, r)
 	if waiting.Err() != nil {
-		return nil, fmt.Errorf("it has not ended at prepare-timeout %s and can still complete: %s", s.plan.PrepareTimeout, s.soFar(r.shell))
+		return nil, fmt.Errorf("it has not ended at prepare-timeout %s and can still complete: %s", s.plan.PrepareTimeout, s.outputSoFar(r.shell))
 	}
 	return nil, s.masked(err)
 }
@@ -351,46 +351,46 @@ func (s *Session) ended(r *runner, answer string) (*podexec.Output, error) {
 	code := strings.TrimPrefix(answer, "ended ")
 	r.shell.output.WaitEnd()
 	to := ended(r.call.Command, code, r.shell.output)
-	s.enter(&r.progress, to)
+	s.setState(&r.progress, to)
 	switch {
 	case to == frozen:
 		return r.shell.output, nil
 	case code == "124":
-		return nil, fmt.Errorf("killed after prepare-timeout %s: %s", s.plan.PrepareTimeout, s.soFar(r.shell))
+		return nil, fmt.Errorf("killed after prepare-timeout %s: %s", s.plan.PrepareTimeout, s.outputSoFar(r.shell))
 	case to == foreign:
-		return nil, fmt.Errorf("another program has frozen the file system already, such as Velero's own hooks, a second backup tool or the storage, and its freeze is left alone: exit code %s: %s", code, s.soFar(r.shell))
+		return nil, fmt.Errorf("another program has frozen the file system already, such as Velero's own hooks, a second backup tool or the storage, and its freeze is left alone: exit code %s: %s", code, s.outputSoFar(r.shell))
 	default:
-		return nil, fmt.Errorf("exit code %s: %s", code, s.soFar(r.shell))
+		return nil, fmt.Errorf("exit code %s: %s", code, s.outputSoFar(r.shell))
 	}
 }
 
 // tellHeld has a held client begin.
-func (s *Session) tellHeld(ctx context.Context, r *runner, limit time.Duration) (*podexec.Output, error) {
+func (s *Session) beginHeld(ctx context.Context, r *runner, limit time.Duration) (*podexec.Output, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	guard := r.held.guard
 	answer, err := guard.ask(ctx, "begin", lineHeld, "ended")
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return nil, fmt.Errorf("the client did not say %q within prepare-timeout %s: %s", lineHeld, s.plan.PrepareTimeout, s.soFar(guard))
+		return nil, fmt.Errorf("the client did not say %q within prepare-timeout %s: %s", lineHeld, s.plan.PrepareTimeout, s.outputSoFar(guard))
 	case err != nil:
 		return nil, s.masked(err)
 	case answer != lineHeld:
-		s.enter(&r.progress, uncertain)
-		return nil, fmt.Errorf("the client ended with exit code %s: %s", strings.TrimPrefix(answer, "ended "), s.said(guard))
+		s.setState(&r.progress, uncertain)
+		return nil, fmt.Errorf("the client ended with exit code %s: %s", strings.TrimPrefix(answer, "ended "), s.finalOutput(guard))
 	}
-	s.enter(&r.progress, frozen)
+	s.setState(&r.progress, frozen)
 	return guard.output, nil
 }
 
 // bare runs a command in a container that has no shell.
-func (s *Session) bare(ctx context.Context, r *runner, limit time.Duration) (*podexec.Output, error) {
+func (s *Session) runWithoutShell(ctx context.Context, r *runner, limit time.Duration) (*podexec.Output, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	printed := podexec.NewOutput(s.show)
 	err := s.tools.Executor.Exec(ctx, ContainerOf(r.call), r.call.Command, podexec.Streams{Stdout: printed, Stderr: printed})
 	if code, known := podexec.ExitCode(err); known {
-		s.enter(&r.progress, ended(r.call.Command, code, printed))
+		s.setState(&r.progress, ended(r.call.Command, code, printed))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s", s.masked(err), printed)

@@ -44,8 +44,8 @@ func NewReporter(kube kubernetes.Interface) *Reporter {
 	return &Reporter{kube, broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "stillpoint"})}
 }
 
-func (r *Reporter) event(group *unit.Unit, eventType, reason, format string, args ...any) {
-	for _, ref := range group.Refs() {
+func (r *Reporter) event(u *unit.Unit, eventType, reason, format string, args ...any) {
+	for _, ref := range u.Refs() {
 		r.recorder.Eventf(&corev1.ObjectReference{
 			APIVersion: ref.APIVersion, Kind: ref.Kind, Namespace: ref.Namespace, Name: ref.Name, UID: ref.UID,
 		}, eventType, reason, format, args...)
@@ -54,11 +54,11 @@ func (r *Reporter) event(group *unit.Unit, eventType, reason, format string, arg
 
 // stillFrozen reports what may still be frozen, as an error in the log and by events. It
 // returns when they are sent: Velero may end this process at any time.
-func (r *Reporter) stillFrozen(ctx context.Context, log logrus.FieldLogger, group *unit.Unit, stuck error) {
+func (r *Reporter) stillFrozen(ctx context.Context, log logrus.FieldLogger, u *unit.Unit, stuck error) {
 	log.Error(stuck)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ThawLimit)
 	defer cancel()
-	err := each(group.Refs(), func(ref workload.Ref) error {
+	err := each(u.Refs(), func(ref workload.Ref) error {
 		return retry.OnError(retry.DefaultBackoff, func(error) bool { return ctx.Err() == nil }, func() error {
 			return SendEvent(ctx, r.kube, clock.RealClock{}, ref, corev1.EventTypeWarning, ReasonStillFrozen, stuck.Error())
 		})
@@ -91,9 +91,9 @@ func SendEvent(ctx context.Context, kube kubernetes.Interface, clock clock.Passi
 
 // Freeze carries out the plan of a group, with a line before anything is touched
 // and one when it is frozen: what a process leaves that dies meanwhile.
-func (r *Reporter) Freeze(ctx context.Context, tools Tools, plan *Plan, group *unit.Unit, log logrus.FieldLogger, backup string) (*Session, error) {
-	names := make([]string, len(group.Claims))
-	for i, claim := range group.Claims {
+func (r *Reporter) Freeze(ctx context.Context, tools Tools, plan *Plan, u *unit.Unit, log logrus.FieldLogger, backup string) (*Session, error) {
+	names := make([]string, len(u.Claims))
+	for i, claim := range u.Claims {
 		names[i] = claim.Name
 	}
 	what := fmt.Sprintf("blueprints %s; volumes %s", strings.Join(plan.Blueprints(), ", "), strings.Join(names, ", "))
@@ -107,39 +107,39 @@ func (r *Reporter) Freeze(ctx context.Context, tools Tools, plan *Plan, group *u
 	}
 	prepared := session.Report().Prepared.Milliseconds()
 	log.WithField("prepareMillis", prepared).Infof("Quiesced %s in %d ms: %s", plan.Name, prepared, what)
-	r.event(group, corev1.EventTypeNormal, reasonQuiesced, "Quiesced for backup %s", backup)
+	r.event(u, corev1.EventTypeNormal, reasonQuiesced, "Quiesced for backup %s", backup)
 	return session, nil
 }
 
 // Thawed tells how a freeze went that is over.
-func (r *Reporter) Thawed(ctx context.Context, log logrus.FieldLogger, group *unit.Unit, report Report, backup string) {
+func (r *Reporter) Thawed(ctx context.Context, log logrus.FieldLogger, u *unit.Unit, report Report, backup string) {
 	frozen := report.Frozen.Milliseconds()
 	log = log.WithField("frozenMillis", frozen)
 	if report.Stuck != nil {
-		r.stillFrozen(ctx, log, group, report.Stuck)
+		r.stillFrozen(ctx, log, u, report.Stuck)
 		return
 	}
 	if report.Broken != nil {
 		write := log.Errorf
-		if group.OnError == unit.Continue {
+		if u.OnError == unit.Continue {
 			write = log.Warnf
 		}
-		write("Thawed %s early: frozen for %d ms: %v", group.Name(), frozen, report.Broken)
-		r.event(group, corev1.EventTypeWarning, reasonFailed, "Thawed early after %d ms in backup %s: %v", frozen, backup, report.Broken)
+		write("Thawed %s early: frozen for %d ms: %v", u.Name(), frozen, report.Broken)
+		r.event(u, corev1.EventTypeWarning, reasonFailed, "Thawed early after %d ms in backup %s: %v", frozen, backup, report.Broken)
 		return
 	}
-	log.Infof("Thawed %s: frozen for %d ms, %s cut", group.Name(), frozen, volumes(len(group.Claims)))
-	r.event(group, corev1.EventTypeNormal, ReasonThawed, "Frozen for %d ms for backup %s", frozen, backup)
+	log.Infof("Thawed %s: frozen for %d ms, %s cut", u.Name(), frozen, volumes(len(u.Claims)))
+	r.event(u, corev1.EventTypeNormal, ReasonThawed, "Frozen for %d ms for backup %s", frozen, backup)
 }
 
 // Failed reports that a group could not be quiesced. The error itself is in the
 // log by the caller where it keeps volumes out of the backup.
-func (r *Reporter) Failed(ctx context.Context, log logrus.FieldLogger, group *unit.Unit, failed error, backup string) {
+func (r *Reporter) Failed(ctx context.Context, log logrus.FieldLogger, u *unit.Unit, failed error, backup string) {
 	if stuck := (stuckError{}); errors.As(failed, &stuck) {
-		r.stillFrozen(ctx, log, group, stuck)
+		r.stillFrozen(ctx, log, u, stuck)
 	}
-	r.event(group, corev1.EventTypeWarning, reasonFailed, "Backup %s: %v", backup, failed)
-	if group.OnError == unit.Continue {
+	r.event(u, corev1.EventTypeWarning, reasonFailed, "Backup %s: %v", backup, failed)
+	if u.OnError == unit.Continue {
 		log.Warnf("Quiesce failed; the snapshots will be crash-consistent only, since %s is continue: %v", api.AnnotationOnQuiesceError, failed)
 	}
 }

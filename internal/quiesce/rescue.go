@@ -26,8 +26,8 @@ import (
 // frozen when the container dies that froze it, and can be thawed from any
 // other that mounts the volume.
 type rescue struct {
-	kube  kubernetes.Interface
-	group *unit.Unit
+	kube kubernetes.Interface
+	unit *unit.Unit
 }
 
 // alternatives lists, for each file system that call thaws, the commands that thaw it
@@ -50,7 +50,7 @@ func ThawsElsewhere(ctx context.Context, kube kubernetes.Interface, call render.
 	if err != nil || len(claims) == 0 {
 		return nil
 	}
-	ways := make([][]render.Call, len(claims))
+	alternatives := make([][]render.Call, len(claims))
 	for i := range pods.Items {
 		pod := &pods.Items[i]
 		running := workload.RunningContainers(pod)
@@ -59,13 +59,13 @@ func ThawsElsewhere(ctx context.Context, kube kubernetes.Interface, call render.
 			if of < 0 || mount.Block || (pod.Name == call.Pod && mount.Container == call.Container) || !slices.Contains(running, mount.Container) {
 				continue
 			}
-			ways[of] = append(ways[of], render.Call{
+			alternatives[of] = append(alternatives[of], render.Call{
 				Namespace: call.Namespace, Pod: pod.Name, Container: mount.Container,
 				Command: []string{"fsfreeze", "--unfreeze", mount.Path},
 			})
 		}
 	}
-	return ways
+	return alternatives
 }
 
 // ContainerGone reports whether no process of call's container can be left. The kubelet reports
@@ -92,8 +92,8 @@ type Outside struct {
 
 // Thaw takes one way for each file system, and the node if there is none. It returns
 // where that was.
-func (o Outside) Thaw(ctx context.Context, ways [][]render.Call) (tried Try, where string, err error) {
-	if tried, where, err = o.fromContainers(ctx, ways); err == nil || o.Node == nil || len(o.Volumes) == 0 {
+func (o Outside) Thaw(ctx context.Context, alternatives [][]render.Call) (tried Try, where string, err error) {
+	if tried, where, err = o.fromContainers(ctx, alternatives); err == nil || o.Node == nil || len(o.Volumes) == 0 {
 		return tried, where, err
 	}
 	tried, where, onNode := o.onNodes(ctx)
@@ -106,10 +106,10 @@ func (o Outside) Thaw(ctx context.Context, ways [][]render.Call) (tried Try, whe
 	return tried, where, onNode
 }
 
-func (o Outside) fromContainers(ctx context.Context, ways [][]render.Call) (tried Try, where string, err error) {
+func (o Outside) fromContainers(ctx context.Context, alternatives [][]render.Call) (tried Try, where string, err error) {
 	all, err := Try{Reply: Undone}, ErrNowhere
 	var from []string
-	for _, calls := range ways {
+	for _, calls := range alternatives {
 		err = ErrNowhere
 		for _, call := range calls {
 			if tried, err = UndoOnce(ctx, o.Executor, call, ThawLimit, o.Show); err == nil {
@@ -148,7 +148,7 @@ func (o Outside) onNodes(ctx context.Context) (tried Try, where string, err erro
 
 // pod is call's pod as it was when the plan was made.
 func (r *rescue) pod(call render.Call) *corev1.Pod {
-	for _, w := range r.group.Component.Workloads {
+	for _, w := range r.unit.Component.Workloads {
 		for i := range w.Pods {
 			if w.Pods[i].Name == call.Pod && w.Pods[i].Namespace == call.Namespace {
 				return &w.Pods[i]
@@ -190,7 +190,7 @@ func (r *rescue) volumes(call render.Call) []journal.Volume {
 	}
 	var volumes []journal.Volume
 	for _, mount := range r.mountsOf(call) {
-		for _, claim := range r.group.Claims {
+		for _, claim := range r.unit.Claims {
 			if claim.Name == mount.Claim && !mount.Block {
 				volumes = append(volumes, journal.Volume{
 					Claim: claim.Name, ClaimUID: claim.UID, MountPath: mount.Path, Node: pod.Spec.NodeName,
@@ -216,14 +216,14 @@ func VolumesIn(command []string, volumes []journal.Volume) []journal.Volume {
 
 // ends reports whether a hook itself ends the pod of a call, and with it a guard that
 // stands there: it scales or changes the pod, a controller of it, or what owns that.
-func (r *rescue) ends(hook *Hook, call render.Call) bool {
+func (r *rescue) endsPod(hook *Hook, call render.Call) bool {
 	pod := r.pod(call)
 	if pod == nil {
 		return false
 	}
 	owners := []metav1.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: pod.Name}}
 	owners = append(owners, pod.OwnerReferences...)
-	for _, w := range r.group.Component.Workloads {
+	for _, w := range r.unit.Component.Workloads {
 		if !slices.ContainsFunc(w.Pods, func(p corev1.Pod) bool { return p.UID == pod.UID }) {
 			continue
 		}

@@ -21,7 +21,7 @@ func rescueFor(planned corev1.Pod, now ...corev1.Pod) *rescue {
 	}
 	return &rescue{
 		kube: fake.NewClientset(objects...),
-		group: &unit.Unit{
+		unit: &unit.Unit{
 			Component: workload.Component{Workloads: []workload.Workload{{Pods: []corev1.Pod{planned}}}},
 			Claims:    []corev1.PersistentVolumeClaim{claim("data"), claim("wal")},
 		},

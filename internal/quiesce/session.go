@@ -40,7 +40,7 @@ const (
 	nodeAfter = 10 * time.Second
 	// graceOfGuard is by how much a guard's own deadline lies behind ours, so
 	// that the two do not run the post command at the same moment.
-	graceOfGuard = time.Second
+	guardGrace = time.Second
 )
 
 // Tools are what a session works with.
@@ -49,11 +49,11 @@ type Tools struct {
 	// Tasks runs what acts through the API server; nil can run nothing.
 	Tasks Tasks
 	// Intents keeps on record what is owed; nil keeps nothing.
-	Journal Intents
+	Journal Journal
 	// Node thaws file systems from their node; nil where nobody allows it.
 	Node Node
 
-	patience time.Duration // in the place of rescueLimit, for tests
+	retryLimit time.Duration // in the place of rescueLimit, for tests
 }
 
 // NewTools returns the tools for sessions of a planner's plans.
@@ -74,9 +74,9 @@ type Tasks interface {
 }
 
 // Intents is journal.Journal.
-type Intents interface {
-	Open(ctx context.Context, owed *journal.Entry) error
-	Update(ctx context.Context, owed *journal.Entry) error
+type Journal interface {
+	Open(ctx context.Context, record *journal.Entry) error
+	Update(ctx context.Context, record *journal.Entry) error
 	Close(ctx context.Context, id string) error
 }
 
@@ -94,9 +94,9 @@ type Session struct {
 	plan  *Plan
 	log   logrus.FieldLogger
 
-	pres  []*pre
-	posts []*post // in the order in which they run
-	owed  *journal.Entry
+	pres   []*pre
+	posts  []*post // in the order in which they run
+	record *journal.Entry
 
 	thaw   sync.Once
 	thawed chan struct{}
@@ -169,13 +169,13 @@ type target struct {
 	guard *shell
 	// undoes are the pre commands whose effect the target undoes; always says that it
 	// runs whatever has begun.
-	undoes []*progress
-	always bool
+	undoes        []*progress
+	unconditional bool
 	// told says that the guard has confirmed the order to thaw, silent that it did not
 	// although its connection stands.
-	told, silent bool
+	thawing, unresponsive bool
 	// over says that its effect is known to be undone; Session.mu guards it.
-	over bool
+	undone bool
 }
 
 // Freeze arms a guard for every post command of plan, makes every pre command
@@ -200,7 +200,7 @@ func Freeze(ctx context.Context, tools Tools, plan *Plan, log logrus.FieldLogger
 		err = unwritten
 	}
 	if err == nil {
-		err = s.record(ctx)
+		err = s.openRecord(ctx)
 	}
 	if err != nil {
 		s.closePres()
@@ -208,10 +208,10 @@ func Freeze(ctx context.Context, tools Tools, plan *Plan, log logrus.FieldLogger
 		return nil, fmt.Errorf("nothing was frozen: %w", err)
 	}
 	// What has begun ends by its own limits, not by the caller's.
-	life := context.WithoutCancel(ctx)
-	if err := s.prepare(life); err != nil {
+	sessionCtx := context.WithoutCancel(ctx)
+	if err := s.prepare(sessionCtx); err != nil {
 		close(s.rearmed)
-		s.Thaw(life)
+		s.Thaw(sessionCtx)
 		return nil, errors.Join(err, s.Report().Stuck)
 	}
 	return s, nil
@@ -226,9 +226,9 @@ func (s *Session) flush(ctx context.Context) <-chan error {
 		ctx, cancel := context.WithTimeout(ctx, s.plan.PrepareTimeout)
 		defer cancel()
 		err := each(s.plan.Flush, func(call render.Call) error {
-			said := podexec.NewOutput(Unmasked)
-			if err := s.tools.Executor.Exec(ctx, ContainerOf(call), call.Command, podexec.Streams{Stderr: said}); err != nil {
-				return fmt.Errorf("%s in %s: %w: %s", podexec.Quote(call.Command), ContainerOf(call), err, said.String())
+			stderr := podexec.NewOutput(Unmasked)
+			if err := s.tools.Executor.Exec(ctx, ContainerOf(call), call.Command, podexec.Streams{Stderr: stderr}); err != nil {
+				return fmt.Errorf("%s in %s: %w: %s", podexec.Quote(call.Command), ContainerOf(call), err, stderr.String())
 			}
 			return nil
 		})
@@ -268,9 +268,9 @@ func (s *Session) state(t *target) state {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case t.over:
+	case t.undone:
 		return thawed
-	case t.always:
+	case t.unconditional:
 		return uncertain
 	}
 	_, alone := OnlyFileSystem(t.call.Command)
@@ -284,14 +284,14 @@ func (s *Session) state(t *target) state {
 }
 
 // enter records how far a pre command is.
-func (s *Session) enter(p *progress, to state) {
+func (s *Session) setState(p *progress, to state) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p.state = to
 }
 
 // broke records why the freeze was not whole; the first reason counts.
-func (s *Session) broke(reason error) {
+func (s *Session) markBroken(reason error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.report.Broken == nil {
@@ -300,23 +300,23 @@ func (s *Session) broke(reason error) {
 }
 
 // said is what a command that has ended printed last.
-func (s *Session) said(from *shell) string {
+func (s *Session) finalOutput(from *shell) string {
 	from.output.WaitEnd()
-	return s.soFar(from)
+	return s.outputSoFar(from)
 }
 
 // soFar is what a command has printed last that may go on.
-func (s *Session) soFar(from *shell) string {
+func (s *Session) outputSoFar(from *shell) string {
 	return cmp.Or(from.output.String(), "no output")
 }
 
 // show masks what a command has printed.
-func (s *Session) show(said string, cut bool) string {
-	return s.masker().Tail(said, podexec.TailLimit, cut)
+func (s *Session) show(text string, cut bool) string {
+	return s.masker().Tail(text, podexec.TailLimit, cut)
 }
 
 // expire keeps the quiesce timeout.
-func (s *Session) expire(ctx context.Context) {
+func (s *Session) thawAtTimeout(ctx context.Context) {
 	deadline := time.NewTimer(s.plan.QuiesceTimeout)
 	defer deadline.Stop()
 	select {
@@ -327,7 +327,7 @@ func (s *Session) expire(ctx context.Context) {
 }
 
 // watch notices when a guard thaws or goes away without being told to.
-func (s *Session) watch(ctx context.Context, t *target) {
+func (s *Session) watchGuard(ctx context.Context, t *target) {
 	select {
 	case <-t.guard.ended:
 		s.Abandon(ctx, fmt.Errorf("the guard in %s was lost while frozen: %w", t.guard.container, s.masked(t.guard.lost(ctx))))
@@ -355,15 +355,15 @@ func (s *Session) finish(ctx context.Context, broken error) {
 		// A post command is owed whoever has stopped waiting.
 		ctx := context.WithoutCancel(ctx)
 		if broken == nil {
-			broken = s.undone(ctx)
+			broken = s.verifyTasks(ctx)
 		}
 		if broken != nil {
-			s.broke(broken)
+			s.markBroken(broken)
 		}
-		stuck := s.post(ctx)
+		stuck := s.runPosthooks(ctx)
 		s.closePres()
 		s.release(ctx)
-		defer s.settle(ctx, stuck)
+		defer s.closeRecord(ctx, stuck)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.report.Stuck = stuck
@@ -375,7 +375,7 @@ func (s *Session) finish(ctx context.Context, broken error) {
 }
 
 // undone returns an error if what pre tasks have done did not last until now.
-func (s *Session) undone(ctx context.Context) error {
+func (s *Session) verifyTasks(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, ThawLimit)
 	defer cancel()
 	return each(s.pres, func(p *pre) error {

@@ -62,12 +62,12 @@ var errLost = errors.New("the connection to the container was lost")
 
 // shell is one of the scripts, running in a container and waiting for lines.
 type shell struct {
-	container podexec.Container
-	stdin     *io.PipeWriter
-	lines     chan string
-	output    *podexec.Output
-	process   string // of a guard's shell, or of a held client
-	hangUp    context.CancelFunc
+	container  podexec.Container
+	stdin      *io.PipeWriter
+	lines      chan string
+	output     *podexec.Output
+	process    string // of a guard's shell, or of a held client
+	disconnect context.CancelFunc
 	// ended is closed when the script has ended or the connection is gone;
 	// err says which.
 	ended chan struct{}
@@ -79,19 +79,19 @@ type shell struct {
 // the output.
 func openShell(ctx context.Context, executor podexec.Executor, call render.Call, script string, show podexec.Show) (*shell, error) {
 	container := ContainerOf(call)
-	life, hangUp := context.WithCancel(context.WithoutCancel(ctx))
+	execCtx, disconnect := context.WithCancel(context.WithoutCancel(ctx))
 	stdin, typed := io.Pipe()
 	printed, stdout := io.Pipe()
 	s := &shell{
-		container: container,
-		stdin:     typed,
-		lines:     make(chan string, 16),
-		output:    podexec.NewOutput(show),
-		hangUp:    hangUp,
-		ended:     make(chan struct{}),
+		container:  container,
+		stdin:      typed,
+		lines:      make(chan string, 16),
+		output:     podexec.NewOutput(show),
+		disconnect: disconnect,
+		ended:      make(chan struct{}),
 	}
 	go func() {
-		err := executor.Exec(life, container, []string{"sh", "-c", script},
+		err := executor.Exec(execCtx, container, []string{"sh", "-c", script},
 			podexec.Streams{Stdin: stdin, Stdout: stdout, Stderr: s.output})
 		// Without a reader no writer may hang.
 		stdin.CloseWithError(errLost)
@@ -102,7 +102,7 @@ func openShell(ctx context.Context, executor podexec.Executor, call render.Call,
 	go func() {
 		defer close(s.lines)
 		for scanner := bufio.NewScanner(printed); scanner.Scan(); {
-			if line := scanner.Text(); slices.ContainsFunc(answers, func(word string) bool { return says(line, word) }) {
+			if line := scanner.Text(); slices.ContainsFunc(answers, func(word string) bool { return isAnswer(line, word) }) {
 				s.lines <- line
 			} else {
 				_, _ = s.output.Write([]byte(line + "\n"))
@@ -180,7 +180,7 @@ func (s *shell) send(ctx context.Context, line string) error {
 }
 
 // lives reports whether the connection stands.
-func (s *shell) lives() bool {
+func (s *shell) alive() bool {
 	select {
 	case <-s.ended:
 		return false
@@ -210,7 +210,7 @@ func (s *shell) expect(ctx context.Context, words ...string) (string, error) {
 				return "", s.lost(ctx)
 			}
 			for _, word := range words {
-				if says(line, word) {
+				if isAnswer(line, word) {
 					return line, nil
 				}
 			}
@@ -220,7 +220,7 @@ func (s *shell) expect(ctx context.Context, words ...string) (string, error) {
 	}
 }
 
-func says(line, word string) bool { return line == word || strings.HasPrefix(line, word+" ") }
+func isAnswer(line, word string) bool { return line == word || strings.HasPrefix(line, word+" ") }
 
 // lost explains why the shell is gone.
 func (s *shell) lost(ctx context.Context) error {
@@ -245,7 +245,7 @@ func (s *shell) lost(ctx context.Context) error {
 
 // partingLimit is how long a script may take to end by itself when its standard
 // input has ended, before the connection is cut.
-const partingLimit = 2 * time.Second
+const closeLimit = 2 * time.Second
 
 // close ends the script's standard input, and it does what it does then.
 func (s *shell) close() {
@@ -253,9 +253,9 @@ func (s *shell) close() {
 	go func() {
 		select {
 		case <-s.ended:
-		case <-time.After(partingLimit):
+		case <-time.After(closeLimit):
 		}
-		s.hangUp()
+		s.disconnect()
 	}()
 }
 

@@ -50,9 +50,9 @@ func of(commands []state) state {
 
 // ended is the state after a pre command has ended. code is "0" for success.
 func ended(command []string, code string, printed *podexec.Output) state {
-	said, _ := printed.Tail()
+	output, _ := printed.Tail()
 	all := strings.Join(command, " ")
-	refused := ThawsFileSystem(command) && kernelSaid(said, "Device or resource busy")
+	refused := ThawsFileSystem(command) && hasKernelError(output, "Device or resource busy")
 	switch {
 	case refused && strings.Count(all, "fsfreeze")+strings.Count(all, "xfs_freeze") == 1: // by this very call
 		return foreign
@@ -79,10 +79,10 @@ const (
 
 // replyOf reads what a post command has printed. code is "0" for success.
 func replyOf(command []string, code string, printed *podexec.Output) Reply {
-	said, _ := printed.Tail()
+	output, _ := printed.Tail()
 	_, thaws := OnlyFileSystem(command)
 	switch {
-	case ThawsFileSystem(command) && kernelSaid(said, "Invalid argument"):
+	case ThawsFileSystem(command) && hasKernelError(output, "Invalid argument"):
 		return notFrozen
 	case code != "0":
 		return failed
@@ -107,13 +107,13 @@ func (s state) after(r Reply, sure bool) (next state, broken bool) {
 
 // kernelSaid reports whether fsfreeze or xfs_freeze has printed an error of the kernel,
 // and no other one.
-func kernelSaid(said, text string) bool {
+func hasKernelError(output, message string) bool {
 	found := false
-	for line := range strings.Lines(said) {
+	for line := range strings.Lines(output) {
 		if !strings.Contains(line, "freeze") || !strings.Contains(line, ":") {
 			continue
 		}
-		if !strings.Contains(line, text) {
+		if !strings.Contains(line, message) {
 			return false
 		}
 		found = true
@@ -166,6 +166,6 @@ func namesPath(command []string, mountPath string, below bool) bool {
 }
 
 // Unmasked shows the output of a command that was given no secret.
-func Unmasked(said string, cut bool) string {
-	return render.Masker{}.Tail(said, podexec.TailLimit, cut)
+func Unmasked(output string, cut bool) string {
+	return render.Masker{}.Tail(output, podexec.TailLimit, cut)
 }

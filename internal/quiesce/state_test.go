@@ -26,7 +26,7 @@ func TestStateAfterAPreCommand(t *testing.T) {
 	for name, test := range map[string]struct {
 		command []string
 		code    string
-		said    string
+		output  string
 		want    state
 	}{
 		"success":                          {plain, "0", "", frozen},
@@ -41,7 +41,7 @@ func TestStateAfterAPreCommand(t *testing.T) {
 		"another program that is busy":     {[]string{"umount", "/data"}, "32", "umount: /data: Device or resource busy\n", uncertain},
 		"another program that says freeze": {[]string{"app", "stop"}, "0", "app: freeze: Device or resource busy\n", frozen},
 	} {
-		t.Run(name, func(t *testing.T) { assert.Equal(t, test.want, ended(test.command, test.code, printed(test.said))) })
+		t.Run(name, func(t *testing.T) { assert.Equal(t, test.want, ended(test.command, test.code, printed(test.output))) })
 	}
 }
 
@@ -51,7 +51,7 @@ func TestReplyOfAPostCommand(t *testing.T) {
 	for name, test := range map[string]struct {
 		command []string
 		code    string
-		said    string
+		output  string
 		want    Reply
 	}{
 		"success":                     {plain, "0", "", Undone},
@@ -64,7 +64,7 @@ func TestReplyOfAPostCommand(t *testing.T) {
 		"no file system":              {[]string{"unlock"}, "0", "unlock: Invalid argument\n", Undone},
 		"no file system, failed":      {[]string{"unlock"}, "1", "unlock: Invalid argument\n", failed},
 	} {
-		t.Run(name, func(t *testing.T) { assert.Equal(t, test.want, replyOf(test.command, test.code, printed(test.said))) })
+		t.Run(name, func(t *testing.T) { assert.Equal(t, test.want, replyOf(test.command, test.code, printed(test.output))) })
 	}
 }
 

@@ -18,14 +18,14 @@ import (
 
 // post runs the due post commands: phases one after another, commands of a
 // phase at the same time. One that fails does not keep the next phase waiting.
-func (s *Session) post(ctx context.Context) error {
+func (s *Session) runPosthooks(ctx context.Context) error {
 	var (
-		late sync.WaitGroup
-		mu   sync.Mutex
-		errs []error
+		retries sync.WaitGroup
+		mu      sync.Mutex
+		errs    []error
 	)
 	for _, p := range s.posts {
-		if err := s.ready(ctx, p); err != nil {
+		if err := s.renderPost(ctx, p); err != nil {
 			for _, t := range s.dueOf(p) {
 				mu.Lock()
 				errs = append(errs, s.stuck(t, err))
@@ -36,12 +36,12 @@ func (s *Session) post(ctx context.Context) error {
 		due := s.dueOf(p)
 		results := make([]map[string]any, len(due))
 		_ = each(due, func(t *target) error {
-			outputs, failure := s.attempt(t, func() (map[string]any, Try, error) { return s.tell(ctx, t) })
+			outputs, failure := s.attempt(t, func() (map[string]any, Try, error) { return s.runPost(ctx, t) })
 			if results[slices.Index(due, t)] = outputs; failure == nil {
 				return nil
 			}
-			late.Go(func() {
-				if err := s.insist(ctx, t, failure); err != nil {
+			retries.Go(func() {
+				if err := s.retryPost(ctx, t, failure); err != nil {
 					mu.Lock()
 					defer mu.Unlock()
 					errs = append(errs, err)
@@ -58,11 +58,11 @@ func (s *Session) post(ctx context.Context) error {
 		}
 	}
 	if s.dismissed { // a successor must not thaw what is not ours
-		if err := s.amend(ctx, s.due()); err != nil {
+		if err := s.updateRecord(ctx, s.due()); err != nil {
 			s.log.Warnf("The record of %s still lists a thaw that is not due: %v", s.plan.Name, err)
 		}
 	}
-	late.Wait()
+	retries.Wait()
 	return errors.Join(errs...)
 }
 
@@ -71,7 +71,7 @@ func (s *Session) dueOf(p *post) []*target {
 }
 
 // ready renders a phase that has waited for one before it.
-func (s *Session) ready(ctx context.Context, p *post) error {
+func (s *Session) renderPost(ctx context.Context, p *post) error {
 	if p.step.Needs == "" || len(s.dueOf(p)) == 0 {
 		return nil
 	}
@@ -84,10 +84,10 @@ func (s *Session) ready(ctx context.Context, p *post) error {
 	// A guard would have nothing to wait for.
 	p.targets = nil
 	if p.step.Task != nil {
-		p.targets = append(p.targets, &target{post: p, task: p.step.Task, always: true})
+		p.targets = append(p.targets, &target{post: p, task: p.step.Task, unconditional: true})
 	}
 	for _, call := range p.step.Calls {
-		p.targets = append(p.targets, &target{post: p, call: call, always: true})
+		p.targets = append(p.targets, &target{post: p, call: call, unconditional: true})
 	}
 	return nil
 }
@@ -111,14 +111,14 @@ func (t Try) Confirmed() bool {
 // attempt tries a post command once, and judges what came of it. The error is nil
 // when its effect is known to be undone.
 func (s *Session) attempt(t *target, run func() (map[string]any, Try, error)) (map[string]any, error) {
-	before, settled := s.state(t), s.settled(t)
+	before, preEnded := s.state(t), s.preEnded(t)
 	outputs, tried, err := run()
-	next, broken := before.after(tried.Reply, tried.NoneRunning && settled)
+	next, broken := before.after(tried.Reply, tried.NoneRunning && preEnded)
 	if broken {
-		s.broke(fmt.Errorf("the file system was not frozen any more when it was to be thawed (%s): another program has thawed it meanwhile", ContainerOf(t.call)))
+		s.markBroken(fmt.Errorf("the file system was not frozen any more when it was to be thawed (%s): another program has thawed it meanwhile", ContainerOf(t.call)))
 	}
 	s.mu.Lock()
-	t.over = next == thawed
+	t.undone = next == thawed
 	s.mu.Unlock()
 	if next == thawed {
 		return outputs, nil
@@ -131,7 +131,7 @@ func (s *Session) attempt(t *target, run func() (map[string]any, Try, error)) (m
 
 // settled reports whether no pre command can be about to begin or is known to be at
 // work: of those that may be, the connection was lost a while ago.
-func (s *Session) settled(t *target) bool {
+func (s *Session) preEnded(t *target) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return !slices.ContainsFunc(t.undoes, func(p *progress) bool {
@@ -148,7 +148,7 @@ func (s *Session) limit(call render.Call) time.Duration {
 }
 
 // tell has a post command run, by its guard where one stands.
-func (s *Session) tell(ctx context.Context, t *target) (map[string]any, Try, error) {
+func (s *Session) runPost(ctx context.Context, t *target) (map[string]any, Try, error) {
 	switch {
 	case t.task != nil:
 		outputs, err := s.tryTask(ctx, t.task)
@@ -157,12 +157,12 @@ func (s *Session) tell(ctx context.Context, t *target) (map[string]any, Try, err
 		}
 		return outputs, Try{Reply: Undone}, nil
 	case t.guard == nil:
-		return s.once(ctx, t.call)
+		return s.runInNewShell(ctx, t.call)
 	case t.call.Hold != nil:
-		s.letGo(ctx, t)
+		s.endHeld(ctx, t)
 		return nil, Try{Reply: Undone}, nil
 	}
-	if done, err := s.order(ctx, t); err != nil {
+	if done, err := s.orderThaw(ctx, t); err != nil {
 		return nil, Try{}, err
 	} else if done {
 		return map[string]any{}, Try{Reply: Undone}, nil
@@ -173,10 +173,10 @@ func (s *Session) tell(ctx context.Context, t *target) (map[string]any, Try, err
 	if err != nil {
 		return nil, Try{}, s.masked(err)
 	}
-	t.told = false
+	t.thawing = false
 	t.guard.output.WaitEnd()
 	tried, err := judge(t.call, t.guard.output, answer)
-	if err != nil || t.hook.Script == nil || !t.hook.waiting() {
+	if err != nil || t.hook.Script == nil || !t.hook.hasUnrendered() {
 		return map[string]any{}, tried, err
 	}
 	outputs, err := s.outputs([]*podexec.Output{t.guard.output})
@@ -185,8 +185,8 @@ func (s *Session) tell(ctx context.Context, t *target) (map[string]any, Try, err
 
 // order tells a guard to thaw. Before it confirms that, it may have thawed by itself,
 // which done reports, and it is not known when: before or after the snapshots were cut.
-func (s *Session) order(ctx context.Context, t *target) (done bool, err error) {
-	if t.told {
+func (s *Session) orderThaw(ctx context.Context, t *target) (done bool, err error) {
+	if t.thawing {
 		return false, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, ThawLimit)
@@ -194,16 +194,16 @@ func (s *Session) order(ctx context.Context, t *target) (done bool, err error) {
 	answer, err := t.guard.ask(ctx, "thaw", "thawing", "expired")
 	switch {
 	case err == nil && answer == "thawing":
-		t.told = true
+		t.thawing = true
 		return false, nil
 	case err == nil:
 		err = errors.New("it had run its post command by itself")
 	case !errors.Is(err, errLost):
-		t.silent = true
+		t.unresponsive = true
 		return false, s.masked(err)
 	}
-	if !s.plan.ends(t) {
-		s.broke(fmt.Errorf("the guard in %s was lost before it was told to thaw: %w", t.guard.container, s.masked(err)))
+	if !s.plan.endsPod(t) {
+		s.markBroken(fmt.Errorf("the guard in %s was lost before it was told to thaw: %w", t.guard.container, s.masked(err)))
 	}
 	if answer == "expired 0" {
 		return true, nil
@@ -235,7 +235,7 @@ func (s *Session) tryTask(ctx context.Context, task *render.Task) (map[string]an
 
 // letGo ends a client's session. However it ends, what it has locked is free then; one
 // that ended before it was told to has not held the lock until the cut.
-func (s *Session) letGo(ctx context.Context, t *target) {
+func (s *Session) endHeld(ctx context.Context, t *target) {
 	ctx, cancel := context.WithTimeout(ctx, rescueLimit)
 	defer cancel()
 	asking, stop := context.WithTimeout(ctx, ThawLimit)
@@ -243,18 +243,18 @@ func (s *Session) letGo(ctx context.Context, t *target) {
 	answer, err := t.guard.ask(asking, "thaw", "thawing", "ended")
 	if held := err == nil && answer == "thawing"; held {
 		answer, err = t.guard.expect(ctx, lineReleased, "ended")
-	} else if !s.plan.ends(t) {
-		s.broke(fmt.Errorf("the session of blueprint %s in %s had ended before it was told to", t.hook.Blueprint, t.guard.container))
+	} else if !s.plan.endsPod(t) {
+		s.markBroken(fmt.Errorf("the session of blueprint %s in %s had ended before it was told to", t.hook.Blueprint, t.guard.container))
 	}
 	switch {
 	case err != nil:
 		s.log.Warnf("The held session was interrupted, which frees what it held: blueprint %s in %s: %v", t.hook.Blueprint, t.guard.container, s.masked(err))
 	case answer != lineReleased:
 		s.log.Warnf("The held session ended by itself, which frees what it held: blueprint %s in %s (exit code %s): %s",
-			t.hook.Blueprint, t.guard.container, strings.TrimPrefix(answer, "ended "), s.said(t.guard))
+			t.hook.Blueprint, t.guard.container, strings.TrimPrefix(answer, "ended "), s.finalOutput(t.guard))
 	default:
-		if said := t.guard.output.String(); said != "" {
-			s.log.Infof("The held session printed: blueprint %s in %s: %s", t.hook.Blueprint, t.guard.container, said)
+		if text := t.guard.output.String(); text != "" {
+			s.log.Infof("The held session printed: blueprint %s in %s: %s", t.hook.Blueprint, t.guard.container, text)
 		}
 		t.guard.close()
 		return
@@ -262,27 +262,27 @@ func (s *Session) letGo(ctx context.Context, t *target) {
 	t.guard.close()
 	select {
 	case <-t.guard.ended:
-	case <-time.After(partingLimit + ThawLimit):
+	case <-time.After(closeLimit + ThawLimit):
 	}
 }
 
 // insist runs a post command until it is confirmed: through the guard while that
 // answers, otherwise by a new connection to the same container, and what thaws a file
 // system then from any other that mounts it, and from the node where that is allowed.
-func (s *Session) insist(ctx context.Context, t *target, failure error) error {
+func (s *Session) retryPost(ctx context.Context, t *target, failure error) error {
 	begun := time.Now()
 	// A guard that lives may have a command at work that takes its time.
-	patience := cmp.Or(s.tools.patience, rescueLimit)
-	until := begun.Add(max(patience, s.limit(t.call)-ThawLimit))
+	retryLimit := cmp.Or(s.tools.retryLimit, rescueLimit)
+	until := begun.Add(max(retryLimit, s.limit(t.call)-ThawLimit))
 	lost := false
 	for time.Now().Before(until) {
 		time.Sleep(retryPause)
-		if t.task != nil || t.guard != nil && !t.silent && t.guard.lives() {
-			_, failure = s.attempt(t, func() (map[string]any, Try, error) { return s.tell(ctx, t) })
+		if t.task != nil || t.guard != nil && !t.unresponsive && t.guard.alive() {
+			_, failure = s.attempt(t, func() (map[string]any, Try, error) { return s.runPost(ctx, t) })
 		} else {
 			if !lost {
 				lost, begun = true, time.Now()
-				until = begun.Add(patience)
+				until = begun.Add(retryLimit)
 			}
 			failure = s.rescue(ctx, t, failure, time.Since(begun) > nodeAfter)
 		}
@@ -296,18 +296,18 @@ func (s *Session) insist(ctx context.Context, t *target, failure error) error {
 // rescue tries everything once that can undo a freeze without a guard.
 func (s *Session) rescue(ctx context.Context, t *target, cause error, fromNode bool) error {
 	where := "from " + ContainerOf(t.call).String()
-	_, failure := s.attempt(t, func() (map[string]any, Try, error) { return s.once(ctx, t.call) })
-	if failure == nil && t.silent {
-		s.leave(ctx, t)
+	_, failure := s.attempt(t, func() (map[string]any, Try, error) { return s.runInNewShell(ctx, t.call) })
+	if failure == nil && t.unresponsive {
+		s.dismissGuard(ctx, t)
 	}
 	if failure != nil && ThawsFileSystem(t.call.Command) {
 		_, err := s.attempt(t, func() (map[string]any, Try, error) {
-			away := Outside{Executor: s.tools.Executor, Show: s.show}
+			outside := Outside{Executor: s.tools.Executor, Show: s.show}
 			if fromNode {
-				away.Node, away.Volumes = s.tools.Node, s.plan.volumes(t.call)
+				outside.Node, outside.Volumes = s.tools.Node, s.plan.volumes(t.call)
 			}
 			sure := s.plan.gone(ctx, t.call)
-			tried, from, err := away.Thaw(ctx, s.plan.alternatives(ctx, t.call))
+			tried, from, err := outside.Thaw(ctx, s.plan.alternatives(ctx, t.call))
 			where, tried.NoneRunning = from, sure
 			return nil, tried, err
 		})
@@ -327,9 +327,9 @@ func (s *Session) rescue(ctx context.Context, t *target, cause error, fromNode b
 // leave has a guard that does not answer leave, by a signal: its deadline would have it
 // thaw a second time. What no file system's thaw has found to be still frozen, it may
 // have undone by itself before.
-func (s *Session) leave(ctx context.Context, t *target) {
-	if !ThawsFileSystem(t.call.Command) && !s.plan.ends(t) {
-		s.broke(fmt.Errorf("the guard in %s did not answer when it was told to thaw, and it is not known whether it had run its post command before", t.guard.container))
+func (s *Session) dismissGuard(ctx context.Context, t *target) {
+	if !ThawsFileSystem(t.call.Command) && !s.plan.endsPod(t) {
+		s.markBroken(fmt.Errorf("the guard in %s did not answer when it was told to thaw, and it is not known whether it had run its post command before", t.guard.container))
 	}
 	ctx, cancel := context.WithTimeout(ctx, ThawLimit)
 	defer cancel()
@@ -347,7 +347,7 @@ func (s *Session) stuck(t *target, failure error) error {
 }
 
 // once runs a post command in a shell of its own.
-func (s *Session) once(ctx context.Context, call render.Call) (map[string]any, Try, error) {
+func (s *Session) runInNewShell(ctx context.Context, call render.Call) (map[string]any, Try, error) {
 	tried, err := UndoOnce(ctx, s.tools.Executor, call, s.limit(call), s.show)
 	if err != nil {
 		return nil, tried, s.masked(err)

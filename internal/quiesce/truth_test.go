@@ -83,7 +83,7 @@ func TestGuardThatIsLostWithTheThawIsNoSuccess(t *testing.T) {
 func TestHeldSessionThatHasEndedIsNoSuccess(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		d := newDatabase(t)
-		session, err := Freeze(t.Context(), Tools{Executor: tardy{h}}, d.plan(d.says("begin", "held"), d.says("end", "released")), quiet())
+		session, err := Freeze(t.Context(), Tools{Executor: tardy{h}}, d.plan(d.statement("begin", "held"), d.statement("end", "released")), quiet())
 		require.NoError(t, err)
 		pid := d.process(t)
 		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
@@ -98,7 +98,7 @@ func TestHeldSessionThatHasEndedIsNoSuccess(t *testing.T) {
 func TestTimerHoldsNoDescriptorOfTheScript(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		d := newDatabase(t)
-		plan := d.plan(d.says("begin", "held"), d.says("end", "released"))
+		plan := d.plan(d.statement("begin", "held"), d.statement("end", "released"))
 		limit := 7000 + os.Getpid()%1000 + len(h.shell)*1000 + len(h.shell[0])*10000
 		plan.QuiesceTimeout = time.Duration(limit) * time.Second
 		session, err := Freeze(t.Context(), Tools{Executor: h}, plan, quiet())
@@ -125,7 +125,7 @@ func TestTimerHoldsNoDescriptorOfTheScript(t *testing.T) {
 }
 
 // unwritable keeps nothing on record.
-type unwritable struct{ Intents }
+type unwritable struct{ Journal }
 
 func (unwritable) Open(context.Context, *journal.Entry) error { return errors.New("forbidden") }
 
@@ -161,8 +161,8 @@ func TestPostCommandThatTakesLong(t *testing.T) {
 			require.NoError(t, err)
 			if !guarded {
 				session.posts[0].targets[0].guard.close()
-				session.posts[0].targets[0] = &target{post: session.posts[0], call: slow, always: true}
-				plan.Ends = func(*Hook, render.Call) bool { return true }
+				session.posts[0].targets[0] = &target{post: session.posts[0], call: slow, unconditional: true}
+				plan.EndsPod = func(*Hook, render.Call) bool { return true }
 			}
 			session.Thaw(t.Context())
 			require.NoError(t, session.Report().Stuck)
@@ -294,13 +294,13 @@ func (k kernel) plan() *Plan {
 // ledger remembers what is owed.
 type ledger struct {
 	mu   sync.Mutex
-	owed []journal.Undo
+	undo []journal.Undo
 }
 
 func (l *ledger) set(undo []journal.Undo) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.owed = undo
+	l.undo = undo
 	return nil
 }
 
@@ -311,12 +311,12 @@ func (l *ledger) Close(context.Context, string) error              { return l.se
 // A freeze that is not known to have ended is told, and stays guarded and on record.
 func TestFreezeThatCannotBeConfirmed(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
-		k, owed := newKernel(t), &ledger{}
-		_, err := Freeze(t.Context(), Tools{Executor: h, Journal: owed, patience: time.Second}, k.plan(), quiet())
+		k, journal := newKernel(t), &ledger{}
+		_, err := Freeze(t.Context(), Tools{Executor: h, Journal: journal, retryLimit: time.Second}, k.plan(), quiet())
 		require.ErrorContains(t, err, "it has not ended at prepare-timeout 1s and can still complete")
 		require.ErrorContains(t, err, "MAY STILL BE FROZEN")
 		require.ErrorAs(t, err, &stuckError{})
-		require.Len(t, owed.owed, 1)
+		require.Len(t, journal.undo, 1)
 		time.Sleep(4 * time.Second) // the guard has tried
 		require.NoError(t, os.Remove(filepath.Join(k.dir, "stalled")))
 		assert.Eventually(t, func() bool {
@@ -332,7 +332,7 @@ func TestGuardWaitsForAFreezeThatCompletesLate(t *testing.T) {
 		journal := application{filepath.Join(k.dir, "journal")}
 		plan := k.plan()
 		plan.PrepareTimeout = 20 * time.Second
-		go func() { _, _ = Freeze(t.Context(), Tools{Executor: h, patience: time.Millisecond}, plan, quiet()) }()
+		go func() { _, _ = Freeze(t.Context(), Tools{Executor: h, retryLimit: time.Millisecond}, plan, quiet()) }()
 		require.Eventually(t, func() bool { return len(journal.lines(t)) == 1 }, 5*time.Second, 10*time.Millisecond)
 		h.mu.Lock()
 		h.broken["side"] = true

@@ -13,19 +13,19 @@ import (
 )
 
 // record writes down what is owed from now on.
-func (s *Session) record(ctx context.Context) error {
+func (s *Session) openRecord(ctx context.Context) error {
 	if s.tools.Journal == nil {
 		return nil
 	}
-	owed := s.plan.Owed
-	owed.Since = time.Now()
+	record := s.plan.Record
+	record.Since = time.Now()
 	// Both hooks may take as long as the pre commands are allowed to.
-	owed.Until = owed.Since.Add(2*s.plan.PrepareTimeout + s.plan.QuiesceTimeout + rescueLimit)
-	owed.Undo = s.undo(s.targets())
-	if err := s.tools.Journal.Open(ctx, &owed); err != nil {
+	record.Until = record.Since.Add(2*s.plan.PrepareTimeout + s.plan.QuiesceTimeout + rescueLimit)
+	record.Undo = s.undo(s.targets())
+	if err := s.tools.Journal.Open(ctx, &record); err != nil {
 		return s.masked(err)
 	}
-	s.owed = &owed
+	s.record = &record
 	return nil
 }
 
@@ -45,7 +45,7 @@ func (s *Session) undo(targets []*target) []journal.Undo {
 				call = endClient(t)
 			}
 			u.Call, u.Volumes = &call, s.plan.volumes(call)
-			u.Guarded = t.guard != nil && !s.plan.ends(t)
+			u.Guarded = t.guard != nil && !s.plan.endsPod(t)
 		}
 		undo = append(undo, u)
 	}
@@ -82,28 +82,28 @@ func (s *Session) byHand(t *target) string {
 }
 
 // amend changes what is on record.
-func (s *Session) amend(ctx context.Context, targets []*target) error {
-	if s.owed == nil {
+func (s *Session) updateRecord(ctx context.Context, targets []*target) error {
+	if s.record == nil {
 		return nil
 	}
-	s.owed.Undo = s.undo(targets)
-	return s.masked(s.tools.Journal.Update(ctx, s.owed))
+	s.record.Undo = s.undo(targets)
+	return s.masked(s.tools.Journal.Update(ctx, s.record))
 }
 
 // settle takes off the record what is undone. What is not is for others to try,
 // from now on. A freeze that somebody else has released was none to its end.
-func (s *Session) settle(ctx context.Context, stuck error) {
-	if s.owed == nil {
+func (s *Session) closeRecord(ctx context.Context, stuck error) {
+	if s.record == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, ThawLimit)
 	defer cancel()
 	var err error
 	if stuck == nil {
-		err = s.tools.Journal.Close(ctx, s.owed.ID)
+		err = s.tools.Journal.Close(ctx, s.record.ID)
 	} else {
-		s.owed.Holder, s.owed.Tried, s.owed.Failure = journal.Holder{}, time.Now(), stuck.Error()
-		err = s.amend(ctx, s.due())
+		s.record.Holder, s.record.Tried, s.record.Failure = journal.Holder{}, time.Now(), stuck.Error()
+		err = s.updateRecord(ctx, s.due())
 	}
 	switch {
 	case errors.Is(err, journal.ErrTaken):
