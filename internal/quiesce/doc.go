@@ -1,8 +1,7 @@
 // Package quiesce freezes a unit and thaws it again.
 //
-// A Planner renders the blueprints that the unit's annotations name into a Plan: all
-// decisions, made before anything is touched. A Session carries a plan out: it arms a
-// guard in a container for every command that thaws, freezes, holds and thaws. If the
-// process dies, the guards thaw, and the journal has what no guard can do; package
-// recovery completes that.
+// A Planner renders the blueprints that the unit's annotations name into a Plan. Planning
+// changes nothing. A Session executes the plan: it arms a guard for every post command,
+// freezes, and thaws. If the process dies, the guards thaw. Clean-up that a guard cannot
+// do is recorded in the journal, and package recovery completes it.
 package quiesce

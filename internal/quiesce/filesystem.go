@@ -13,10 +13,10 @@ import (
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
-// probeScript prints what of a container matters to a freeze: its user and
-// capabilities, which programs it has, the variables that are its arguments, what is
-// mounted where, and the block devices below: number and, for device mapper, UUID.
-// mountinfo has no device number of btrfs, only the name of one of its devices.
+// probeScript prints the properties of a container that a freeze depends on: its user,
+// its capabilities, the freeze programs in its PATH, the variables named by the script's
+// arguments, its mounts, and the block devices below them (number and, for device
+// mapper, UUID). For btrfs, mountinfo has only the name of one device and no number.
 const probeScript = `for stillpoint do eval "printf 'env %s=%s\n' \"\$stillpoint\" \"\${$stillpoint-}\""; done
 while IFS= read -r line; do case $line in CapEff:*|CapBnd:*|Uid:*) echo "$line";; esac; done </proc/self/status
 [ ! -r /proc/self/uid_map ] || { read -r line; echo "uid_map $line"; } </proc/self/uid_map
@@ -41,21 +41,20 @@ while IFS= read -r line; do
 	esac
 done </proc/self/mountinfo`
 
-// capSysAdmin is the bit of CAP_SYS_ADMIN, which ioctl(FIFREEZE) asks for
-// (capabilities(7)).
+// capSysAdmin is the bit of CAP_SYS_ADMIN, which ioctl(FIFREEZE) requires.
 const capSysAdmin = 1 << 21
 
-// probe is what a container said of itself.
+// probe is the parsed output of probeScript.
 type probe struct {
-	// admin reports whether its commands have CAP_SYS_ADMIN, bounded whether root
-	// would have it, and nested whether it is that of a user namespace only.
+	// admin reports whether commands in the container have CAP_SYS_ADMIN, bounded
+	// whether root would have it, and nested whether it is limited to a user namespace.
 	admin, bounded, nested bool
 	user                   string
 	fsfreeze, sync         bool
-	// env has the variables that were asked for.
+	// env has the requested variables.
 	env    map[string]string
 	mounts []*mountinfo.Info
-	// devices are the block devices below mounts, by the device of the mount.
+	// devices are the block devices below each mount, by the device of the mount.
 	devices map[string][]device
 }
 
@@ -84,7 +83,7 @@ func readProbe(output []byte) (probe, error) {
 		case strings.HasPrefix(line, "CapBnd:"):
 			p.bounded, err = hasAdmin(line[len("CapBnd:"):])
 		case strings.HasPrefix(line, "Uid:") && len(fields) > 2:
-			p.user = fields[2] // the effective one
+			p.user = fields[2] // the effective user
 		case line == "fsfreeze":
 			p.fsfreeze = true
 		case line == "sync":
@@ -108,19 +107,17 @@ func hasAdmin(caps string) (bool, error) {
 	return mask&capSysAdmin != 0, nil
 }
 
-// freezable are the file systems whose driver implements a freeze (it sets
-// freeze_fs or is a journal of its own on one block device). What is shared
-// over a network or lives in memory is not among them.
+// freezable lists the file systems that the kernel can freeze. Network and in-memory
+// file systems are not among them.
 var freezable = []string{"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "nilfs2", "reiserfs"}
 
-// nodeFiles are mounted by the kubelet and the container runtime into every
-// container, from the node's own file systems.
+// nodeFiles are the files that the kubelet and the container runtime mount into every
+// container from the node's own file systems.
 var nodeFiles = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/termination-log"}
 
-// fileSystemAt returns the device ("major:minor") of the file system that is
-// mounted at mountPath, and an error with the reason where it must not be
-// frozen: ioctl(FIFREEZE) always takes the whole file system, so a directory
-// that a volume only borrows from the node would take the node along.
+// fileSystemAt returns the device ("major:minor") of the file system mounted at
+// mountPath. It returns an error if that file system must not be frozen. FIFREEZE
+// freezes the whole file system, so freezing a directory of the node freezes the node.
 func (p probe) fileSystemAt(mountPath, subPath string) (device string, err error) {
 	mount := p.mountAt(mountPath)
 	if mount == nil {
@@ -141,7 +138,7 @@ func (p probe) fileSystemAt(mountPath, subPath string) (device string, err error
 	return device, nil
 }
 
-// mountAt returns the topmost mount at a path.
+// mountAt returns the topmost mount at a path, or nil.
 func (p probe) mountAt(mountPath string) *mountinfo.Info {
 	mountPath = path.Clean(mountPath)
 	for _, mount := range slices.Backward(p.mounts) {
@@ -152,13 +149,13 @@ func (p probe) mountAt(mountPath string) *mountinfo.Info {
 	return nil
 }
 
-// drbdMajor is the major number of DRBD's devices (devices.txt of Linux).
+// drbdMajor is the major number of DRBD's devices.
 const drbdMajor = "147"
 
-// suspendedBy returns what suspends the device below a mount for each snapshot, ""
-// for nothing: "LVM (device 253:3)". Such a device freezes the file system that lies
-// directly on it. Frozen by ioctl(FIFREEZE) as well, the file system cannot be
-// mounted again on Linux 6.8 and later, and earlier the snapshot fails.
+// suspendedBy returns the storage that suspends the device of a mount for each snapshot,
+// such as "LVM (device 253:3)", or "". Suspending a device freezes the file system
+// directly on it. If FIFREEZE freezes that file system as well, it cannot be mounted
+// again on Linux 6.8 and later; on earlier kernels the snapshot fails.
 func (p probe) suspendedBy(mountPath string) (string, error) {
 	mount := p.mountAt(mountPath)
 	if mount == nil {
@@ -183,11 +180,11 @@ func (p probe) suspendedBy(mountPath string) (string, error) {
 	return "", nil
 }
 
-// variable is a reference to a variable in a subPathExpr, or an escaped dollar sign. The
-// group has the names that a shell can look up.
+// variable matches a reference to a variable in a subPathExpr, or an escaped dollar sign.
+// Its group is the variable's name if a shell can look it up.
 var variable = regexp.MustCompile(`\$\$|\$\(([A-Za-z_]\w*)\)|\$\([^()]*\)`)
 
-// subPath is that of a mount, with its variables expanded as the kubelet does.
+// subPath returns the subPath of a mount, with variables expanded as the kubelet does.
 func (p probe) subPath(mount workload.Mount) (string, error) {
 	if mount.SubPathExpr == "" {
 		return mount.SubPath, nil
@@ -205,7 +202,8 @@ func (p probe) subPath(mount workload.Mount) (string, error) {
 	}), err
 }
 
-// unable says why a container cannot freeze, or only write out, "" when it can.
+// unable returns why a container cannot freeze (or, with flush, cannot write out) a file
+// system, or "" if it can.
 func (p probe) unable(flush bool) string {
 	switch {
 	case flush && p.sync:

@@ -22,7 +22,7 @@ import (
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
-// probeLimit is how long a container may take to answer a probe.
+// probeLimit limits one probe of a container.
 const probeLimit = 20 * time.Second
 
 // The functions of the built-in blueprint.
@@ -31,44 +31,45 @@ const (
 	thawFunction   = "ThawFileSystems"
 )
 
-// fileSystems finds the file systems of claims, each once, and the containers
-// to freeze them from. It belongs to one plan: pre and post see one choice.
+// fileSystems finds the file systems of claims, each once, and chooses the containers to
+// freeze them from. One plan has one fileSystems, so that its pre and post commands use
+// the same containers.
 type fileSystems struct {
 	executor  podexec.Executor
 	namespace string
-	// claims are those that will be snapshotted; no other is frozen.
+	// claims are the claims to snapshot; no other claim is frozen.
 	claims map[string]corev1.PersistentVolumeClaim
-	// taken are the devices that are chosen already, as node/major:minor.
+	// taken has the devices that already have a place, as node/major:minor.
 	taken  map[string]bool
 	probes map[podexec.Container]probed
-	// chosen remembers the places of each hook, per arguments: its post thaws
-	// what its pre froze, and no other hook's does.
+	// chosen has the places of each hook and its arguments, so that the post command of
+	// a hook thaws what its pre command froze, and no other hook does.
 	chosen map[string][]place
 	hooks  int
-	// variables are those that the subPathExprs of a container refer to.
+	// variables are the variables that the subPathExprs of a container refer to.
 	variables map[podexec.Container][]string
 
 	// driver returns the profile of a claim's driver.
 	driver func(ctx context.Context, claim *corev1.PersistentVolumeClaim) (config.DriverProfile, error)
-	// unfrozen are the claims that a hook asks to be frozen and Stillpoint does not freeze.
+	// unfrozen has the claims that a hook asks to freeze and Stillpoint does not freeze.
 	unfrozen map[string]Level
 }
 
-// Level is how consistent the snapshot of a claim is that Stillpoint does not
-// freeze, one of the constants, and why it does not.
+// Level is the consistency level of the snapshot of a claim that Stillpoint does not
+// freeze, and the reason for not freezing it.
 type Level struct{ Level, Why string }
 
 // Values of Level.
 const (
 	LevelCrash     = "crash"
-	LevelByStorage = "filesystem by storage" // which suspends the device
+	LevelByStorage = "filesystem by storage" // the storage suspends the device
 	LevelByDriver  = "filesystem by driver"
 )
 
 type place struct {
 	container podexec.Container
 	path      string
-	// flush reports that the file system is written out and not frozen.
+	// flush reports whether the file system is only written out, not frozen.
 	flush bool
 }
 
@@ -95,9 +96,10 @@ func newFileSystems(executor podexec.Executor, namespace string, claims []corev1
 	return f
 }
 
-// functions are those of the built-in blueprint, for one hook and its workload's pods. Args:
-// container to freeze from, paths to freeze (separated by blanks or commas);
-// without them all claims are frozen, each from the first container that can.
+// functions returns the functions of the built-in blueprint for one hook and its
+// workload's pods. Their args are container, to freeze from, and paths, to freeze
+// (separated by blanks or commas). Without args, all claims are frozen, each from the
+// first container that can.
 func (f *fileSystems) functions(pods []corev1.Pod) map[string]render.Function {
 	f.hooks++
 	hook := f.hooks
@@ -147,7 +149,7 @@ func (f *fileSystems) functions(pods []corev1.Pod) map[string]render.Function {
 	}
 }
 
-// flushes write out every file system that hooks freeze.
+// flushes returns commands that write out every file system that the hooks freeze.
 func flushes(hooks []Hook) []render.Call {
 	var calls []render.Call
 	for _, hook := range hooks {
@@ -164,9 +166,9 @@ func flushes(hooks []Hook) []render.Call {
 	return calls
 }
 
-// unthawed is an error when a hook freezes a file system that it does not
-// thaw: functions with other args than the first ones find their file systems
-// taken, and would leave them frozen without a word.
+// unthawed returns an error if a hook freezes a file system and does not thaw it. A thaw
+// phase whose args differ from those of the freeze finds the file systems taken, and
+// would leave them frozen.
 func unthawed(hook Hook) error {
 	thawed := map[place]bool{}
 	for _, step := range hook.Post {
@@ -187,13 +189,13 @@ func unthawed(hook Hook) error {
 	return nil
 }
 
-// placeOf is where a call of one of our functions acts: the path comes last.
+// placeOf returns the place of a freeze, thaw or flush command: its last word is the path.
 func placeOf(call render.Call) place {
 	return place{container: ContainerOf(call), path: call.Command[len(call.Command)-1]}
 }
 
-// otherFreezes looks at the commands of a blueprint that run fsfreeze by themselves:
-// an error where that is on what the storage freezes, and a warning where the
+// otherFreezes verifies the commands of a blueprint that run fsfreeze by themselves. It
+// returns an error if the storage freezes the same file system, and warns if the
 // built-in blueprint freezes in the same pod.
 func (f *fileSystems) otherFreezes(ctx context.Context, hook Hook, flushes []render.Call, warn func(format string, args ...any)) error {
 	for _, step := range hook.Pre {
@@ -202,7 +204,7 @@ func (f *fileSystems) otherFreezes(ctx context.Context, hook Hook, flushes []ren
 				continue
 			}
 			at := ContainerOf(call)
-			probed := f.probe(ctx, at) // of a container without a shell nothing is known
+			probed := f.probe(ctx, at) // has no mounts if the container has no shell
 			for _, mount := range probed.mounts {
 				if by, err := probed.suspendedBy(mount.Mountpoint); err == nil && by != "" && namesPath(call.Command, mount.Mountpoint, true) {
 					return fmt.Errorf("blueprint %s, phase %s runs fsfreeze in %s on %s, which lies directly on %s: the storage freezes it for each snapshot, and frozen twice it cannot be mounted again; the blueprint %s only writes it out",
@@ -218,7 +220,7 @@ func (f *fileSystems) otherFreezes(ctx context.Context, hook Hook, flushes []ren
 	return nil
 }
 
-// choose gives a place for each file system, and none twice.
+// choose returns one place for each file system that is not taken yet.
 func (f *fileSystems) choose(ctx context.Context, hook int, pods []corev1.Pod, container string, paths []string) ([]place, error) {
 	key := strings.Join([]string{strconv.Itoa(hook), container, strings.Join(paths, " ")}, "\x00")
 	if places, ok := f.chosen[key]; ok {
@@ -267,15 +269,15 @@ func (f *fileSystems) choose(ctx context.Context, hook int, pods []corev1.Pod, c
 	return places, nil
 }
 
-// candidate is a volume and everywhere it could be frozen from.
+// candidate is a volume and the mounts it could be frozen from.
 type candidate struct {
 	what   string
 	claim  corev1.PersistentVolumeClaim
 	mounts []workload.Mount
 }
 
-// candidates lists the volumes to freeze. It refuses those whose specification
-// says already that they must not be.
+// candidates returns the volumes to freeze. It returns an error if the specification of
+// a claim rules out a freeze.
 func (f *fileSystems) candidates(pods []corev1.Pod, container string, paths []string) ([]candidate, error) {
 	if len(paths) > 0 {
 		return f.byPath(pods, container, paths)
@@ -320,7 +322,7 @@ func (f *fileSystems) candidates(pods []corev1.Pod, container string, paths []st
 		if len(mounts[name]) == 0 {
 			return nil, fmt.Errorf("%s: option container: %q does not mount it in any running pod", what, container)
 		}
-		// A mount of the whole volume tells more than one of a part.
+		// Prefer a mount of the whole volume.
 		slices.SortStableFunc(mounts[name], func(a, b workload.Mount) int {
 			return len(a.SubPath+a.SubPathExpr) - len(b.SubPath+b.SubPathExpr)
 		})
@@ -332,7 +334,7 @@ func (f *fileSystems) candidates(pods []corev1.Pod, container string, paths []st
 	return candidates, nil
 }
 
-// waiting are the pods that use a claim, with the states of their containers.
+// podStates describes the pods that use a claim and the states of their containers.
 func podStates(pods []corev1.Pod, claim string) string {
 	var all []string
 	for i := range pods {
@@ -343,7 +345,7 @@ func podStates(pods []corev1.Pod, claim string) string {
 	return strings.Join(all, "; ")
 }
 
-// byPath lists what the option paths names: mount paths of claims.
+// byPath returns the volumes that the option paths names by their mount paths.
 func (f *fileSystems) byPath(pods []corev1.Pod, container string, paths []string) ([]candidate, error) {
 	var candidates []candidate
 	for _, wanted := range paths {
@@ -392,7 +394,7 @@ func (f *fileSystems) byPath(pods []corev1.Pod, container string, paths []string
 	return candidates, nil
 }
 
-// noClaim refuses a path of any other volume: nothing else is snapshotted.
+// noClaim returns the error for a path whose volume is not a claim.
 func noClaim(what string, pod *corev1.Pod, volume string) error {
 	for _, v := range pod.Spec.Volumes {
 		if v.Name == volume && v.HostPath != nil {
@@ -402,8 +404,7 @@ func noClaim(what string, pod *corev1.Pod, volume string) error {
 	return fmt.Errorf("%s must not be frozen: its volume %s is not a claim, so it is not snapshotted", what, volume)
 }
 
-// refused says why a claim must not be frozen, as far as its specification
-// tells.
+// verifyFreezable returns an error if the specification of a claim rules out a freeze.
 func verifyFreezable(claim corev1.PersistentVolumeClaim) error {
 	name := fmt.Sprintf("claim %s/%s", claim.Namespace, claim.Name)
 	instead := fmt.Sprintf("quiesce the application with a blueprint of its own, name the file systems to freeze by the annotation %spaths, or leave the claim out by the annotation %s: %s on it",
@@ -421,8 +422,8 @@ func isBlock(claim corev1.PersistentVolumeClaim) bool {
 	return claim.Spec.VolumeMode != nil && *claim.Spec.VolumeMode == corev1.PersistentVolumeBlock
 }
 
-// first returns the first place that can freeze a volume, or write it out where
-// its storage freezes it.
+// choosePlace returns the first place that can freeze a volume, or write it out if its
+// storage freezes it. It also returns the volume's device.
 func (f *fileSystems) choosePlace(ctx context.Context, of candidate, profile config.Freeze) (place, string, error) {
 	var reasons []string
 	for _, mount := range of.mounts {
@@ -441,11 +442,11 @@ func (f *fileSystems) choosePlace(ctx context.Context, of candidate, profile con
 		by := ""
 		if err == nil {
 			if by, err = probed.suspendedBy(mount.Path); err != nil && profile != "" {
-				err = nil // the configuration decides
+				err = nil // the driver's profile decides
 			}
 		}
 		if err != nil {
-			// What one container sees at this volume, all see.
+			// Every other container has the same file system.
 			return place{}, "", fmt.Errorf("%s must not be frozen: in %s, %w", of.what, container, err)
 		}
 		chosen := place{container: container, path: mount.Path, flush: by != "" || profile == config.FreezeFlush}

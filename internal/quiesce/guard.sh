@@ -1,21 +1,19 @@
-# A guard of Stillpoint: it waits beside a frozen application and undoes the
-# freeze when told to, when its deadline passes and when its standard input
-# ends, which is what happens when whoever froze the application dies.
+# A guard undoes a freeze on request, when its deadline passes, or when its standard
+# input ends, which is how the death of the plugin's process shows in the container.
 #
-# Standard input, a line each:
+# Standard input, one line each:
 #   :TEXT      a line of the post command
 #   =TEXT      a line of its environment
-#   place PATH the command thaws the file system at PATH and does nothing else
+#   place PATH the command only thaws the file system at PATH
 #   armed      the command is complete
-#   prepare N  pre commands begin: from now on the freeze is ours to undo, in N
-#              seconds at the latest
+#   prepare N  pre commands begin: undo the freeze in N seconds at the latest
 #   hold N     pre commands have ended: as above, with a new limit
 #   thaw       run the post command now
-#   release    there is nothing to undo: leave. Signal USR1 means the same.
-# Standard output, a line each: armed PID, holding, thawing when it was told to,
-# thawed, failed CODE, expired CODE. CODE is followed by "freezing" if a freeze was
-# under way when the command started. What the post command prints goes to standard
-# error, which `stillpoint: end` closes before each of the last three.
+#   release    exit without running the post command, as on signal USR1
+# Standard output, one line each: armed PID, holding, thawing (confirms thaw), thawed,
+# failed CODE, expired CODE. CODE is followed by "freezing" if a freeze was running when
+# the command started. The output of the post command goes to standard error. The line
+# `stillpoint: end` ends it, before each of the last three answers.
 held= left=
 trap 'left=1' USR1
 while [ -z "$signalled$left" ] && IFS= read -r line; do
@@ -51,13 +49,11 @@ done
 disarm
 [ -n "$held" ] && [ -z "$left" ] || exit 0
 
-# Nobody may be listening any more: output would only break the command. A pre
-# command that is still being killed, or waits in the kernel, can freeze after a
-# thaw that came too early.
+# The connection may be lost, and writing to it would make the command fail. A pre
+# command that is being killed, or waits in the kernel, can freeze after an early thaw.
 if [ -n "$place" ]; then
-	# A thaw that found the file system frozen is never repeated: the next would undo
-	# the freeze of another program. That it is not frozen is trusted once no freeze
-	# can be under way any more.
+	# A successful thaw is never repeated: the next one would undo the freeze of another
+	# program. "Not frozen" counts only once no freeze can be running any more.
 	doubt=0 tries=10
 	[ $held = hold ] || doubt=3
 	while :; do

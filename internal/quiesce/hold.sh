@@ -1,20 +1,20 @@
-# Holds a client of a database open, so that what it has locked stays locked until
-# it is told otherwise, or is gone: the lock lives in the client's session, and
-# ends with it whatever dies.
+# Keeps the session of a database client open, so that the database keeps the session's
+# locks. It releases them when the session ends for any reason.
 #
-# Standard input, a line each:
+# Standard input, one line each:
 #   :TEXT      a line of the client's command
 #   =TEXT      a line of its environment
-#   <TEXT      a line of what the client is told to begin with
-#   >TEXT      a line of what it is told at the end
-#   armed      that is all: start the client
+#   <TEXT      a line of its begin statements
+#   >TEXT      a line of its end statements
+#   armed      start the client
 #   client PID the answer to `armed PID`
 #   prepare N, hold N  end the client in N seconds at the latest
-#   begin      tell the client to begin
-#   thaw       tell it to end
-#   release    leave
-# Standard output: armed PID, holding, thawing when it was told to thaw while the
-# client lived, ended CODE when the client has ended, and what the client prints. `stillpoint: end` closes what it prints to standard error.
+#   begin      send the begin statements
+#   thaw       send the end statements
+#   release    end the client
+# Standard output: armed PID, holding, thawing (confirms thaw if the client runs), ended
+# CODE when the client has ended, and the client's output. Its standard error ends with
+# `stillpoint: end`.
 begin= end=
 while IFS= read -r line; do
 	case $line in
@@ -28,9 +28,8 @@ while IFS= read -r line; do
 done
 [ "$line" = armed ] || exit 0
 
-# The left side of the pipe listens to whoever holds the session, the right side
-# has the client; each knows the process of the other. A subshell does not know its
-# own, and forgets traps.
+# The left side of the pipe reads requests, the right side runs the client. Each has the
+# PID of the other. A subshell does not know its own PID and has no traps.
 exec 3>&1 4<&0
 {
 	me=$(exec sh -c 'echo $PPID')
@@ -54,7 +53,7 @@ exec 3>&1 4<&0
 		esac
 	done
 	disarm
-	# A client that waits for its server does not notice that its input has ended.
+	# A client that waits for its server does not see the end of its input.
 	exec >&-
 	for pause in 1 1 0; do
 		[ -n "$client" ] && kill -0 "$client" || break
@@ -75,7 +74,7 @@ exec 3>&1 4<&0
 	code=$?
 	echo 'stillpoint: end' >&2
 	echo "ended $code" >&3
-	# Again each second, in case a signal falls between two reads.
+	# Repeated, since a signal between two reads has no effect.
 	while kill -TERM "$listener" 2>/dev/null; do sleep 1; done
 }
 exit 0

@@ -15,15 +15,15 @@ import (
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
-// The functions of built-in recipes that work in the pods of the workload, which
-// they find by themselves. Blueprints of others may use them, too.
+// The functions of the recipes. They find the workload's pods by themselves. User
+// blueprints can use them, too.
 const (
 	runFunction     = "RunInPods"
 	holdFunction    = "HoldSession"
 	releaseFunction = "ReleaseSession"
 )
 
-// sessionVariable marks the processes of a plan in their environment.
+// sessionVariable is the environment variable that identifies the processes of a plan.
 const sessionVariable = "STILLPOINT_SESSION"
 
 // endClientScript ends the process $1 if it is the client of session $2.
@@ -31,21 +31,22 @@ const endClientScript = `case $(tr '\0' ' ' <"/proc/$1/environ" 2>/dev/null) in
 *"` + sessionVariable + `=$2 "*) kill -TERM "$1";;
 esac`
 
-// inPods are the functions for one workload's pods.
+// inPods implements the functions that run in one workload's pods.
 //
-//	RunInPods       runs command in each of them
-//	HoldSession     starts command, a client that reads statements, tells it begin,
-//	                and keeps it open; begin ends when it prints "stillpoint: held"
-//	ReleaseSession  tells the clients of phase what that phase has as end, which
-//	                ends when they print "stillpoint: released"
+//	RunInPods       runs command in each pod
+//	HoldSession     starts command, a client that reads statements, sends it the
+//	                statements begin, and keeps it open; begin ends when the client
+//	                prints "stillpoint: held"
+//	ReleaseSession  sends the clients of phase that phase's statements end, which end
+//	                when the clients print "stillpoint: released"
 //
-// Args of the first two: command, container (the first that mounts a claim of
-// the workload), pods (all, or first), env (a map; its values stand in no argument
-// list and no log).
+// RunInPods and HoldSession have the args command, container (default: the first that
+// mounts a claim of the workload), pods (all or first) and env (a map whose values appear
+// in no argument list and no log).
 type inPods struct {
 	namespace string
 	pods      []corev1.Pod
-	session   string // names the plan's clients
+	session   string // the value of sessionVariable
 }
 
 func (p inPods) functions() map[string]render.Function {
@@ -82,7 +83,7 @@ func (p inPods) functions() map[string]render.Function {
 		},
 		releaseFunction: {
 			Required: []string{"phase"},
-			// What it releases is known when both hooks are: see pairs.
+			// pairSessions replaces this call when both hooks are rendered.
 			Calls: func(_ context.Context, args render.Args) ([]render.Call, error) {
 				phase, err := args.String("phase")
 				if err != nil || phase == "" {
@@ -94,7 +95,7 @@ func (p inPods) functions() map[string]render.Function {
 	}
 }
 
-// calls are those of one command in the pods that args name.
+// calls returns one call for each pod that args select.
 func (p inPods) calls(args render.Args) ([]render.Call, error) {
 	command, err := args.Strings("command")
 	if err != nil {
@@ -138,7 +139,7 @@ func (p inPods) calls(args render.Args) ([]render.Call, error) {
 	return calls, nil
 }
 
-// container is the named one, or that which has the workload's data.
+// container returns the named container, or the first that mounts a claim.
 func (p inPods) container(pod *corev1.Pod, named string) (string, error) {
 	running := workload.RunningContainers(pod)
 	if named != "" {
@@ -180,8 +181,8 @@ func environment(args render.Args) (map[string]string, error) {
 	return env, nil
 }
 
-// pairs gives each phase that releases sessions the calls of the phase that holds
-// them. A session that nobody releases is an error, and so is a release of none.
+// pairSessions gives each phase that releases sessions the calls of the phase that holds
+// them. It returns an error if a session is not released, or if a release has no session.
 func pairSessions(hook *Hook) error {
 	held := map[string]*render.Step{}
 	var names []string

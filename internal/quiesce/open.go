@@ -10,7 +10,7 @@ import (
 	"stillpoint.io/stillpoint/internal/render"
 )
 
-// open starts the shells of all pre and post commands side by side.
+// open starts the shells of all pre and post commands in parallel.
 func (s *Session) open(ctx context.Context) error {
 	var opening opening
 	for i := range s.plan.Hooks {
@@ -21,7 +21,7 @@ func (s *Session) open(ctx context.Context) error {
 			s.pres = append(s.pres, p)
 		}
 	}
-	// Thawing goes the other way round.
+	// Post commands run in reverse order.
 	for i := len(s.plan.Hooks) - 1; i >= 0; i-- {
 		hook := &s.plan.Hooks[i]
 		for _, step := range hook.Post {
@@ -44,7 +44,7 @@ func (s *Session) open(ctx context.Context) error {
 	return nil
 }
 
-// opening is shells that are being opened at the same time.
+// opening collects the errors of shells that are opened in parallel.
 type opening struct {
 	sync.WaitGroup
 	mu   sync.Mutex
@@ -56,8 +56,8 @@ func (o *opening) wait() error {
 	return errors.Join(o.errs...)
 }
 
-// start opens a shell for a call. A container without one can be told to run a
-// command all the same, but nothing can stand guard in it.
+// start opens a shell for a call. A container without a shell can run commands, but
+// cannot have a guard.
 func (s *Session) start(ctx context.Context, o *opening, hook *Hook, step *render.Step, call render.Call, script string, place **shell) {
 	o.Go(func() {
 		opened, err := openShell(ctx, s.tools.Executor, call, script, s.show)
@@ -102,7 +102,6 @@ func (s *Session) openPost(ctx context.Context, p *post, o *opening) {
 	}
 }
 
-// closePres closes the shells of the pre commands.
 func (s *Session) closePres() {
 	for _, p := range s.pres {
 		for _, r := range p.runners {
@@ -113,7 +112,7 @@ func (s *Session) closePres() {
 	}
 }
 
-// holder is the target that has the client of a call of HoldSession.
+// clientTarget returns the target that has the client of a HoldSession call.
 func (s *Session) clientTarget(hook *Hook, call render.Call) *target {
 	for _, t := range s.targets() {
 		if t.hook == hook && t.call.Hold != nil && ContainerOf(t.call) == ContainerOf(call) && *t.call.Hold == *call.Hold {
@@ -123,8 +122,8 @@ func (s *Session) clientTarget(hook *Hook, call render.Call) *target {
 	return nil
 }
 
-// release lets go of all guards that are left. They leave without a word; one whose
-// post command is not confirmed goes on trying by itself.
+// release ends the remaining guards. A guard whose post command is not confirmed
+// continues to retry it; all others end without running it.
 func (s *Session) release(ctx context.Context) {
 	for _, t := range s.targets() {
 		switch {

@@ -15,19 +15,19 @@ import (
 	"stillpoint.io/stillpoint/internal/unit"
 )
 
-// The options that decide which password a recipe sends, and where to.
+// The options that select the password that a recipe sends and its destination.
 const (
 	optionHost   = "host"
 	optionPort   = "port"
 	optionSecret = "secret"
 )
 
-// local are the hosts that stay in the pod.
+// local lists the hosts that are in the pod itself.
 var local = []string{"", "localhost", "127.0.0.1", "::1"}
 
-// permit returns an error if a blueprint would hand a password to a place that the
-// author of the annotations could not send it to himself. Only a person who may
-// change the workload decides about its passwords already: the pods see them.
+// permit returns an error if a blueprint would send a password to a destination that the
+// author of the annotations could not send it to. Only users who may change the workload
+// have access to its passwords, through its pods.
 func (p part) permit(name string, found *blueprint.Found) error {
 	if !worksInPods(found.Blueprint) {
 		return nil

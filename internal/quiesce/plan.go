@@ -13,51 +13,48 @@ import (
 	"stillpoint.io/stillpoint/internal/unit"
 )
 
-// Plan is everything that one session will do, rendered before anything is
-// touched.
+// Plan is everything that one session will do.
 type Plan struct {
-	// Name is what is quiesced, as users call it: "Deployment shop/db".
+	// Name is the name of the unit, such as "Deployment shop/db".
 	Name string
-	// Hooks are in the order of the pre commands; post commands go the other
-	// way round.
+	// Hooks are in the order of the pre commands; post commands run in reverse order.
 	Hooks []Hook
 
-	// PrepareTimeout limits all pre commands together, QuiesceTimeout the
-	// freeze from the end of these.
+	// PrepareTimeout limits all pre commands together. QuiesceTimeout limits the freeze
+	// after them.
 	PrepareTimeout, QuiesceTimeout time.Duration
 	OnError                        unit.OnError
 
-	// Flush are commands that write out what file systems still hold in memory,
-	// while the application runs on, so that the freeze has little left to do.
-	// They may fail: the freeze writes out the rest.
+	// Flush has commands that write out the file systems while the application runs, to
+	// shorten the freeze. A command that fails is logged: the freeze writes out the rest.
 	Flush []render.Call
 
-	// Unfrozen are claims of whose file systems a freeze was asked for, and which
-	// Stillpoint does not freeze.
+	// Unfrozen has the claims that a hook asks to freeze and Stillpoint does not freeze.
 	Unfrozen map[string]Level
 
-	// Mask knows the secret values that the commands contain.
+	// Mask masks the secret values in the commands.
 	Mask render.Masker
 
-	// Owed is the record of what undoes the plan, as far as it is known before the
-	// session has begun.
+	// Record is the journal's record of the plan, without the pending undo.
 	Record journal.Entry
 
-	// Alternatives gives, for each file system that a post command thaws, the commands
-	// that thaw it in other containers; nil means that there are none.
+	// Each of the following functions may be nil.
+
+	// Alternatives returns, for each file system that a post command thaws, the commands
+	// that thaw it in other containers.
 	Alternatives func(ctx context.Context, call render.Call) [][]render.Call
-	// Gone reports whether no process of call's container can be left; nil knows none.
+	// Gone reports whether all processes of call's container have ended.
 	Gone func(ctx context.Context, call render.Call) bool
-	// Ends reports whether a hook itself ends the pod of a call; nil ends none.
+	// EndsPod reports whether a hook itself ends the pod of a call.
 	EndsPod func(hook *Hook, call render.Call) bool
-	// ByHand tells a person how to run a post command; nil says nothing.
+	// ByHand returns instructions for a user to run a post command by hand.
 	ByHand func(call render.Call) string
-	// Volumes are the file systems that a post command thaws, as their node sees them;
-	// nil knows none.
+	// Volumes returns the file systems that a post command thaws, with their paths on
+	// the node.
 	Volumes func(call render.Call) []journal.Volume
 }
 
-// NotFrozen are the claims that Stillpoint does not freeze, each in a clause.
+// NotFrozen returns a sentence for each claim that Stillpoint does not freeze.
 func (p *Plan) NotFrozen() []string {
 	var all []string
 	for _, name := range slices.Sorted(maps.Keys(p.Unfrozen)) {
@@ -70,17 +67,17 @@ func (p *Plan) NotFrozen() []string {
 type Hook struct {
 	Blueprint string
 	Pre, Post []*render.Step
-	// Script renders what cannot be rendered before a phase has run, and is told
-	// what phases put out; nil where everything is rendered.
+	// Script renders phases that depend on the outputs of earlier ones; nil if all phases
+	// are rendered.
 	Script *render.Script
 }
 
-// waiting reports whether a phase of the posthook is not rendered yet.
+// hasUnrendered reports whether a phase of the posthook is not rendered yet.
 func (h *Hook) hasUnrendered() bool {
 	return slices.ContainsFunc(h.Post, func(step *render.Step) bool { return step.Needs != "" })
 }
 
-// prepares reports whether a pre command of the blueprint runs in container.
+// prepares reports whether a pre command of the hook runs in container.
 func (h *Hook) prepares(container podexec.Container) bool {
 	return slices.ContainsFunc(h.Pre, func(step *render.Step) bool {
 		return slices.ContainsFunc(step.Calls, func(call render.Call) bool {
@@ -114,7 +111,7 @@ func (p *Plan) gone(ctx context.Context, call render.Call) bool {
 	return p.Gone != nil && p.Gone(ctx, call)
 }
 
-// ends reports whether the loss of a target's guard is no surprise.
+// endsPod reports whether the plan itself ends a target's guard.
 func (p *Plan) endsPod(t *target) bool { return p.EndsPod != nil && p.EndsPod(t.hook, t.call) }
 
 func (p *Plan) byHand(call render.Call) string {

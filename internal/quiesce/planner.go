@@ -29,27 +29,24 @@ import (
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
-// part adds to a unit's part what only the planner needs.
+// part is a part of a unit, with the methods of the planner.
 type part struct{ unit.Part }
 
-// Planner makes plans. It reads objects and runs probes in containers, and changes
-// nothing.
+// Planner makes plans. It only reads objects and runs probes in containers.
 type Planner struct {
 	Kube     kubernetes.Interface
 	Executor podexec.Executor
 	Finder   *blueprint.Finder
-	// Tasks checks what the tasks of blueprints need, and predicts their outputs.
-	Tasks *function.Tasks
-	Clock clock.PassiveClock
-	// Settings is the configuration that the plans are made with.
+	// Tasks verifies the requirements of tasks and predicts their outputs.
+	Tasks    *function.Tasks
+	Clock    clock.PassiveClock
 	Settings *config.Config
-	// Warn logs a warning.
-	Warn func(format string, args ...any)
+	Warn     func(format string, args ...any)
 	// Driver returns the profile of a claim's driver.
 	Driver func(ctx context.Context, claim *corev1.PersistentVolumeClaim) (config.DriverProfile, error)
 }
 
-// NewPlanner returns a planner for one freeze, which acts on these settings.
+// NewPlanner returns a planner for one freeze with the given settings.
 func NewPlanner(settings *config.Config, clients *cluster.Clients, executor podexec.Executor, warn func(format string, args ...any)) *Planner {
 	tasks := function.NewTasks(clients)
 	tasks.Warn = warn
@@ -75,8 +72,8 @@ func NewPlanner(settings *config.Config, clients *cluster.Clients, executor pode
 	}
 }
 
-// Plan renders everything that freezing a group will take, as far as it can be
-// known before. Templates see the backup's start as .Time.
+// Plan renders the hooks of a unit. Phases that depend on the outputs of others are
+// rendered later, by the session. Templates see the backup's start as .Time.
 func (p *Planner) Plan(ctx context.Context, u *unit.Unit, backup *velerov1.Backup) (*Plan, error) {
 	plan := &Plan{Name: u.Name(), OnError: u.OnError}
 	namespace := u.Claims[0].Namespace
@@ -110,7 +107,7 @@ func (p *Planner) Plan(ctx context.Context, u *unit.Unit, backup *velerov1.Backu
 			plan.Hooks = append(plan.Hooks, hook)
 		}
 	}
-	// The file systems of all workloads go last.
+	// Freeze the file systems of all workloads last.
 	slices.SortStableFunc(plan.Hooks, func(a, b Hook) int { return rank(a) - rank(b) })
 	plan.Flush = flushes(plan.Hooks)
 	if err := p.levels(ctx, plan, u, files); err != nil {
@@ -125,8 +122,8 @@ func (p *Planner) Plan(ctx context.Context, u *unit.Unit, backup *velerov1.Backu
 	return plan, nil
 }
 
-// levels notes which claims Stillpoint does not freeze, and looks at commands of
-// other blueprints that freeze file systems by themselves.
+// levels sets plan.Unfrozen, warns about these claims, and verifies the blueprints that
+// freeze file systems with their own commands.
 func (p *Planner) levels(ctx context.Context, plan *Plan, u *unit.Unit, files *fileSystems) error {
 	plan.Unfrozen = files.unfrozen
 	var moving []string
@@ -192,7 +189,7 @@ func (p *Planner) hook(ctx context.Context, name string, part part, files *fileS
 		return hook, mask, nil
 	}
 	scales := found.Calls(scaleFunction)
-	if !scales { // else it is known only later whether pods end
+	if !scales { // otherwise scalesToZero decides after rendering
 		if err := part.verifyReachable(found.Blueprint, files.claims); err != nil {
 			return hook, mask, err
 		}
@@ -227,10 +224,10 @@ func (p *Planner) hook(ctx context.Context, name string, part part, files *fileS
 	return hook, mask, unthawed(hook)
 }
 
-// scaleFunction is Kanister's function that can end all pods of a workload.
+// scaleFunction is the Kanister function that can end all pods of a workload.
 const scaleFunction = "ScaleWorkload"
 
-// reachable are the pods in which hooks can run commands, those of the current
+// reachable returns the pods in which hooks can run commands, those of the current
 // revision first.
 func (p part) reachable() []corev1.Pod {
 	pods := slices.Clone(p.Workload.CurrentPods)
@@ -242,21 +239,21 @@ func (p part) reachable() []corev1.Pod {
 	return pods
 }
 
-// ends reports whether steps scale the workload to 0, which ends pods that nothing
-// else could quiesce.
+// scalesToZero reports whether steps scale the workload to 0, which also ends pods that
+// hooks cannot run in.
 func (p part) scalesToZero(steps []*render.Step) bool {
 	return slices.ContainsFunc(steps, func(step *render.Step) bool {
 		return step.Task != nil && function.Ends(step.Task, p.Workload.Kind, p.Workload.Namespace, p.Workload.Name)
 	})
 }
 
-// missed returns an error if a pod uses one of the claims that are to be quiesced,
-// and no hook can run in that pod. A file system can be frozen from another pod.
+// verifyReachable returns an error if a pod uses one of the claims and no hook can run in
+// that pod. It accepts that a file system is frozen from another pod.
 func (p part) verifyReachable(bp *blueprint.Blueprint, claims map[string]corev1.PersistentVolumeClaim) error {
 	files := bp.Calls(freezeFunction)
 	inPods := bp.Calls(runFunction) || bp.Calls(holdFunction)
 	if bp.Actions[blueprint.Prehook] == nil || p.Object != nil && !files && !inPods {
-		return nil // hooks of other objects name their pods themselves
+		return nil // hooks of annotated objects select their pods themselves
 	}
 	onlyFiles := files && !inPods && !bp.Calls("KubeExec") && !bp.Calls("KubeExecAll")
 	for _, pod := range p.Workload.Pods {
@@ -278,7 +275,7 @@ func (p part) verifyReachable(bp *blueprint.Blueprint, claims map[string]corev1.
 	return nil
 }
 
-// states are the active containers of a pod, and why they do not run.
+// containerStates describes the active containers of a pod and why they do not run.
 func containerStates(pod *corev1.Pod) string {
 	var all []string
 	active := workload.Active(pod)
@@ -288,7 +285,7 @@ func containerStates(pod *corev1.Pod) string {
 	return strings.Join(all, ", ")
 }
 
-// params are what templates see.
+// params returns the parameters of the templates.
 func (p part) params(started time.Time) render.Params {
 	w := p.Workload
 	params := render.Params{
@@ -329,7 +326,7 @@ func (p part) params(started time.Time) render.Params {
 	return params
 }
 
-// mask knows the values of an annotated Secret, which templates see as .Object.
+// mask masks the values of an annotated Secret, which templates see as .Object.
 func (p part) mask() render.Masker {
 	if p.Object == nil || p.Object.Kind != "Secret" {
 		return render.Masker{}

@@ -14,33 +14,33 @@ import (
 	"stillpoint.io/stillpoint/internal/render"
 )
 
-// prepare runs the pre commands, step by step, and then holds.
+// prepare runs the pre commands and starts monitoring the freeze.
 func (s *Session) prepare(ctx context.Context) error {
 	for _, t := range s.targets() {
 		t.unconditional = len(t.hook.Pre) == 0
 	}
 	for i := range s.plan.Hooks {
 		if err := s.runPrehook(ctx, &s.plan.Hooks[i]); err != nil {
-			return err // those that may still complete are listened to
+			return err // keep the shells: a pending pre command can still complete
 		}
 	}
 	s.closePres()
 	s.mu.Lock()
-	if s.begun.IsZero() { // there are post commands only
+	if s.begun.IsZero() { // no pre commands
 		s.begun = time.Now()
 	}
 	s.report.Prepared = time.Since(s.begun)
 	s.mu.Unlock()
 
-	// The guards have a limit that is long enough. The snapshot need not wait
-	// until they know the shorter one.
+	// The guards already have a longer limit, so the snapshots need not wait until the
+	// guards confirm the shorter one.
 	rearming, cancel := context.WithCancel(ctx)
 	s.rearm = cancel
 	due := s.due()
 	go func() {
 		err := s.armGuards(rearming, "hold", s.plan.QuiesceTimeout, due)
 		if rearming.Err() != nil || errors.Is(err, errLost) {
-			err = nil // thawed meanwhile, or the watch tells
+			err = nil // thawed meanwhile, or watchGuard reports it
 		}
 		close(s.rearmed)
 		if err != nil {
@@ -56,8 +56,8 @@ func (s *Session) prepare(ctx context.Context) error {
 	return nil
 }
 
-// prehook runs the pre commands of one hook, its deferPhase whatever comes of the
-// others, and then renders what of the posthook depends on them.
+// runPrehook runs the pre commands of one hook and then renders the phases of its posthook
+// that depend on them. Once a phase has begun, deferPhase runs even if a phase fails.
 func (s *Session) runPrehook(ctx context.Context, hook *Hook) error {
 	var (
 		failed error
@@ -83,8 +83,8 @@ func (s *Session) runPrehook(ctx context.Context, hook *Hook) error {
 	return failed
 }
 
-// complete renders the phases of a posthook that had to wait for its prehook, lets
-// guards stand for them, and puts them on record.
+// renderPosthook renders the phases of a posthook that depend on its prehook, arms guards
+// for them, and adds them to the record.
 func (s *Session) renderPosthook(ctx context.Context, hook *Hook) error {
 	if hook.Script == nil || !hook.hasUnrendered() {
 		return nil
@@ -104,7 +104,7 @@ func (s *Session) renderPosthook(ctx context.Context, hook *Hook) error {
 			return errors.Join(err, opening.wait())
 		}
 		if p.step.Needs != "" {
-			continue // for a phase of its own action
+			continue // depends on a phase of the posthook
 		}
 		rendered = append(rendered, p)
 		s.openPost(ctx, p, &opening)
@@ -129,7 +129,7 @@ func (s *Session) renderPosthook(ctx context.Context, hook *Hook) error {
 	return s.updateRecord(ctx, s.targets())
 }
 
-// render renders a phase that had to wait.
+// render renders a phase that depends on the outputs of others.
 func (s *Session) render(ctx context.Context, hook *Hook, step *render.Step) error {
 	err := hook.Script.Render(ctx, step)
 	if step.Task != nil {
@@ -164,7 +164,7 @@ func (s *Session) runPre(ctx context.Context, p *pre) error {
 			return err
 		}
 	}
-	// Guards first: a pre command whose guard does not answer must not begin.
+	// A pre command must not begin before its guard has answered.
 	if err := s.armGuards(ctx, "prepare", left+s.plan.QuiesceTimeout, s.linkPosts(p)); err != nil {
 		return err
 	}
@@ -181,7 +181,7 @@ func (s *Session) runPre(ctx context.Context, p *pre) error {
 	return err
 }
 
-// commands are how far the commands of a phase are.
+// commands returns the progress of all commands of a phase.
 func (p *pre) commands() []*progress {
 	commands := []*progress{&p.task}
 	for _, r := range p.runners {
@@ -190,10 +190,9 @@ func (p *pre) commands() []*progress {
 	return commands
 }
 
-// becomesDue links the commands of a phase with the post commands that undo what they
-// do: those of the same blueprint in the same containers, those that stand in a
-// container where the blueprint has no pre command at all, and those that stand in
-// none. It returns the targets that undo nothing of an earlier phase.
+// linkPosts links the commands of a phase to the targets of the same hook that undo them:
+// those in the same container, those in a container without a pre command of the hook,
+// and those without a container. It returns the targets that undo no earlier phase.
 func (s *Session) linkPosts(p *pre) []*target {
 	undoes := func(t *target) (linked []*progress) {
 		if t.task != nil || t.step.Needs != "" || t.call.Hold == nil && !t.hook.prepares(ContainerOf(t.call)) {
@@ -226,7 +225,7 @@ func (s *Session) linkPosts(p *pre) []*target {
 	return due
 }
 
-// hold gives guards a limit and waits until they have it.
+// armGuards sends a limit to guards and waits until they confirm it.
 func (s *Session) armGuards(ctx context.Context, verb string, limit time.Duration, targets []*target) error {
 	ctx, cancel := context.WithTimeout(ctx, ThawLimit)
 	defer cancel()
@@ -242,8 +241,8 @@ func (s *Session) armGuards(ctx context.Context, verb string, limit time.Duratio
 	})
 }
 
-// runStep runs the commands of one phase at the same time, or its task, and returns
-// what they put out.
+// runStep runs the commands of one phase in parallel, or its task, and returns their
+// outputs.
 func (s *Session) runStep(ctx context.Context, p *pre, limit time.Duration) (map[string]any, error) {
 	where := fmt.Sprintf("blueprint %s, phase %s", p.hook.Blueprint, p.step.Phase)
 	if p.step.Task != nil {
@@ -282,8 +281,8 @@ func (s *Session) runStep(ctx context.Context, p *pre, limit time.Duration) (map
 	return s.outputs(printed)
 }
 
-// dismiss has the guards of a hook leave that have nothing to undo, since another
-// program holds the freeze: they would undo that.
+// dismissGuards releases the guards of a hook whose freeze belongs to another program, so
+// that they do not undo that freeze.
 func (s *Session) dismissGuards(ctx context.Context, hook *Hook) {
 	for _, t := range s.targets() {
 		if t.hook == hook && t.guard != nil && s.state(t) == foreign {
@@ -302,7 +301,7 @@ func (s *Session) runTask(ctx context.Context, task *render.Task) (map[string]an
 	return s.tools.Tasks.Run(ctx, &shown)
 }
 
-// outputs are those of all commands of a phase.
+// outputs merges the outputs of all commands of a phase.
 func (s *Session) outputs(printed []*podexec.Output) (map[string]any, error) {
 	all := map[string]any{}
 	for _, output := range printed {
@@ -319,8 +318,8 @@ func (s *Session) outputs(printed []*podexec.Output) (map[string]any, error) {
 }
 
 func (s *Session) runShell(ctx context.Context, r *runner, limit time.Duration) (*podexec.Output, error) {
-	// The shell in the container keeps the limit; ours is for one that is gone, or whose
-	// command the kernel does not let go.
+	// The shell enforces the limit. This context covers a shell that is gone, and a command
+	// that the kernel keeps from ending.
 	waiting, cancel := context.WithTimeout(ctx, limit+killLimit)
 	defer cancel()
 	answer, err := r.shell.ask(waiting, fmt.Sprintf("run %d", seconds(limit)), "ended")
@@ -334,11 +333,10 @@ func (s *Session) runShell(ctx context.Context, r *runner, limit time.Duration) 
 	return nil, s.masked(err)
 }
 
-// await waits for the end of a command that did not end in time, for as long as its
-// connection stands.
+// await waits until a command that exceeded its limit ends or its connection is lost.
 func (s *Session) await(ctx context.Context, r *runner) {
 	if answer, err := r.shell.expect(context.WithoutCancel(ctx), "ended"); err == nil {
-		_, _ = s.ended(r, answer) // nobody waits for it any more
+		_, _ = s.ended(r, answer) // only for its effect on the state
 		return
 	}
 	s.mu.Lock()
@@ -346,7 +344,7 @@ func (s *Session) await(ctx context.Context, r *runner) {
 	r.lost = time.Now()
 }
 
-// ended judges the end of a command.
+// ended sets the state of a command that has ended, and returns its output or an error.
 func (s *Session) ended(r *runner, answer string) (*podexec.Output, error) {
 	code := strings.TrimPrefix(answer, "ended ")
 	r.shell.output.WaitEnd()
@@ -364,7 +362,7 @@ func (s *Session) ended(r *runner, answer string) (*podexec.Output, error) {
 	}
 }
 
-// tellHeld has a held client begin.
+// beginHeld sends a held client its begin statements.
 func (s *Session) beginHeld(ctx context.Context, r *runner, limit time.Duration) (*podexec.Output, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -383,7 +381,7 @@ func (s *Session) beginHeld(ctx context.Context, r *runner, limit time.Duration)
 	return guard.output, nil
 }
 
-// bare runs a command in a container that has no shell.
+// runWithoutShell runs a command in a container that has no shell.
 func (s *Session) runWithoutShell(ctx context.Context, r *runner, limit time.Duration) (*podexec.Output, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

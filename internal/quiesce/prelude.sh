@@ -1,14 +1,14 @@
-# What all scripts here have in common. POSIX sh; tried with dash, busybox ash
-# and bash. The subshell is for dash, which leaves on an option it does not
-# know; bash breaks off `read` for a trapped signal only in POSIX mode.
+# The common part of all scripts: POSIX sh, tested with dash, busybox ash and bash. The
+# subshell is needed since dash exits on an unknown option. Only in POSIX mode does bash
+# interrupt `read` for a trapped signal.
 (set -o posix) 2>/dev/null && set -o posix
 command= environment= timer= signalled=
 me=$$
 trap 'signalled=1' TERM HUP INT
 trap : PIPE
 
-# note LINE: a line of the command (:) or of its environment (=), which arrive as
-# shell words that are already quoted.
+# note LINE: add a line to the command (:) or its environment (=). Both are quoted shell
+# words.
 note() {
 	case $1 in
 	:*) command="$command${1#:}
@@ -18,18 +18,17 @@ note() {
 	esac
 }
 
-# The command runs as the container runtime would run it: no function and no
-# builtin. Its environment is set here and not by env(1), in whose arguments
-# everybody could read it.
+# run runs the command as the container runtime would, without functions and builtins.
+# It does not use env(1), whose arguments appear in the process list.
 run() {
 	eval "$environment"
 	eval "set -- $command"
 	exec "$@"
 }
 
-# freezing reports whether a program is at work in this container that freezes the
-# file system at $place, or any if that is empty. FIFREEZE waits for writers, and a
-# killed program that waits in it ends only when the kernel has completed the freeze.
+# freezing reports whether a program in this container is freezing the file system at
+# $place, or any file system if $place is empty. FIFREEZE waits for writers, and a killed
+# program that waits in it ends only when the kernel has completed the freeze.
 place=
 freezing() {
 	for process in /proc/[0-9]*; do
@@ -38,22 +37,21 @@ freezing() {
 		case $name in
 		fsfreeze | xfs_freeze | xfs_io | busybox) IFS= read -r args <"$process/cmdline" ;;
 		esac
-		case $name:$args in # nothing stands between the arguments
+		case $name:$args in # read drops the NULs between arguments
 		*freeze: | *freeze-u* | *freeze--u* | xfs_io:*thaw*) ;;
 		*freeze:*freeze*"$place" | xfs_io:*freeze*"$place" | busybox:*busyboxfsfreeze*"$place") return 0 ;;
 		*freeze:*freeze-f/* | *freeze:*freeze--freeze/*) ;; # another file system
-		*freeze:*) return 0 ;; # busybox runs it in the process of a shell, whose arguments these are
+		*freeze:*) return 0 ;; # busybox runs it in a shell's process, with the shell's arguments
 		esac
 	done 2>/dev/null
 	return 1
 }
 
-# arm N: signal this shell in N seconds, and again each second after, in case
-# the first signal fell between two reads. While a background process is
-# forked, TERM has its default action: a shell forgets a trapped signal that
-# reaches its child before the child has put its traps away. The trap takes the
-# sleep along, because the first process of a container may reap no orphans. It
-# keeps no descriptor of the script open: the connection ends when the last one does.
+# arm N: signal this shell in N seconds, and again each second after that, since a signal
+# between two reads has no effect. TERM has its default action during the fork: the child
+# would lose a trapped signal that arrives before it has reset its traps. The child's
+# trap kills its sleep, since PID 1 of a container may reap no orphans. The child closes
+# the script's descriptors, since the connection ends only when all are closed.
 arm() {
 	disarm
 	trap - TERM

@@ -12,14 +12,14 @@ import (
 	"stillpoint.io/stillpoint/internal/render"
 )
 
-// record writes down what is owed from now on.
+// openRecord records the pending undo of the session in the journal.
 func (s *Session) openRecord(ctx context.Context) error {
 	if s.tools.Journal == nil {
 		return nil
 	}
 	record := s.plan.Record
 	record.Since = time.Now()
-	// Both hooks may take as long as the pre commands are allowed to.
+	// Each hook may take as long as the pre commands are allowed to.
 	record.Until = record.Since.Add(2*s.plan.PrepareTimeout + s.plan.QuiesceTimeout + rescueLimit)
 	record.Undo = s.undo(s.targets())
 	if err := s.tools.Journal.Open(ctx, &record); err != nil {
@@ -29,7 +29,7 @@ func (s *Session) openRecord(ctx context.Context) error {
 	return nil
 }
 
-// undo is what somebody else would have to do in our place.
+// undo returns the pending undo of targets, for a process that takes over.
 func (s *Session) undo(targets []*target) []journal.Undo {
 	var undo []journal.Undo
 	for _, t := range targets {
@@ -52,8 +52,8 @@ func (s *Session) undo(targets []*target) []journal.Undo {
 	return undo
 }
 
-// endClient is a command that ends a held client, whatever has become of those who
-// held it. Its process is known by its environment.
+// endClient returns a command that ends a held client, even if its guard is gone. It
+// identifies the client by its environment.
 func endClient(t *target) render.Call {
 	client := ""
 	if t.guard != nil {
@@ -65,7 +65,7 @@ func endClient(t *target) render.Call {
 	}
 }
 
-// byHand tells a person what to run in the place of a target.
+// byHand returns instructions for a user to run a target by hand.
 func (s *Session) byHand(t *target) string {
 	var text string
 	switch {
@@ -81,7 +81,7 @@ func (s *Session) byHand(t *target) string {
 	return s.masker().Mask(text)
 }
 
-// amend changes what is on record.
+// updateRecord replaces the pending undo of the record.
 func (s *Session) updateRecord(ctx context.Context, targets []*target) error {
 	if s.record == nil {
 		return nil
@@ -90,8 +90,9 @@ func (s *Session) updateRecord(ctx context.Context, targets []*target) error {
 	return s.masked(s.tools.Journal.Update(ctx, s.record))
 }
 
-// settle takes off the record what is undone. What is not is for others to try,
-// from now on. A freeze that somebody else has released was none to its end.
+// closeRecord deletes the record, or, if an undo failed, gives it up so that another
+// process can retry. If another process has released the freeze meanwhile, the freeze
+// is broken.
 func (s *Session) closeRecord(ctx context.Context, stuck error) {
 	if s.record == nil {
 		return
@@ -109,7 +110,7 @@ func (s *Session) closeRecord(ctx context.Context, stuck error) {
 	case errors.Is(err, journal.ErrTaken):
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.report.Broken != nil { // which is how it was noticed
+		if s.report.Broken != nil { // found because the record was taken
 			err = fmt.Errorf("%w; %w", err, s.report.Broken)
 		}
 		s.report.Broken = err

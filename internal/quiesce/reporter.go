@@ -30,14 +30,14 @@ const (
 	ReasonStillFrozen = "StillFrozen"
 )
 
-// Reporter tells how freezes go: in the backup's log, where errors and warnings
-// count as the backup's, and by events on the workloads.
+// Reporter reports the course of freezes in the backup's log, where Velero counts errors
+// and warnings, and by events on the workloads.
 type Reporter struct {
 	kube     kubernetes.Interface
 	recorder record.EventRecorder
 }
 
-// NewReporter returns a Reporter.
+// NewReporter returns a Reporter that sends events through kube.
 func NewReporter(kube kubernetes.Interface) *Reporter {
 	broadcaster := record.NewBroadcaster()
 	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: kube.CoreV1().Events("")})
@@ -52,8 +52,9 @@ func (r *Reporter) event(u *unit.Unit, eventType, reason, format string, args ..
 	}
 }
 
-// stillFrozen reports what may still be frozen, as an error in the log and by events. It
-// returns when they are sent: Velero may end this process at any time.
+// stillFrozen reports a workload that may still be frozen, by an error in the log and by
+// events. It returns after the events are sent, since Velero may end this process at any
+// time.
 func (r *Reporter) stillFrozen(ctx context.Context, log logrus.FieldLogger, u *unit.Unit, stuck error) {
 	log.Error(stuck)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ThawLimit)
@@ -68,10 +69,10 @@ func (r *Reporter) stillFrozen(ctx context.Context, log logrus.FieldLogger, u *u
 	}
 }
 
-// eventLimit is how long an event's message may be, in bytes.
+// eventLimit is the maximum length of an event's message in bytes.
 const eventLimit = 1024
 
-// SendEvent sends an event to an object, and returns when it is sent.
+// SendEvent creates an event for an object, and returns after the API server has it.
 func SendEvent(ctx context.Context, kube kubernetes.Interface, clock clock.PassiveClock, ref workload.Ref, eventType, reason, message string) error {
 	if len(message) > eventLimit {
 		message = strings.ToValidUTF8(message[:eventLimit-3], "") + "..."
@@ -89,8 +90,8 @@ func SendEvent(ctx context.Context, kube kubernetes.Interface, clock clock.Passi
 	return err
 }
 
-// Freeze carries out the plan of a group, with a line before anything is touched
-// and one when it is frozen: what a process leaves that dies meanwhile.
+// Freeze freezes a unit by its plan. It logs a line before the freeze and one after it,
+// so that the log shows how far a process got that died.
 func (r *Reporter) Freeze(ctx context.Context, tools Tools, plan *Plan, u *unit.Unit, log logrus.FieldLogger, backup string) (*Session, error) {
 	names := make([]string, len(u.Claims))
 	for i, claim := range u.Claims {
@@ -111,7 +112,7 @@ func (r *Reporter) Freeze(ctx context.Context, tools Tools, plan *Plan, u *unit.
 	return session, nil
 }
 
-// Thawed tells how a freeze went that is over.
+// Thawed reports the result of a freeze that is over.
 func (r *Reporter) Thawed(ctx context.Context, log logrus.FieldLogger, u *unit.Unit, report Report, backup string) {
 	frozen := report.Frozen.Milliseconds()
 	log = log.WithField("frozenMillis", frozen)
@@ -132,8 +133,8 @@ func (r *Reporter) Thawed(ctx context.Context, log logrus.FieldLogger, u *unit.U
 	r.event(u, corev1.EventTypeNormal, ReasonThawed, "Frozen for %d ms for backup %s", frozen, backup)
 }
 
-// Failed reports that a group could not be quiesced. The error itself is in the
-// log by the caller where it keeps volumes out of the backup.
+// Failed reports that a unit could not be quiesced. If the error keeps volumes out of the
+// backup, the caller logs it.
 func (r *Reporter) Failed(ctx context.Context, log logrus.FieldLogger, u *unit.Unit, failed error, backup string) {
 	if stuck := (stuckError{}); errors.As(failed, &stuck) {
 		r.stillFrozen(ctx, log, u, stuck)

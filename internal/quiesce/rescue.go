@@ -22,23 +22,21 @@ import (
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
-// rescue finds other ways to run a post command: a frozen file system stays
-// frozen when the container dies that froze it, and can be thawed from any
-// other that mounts the volume.
+// rescue finds alternatives to a post command. A frozen file system stays frozen after
+// its container has ended, and can be thawed from any other container that mounts the
+// volume.
 type rescue struct {
 	kube kubernetes.Interface
 	unit *unit.Unit
 }
 
-// alternatives lists, for each file system that call thaws, the commands that thaw it
-// in other running containers.
+// alternatives implements Plan.Alternatives.
 func (r *rescue) alternatives(ctx context.Context, call render.Call) [][]render.Call {
 	return ThawsElsewhere(ctx, r.kube, call, r.volumes(call))
 }
 
-// ThawsElsewhere lists, for each volume, the commands that thaw it in running containers
-// other than call's own. They thaw and do nothing else: whatever more call does is for
-// its own container.
+// ThawsElsewhere returns, for each volume, the commands that thaw it in running containers
+// other than call's own. They do nothing else that call does.
 func ThawsElsewhere(ctx context.Context, kube kubernetes.Interface, call render.Call, volumes []journal.Volume) [][]render.Call {
 	var claims []string
 	for _, v := range volumes {
@@ -68,8 +66,8 @@ func ThawsElsewhere(ctx context.Context, kube kubernetes.Interface, call render.
 	return alternatives
 }
 
-// ContainerGone reports whether no process of call's container can be left. The kubelet reports
-// the end of a container, and lets its pod go, only once all of them have ended.
+// ContainerGone reports whether all processes of call's container have ended. The kubelet
+// reports the end of a container, and removes its pod, only after that.
 func ContainerGone(ctx context.Context, kube kubernetes.Interface, call render.Call) bool {
 	pod, err := kube.CoreV1().Pods(call.Namespace).Get(ctx, call.Pod, metav1.GetOptions{})
 	if err != nil {
@@ -78,20 +76,21 @@ func ContainerGone(ctx context.Context, kube kubernetes.Interface, call render.C
 	return !slices.Contains(workload.RunningContainers(pod), call.Container)
 }
 
-// ErrNowhere says that there is no other place to thaw from.
+// ErrNowhere means that no other container can thaw.
 var ErrNowhere = errors.New("no other container mounts the volume")
 
-// Outside thaws file systems without the container of the call that should.
+// Outside thaws file systems from other containers than the one that froze them, or from
+// their node.
 type Outside struct {
 	Executor podexec.Executor
 	Show     podexec.Show
-	// node thaws volumes that no container can thaw; nil where it is not to.
+	// Node thaws volumes that no container can thaw; nil disables that.
 	Node    Node
 	Volumes []journal.Volume
 }
 
-// Thaw takes one way for each file system, and the node if there is none. It returns
-// where that was.
+// Thaw thaws each file system by one of its alternatives, or from the node if that fails.
+// It returns where it thawed.
 func (o Outside) Thaw(ctx context.Context, alternatives [][]render.Call) (tried Try, where string, err error) {
 	if tried, where, err = o.fromContainers(ctx, alternatives); err == nil || o.Node == nil || len(o.Volumes) == 0 {
 		return tried, where, err
@@ -146,7 +145,7 @@ func (o Outside) onNodes(ctx context.Context) (tried Try, where string, err erro
 	return all, "on node " + strings.Join(on, " and "), nil
 }
 
-// pod is call's pod as it was when the plan was made.
+// pod returns call's pod as it was when the plan was made, or nil.
 func (r *rescue) pod(call render.Call) *corev1.Pod {
 	for _, w := range r.unit.Component.Workloads {
 		for i := range w.Pods {
@@ -166,8 +165,8 @@ func (r *rescue) mountsOf(call render.Call) []workload.Mount {
 	return slices.DeleteFunc(workload.Mounts(pod), func(m workload.Mount) bool { return m.Container != call.Container })
 }
 
-// byHand tells a person what to run: the same command, and on the node what
-// thaws the volumes it stands for.
+// byHand implements Plan.ByHand: the same command, and those that thaw its volumes on the
+// node.
 func (r *rescue) byHand(call render.Call) string {
 	text := fmt.Sprintf("run by hand: kubectl exec -n %s %s -c %s -- %s", call.Namespace, call.Pod, call.Container, podexec.Quote(call.Command))
 	var thaws []string
@@ -182,7 +181,7 @@ func (r *rescue) byHand(call render.Call) string {
 	return text
 }
 
-// volumes are the file systems of the group that call thaws.
+// volumes returns the file systems of the unit that call thaws.
 func (r *rescue) volumes(call render.Call) []journal.Volume {
 	pod := r.pod(call)
 	if pod == nil || !ThawsFileSystem(call.Command) {
@@ -202,8 +201,8 @@ func (r *rescue) volumes(call render.Call) []journal.Volume {
 	return VolumesIn(call.Command, volumes)
 }
 
-// VolumesIn are the volumes that a command names by their mount paths, or by a directory
-// below; all of them where it names none.
+// VolumesIn returns the volumes that a command names by their mount paths, or otherwise by
+// directories below these. It returns all volumes if the command names none.
 func VolumesIn(command []string, volumes []journal.Volume) []journal.Volume {
 	for _, below := range []bool{false, true} {
 		found := slices.DeleteFunc(slices.Clone(volumes), func(v journal.Volume) bool { return !namesPath(command, v.MountPath, below) })
@@ -214,8 +213,8 @@ func VolumesIn(command []string, volumes []journal.Volume) []journal.Volume {
 	return volumes
 }
 
-// ends reports whether a hook itself ends the pod of a call, and with it a guard that
-// stands there: it scales or changes the pod, a controller of it, or what owns that.
+// endsPod reports whether a hook itself ends the pod of a call, and with it the guard: a
+// task of the hook scales or changes the pod, its controller, or an owner of that.
 func (r *rescue) endsPod(hook *Hook, call render.Call) bool {
 	pod := r.pod(call)
 	if pod == nil {
@@ -245,7 +244,7 @@ func (r *rescue) endsPod(hook *Hook, call render.Call) bool {
 	return false
 }
 
-// byNode are the paths of volumes on each node.
+// byNode returns the paths of the volumes on each node.
 func byNode(volumes []journal.Volume) map[string][]string {
 	paths := map[string][]string{}
 	for _, volume := range volumes {

@@ -1,21 +1,19 @@
-# Runs one command of Stillpoint that arrives on standard input, so that it
-# stands in no process list and no audit log. The command is prepared while
-# nothing is frozen yet, and started by a single line.
+# Runs one command. The command arrives on standard input, so that it appears in no
+# process list and no audit log. It arrives before the freeze, and one line starts it.
 #
-# Standard input, a line each:
+# Standard input, one line each:
 #   :TEXT      a line of the command
 #   =TEXT      a line of its environment
-#   place PATH the command freezes or thaws the file system at PATH and does nothing
-#              else
+#   place PATH the command only freezes or thaws the file system at PATH
 #   armed      the command is complete
-#   run N      run it, N seconds at the most
-#   undo N     as run; it is a post command
-# Standard output: armed, then ended CODE when the command and every freeze that it
-# has begun have ended, however long after its limit that is. A post command's CODE
-# is followed by "freezing" if a freeze was under way when it started. What the
-# command prints goes to standard error, which ends with `stillpoint: end`. When
-# standard input ends, a command that still runs is killed: TERM, and KILL a second
-# later. Code 124 says so, as in timeout(1).
+#   run N      run the command for N seconds at most
+#   undo N     as run, for a post command
+# Standard output: armed, then ended CODE when the command and every freeze that it has
+# begun have ended, even if that is after the limit. A post command's CODE is followed by
+# "freezing" if a freeze was running when the command started. The command's output goes
+# to standard error, which ends with `stillpoint: end`. At the limit, and when standard
+# input ends, the command is killed: by TERM, and a second later by KILL. CODE is then
+# 124, as in timeout(1).
 line= also=
 while IFS= read -r line; do
 	case $line in
@@ -54,7 +52,7 @@ if [ -n "$signalled" ]; then
 	signalled=
 	wait "$child" 2>/dev/null
 	[ -z "$signalled" ] || kill -KILL "$child" 2>/dev/null
-	# A signal breaks off `wait`, so that its end is not yet the child's.
+	# A signal interrupts `wait` before the child has ended.
 	while kill -0 "$child" 2>/dev/null; do wait "$child" 2>/dev/null; done
 	case $line in
 	run*) while freezing; do sleep 1; done ;;

@@ -21,39 +21,38 @@ import (
 )
 
 const (
-	// ThawLimit is how long a shell may take to answer, and a file system's thaw to
-	// end. Other post commands may take as long as the pre commands.
+	// ThawLimit limits the answer of a shell and the thaw of a file system. Other post
+	// commands may take as long as the pre commands.
 	ThawLimit = 10 * time.Second
-	// killLimit is how long the answer of a runner may be behind the limit at which
-	// it kills its command.
+	// killLimit is how long a runner may take to answer after the limit at which it kills
+	// its command.
 	killLimit = 3 * time.Second
-	// StartLimit is for how long a pre command whose connection was lost may still
-	// begin: its shell has read the line that starts it.
+	// StartLimit is how long after the loss of its connection a pre command may still
+	// begin, since its shell may already have read the line that starts it.
 	StartLimit = 3 * time.Second
-	// retryPause lies between two tries of a post command.
+	// retryPause is the pause between two tries of a post command.
 	retryPause = 500 * time.Millisecond
-	// rescueLimit is how long a post command is tried once its guard is lost:
-	// long enough for a killed container to be started again.
+	// rescueLimit is how long a post command is retried after its guard is lost. It is long
+	// enough for a killed container to restart.
 	rescueLimit = 60 * time.Second
-	// nodeAfter is how long no container has been able to thaw before the node is
-	// asked to.
+	// nodeAfter is how long thawing from containers must fail before the node thaws.
 	nodeAfter = 10 * time.Second
-	// graceOfGuard is by how much a guard's own deadline lies behind ours, so
-	// that the two do not run the post command at the same moment.
+	// guardGrace is how much later a guard's deadline is than the session's, so that they
+	// do not run the post command at the same time.
 	guardGrace = time.Second
 )
 
-// Tools are what a session works with.
+// Tools are the dependencies of a session.
 type Tools struct {
 	Executor podexec.Executor
-	// Tasks runs what acts through the API server; nil can run nothing.
+	// Tasks runs tasks; nil can run none.
 	Tasks Tasks
-	// Intents keeps on record what is owed; nil keeps nothing.
+	// Journal records the pending undo; nil records nothing.
 	Journal Journal
-	// Node thaws file systems from their node; nil where nobody allows it.
+	// Node thaws file systems from their node; nil disables that.
 	Node Node
 
-	retryLimit time.Duration // in the place of rescueLimit, for tests
+	retryLimit time.Duration // replaces rescueLimit in tests
 }
 
 // NewTools returns the tools for sessions of a planner's plans.
@@ -66,29 +65,29 @@ func NewTools(clients *cluster.Clients, planner *Planner) Tools {
 	}
 }
 
-// Tasks runs a task until it is done, or ctx ends; function.Tasks is the real one.
+// Tasks runs tasks through the API server; function.Tasks implements it.
 type Tasks interface {
 	Run(ctx context.Context, task *render.Task) (outputs map[string]any, err error)
-	// Held returns an error if what a task of a prehook has done did not last.
+	// Held returns an error if the effect of a prehook's task has not lasted.
 	Held(ctx context.Context, task *render.Task) error
 }
 
-// Intents is journal.Journal.
+// Journal records the pending undo of sessions; journal.Journal implements it.
 type Journal interface {
 	Open(ctx context.Context, record *journal.Entry) error
 	Update(ctx context.Context, record *journal.Entry) error
 	Close(ctx context.Context, id string) error
 }
 
-// Node thaws file systems by their paths on a node; node.Thawer is the real one.
-// Its error is node.ErrOff where the configuration does not allow it.
+// Node thaws file systems by their paths on a node; node.Thawer implements it. Thaw
+// returns node.ErrOff if the configuration does not allow it.
 type Node interface {
 	Thaw(ctx context.Context, node string, paths []string) error
 }
 
-// Session is one freeze of one unit: armed, frozen, held and thawed. It thaws
-// by itself when the plan's quiesce timeout passes or a guard is lost; when
-// this process dies the guards do it, and what no guard can do is on record.
+// Session is one freeze of one unit. It thaws by itself when the plan's quiesce timeout
+// passes or a guard is lost. If this process dies, the guards thaw. The journal records
+// the undo that guards cannot do.
 type Session struct {
 	tools Tools
 	plan  *Plan
@@ -100,13 +99,13 @@ type Session struct {
 
 	thaw   sync.Once
 	thawed chan struct{}
-	// rearm ends the giving of new limits to the guards, and rearmed is closed
+	// rearm cancels the arming of the guards with the quiesce timeout; rearmed is closed
 	// when that has ended.
 	rearm   context.CancelFunc
 	rearmed chan struct{}
 
-	begun     time.Time // the first pre command
-	dismissed bool      // guards have left whose freeze was refused
+	begun     time.Time // start of the first pre command
+	dismissed bool      // dismissGuards has released a guard
 
 	mu       sync.Mutex
 	mask     render.Masker
@@ -114,16 +113,16 @@ type Session struct {
 	report   Report
 }
 
-// Report is how a session went.
+// Report is the result of a session.
 type Report struct {
-	// Prepared is how long pre commands took, Frozen the time from the first
-	// pre command's start until the last post command had ended.
+	// Prepared is the duration of the pre commands. Frozen is the time from the start of the
+	// first pre command to the end of the last post command.
 	Prepared, Frozen time.Duration
-	// Broken says why the freeze is not known to have been ours and whole until the
-	// thaw, so that the snapshots cannot be trusted to be consistent; nil otherwise.
+	// Broken is non-nil if it is not certain that the session's freeze lasted until the
+	// thaw. The snapshots may then be inconsistent.
 	Broken error
-	// Stuck lists post commands that could not be confirmed, each with the command to
-	// run by hand; nil when all is thawed. Its guards and its record stay.
+	// Stuck is non-nil if post commands could not be confirmed; it has the commands to run
+	// by hand. Their guards and the record stay.
 	Stuck error
 }
 
@@ -132,15 +131,15 @@ type pre struct {
 	hook    *Hook
 	step    *render.Step
 	runners []*runner
-	task    progress // where the phase has a task
+	task    progress // of the phase's task, if it has one
 }
 
-// progress is how far a pre command is; Session.mu guards it.
+// progress is the progress of a pre command. Session.mu guards it.
 type progress struct {
 	state state
-	// alone says that it freezes a file system and does nothing else.
+	// alone reports whether the command only freezes a file system.
 	alone bool
-	// lost is when the connection was lost over which its end would be told.
+	// lost is when the connection to the command was lost.
 	lost time.Time
 }
 
@@ -148,42 +147,40 @@ type progress struct {
 type runner struct {
 	progress
 	call  render.Call
-	shell *shell // nil where the container has none, and for a held client
-	// held is whose client the command talks to.
+	shell *shell // nil if the container has no shell, and for a held session
+	// held is the target of the held session that the command begins.
 	held *target
 }
 
-// post is a phase that runs after them.
+// post is a phase that runs after the snapshots.
 type post struct {
 	hook    *Hook
 	step    *render.Step
 	targets []*target
 }
 
-// target is a post command and the guard that stands ready for it, or a task, or,
-// with neither, a phase that cannot be rendered yet.
+// target is a post command with its guard, a task, or a phase that is not rendered yet.
 type target struct {
 	*post
 	call  render.Call
 	task  *render.Task
 	guard *shell
-	// undoes are the pre commands whose effect the target undoes; always says that it
-	// runs whatever has begun.
+	// undoes has the pre commands that the target undoes. unconditional reports whether the
+	// target runs even if none of them has begun.
 	undoes        []*progress
 	unconditional bool
-	// told says that the guard has confirmed the order to thaw, silent that it did not
-	// although its connection stands.
+	// thawing reports whether the guard has confirmed the order to thaw, unresponsive
+	// whether it did not answer although it is connected.
 	thawing, unresponsive bool
-	// over says that its effect is known to be undone; Session.mu guards it.
+	// undone reports whether the undo is confirmed. Session.mu guards it.
 	undone bool
 }
 
-// Freeze arms a guard for every post command of plan, makes every pre command
-// ready, puts on record what is owed from now on, and only then runs the pre
-// commands. When it returns a session, the unit is frozen; when it returns an
-// error, nothing is, except where the error says so.
+// Freeze arms a guard for every post command of plan, prepares every pre command, records
+// the pending undo, and then runs the pre commands. If Freeze returns a session, the unit
+// is frozen. If it returns an error, nothing is frozen unless the error says so.
 //
-// ctx bounds the arming; the session lives on when it ends.
+// ctx limits the arming; the session outlives it.
 func Freeze(ctx context.Context, tools Tools, plan *Plan, log logrus.FieldLogger) (*Session, error) {
 	s := &Session{
 		tools:   tools,
@@ -195,7 +192,7 @@ func Freeze(ctx context.Context, tools Tools, plan *Plan, log logrus.FieldLogger
 		rearmed: make(chan struct{}),
 	}
 	flushed := s.flush(ctx)
-	err := s.open(ctx) // all of it, before anything begins
+	err := s.open(ctx)
 	if unwritten := <-flushed; err == nil {
 		err = unwritten
 	}
@@ -207,7 +204,7 @@ func Freeze(ctx context.Context, tools Tools, plan *Plan, log logrus.FieldLogger
 		s.release(ctx)
 		return nil, fmt.Errorf("nothing was frozen: %w", err)
 	}
-	// What has begun ends by its own limits, not by the caller's.
+	// The session has its own limits.
 	sessionCtx := context.WithoutCancel(ctx)
 	if err := s.prepare(sessionCtx); err != nil {
 		close(s.rearmed)
@@ -217,9 +214,9 @@ func Freeze(ctx context.Context, tools Tools, plan *Plan, log logrus.FieldLogger
 	return s, nil
 }
 
-// flush writes out the file systems meanwhile, and sends the result once. An error
-// means that the storage did not write within prepare-timeout: a freeze would wait for
-// it, and stop every writer. That a container cannot write out is none.
+// flush writes out the file systems in the background and sends the result. An error
+// means that the storage did not write within prepare-timeout: a freeze would block all
+// writers while it waits for the storage. Commands that fail are only logged.
 func (s *Session) flush(ctx context.Context) <-chan error {
 	done := make(chan error, 1)
 	go func() {
@@ -263,7 +260,7 @@ func (s *Session) due() []*target {
 	return slices.DeleteFunc(s.targets(), func(t *target) bool { return !s.state(t).due() })
 }
 
-// state is what is known of what a target undoes.
+// state returns the state of the effect that a target undoes.
 func (s *Session) state(t *target) state {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -277,20 +274,19 @@ func (s *Session) state(t *target) state {
 	states := make([]state, len(t.undoes))
 	for i, p := range t.undoes {
 		if states[i] = p.state; p.state == foreign && !p.alone && !alone {
-			states[i] = uncertain // either command does more
+			states[i] = uncertain // a command does more than freeze or thaw
 		}
 	}
-	return of(states)
+	return combine(states)
 }
 
-// enter records how far a pre command is.
 func (s *Session) setState(p *progress, to state) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p.state = to
 }
 
-// broke records why the freeze was not whole; the first reason counts.
+// markBroken sets Report.Broken unless it is set.
 func (s *Session) markBroken(reason error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -299,23 +295,23 @@ func (s *Session) markBroken(reason error) {
 	}
 }
 
-// said is what a command that has ended printed last.
+// finalOutput returns the end of the output of a command that has ended.
 func (s *Session) finalOutput(from *shell) string {
 	from.output.WaitEnd()
 	return s.outputSoFar(from)
 }
 
-// soFar is what a command has printed last that may go on.
+// outputSoFar returns the end of the output of a command that may still run.
 func (s *Session) outputSoFar(from *shell) string {
 	return cmp.Or(from.output.String(), "no output")
 }
 
-// show masks what a command has printed.
+// show masks secrets in the output of a command.
 func (s *Session) show(text string, cut bool) string {
 	return s.masker().Tail(text, podexec.TailLimit, cut)
 }
 
-// expire keeps the quiesce timeout.
+// thawAtTimeout thaws when the quiesce timeout passes.
 func (s *Session) thawAtTimeout(ctx context.Context) {
 	deadline := time.NewTimer(s.plan.QuiesceTimeout)
 	defer deadline.Stop()
@@ -326,7 +322,7 @@ func (s *Session) thawAtTimeout(ctx context.Context) {
 	}
 }
 
-// watch notices when a guard thaws or goes away without being told to.
+// watchGuard thaws when a guard ends before the session does.
 func (s *Session) watchGuard(ctx context.Context, t *target) {
 	select {
 	case <-t.guard.ended:
@@ -335,14 +331,13 @@ func (s *Session) watchGuard(ctx context.Context, t *target) {
 	}
 }
 
-// Abandon thaws because the freeze cannot be held; reason becomes the report's
-// Broken.
+// Abandon thaws and reports the freeze as broken for the given reason.
 func (s *Session) Abandon(ctx context.Context, reason error) {
 	s.finish(ctx, reason)
 }
 
-// Thaw runs the post commands and returns when all have ended, or could not be
-// made to. Further calls wait for the first. What came of it is in Report.
+// Thaw runs the post commands and returns when all have ended or have failed for good.
+// Further calls wait for the first. Report has the result.
 func (s *Session) Thaw(ctx context.Context) {
 	s.finish(ctx, nil)
 }
@@ -351,8 +346,8 @@ func (s *Session) finish(ctx context.Context, broken error) {
 	s.thaw.Do(func() {
 		defer close(s.thawed)
 		s.rearm()
-		<-s.rearmed // one question at a time
-		// A post command is owed whoever has stopped waiting.
+		<-s.rearmed // a guard answers one request at a time
+		// Post commands run even if the caller's context has ended.
 		ctx := context.WithoutCancel(ctx)
 		if broken == nil {
 			broken = s.verifyTasks(ctx)
@@ -374,7 +369,7 @@ func (s *Session) finish(ctx context.Context, broken error) {
 	<-s.thawed
 }
 
-// undone returns an error if what pre tasks have done did not last until now.
+// verifyTasks returns an error if the effect of a pre task has not lasted until now.
 func (s *Session) verifyTasks(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, ThawLimit)
 	defer cancel()
@@ -386,17 +381,17 @@ func (s *Session) verifyTasks(ctx context.Context) error {
 	})
 }
 
-// Thawed is closed when the session is over, for whatever reason.
+// Thawed returns a channel that is closed when the session is over.
 func (s *Session) Thawed() <-chan struct{} { return s.thawed }
 
-// Report says how it went; it is complete once Thawed is closed.
+// Report returns the result of the session. It is complete once Thawed is closed.
 func (s *Session) Report() Report {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.report
 }
 
-// masked takes secret values out of an error's text, and keeps what it is.
+// masked masks secrets in the text of an error, and keeps the error for errors.Is.
 func (s *Session) masked(err error) error {
 	if err == nil {
 		return nil
@@ -418,7 +413,7 @@ func ContainerOf(call render.Call) podexec.Container {
 	return podexec.Container{Namespace: call.Namespace, Pod: call.Pod, Name: call.Container}
 }
 
-// each runs do for all items at the same time and joins the errors.
+// each runs do for all items in parallel and joins the errors.
 func each[T any](items []T, do func(T) error) error {
 	errs := make([]error, len(items))
 	var wait sync.WaitGroup

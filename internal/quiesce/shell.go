@@ -16,7 +16,7 @@ import (
 	"stillpoint.io/stillpoint/internal/render"
 )
 
-// openLimit is how long a shell may take to start in a container that runs.
+// openLimit limits the start of a shell in a running container.
 const openLimit = 30 * time.Second
 
 var (
@@ -34,18 +34,17 @@ var (
 	holdScript   = compact(prelude + holdSource)
 )
 
-// The lines by which a held client says that it has done what it was told; the
-// statements of HoldSession print them.
+// The lines by which a held client confirms its begin and end statements.
 const (
 	lineHeld     = "stillpoint: held"
 	lineReleased = "stillpoint: released"
 )
 
-// answers are what scripts print for us; all else is a client's own output.
+// answers are the answers of the scripts. All other lines are output of a client.
 var answers = []string{"armed", "holding", "thawing", "thawed", "failed", "expired", "ended", lineHeld, lineReleased}
 
-// compact drops comments, indentation and blank lines: the script travels in
-// the URL of every exec request.
+// compact removes comments, indentation and blank lines, since every exec request has
+// the script in its URL.
 func compact(script string) string {
 	var lines []string
 	for line := range strings.Lines(script) {
@@ -57,26 +56,25 @@ func compact(script string) string {
 	return strings.Join(lines, "\n")
 }
 
-// errLost is the end of a shell that nobody asked for.
+// errLost means that a shell ended unexpectedly.
 var errLost = errors.New("the connection to the container was lost")
 
-// shell is one of the scripts, running in a container and waiting for lines.
+// shell is a script that runs in a container and reads requests.
 type shell struct {
 	container  podexec.Container
 	stdin      *io.PipeWriter
 	lines      chan string
 	output     *podexec.Output
-	process    string // of a guard's shell, or of a held client
+	process    string // PID of a guard's shell or of a held client
 	disconnect context.CancelFunc
-	// ended is closed when the script has ended or the connection is gone;
-	// err says which.
+	// ended is closed when the script has ended or the connection is lost. err is set
+	// before that.
 	ended chan struct{}
 	err   error
 }
 
-// openShell starts script in a call's container, hands it the call and waits
-// until it is armed. The shell outlives ctx. Errors have what show lets through of
-// the output.
+// openShell starts script in a call's container, sends it the call, and waits until it is
+// armed. The shell outlives ctx. show filters the output that errors contain.
 func openShell(ctx context.Context, executor podexec.Executor, call render.Call, script string, show podexec.Show) (*shell, error) {
 	container := ContainerOf(call)
 	execCtx, disconnect := context.WithCancel(context.WithoutCancel(ctx))
@@ -93,7 +91,7 @@ func openShell(ctx context.Context, executor podexec.Executor, call render.Call,
 	go func() {
 		err := executor.Exec(execCtx, container, []string{"sh", "-c", script},
 			podexec.Streams{Stdin: stdin, Stdout: stdout, Stderr: s.output})
-		// Without a reader no writer may hang.
+		// Unblock send, which has no reader any more.
 		stdin.CloseWithError(errLost)
 		stdout.Close()
 		s.err = err
@@ -129,7 +127,7 @@ func (s *shell) arm(ctx context.Context, call render.Call) error {
 			message.WriteString(mark + line + "\n")
 		}
 	}
-	if ThawsFileSystem(call.Command) { // what it says is understood in one language
+	if ThawsFileSystem(call.Command) { // hasKernelError expects English messages
 		write("=", "export LC_ALL=C")
 	}
 	if mountPath, ok := OnlyFileSystem(call.Command); ok {
@@ -156,7 +154,7 @@ func (s *shell) arm(ctx context.Context, call render.Call) error {
 	}
 	s.process = strings.TrimPrefix(strings.TrimPrefix(answer, "armed"), " ")
 	if call.Hold != nil {
-		// A client that cannot even start has ended by now, and has said why.
+		// A client that cannot start has ended by now and printed the reason.
 		if err := s.send(ctx, "client "+s.process); err != nil {
 			return s.lost(ctx)
 		}
@@ -164,7 +162,7 @@ func (s *shell) arm(ctx context.Context, call render.Call) error {
 	return nil
 }
 
-// send writes a line. The write blocks until the other end reads.
+// send writes a line and waits until the script reads it.
 func (s *shell) send(ctx context.Context, line string) error {
 	sent := make(chan error, 1)
 	go func() {
@@ -179,7 +177,7 @@ func (s *shell) send(ctx context.Context, line string) error {
 	}
 }
 
-// lives reports whether the connection stands.
+// alive reports whether the script is connected.
 func (s *shell) alive() bool {
 	select {
 	case <-s.ended:
@@ -189,7 +187,7 @@ func (s *shell) alive() bool {
 	}
 }
 
-// release has a guard leave without running its command.
+// release ends a guard without running its command.
 func (s *shell) release(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ThawLimit)
 	defer cancel()
@@ -201,7 +199,7 @@ func (s *shell) release(ctx context.Context) {
 	s.close()
 }
 
-// expect waits for a line that starts with one of words, and returns it whole.
+// expect waits for a line that starts with one of words, and returns the line.
 func (s *shell) expect(ctx context.Context, words ...string) (string, error) {
 	for {
 		select {
@@ -222,7 +220,7 @@ func (s *shell) expect(ctx context.Context, words ...string) (string, error) {
 
 func isAnswer(line, word string) bool { return line == word || strings.HasPrefix(line, word+" ") }
 
-// lost explains why the shell is gone.
+// lost returns the reason for the loss of the shell.
 func (s *shell) lost(ctx context.Context) error {
 	select {
 	case <-s.ended:
@@ -233,7 +231,7 @@ func (s *shell) lost(ctx context.Context) error {
 	}
 	if s.err != nil {
 		if text := s.output.String(); text != "" {
-			return fmt.Errorf("%w: %s: %s", errLost, s.err, text) //nolint:errorlint // the cause is what matters to callers
+			return fmt.Errorf("%w: %s: %s", errLost, s.err, text) //nolint:errorlint // callers only match errLost
 		}
 		return fmt.Errorf("%w: %s", errLost, s.err) //nolint:errorlint // as above
 	}
@@ -243,11 +241,10 @@ func (s *shell) lost(ctx context.Context) error {
 	return fmt.Errorf("%s: %w", s.container, errLost)
 }
 
-// partingLimit is how long a script may take to end by itself when its standard
-// input has ended, before the connection is cut.
+// closeLimit is how long a script may take to end after its standard input has ended.
 const closeLimit = 2 * time.Second
 
-// close ends the script's standard input, and it does what it does then.
+// close ends the script's standard input, and after closeLimit the connection.
 func (s *shell) close() {
 	s.stdin.CloseWithError(io.EOF)
 	go func() {
@@ -259,7 +256,7 @@ func (s *shell) close() {
 	}()
 }
 
-// ask sends a line and waits for one of the answers.
+// ask sends a line and returns the first line that is one of the answers.
 func (s *shell) ask(ctx context.Context, line string, answers ...string) (string, error) {
 	switch err := s.send(ctx, line); {
 	case err != nil && ctx.Err() != nil:
@@ -270,7 +267,7 @@ func (s *shell) ask(ctx context.Context, line string, answers ...string) (string
 	return s.expect(ctx, answers...)
 }
 
-// seconds is what `sleep` takes: whole seconds, rounded up, at least one.
+// seconds returns d in whole seconds, rounded up, at least one.
 func seconds(d time.Duration) int {
 	return max(1, int((d+time.Second-1)/time.Second))
 }

@@ -9,23 +9,22 @@ import (
 	"stillpoint.io/stillpoint/internal/render"
 )
 
-// state is what is known of the effect that a post command undoes. Every path that
-// asks whether a thaw is due, whether it is confirmed and whether a freeze was whole
-// asks here: the session, its rescue, and the undo of a dead session's record. The
-// scripts follow the same rules.
+// state is the known state of the effect that a post command undoes. It alone decides
+// whether a thaw is due or confirmed, and whether a freeze was broken. The scripts follow
+// the same rules.
 type state int
 
 const (
-	// notBegun: no pre command has been started.
+	// notBegun: no pre command has started.
 	notBegun state = iota
-	// pending: one has been started and is not known to have ended. It can still
-	// complete: FIFREEZE waits for writers, and SIGKILL waits for FIFREEZE.
+	// pending: a pre command has started and is not known to have ended. It can still
+	// freeze: FIFREEZE waits for writers, and SIGKILL waits for FIFREEZE.
 	pending
-	// frozen: all have ended with success, and nothing has been undone.
+	// frozen: all pre commands have succeeded, and nothing has been undone.
 	frozen
-	// foreign: the kernel has refused the freeze, since another program holds one.
+	// foreign: the kernel has refused the freeze because of another program's freeze.
 	foreign
-	// uncertain: all have ended, and not all with success.
+	// uncertain: all pre commands have ended, and some have failed.
 	uncertain
 	// thawed: undone, or known not to be frozen.
 	thawed
@@ -34,8 +33,8 @@ const (
 // due reports whether the post command has to run.
 func (s state) due() bool { return s == pending || s == frozen || s == uncertain }
 
-// of is the state of what a post command undoes, given those of its pre commands.
-func of(commands []state) state {
+// combine returns the state of a post command's effect from the states of its pre commands.
+func combine(commands []state) state {
 	begun := slices.DeleteFunc(slices.Clone(commands), func(s state) bool { return s == notBegun })
 	switch {
 	case len(begun) == 0:
@@ -48,13 +47,13 @@ func of(commands []state) state {
 	return begun[0]
 }
 
-// ended is the state after a pre command has ended. code is "0" for success.
+// ended returns the state after a pre command has ended. code is "0" for success.
 func ended(command []string, code string, printed *podexec.Output) state {
 	output, _ := printed.Tail()
 	all := strings.Join(command, " ")
 	refused := ThawsFileSystem(command) && hasKernelError(output, "Device or resource busy")
 	switch {
-	case refused && strings.Count(all, "fsfreeze")+strings.Count(all, "xfs_freeze") == 1: // by this very call
+	case refused && strings.Count(all, "fsfreeze")+strings.Count(all, "xfs_freeze") == 1: // refused this command's only freeze
 		return foreign
 	case refused || code != "0":
 		return uncertain
@@ -62,22 +61,22 @@ func ended(command []string, code string, printed *podexec.Output) state {
 	return frozen
 }
 
-// Reply is what one try of a post command came to.
+// Reply is the result of one try of a post command.
 type Reply int
 
 const (
-	// failed: it failed, or there was no answer.
+	// failed: the command failed or did not answer.
 	failed Reply = iota
-	// Undone means that it succeeded, and a file system was frozen until then.
+	// Undone means that the command succeeded, and that its file system was frozen.
 	Undone
 	// ran: a command that thaws a file system among other things succeeded.
 	ran
-	// notFrozen: the kernel has answered EINVAL. It does so for a file system whose
-	// freeze waits for writers, too.
+	// notFrozen: the kernel has returned EINVAL, as it also does while a freeze waits for
+	// writers.
 	notFrozen
 )
 
-// replyOf reads what a post command has printed. code is "0" for success.
+// replyOf returns the result of a post command. code is "0" for success.
 func replyOf(command []string, code string, printed *podexec.Output) Reply {
 	output, _ := printed.Tail()
 	_, thaws := OnlyFileSystem(command)
@@ -92,9 +91,9 @@ func replyOf(command []string, code string, printed *podexec.Output) Reply {
 	return ran
 }
 
-// after is the state after a try of the post command. sure says that the pre commands
-// were known to have ended before the try, from another source than the state. broken
-// says that another program has thawed what was frozen.
+// after returns the state after a try of the post command. sure means that, regardless of
+// the state, the pre commands had ended before the try. broken reports whether another
+// program has thawed the file system.
 func (s state) after(r Reply, sure bool) (next state, broken bool) {
 	switch {
 	case !s.due() || r == failed:
@@ -105,8 +104,8 @@ func (s state) after(r Reply, sure bool) (next state, broken bool) {
 	return thawed, s == frozen && r == notFrozen
 }
 
-// kernelSaid reports whether fsfreeze or xfs_freeze has printed an error of the kernel,
-// and no other one.
+// hasKernelError reports whether fsfreeze or xfs_freeze has printed the kernel's error
+// message and no other error.
 func hasKernelError(output, message string) bool {
 	found := false
 	for line := range strings.Lines(output) {
@@ -121,7 +120,7 @@ func hasKernelError(output, message string) bool {
 	return found
 }
 
-// ThawsFileSystem reports whether a post command undoes a freeze of the kernel's, which
+// ThawsFileSystem reports whether a post command thaws a file system, whose freeze
 // outlives the container.
 func ThawsFileSystem(command []string) bool {
 	return slices.ContainsFunc(command, func(word string) bool {
@@ -129,8 +128,8 @@ func ThawsFileSystem(command []string) bool {
 	})
 }
 
-// OnlyFileSystem returns the mount path of a command that freezes or thaws one file system
-// and does nothing else; ok is false for any other.
+// OnlyFileSystem returns the mount path of a command that only freezes or thaws one file
+// system; ok is false for other commands.
 func OnlyFileSystem(command []string) (mountPath string, ok bool) {
 	if len(command) == 0 {
 		return "", false
@@ -165,7 +164,7 @@ func namesPath(command []string, mountPath string, below bool) bool {
 	})
 }
 
-// Unmasked shows the output of a command that was given no secret.
+// Unmasked is a podexec.Show for commands without secrets.
 func Unmasked(output string, cut bool) string {
 	return render.Masker{}.Tail(output, podexec.TailLimit, cut)
 }

@@ -113,7 +113,7 @@ func TestStateOfSeveralCommands(t *testing.T) {
 		"one was refused":        {[]state{frozen, foreign}, uncertain},
 		"all were refused":       {[]state{foreign, foreign}, foreign},
 	} {
-		t.Run(name, func(t *testing.T) { assert.Equal(t, test.want, of(test.commands)) })
+		t.Run(name, func(t *testing.T) { assert.Equal(t, test.want, combine(test.commands)) })
 	}
 }
 

@@ -16,8 +16,8 @@ import (
 	"stillpoint.io/stillpoint/internal/render"
 )
 
-// post runs the due post commands: phases one after another, commands of a
-// phase at the same time. One that fails does not keep the next phase waiting.
+// runPosthooks runs the due post commands: phases one after another, the commands of a
+// phase in parallel. A failed command is retried while the next phases run.
 func (s *Session) runPosthooks(ctx context.Context) error {
 	var (
 		retries sync.WaitGroup
@@ -57,7 +57,7 @@ func (s *Session) runPosthooks(ctx context.Context) error {
 			p.hook.Script.Done(p.step, all)
 		}
 	}
-	if s.dismissed { // a successor must not thaw what is not ours
+	if s.dismissed { // recovery must not thaw another program's freeze
 		if err := s.updateRecord(ctx, s.due()); err != nil {
 			s.log.Warnf("The record of %s still lists a thaw that is not due: %v", s.plan.Name, err)
 		}
@@ -70,7 +70,7 @@ func (s *Session) dueOf(p *post) []*target {
 	return slices.DeleteFunc(slices.Clone(p.targets), func(t *target) bool { return !s.state(t).due() })
 }
 
-// ready renders a phase that has waited for one before it.
+// renderPost renders a phase that depends on an earlier post phase.
 func (s *Session) renderPost(ctx context.Context, p *post) error {
 	if p.step.Needs == "" || len(s.dueOf(p)) == 0 {
 		return nil
@@ -81,7 +81,7 @@ func (s *Session) renderPost(ctx context.Context, p *post) error {
 	if p.step.Needs != "" {
 		return fmt.Errorf("it needs %s, which there is not", p.step.Needs)
 	}
-	// A guard would have nothing to wait for.
+	// These targets need no guard, since they run at once.
 	p.targets = nil
 	if p.step.Task != nil {
 		p.targets = append(p.targets, &target{post: p, task: p.step.Task, unconditional: true})
@@ -96,20 +96,20 @@ func (s *Session) renderPost(ctx context.Context, p *post) error {
 type Try struct {
 	Reply   Reply
 	printed *podexec.Output
-	// sure says that none of the commands that it undoes was at work when it started, as
-	// far as could be seen there.
+	// NoneRunning reports whether the container showed no running freeze command when the
+	// post command started.
 	NoneRunning bool
 }
 
-// Confirmed reports whether nothing can be frozen any more, if nothing is known of what
-// has begun.
+// Confirmed reports whether the try has undone everything, even if a pre command was
+// still pending.
 func (t Try) Confirmed() bool {
 	next, _ := pending.after(t.Reply, t.NoneRunning)
 	return !next.due()
 }
 
-// attempt tries a post command once, and judges what came of it. The error is nil
-// when its effect is known to be undone.
+// attempt tries a post command once and updates the target's state. It returns an error
+// unless the undo is confirmed.
 func (s *Session) attempt(t *target, run func() (map[string]any, Try, error)) (map[string]any, error) {
 	before, preEnded := s.state(t), s.preEnded(t)
 	outputs, tried, err := run()
@@ -129,8 +129,8 @@ func (s *Session) attempt(t *target, run func() (map[string]any, Try, error)) (m
 	return nil, err
 }
 
-// settled reports whether no pre command can be about to begin or is known to be at
-// work: of those that may be, the connection was lost a while ago.
+// preEnded reports whether no pre command of the target is connected and pending, or can
+// still begin after the loss of its connection.
 func (s *Session) preEnded(t *target) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -139,7 +139,7 @@ func (s *Session) preEnded(t *target) bool {
 	})
 }
 
-// limit is how long a post command may take.
+// limit returns the time limit of a post command.
 func (s *Session) limit(call render.Call) time.Duration {
 	if ThawsFileSystem(call.Command) {
 		return ThawLimit
@@ -147,7 +147,7 @@ func (s *Session) limit(call render.Call) time.Duration {
 	return max(ThawLimit, s.plan.PrepareTimeout)
 }
 
-// tell has a post command run, by its guard where one stands.
+// runPost runs a post command, by its guard if it has one.
 func (s *Session) runPost(ctx context.Context, t *target) (map[string]any, Try, error) {
 	switch {
 	case t.task != nil:
@@ -183,8 +183,8 @@ func (s *Session) runPost(ctx context.Context, t *target) (map[string]any, Try, 
 	return outputs, tried, err
 }
 
-// order tells a guard to thaw. Before it confirms that, it may have thawed by itself,
-// which done reports, and it is not known when: before or after the snapshots were cut.
+// orderThaw orders a guard to thaw. done reports that the guard had already thawed by
+// itself. In that case the freeze is broken, since the thaw may have preceded the cut.
 func (s *Session) orderThaw(ctx context.Context, t *target) (done bool, err error) {
 	if t.thawing {
 		return false, nil
@@ -211,8 +211,8 @@ func (s *Session) orderThaw(ctx context.Context, t *target) (done bool, err erro
 	return false, s.masked(err)
 }
 
-// judge reads the answer of a script: a word, the exit code, and whether a freeze was
-// under way.
+// judge parses the answer of a script: a word, the exit code, and "freezing" if a freeze
+// was running.
 func judge(call render.Call, printed *podexec.Output, answer string) (Try, error) {
 	code, freezing := strings.CutSuffix(answer, " freezing")
 	code = code[strings.LastIndexByte(code, ' ')+1:]
@@ -233,8 +233,8 @@ func (s *Session) tryTask(ctx context.Context, task *render.Task) (map[string]an
 	return outputs, s.masked(err)
 }
 
-// letGo ends a client's session. However it ends, what it has locked is free then; one
-// that ended before it was told to has not held the lock until the cut.
+// endHeld ends a held session, which releases its locks. If the session had ended before,
+// the freeze is broken, since the locks may not have lasted until the cut.
 func (s *Session) endHeld(ctx context.Context, t *target) {
 	ctx, cancel := context.WithTimeout(ctx, rescueLimit)
 	defer cancel()
@@ -266,12 +266,13 @@ func (s *Session) endHeld(ctx context.Context, t *target) {
 	}
 }
 
-// insist runs a post command until it is confirmed: through the guard while that
-// answers, otherwise by a new connection to the same container, and what thaws a file
-// system then from any other that mounts it, and from the node where that is allowed.
+// retryPost runs a post command until it is confirmed or the limit passes. It uses the
+// guard while the guard answers, and then new connections to the same container. File
+// systems are also thawed from other containers that mount them, and from the node if
+// the configuration allows it.
 func (s *Session) retryPost(ctx context.Context, t *target, failure error) error {
 	begun := time.Now()
-	// A guard that lives may have a command at work that takes its time.
+	// The command of a connected guard may still be running.
 	retryLimit := cmp.Or(s.tools.retryLimit, rescueLimit)
 	until := begun.Add(max(retryLimit, s.limit(t.call)-ThawLimit))
 	lost := false
@@ -293,7 +294,7 @@ func (s *Session) retryPost(ctx context.Context, t *target, failure error) error
 	return s.stuck(t, failure)
 }
 
-// rescue tries everything once that can undo a freeze without a guard.
+// rescue tries each way of undoing a freeze without a guard once.
 func (s *Session) rescue(ctx context.Context, t *target, cause error, fromNode bool) error {
 	where := "from " + ContainerOf(t.call).String()
 	_, failure := s.attempt(t, func() (map[string]any, Try, error) { return s.runInNewShell(ctx, t.call) })
@@ -324,9 +325,9 @@ func (s *Session) rescue(ctx context.Context, t *target, cause error, fromNode b
 	return failure
 }
 
-// leave has a guard that does not answer leave, by a signal: its deadline would have it
-// thaw a second time. What no file system's thaw has found to be still frozen, it may
-// have undone by itself before.
+// dismissGuard ends an unresponsive guard by a signal, so that it does not thaw again at
+// its deadline. If the post command thaws no file system, the guard may have run it
+// before, so the freeze counts as broken.
 func (s *Session) dismissGuard(ctx context.Context, t *target) {
 	if !ThawsFileSystem(t.call.Command) && !s.plan.endsPod(t) {
 		s.markBroken(fmt.Errorf("the guard in %s did not answer when it was told to thaw, and it is not known whether it had run its post command before", t.guard.container))
@@ -336,7 +337,7 @@ func (s *Session) dismissGuard(ctx context.Context, t *target) {
 	_ = s.tools.Executor.Exec(ctx, t.guard.container, []string{"sh", "-c", `kill -USR1 "$0"`, t.guard.process}, podexec.Streams{Stdout: io.Discard, Stderr: io.Discard})
 }
 
-// stuckError says that something may still be frozen.
+// stuckError means that a workload may still be frozen.
 type stuckError struct{ error }
 
 func (e stuckError) Unwrap() error { return e.error }
@@ -346,7 +347,7 @@ func (s *Session) stuck(t *target, failure error) error {
 		s.plan.Name, t.hook.Blueprint, s.masked(failure), s.byHand(t))}
 }
 
-// once runs a post command in a shell of its own.
+// runInNewShell runs a post command in a new shell.
 func (s *Session) runInNewShell(ctx context.Context, call render.Call) (map[string]any, Try, error) {
 	tried, err := UndoOnce(ctx, s.tools.Executor, call, s.limit(call), s.show)
 	if err != nil {
@@ -356,9 +357,9 @@ func (s *Session) runInNewShell(ctx context.Context, call render.Call) (map[stri
 	return outputs, tried, err
 }
 
-// UndoOnce runs a call that undoes something, in a shell of its own, or in none
-// where the container has none. The error has what the command printed as show
-// returns it; that a file system is not frozen is none.
+// UndoOnce runs a post command in a new shell, or directly if the container has no shell.
+// The error contains the command's output, filtered by show. A file system that is not
+// frozen is no error.
 func UndoOnce(ctx context.Context, executor podexec.Executor, call render.Call, limit time.Duration, show podexec.Show) (Try, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit+killLimit)
 	defer cancel()

@@ -226,7 +226,7 @@ func TestGuardsThatAHookEndsItself(t *testing.T) {
 	own := pod("db-0", "n1", volume{"pg", "data", "/data", ""})
 	own.OwnerReferences = []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "StatefulSet", Name: "db"}}
 	r := rescueFor(own)
-	r.group.Component.Workloads[0].Ref = workload.Ref{APIVersion: "apps/v1", Kind: "StatefulSet", Namespace: "shop", Name: "db"}
+	r.unit.Component.Workloads[0].Ref = workload.Ref{APIVersion: "apps/v1", Kind: "StatefulSet", Namespace: "shop", Name: "db"}
 	for name, test := range map[string]struct {
 		hook *Hook
 		want bool
@@ -242,9 +242,9 @@ func TestGuardsThatAHookEndsItself(t *testing.T) {
 		"runs a pod":                 {task("KubeTask", render.Args{}), false},
 		"does nothing by the server": {&Hook{Pre: step("freeze", thaw("/data"))}, false},
 	} {
-		t.Run(name, func(t *testing.T) { assert.Equal(t, test.want, r.ends(test.hook, thaw("/data"))) })
+		t.Run(name, func(t *testing.T) { assert.Equal(t, test.want, r.endsPod(test.hook, thaw("/data"))) })
 	}
-	assert.False(t, r.ends(scale("StatefulSet", "db"), render.Call{Namespace: "shop", Pod: "other"}))
+	assert.False(t, r.endsPod(scale("StatefulSet", "db"), render.Call{Namespace: "shop", Pod: "other"}))
 }
 
 // kernel is a program fsfreeze whose freeze waits until it is let go, whatever is
