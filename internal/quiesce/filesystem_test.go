@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// containerMounts is /proc/self/mountinfo of a container as containerd and the
-// kubelet make it; the node has its root on 8:1.
+// containerMounts is /proc/self/mountinfo of a container of containerd. The node's root
+// file system is on 8:1.
 const containerMounts = `2101 1984 0:312 / / rw,relatime master:605 - overlay overlay rw,lowerdir=/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/91/fs,upperdir=/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/104/fs,workdir=/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/104/work
 2102 2101 0:316 / /proc rw,nosuid,nodev,noexec,relatime - proc proc rw
 2103 2101 0:317 / /dev rw,nosuid - tmpfs tmpfs rw,size=65536k,mode=755
@@ -25,7 +25,7 @@ const containerMounts = `2101 1984 0:312 / / rw,relatime master:605 - overlay ov
 2113 2101 0:299 / /run/secrets/kubernetes.io/serviceaccount ro,relatime - tmpfs tmpfs rw,size=16262756k
 `
 
-// answer is what a container prints for the probe.
+// answer returns the output of probeScript.
 func answer(caps string, fsfreeze bool, mounts ...string) string {
 	var out strings.Builder
 	out.WriteString("CapEff:\t" + caps + "\n")
@@ -196,7 +196,7 @@ func TestFileSystemAt(t *testing.T) {
 	}
 }
 
-// The node's files may lie on several of its file systems: all count.
+// The node's files may be on several of its file systems.
 func TestEachFileOfTheNodeCounts(t *testing.T) {
 	for i, file := range nodeFiles {
 		t.Run(file, func(t *testing.T) {

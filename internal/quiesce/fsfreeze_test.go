@@ -18,7 +18,7 @@ import (
 	"stillpoint.io/stillpoint/internal/render"
 )
 
-// prober answers probes, by "pod/container"; any other container has no shell.
+// prober answers probes by "pod/container". Other containers have no shell.
 type prober struct {
 	answers map[string]string
 	asked   []string
@@ -36,11 +36,10 @@ func (p *prober) Exec(_ context.Context, container podexec.Container, _ []string
 	return err
 }
 
-// volume is where a container of pod sees a claim, or an emptyDir where claim
-// is "".
+// volume is a mount of a claim in a container, or of an emptyDir if claim is "".
 type volume struct{ container, claim, path, subPath string }
 
-// pod runs on a node with a container for each name in volumes.
+// pod returns a running pod with a container for each name in volumes.
 func pod(name, node string, volumes ...volume) corev1.Pod {
 	p := corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID("uid-" + name)},
@@ -91,7 +90,7 @@ func blockMode(c *corev1.PersistentVolumeClaim) {
 	c.Spec.VolumeMode = &mode
 }
 
-// mounted is a line of mountinfo: a volume of its own on a device.
+// mounted returns a line of mountinfo for a volume on a device of its own.
 func mounted(device, path string) string {
 	return fmt.Sprintf("2120 2101 %s / %s rw,relatime - ext4 /dev/sdx rw", device, path)
 }
@@ -100,7 +99,7 @@ func noProfile(context.Context, *corev1.PersistentVolumeClaim) (config.DriverPro
 	return config.DriverProfile{}, nil
 }
 
-// instead is the advice where a claim cannot be frozen at all.
+// instead is the advice for a claim that cannot be frozen.
 const instead = "quiesce the application with a blueprint of its own, name the file systems to freeze by the annotation option.stillpoint.io/paths, " +
 	"or leave the claim out by the annotation stillpoint.io/quiesce: none on it"
 
@@ -340,7 +339,7 @@ func TestEachContainerIsProbedOnce(t *testing.T) {
 	assert.Equal(t, []string{"db-0/bare", "db-0/pg"}, probes.asked)
 }
 
-// Two workloads that share a volume freeze it once, from the first.
+// A volume that two workloads share is frozen once, from the first workload.
 func TestAVolumeOfTwoWorkloadsIsFrozenOnce(t *testing.T) {
 	output := answer(privileged, true, mounted("8:16", "/data"))
 	files := newFileSystems(&prober{answers: map[string]string{"a-0/c": output, "b-0/c": output}}, "shop", []corev1.PersistentVolumeClaim{claim("data")}, noProfile)

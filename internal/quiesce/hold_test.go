@@ -19,8 +19,8 @@ import (
 	"stillpoint.io/stillpoint/internal/render"
 )
 
-// client is a stand-in for a database's client: each line is a statement, which is
-// a line for the shell here. It tells its process, and when its session is over.
+// client replaces a database client. Its statements are lines of shell script. It writes
+// down its PID and the end of its session.
 const client = `echo $$ >"$1"; trap 'exit 1' TERM
 while IFS= read -r statement; do eval "$statement" || exit 3; done
 echo closed >>"$2"`
@@ -58,7 +58,7 @@ func (d database) statement(line, word string) string {
 	return fmt.Sprintf("echo %s >>%s; echo a row; echo 'stillpoint: %s'", line, d.journal, word)
 }
 
-// process waits for the client's process to be written down.
+// process waits for the client's PID.
 func (d database) process(t *testing.T) int {
 	t.Helper()
 	var pid int
@@ -75,7 +75,7 @@ func (d database) process(t *testing.T) int {
 
 func gone(t *testing.T, pid int, within time.Duration) {
 	t.Helper()
-	assert.Eventually(t, func() bool { return syscall.Kill(pid, 0) != nil }, within, 20*time.Millisecond, "process %d lives on", pid)
+	assert.Eventually(t, func() bool { return syscall.Kill(pid, 0) != nil }, within, 20*time.Millisecond, "process %d still runs", pid)
 }
 
 func TestHeldSession(t *testing.T) {
@@ -124,7 +124,7 @@ func TestHeldSessionIsReleasedAtTheDeadline(t *testing.T) {
 	})
 }
 
-// A client that waits for its server does not notice that nobody listens.
+// A client that waits for its server does not see the end of its input.
 func TestHeldSessionThatHangsIsKilled(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		d := newDatabase(t)
@@ -146,11 +146,11 @@ func TestHeldSessionThatFails(t *testing.T) {
 	})
 }
 
-// late is a host whose standard error is behind standard output, as over streams of
-// their own it can be.
-type late struct{ *host }
+// lateStderr is a host that delivers standard error after standard output, as separate
+// streams can.
+type lateStderr struct{ *host }
 
-func (l late) Exec(ctx context.Context, container podexec.Container, command []string, streams podexec.Streams) error {
+func (l lateStderr) Exec(ctx context.Context, container podexec.Container, command []string, streams podexec.Streams) error {
 	streams.Stderr = slowly{streams.Stderr}
 	return l.host.Exec(ctx, container, command, streams)
 }
@@ -162,17 +162,16 @@ func (s slowly) Write(p []byte) (int, error) {
 	return s.Writer.Write(p)
 }
 
-// mariadb prints the statement to standard output, and to standard error what is
-// wrong with it.
-func TestReasonIsToldThatComesLate(t *testing.T) {
+// mariadb prints the statement to standard output and its error to standard error.
+func TestErrorContainsLateStandardError(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		d := newDatabase(t)
-		_, err := Freeze(t.Context(), Tools{Executor: late{h}}, d.plan("echo LOCK; echo no such role >&2; false", d.statement("end", "released")), quiet())
+		_, err := Freeze(t.Context(), Tools{Executor: lateStderr{h}}, d.plan("echo LOCK; echo no such role >&2; false", d.statement("end", "released")), quiet())
 		require.ErrorContains(t, err, "the client ended with exit code 3: LOCK\nno such role")
 	})
 }
 
-func TestHeldSessionThatIsLostIsNoFreeze(t *testing.T) {
+func TestLostHeldSessionBreaksFreeze(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		d := newDatabase(t)
 		session, err := Freeze(t.Context(), Tools{Executor: h}, d.plan(d.statement("begin", "held"), d.statement("end", "released")), quiet())
@@ -184,7 +183,7 @@ func TestHeldSessionThatIsLostIsNoFreeze(t *testing.T) {
 	})
 }
 
-func TestClientIsEndedByItsMark(t *testing.T) {
+func TestEndClientSparesOtherSessions(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		d := newDatabase(t)
 		session, err := Freeze(t.Context(), Tools{Executor: h}, d.plan(d.statement("begin", "held"), d.statement("end", "released")), quiet())

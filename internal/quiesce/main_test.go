@@ -7,7 +7,7 @@ import (
 	"stillpoint.io/stillpoint/internal/render"
 )
 
-// TestMain makes the program of the tests what renders their templates.
+// TestMain lets the test program render templates in its child process.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == render.Command {
 		os.Exit(render.Serve(os.Stdin, os.Stdout))

@@ -27,7 +27,7 @@ import (
 	"stillpoint.io/stillpoint/internal/unit"
 )
 
-// custom is an object of group db.example.com.
+// custom returns an object of group db.example.com.
 func custom(kind, name string, a ...string) []runtime.Object {
 	o := &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{"replicas": int64(3)}}}
 	o.SetAPIVersion("db.example.com/v1")
@@ -52,10 +52,10 @@ func service(name string, a ...string) []runtime.Object {
 	return []runtime.Object{s}
 }
 
-// bare is a pod without a controller.
+// bare returns a pod without a controller.
 func bare(p corev1.Pod) []runtime.Object { return []runtime.Object{&p} }
 
-// kindOf is that of an object, typed or not.
+// kindOf returns the kind of a typed or unstructured object.
 func kindOf(o runtime.Object) schema.GroupVersionKind {
 	if kind := o.GetObjectKind().GroupVersionKind(); kind.Kind != "" {
 		return kind
@@ -69,7 +69,7 @@ func kindOf(o runtime.Object) schema.GroupVersionKind {
 
 func uidOf(kind, name string) types.UID { return types.UID(kind + " " + name) }
 
-// owned are the first objects of each list, owned by one of that kind and name.
+// owned makes the first object owned by an object of the given kind and name.
 func owned(kind, name string, objects []runtime.Object) []runtime.Object {
 	m, err := meta.Accessor(objects[0])
 	if err != nil {
@@ -84,7 +84,7 @@ func owned(kind, name string, objects []runtime.Object) []runtime.Object {
 	return objects
 }
 
-// world is a cluster with objects of namespace shop, whatever their kinds.
+// world is a cluster with objects of any kind in namespace shop.
 type world struct {
 	*Planner
 	survey *annotated.Survey
@@ -167,9 +167,8 @@ func (w *world) facts(t *testing.T) *unit.Facts {
 	return facts
 }
 
-// Which volumes annotated objects stand for, and what is frozen together for
-// them.
-func TestGroupOfObjects(t *testing.T) {
+// TestUnitOfObjects covers the volumes that annotated objects stand for, and their units.
+func TestUnitOfObjects(t *testing.T) {
 	ask := []string{api.AnnotationQuiesce, "mongo"}
 	db := func(a annotations) []runtime.Object {
 		return statefulSet("db", a, pod("db-0", "n1", volume{"pg", "data-0", "/data", ""}), pod("db-1", "n2", volume{"pg", "data-1", "/data", ""}))
@@ -423,7 +422,7 @@ func TestGroupOfObjects(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			facts := newWorld(nil, test.objects...).facts(t)
-			group, err := facts.Unit(facts.Claim(test.of))
+			u, err := facts.Unit(facts.Claim(test.of))
 			if test.text == "" {
 				require.NoError(t, err)
 			} else {
@@ -432,15 +431,15 @@ func TestGroupOfObjects(t *testing.T) {
 			if test.onError == "" {
 				test.onError = unit.Fail
 			}
-			assert.Equal(t, test.asked, group.Quiesced())
-			assert.Equal(t, test.name, group.Name())
-			assert.Equal(t, test.claims, names(group.Claims))
-			assert.Equal(t, test.onError, group.OnError)
+			assert.Equal(t, test.asked, u.Quiesced())
+			assert.Equal(t, test.name, u.Name())
+			assert.Equal(t, test.claims, names(u.Claims))
+			assert.Equal(t, test.onError, u.OnError)
 		})
 	}
 }
 
-// The hooks of objects are rendered with them, and their file systems are
+// The hooks of annotated objects are rendered with the object, and their file systems are
 // frozen once.
 func TestPlanOfObjects(t *testing.T) {
 	can := answer(privileged, true, mounted("8:64", "/data"))
@@ -453,17 +452,16 @@ func TestPlanOfObjects(t *testing.T) {
 			"set": in("{{ index .StatefulSet.Pods 1 }}", "{{ .Object.kind }}"),
 		}))
 	facts := w.facts(t)
-	group, err := facts.Unit(facts.Claim("data-1"))
+	u, err := facts.Unit(facts.Claim("data-1"))
 	require.NoError(t, err)
-	plan, err := w.Plan(t.Context(), group, backupOf(time.Now()))
+	plan, err := w.Plan(t.Context(), u, backupOf(time.Now()))
 	require.NoError(t, err)
 	assert.Equal(t, []string{"pg", "set", "fsfreeze", "fsfreeze"}, plan.Blueprints())
 	assert.Equal(t, []string{"db-0/pg: pre Database 3 app true", "db-1/pg: pre StatefulSet", "db-0/pg: fsfreeze /data", "db-1/pg: fsfreeze /data"}, commands(plan.Hooks, pres))
 	assert.Equal(t, []string{"db-0/pg: post Database 3 app true", "db-1/pg: post StatefulSet", "db-0/pg: fsfreeze /data", "db-1/pg: fsfreeze /data"}, commands(plan.Hooks, posts))
-	assert.Equal(t, []string{"Database shop/db", "StatefulSet shop/db"}, []string{group.Refs()[0].String(), group.Refs()[1].String()})
+	assert.Equal(t, []string{"Database shop/db", "StatefulSet shop/db"}, []string{u.Refs()[0].String(), u.Refs()[1].String()})
 }
 
-// The values of an annotated Secret are not written anywhere.
 func TestAnnotatedSecretIsMasked(t *testing.T) {
 	secret := func() []runtime.Object {
 		s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "login"}, Data: map[string][]byte{"password": []byte("s3cret")}}
@@ -473,9 +471,9 @@ func TestAnnotatedSecretIsMasked(t *testing.T) {
 	w := newWorld(nil, namespace(), claims("data"), secret(), bare(pod("db", "n1", volume{"pg", "data", "/data", ""})),
 		blueprintsOf(map[string]string{"pg": in("db", `{{ .Object.data.password | b64dec }}`)}))
 	facts := w.facts(t)
-	group, err := facts.Unit(facts.Claim("data"))
+	u, err := facts.Unit(facts.Claim("data"))
 	require.NoError(t, err)
-	plan, err := w.Plan(t.Context(), group, backupOf(time.Now()))
+	plan, err := w.Plan(t.Context(), u, backupOf(time.Now()))
 	require.NoError(t, err)
 	assert.Equal(t, []string{"db/pg: pre s3cret"}, commands(plan.Hooks, pres))
 	assert.Equal(t, "password: ***", plan.Mask.Mask("password: s3cret"))

@@ -12,8 +12,7 @@ import (
 	"stillpoint.io/stillpoint/internal/render"
 )
 
-// Wherever the output of a command is cut, on its way through the buffer and for the
-// error, no part of a secret is left.
+// Errors contain no part of a secret, wherever the output is truncated.
 func TestErrorsShowNoPartOfASecret(t *testing.T) {
 	const secret = "correct-horse-battery-staple"
 	eachShell(t, func(t *testing.T, h *host) {

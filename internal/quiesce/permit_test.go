@@ -17,11 +17,10 @@ import (
 	"stillpoint.io/stillpoint/internal/api"
 )
 
-// recipes are the built-in blueprints that hand passwords to a client.
+// recipes lists the recipes that send passwords.
 var recipes = []string{"mariadb", "mongodb", "mysql", "postgresql", "redis"}
 
-// ownRecipe is a copy of a recipe under another name, which an administrator has
-// made.
+// ownRecipe is an administrator's copy of a recipe under another name.
 const ownRecipe = `
 actions:
   backupPrehook:
@@ -33,7 +32,7 @@ actions:
 
 func option(key string) string { return api.AnnotationOptionPrefix + key }
 
-// using is a pod that uses a Secret in some way.
+// using returns a pod with a changed specification.
 func using(change func(spec *corev1.PodSpec)) corev1.Pod {
 	p := pod("db-0", "n1", volume{"db", "data", "/data", ""})
 	change(&p.Spec)
@@ -44,7 +43,7 @@ func from(secret string) corev1.LocalObjectReference {
 	return corev1.LocalObjectReference{Name: secret}
 }
 
-// planOf makes the plan for claim data, and tells whether a Secret was read for it.
+// planOf makes the plan for claim data, and reports whether it read a Secret.
 func planOf(t *testing.T, objects ...[]runtime.Object) (plan *Plan, read bool, err error) {
 	t.Helper()
 	secret := []runtime.Object{&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "login"}, Data: map[string][]byte{"password": []byte("s3cret")}}}
@@ -56,9 +55,9 @@ func planOf(t *testing.T, objects ...[]runtime.Object) (plan *Plan, read bool, e
 		return false, nil, nil
 	})
 	facts := w.facts(t)
-	group, err := facts.Unit(facts.Claim("data"))
+	u, err := facts.Unit(facts.Claim("data"))
 	require.NoError(t, err)
-	plan, err = w.Plan(t.Context(), group, backupOf(time.Now()))
+	plan, err = w.Plan(t.Context(), u, backupOf(time.Now()))
 	return plan, read, err
 }
 
@@ -84,11 +83,11 @@ func TestRecipesOnObjectsThatAreNoWorkloads(t *testing.T) {
 	plan, _, err := planOf(t, namespace(), claims("data"), custom("Cluster", "x", api.AnnotationQuiesce, "redis"), owned("Cluster", "x", bare(pod("db-0", "n1", volume{"db", "data", "/data", ""}))))
 	require.NoError(t, err)
 	assert.Len(t, plan.Hooks, 1)
-	// Not if others mount its volumes, too.
+	// It is not a workload if another pod mounts its volumes.
 	_, _, err = planOf(t, namespace(), claims("data"), custom("Cluster", "x", api.AnnotationQuiesce, "redis"), owned("Cluster", "x", bare(pod("db-0", "n1", volume{"db", "data", "/data", ""}))),
 		bare(pod("victim", "n1", volume{"db", "data", "/data", ""})))
 	require.ErrorContains(t, err, `Cluster shop/x: annotation stillpoint.io/quiesce: "redis" is not valid`)
-	// What the administrator has made for such objects runs, but sends nothing away.
+	// An administrator's blueprint runs for such objects, but not with another host.
 	plan, _, err = planOf(t, namespace(), claims("data"), configMap("x", api.AnnotationQuiesce, "own"), db())
 	require.NoError(t, err)
 	assert.Len(t, plan.Hooks, 1)
@@ -140,7 +139,7 @@ func TestSecretsThatThePodDoesNotUse(t *testing.T) {
 	}
 	for name, test := range map[string]struct {
 		change func(*corev1.PodSpec)
-		used   string // "" is that it is
+		used   string // the Secrets that the pod uses; "" if login is valid
 	}{
 		"env": {container(func(c *corev1.Container) {
 			c.Env = []corev1.EnvVar{{Name: "A", Value: "b"}, {Name: "P", ValueFrom: &corev1.EnvVarSource{SecretKeyRef: key}}}

@@ -27,7 +27,7 @@ import (
 
 const revision = "deployment.kubernetes.io/revision"
 
-// annotations are given as key, value, key, value.
+// annotations is a list of key, value, key, value.
 type annotations []string
 
 func (a annotations) on(meta *metav1.ObjectMeta) {
@@ -41,14 +41,14 @@ func owner(kind, name string) []metav1.OwnerReference {
 	return []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: kind, Name: name, Controller: &yes}}
 }
 
-// deployment is a Deployment with its ReplicaSet of revision 1 and pods of it.
+// deployment returns a Deployment, its ReplicaSet of revision 1, and the pods of that.
 func deployment(name string, a annotations, pods ...corev1.Pod) []runtime.Object {
 	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Annotations: map[string]string{revision: "1"}}}
 	a.on(&d.ObjectMeta)
 	return append([]runtime.Object{d}, replicaSet(name, "1", pods...)...)
 }
 
-// replicaSet is one revision of a Deployment.
+// replicaSet returns one revision of a Deployment.
 func replicaSet(deployment, of string, pods ...corev1.Pod) []runtime.Object {
 	name := deployment + "-" + of
 	objects := []runtime.Object{&appsv1.ReplicaSet{ObjectMeta: metav1.ObjectMeta{
@@ -72,7 +72,7 @@ func statefulSet(name string, a annotations, pods ...corev1.Pod) []runtime.Objec
 	return objects
 }
 
-// namespace is the application's.
+// namespace returns the application's namespace.
 func namespace(a ...string) []runtime.Object {
 	n := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}
 	annotations(a).on(&n.ObjectMeta)
@@ -94,7 +94,7 @@ func withAnnotations(name string, a ...string) []runtime.Object {
 	return []runtime.Object{&c}
 }
 
-// blueprints are commands that say what they were rendered from.
+// blueprintsOf returns a ConfigMap of blueprints.
 func blueprintsOf(texts map[string]string) []runtime.Object {
 	return []runtime.Object{&corev1.ConfigMap{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "velero", Name: "blueprints", Labels: map[string]string{api.LabelBlueprint: ""}},
@@ -102,7 +102,7 @@ func blueprintsOf(texts map[string]string) []runtime.Object {
 	}}
 }
 
-// in is a blueprint that runs a command before and after in one container.
+// in returns a blueprint that runs a pre command and a post command in one container.
 func in(pod, command string) string {
 	phase := func(name string) string {
 		return fmt.Sprintf("{func: KubeExec, name: %s, args: {namespace: '{{ .Namespace.Name }}', pod: '%s', command: [%s, '%s']}}", name, pod, name, command)
@@ -130,8 +130,8 @@ func backupOf(started time.Time) *velerov1.Backup {
 	return backup
 }
 
-// group is that of a claim of namespace shop.
-func (p *Planner) group(t *testing.T, claim string) (*unit.Unit, error) {
+// unitOf returns the unit of a claim in namespace shop.
+func (p *Planner) unitOf(t *testing.T, claim string) (*unit.Unit, error) {
 	t.Helper()
 	facts, err := unit.Gather(t.Context(), p.Kube, nil, "shop", true)
 	require.NoError(t, err)
@@ -146,11 +146,11 @@ func names(of []corev1.PersistentVolumeClaim) []string {
 	return names
 }
 
-func TestGroup(t *testing.T) {
+func TestUnit(t *testing.T) {
 	for name, test := range map[string]struct {
 		objects [][]runtime.Object
 		of      string
-		without string // a claim that the backup leaves out
+		without string // a claim that the backup excludes
 		asked   bool
 		name    string
 		claims  []string
@@ -319,17 +319,17 @@ func TestGroup(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := planner(nil, test.objects...)
-			group, err := p.group(t, test.of)
-			require.NoError(t, group.KeepClaims(func(c corev1.PersistentVolumeClaim) (bool, error) { return c.Name != test.without, nil }))
+			u, err := p.unitOf(t, test.of)
+			require.NoError(t, u.KeepClaims(func(c corev1.PersistentVolumeClaim) (bool, error) { return c.Name != test.without, nil }))
 			if test.text == "" {
 				require.NoError(t, err)
 			} else {
 				require.EqualError(t, err, test.text)
 			}
-			assert.Equal(t, test.asked, group.Quiesced())
-			assert.Equal(t, test.name, group.Name())
-			assert.Equal(t, test.claims, names(group.Claims))
-			assert.Equal(t, test.onError, group.OnError)
+			assert.Equal(t, test.asked, u.Quiesced())
+			assert.Equal(t, test.name, u.Name())
+			assert.Equal(t, test.claims, names(u.Claims))
+			assert.Equal(t, test.onError, u.OnError)
 		})
 	}
 
@@ -339,18 +339,18 @@ func TestGroup(t *testing.T) {
 	})
 
 	t.Run("without quiesce all volumes of the workload are taken together", func(t *testing.T) {
-		group, err := planner(nil, namespace(), claims("wal", "data", "other"), withAnnotations("own", api.AnnotationQuiesce, "fsfreeze"),
-			deployment("db", nil, pod("db-a", "n1", volume{"pg", "wal", "/wal", ""}, volume{"pg", "data", "/data", ""}, volume{"pg", "own", "/own", ""}))).group(t, "wal")
+		u, err := planner(nil, namespace(), claims("wal", "data", "other"), withAnnotations("own", api.AnnotationQuiesce, "fsfreeze"),
+			deployment("db", nil, pod("db-a", "n1", volume{"pg", "wal", "/wal", ""}, volume{"pg", "data", "/data", ""}, volume{"pg", "own", "/own", ""}))).unitOf(t, "wal")
 		require.NoError(t, err)
-		assert.False(t, group.Quiesced())
-		assert.Equal(t, []string{"data", "wal"}, names(group.Claims))
+		assert.False(t, u.Quiesced())
+		assert.Equal(t, []string{"data", "wal"}, names(u.Claims))
 	})
 
 	t.Run("the backup cannot be asked", func(t *testing.T) {
 		p := planner(nil, namespace(api.AnnotationQuiesce, "fsfreeze"), claims("data", "wal"), deployment("db", nil, pod("db-a", "n1", volume{"pg", "data", "/data", ""}, volume{"pg", "wal", "/wal", ""})))
-		group, err := p.group(t, "data")
+		u, err := p.unitOf(t, "data")
 		require.NoError(t, err)
-		require.EqualError(t, group.KeepClaims(func(corev1.PersistentVolumeClaim) (bool, error) { return false, errors.New("no answer") }), "no answer")
+		require.EqualError(t, u.KeepClaims(func(corev1.PersistentVolumeClaim) (bool, error) { return false, errors.New("no answer") }), "no answer")
 	})
 }
 
@@ -384,8 +384,8 @@ func TestAsked(t *testing.T) {
 	}
 }
 
-// commands are a plan's, in the order of the pre commands, as
-// "pod/container: command".
+// commands returns a plan's commands as "pod/container: command", in the order of the pre
+// commands.
 func commands(hooks []Hook, steps func(Hook) []*render.Step) []string {
 	var all []string
 	for _, hook := range hooks {
@@ -425,7 +425,7 @@ func TestPlan(t *testing.T) {
 			hooks: []string{"redis", "mongo", "fsfreeze", "fsfreeze"},
 			pre:   []string{"a-1/c: pre redis", "b-1/c: pre mongo", "a-1/c: fsfreeze /a", "a-1/c: fsfreeze /s", "b-1/c: fsfreeze /b"},
 			post:  []string{"a-1/c: post redis", "b-1/c: post mongo", "a-1/c: fsfreeze /a", "a-1/c: fsfreeze /s", "b-1/c: fsfreeze /b"},
-			// The shortest of each.
+			// The shortest timeouts apply.
 			prepare: time.Minute, quiesce: 20 * time.Second,
 		},
 		"only pods of the current revision": {
@@ -513,9 +513,9 @@ func TestPlan(t *testing.T) {
 				answers[c] = can
 			}
 			p := planner(answers, test.objects...)
-			group, err := p.group(t, test.of)
+			u, err := p.unitOf(t, test.of)
 			require.NoError(t, err)
-			plan, err := p.Plan(t.Context(), group, backupOf(started))
+			plan, err := p.Plan(t.Context(), u, backupOf(started))
 			if test.text != "" {
 				require.EqualError(t, err, test.text)
 				return
@@ -527,19 +527,19 @@ func TestPlan(t *testing.T) {
 			assert.Equal(t, test.post, commands(plan.Hooks, posts))
 			assert.Equal(t, test.prepare, plan.PrepareTimeout)
 			assert.Equal(t, test.quiesce, plan.QuiesceTimeout)
-			assert.Equal(t, group.OnError, plan.OnError)
+			assert.Equal(t, u.OnError, plan.OnError)
 		})
 	}
 }
 
-func TestWarningsOfABlueprintAreTold(t *testing.T) {
+func TestWarningsOfABlueprintAreLogged(t *testing.T) {
 	p := planner(nil, namespace(api.AnnotationQuiesce, "pg"), claims("data"), deployment("db", nil, pod("db-1", "n1", volume{"pg", "data", "/data", ""})),
 		blueprintsOf(map[string]string{"pg": in("db-1", "x") + "color: red\n"}))
 	var warned []string
 	p.Warn = func(format string, args ...any) { warned = append(warned, fmt.Sprintf(format, args...)) }
-	group, err := p.group(t, "data")
+	u, err := p.unitOf(t, "data")
 	require.NoError(t, err)
-	_, err = p.Plan(t.Context(), group, backupOf(time.Now()))
+	_, err = p.Plan(t.Context(), u, backupOf(time.Now()))
 	require.NoError(t, err)
 	assert.Equal(t, []string{`Blueprint pg (ConfigMap velero/blueprints (key pg)): blueprint pg (ConfigMap velero/blueprints (key pg)): unknown field "color" is ignored`}, warned)
 }

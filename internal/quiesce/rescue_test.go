@@ -13,7 +13,7 @@ import (
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
-// rescueFor knows planned from the time of the plan; now are the pods by now.
+// rescueFor returns a rescue for a pod of the plan; now has the existing pods.
 func rescueFor(planned corev1.Pod, now ...corev1.Pod) *rescue {
 	var objects []runtime.Object
 	for i := range now {
@@ -92,10 +92,10 @@ func TestAlternatives(t *testing.T) {
 			now:     []corev1.Pod{pod("db-1", "n1", volume{"side", "data", "/f", ""})},
 			call:    render.Call{Namespace: "shop", Pod: "db-0", Container: "pg", Command: []string{"rm", "-f", "/data/lock"}},
 		},
-		"not from a raw device":                   {own, []corev1.Pod{device}, thaw("/data"), nil},
-		"not from a container that does not run":  {own, []corev1.Pod{dead}, thaw("/data"), nil},
-		"nobody else has it":                      {own, []corev1.Pod{own}, thaw("/data"), nil},
-		"a call in a pod that the plan knows not": {pod("other", "n1"), []corev1.Pod{own}, thaw("/data"), nil},
+		"not from a raw device":                  {own, []corev1.Pod{device}, thaw("/data"), nil},
+		"not from a container that does not run": {own, []corev1.Pod{dead}, thaw("/data"), nil},
+		"no other pod mounts it":                 {own, []corev1.Pod{own}, thaw("/data"), nil},
+		"a call in a pod outside the plan":       {pod("other", "n1"), []corev1.Pod{own}, thaw("/data"), nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got []string
@@ -128,7 +128,7 @@ func TestByHand(t *testing.T) {
 			render.Call{Namespace: "shop", Pod: "db-0", Container: "metrics", Command: []string{"sh", "-c", "echo 'resume'"}},
 			`run by hand: kubectl exec -n shop db-0 -c metrics -- 'sh' '-c' 'echo '\''resume'\'''`,
 		},
-		"a pod that the plan knows not": {
+		"a pod outside the plan": {
 			render.Call{Namespace: "shop", Pod: "proxy", Container: "c", Command: []string{"resume"}},
 			"run by hand: kubectl exec -n shop proxy -c c -- 'resume'",
 		},

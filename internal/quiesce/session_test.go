@@ -19,17 +19,16 @@ import (
 	"stillpoint.io/stillpoint/internal/render"
 )
 
-// host runs commands in real shells on this machine, in the place of
-// containers. Closing a connection closes the command's standard input, which
-// is all that a container runtime promises.
+// host runs commands in local shells instead of containers. Closing a connection only
+// closes the command's standard input, as with container runtimes.
 type host struct {
 	shell []string
-	path  string // is searched first for programs
+	path  string // prepended to PATH
 
 	mu      sync.Mutex
 	running map[string][]*exec.Cmd
 	broken  map[string]bool
-	hangUps []context.CancelFunc
+	cancels []context.CancelFunc
 }
 
 func newHost() *host {
@@ -37,8 +36,8 @@ func newHost() *host {
 }
 
 func (h *host) Exec(ctx context.Context, container podexec.Container, command []string, streams podexec.Streams) error {
-	ctx, hangUp := context.WithCancel(ctx)
-	defer hangUp()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	h.mu.Lock()
 	if h.broken[container.Name] {
 		h.mu.Unlock()
@@ -59,7 +58,7 @@ func (h *host) Exec(ctx context.Context, container podexec.Container, command []
 	}
 	if err == nil {
 		h.running[container.Name] = append(h.running[container.Name], cmd)
-		h.hangUps = append(h.hangUps, hangUp)
+		h.cancels = append(h.cancels, cancel)
 	}
 	h.mu.Unlock()
 	if err != nil {
@@ -89,8 +88,7 @@ func (h *host) Exec(ctx context.Context, container podexec.Container, command []
 	}
 }
 
-// kill ends all commands of a container, as its own end would, and lets no
-// other start.
+// kill ends all commands of a container and lets no other command start.
 func (h *host) kill(container string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -100,17 +98,16 @@ func (h *host) kill(container string) {
 	}
 }
 
-// disconnect closes all connections, as the death of the API server would.
+// disconnect closes all connections.
 func (h *host) disconnect() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, hangUp := range h.hangUps {
-		hangUp()
+	for _, cancel := range h.cancels {
+		cancel()
 	}
 }
 
-// eachShell runs a test in every shell that containers are likely to have, beside
-// other tests: they wait more than they compute.
+// eachShell runs a test with each common shell, in parallel.
 func eachShell(t *testing.T, test func(t *testing.T, h *host)) {
 	t.Helper()
 	t.Parallel()
@@ -133,7 +130,7 @@ func quiet() logrus.FieldLogger {
 	return log
 }
 
-// application is a stand-in whose freezes and thaws are lines of a journal.
+// application replaces an application. Its commands append lines to a file.
 type application struct{ journal string }
 
 func newApplication(t *testing.T) application {
@@ -183,19 +180,18 @@ func TestFreezesInOrderAndThawsInReverse(t *testing.T) {
 		require.NoError(t, report.Stuck)
 		assert.Positive(t, report.Frozen)
 		assert.GreaterOrEqual(t, report.Frozen, report.Prepared)
-		session.Thaw(t.Context()) // again is nothing
+		session.Thaw(t.Context()) // has no effect
 		assert.Len(t, app.lines(t), 4)
 	})
 }
 
-// The death of this process or of the API server is a closed connection to the
-// container, and nothing else.
+// If the plugin or the API server dies, the container only sees a closed connection.
 func TestGuardsThawWhenTheConnectionEnds(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		app := newApplication(t)
 		_, err := Freeze(t.Context(), Tools{Executor: h}, app.plan(), quiet())
 		require.NoError(t, err)
-		h.kill("nothing") // no rescue by us: it must be the guards
+		h.kill("nothing") // no rescue is possible
 		h.broken["db"], h.broken["side"] = true, true
 		h.disconnect()
 		assert.Eventually(t, func() bool { return len(app.lines(t)) == 4 }, 2*time.Second, 10*time.Millisecond)
@@ -220,8 +216,7 @@ func TestDeadlineThaws(t *testing.T) {
 	})
 }
 
-// A stopped process of ours holds its connections open: only the guard's own
-// deadline is left then.
+// A stopped process keeps its connections open, so that only the guard's deadline thaws.
 func TestGuardKeepsItsOwnDeadline(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		app := newApplication(t)
@@ -314,8 +309,7 @@ func TestPostIsTriedAgain(t *testing.T) {
 	})
 }
 
-// The commands travel over standard input: a secret in them is in no process
-// list.
+// Commands arrive on standard input, so that secrets appear in no process list.
 func TestCommandsAreInNoProcessList(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		app := newApplication(t)

@@ -29,16 +29,16 @@ import (
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
-// tardy is a host that tells the end of a command late, so that what a guard has said
-// and that it has ended are noticed only by a thaw.
-type tardy struct{ *host }
+// lateEnd is a host that reports the end of a command late, so that only a thaw finds that
+// a guard has ended.
+type lateEnd struct{ *host }
 
-func (h tardy) Exec(ctx context.Context, container podexec.Container, command []string, streams podexec.Streams) error {
+func (h lateEnd) Exec(ctx context.Context, container podexec.Container, command []string, streams podexec.Streams) error {
 	defer time.Sleep(5 * time.Second)
 	return h.host.Exec(ctx, container, command, podexec.Streams{Stdin: streams.Stdin, Stdout: streams.Stdout, Stderr: streams.Stderr})
 }
 
-// pids are those of a container's shells.
+// pids returns the PIDs of a container's shells.
 func (h *host) pids(container string) []int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -49,14 +49,14 @@ func (h *host) pids(container string) []int {
 	return pids
 }
 
-func TestGuardThatHasThawedByItselfIsNoSuccess(t *testing.T) {
+func TestGuardThatThawedByItselfBreaksFreeze(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		app := newApplication(t)
-		session, err := Freeze(t.Context(), Tools{Executor: tardy{h}}, app.plan(), quiet())
+		session, err := Freeze(t.Context(), Tools{Executor: lateEnd{h}}, app.plan(), quiet())
 		require.NoError(t, err)
-		time.Sleep(200 * time.Millisecond) // the guards have their limits
+		time.Sleep(200 * time.Millisecond) // until the guards are armed
 		for _, pid := range h.pids("side") {
-			_ = syscall.Kill(pid, syscall.SIGTERM) // as its deadline does
+			_ = syscall.Kill(pid, syscall.SIGTERM) // as at its deadline
 		}
 		require.Eventually(t, func() bool { return len(app.lines(t)) == 3 }, 5*time.Second, 10*time.Millisecond)
 		session.Thaw(t.Context())
@@ -66,7 +66,7 @@ func TestGuardThatHasThawedByItselfIsNoSuccess(t *testing.T) {
 	})
 }
 
-func TestGuardThatIsLostWithTheThawIsNoSuccess(t *testing.T) {
+func TestGuardLostBeforeThawBreaksFreeze(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		app := newApplication(t)
 		session, err := Freeze(t.Context(), Tools{Executor: h}, app.plan(), quiet())
@@ -80,10 +80,10 @@ func TestGuardThatIsLostWithTheThawIsNoSuccess(t *testing.T) {
 	})
 }
 
-func TestHeldSessionThatHasEndedIsNoSuccess(t *testing.T) {
+func TestEndedHeldSessionBreaksFreeze(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		d := newDatabase(t)
-		session, err := Freeze(t.Context(), Tools{Executor: tardy{h}}, d.plan(d.statement("begin", "held"), d.statement("end", "released")), quiet())
+		session, err := Freeze(t.Context(), Tools{Executor: lateEnd{h}}, d.plan(d.statement("begin", "held"), d.statement("end", "released")), quiet())
 		require.NoError(t, err)
 		pid := d.process(t)
 		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
@@ -94,7 +94,7 @@ func TestHeldSessionThatHasEndedIsNoSuccess(t *testing.T) {
 	})
 }
 
-// The end of a connection is that of the last process that has it open.
+// A connection ends only when the last process closes it.
 func TestTimerHoldsNoDescriptorOfTheScript(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		d := newDatabase(t)
@@ -124,12 +124,12 @@ func TestTimerHoldsNoDescriptorOfTheScript(t *testing.T) {
 	})
 }
 
-// unwritable keeps nothing on record.
+// unwritable is a journal that cannot be written.
 type unwritable struct{ Journal }
 
 func (unwritable) Open(context.Context, *journal.Entry) error { return errors.New("forbidden") }
 
-func TestNoShellIsLeftWithoutARecord(t *testing.T) {
+func TestFailedRecordEndsAllShells(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		app := newApplication(t)
 		_, err := Freeze(t.Context(), Tools{Executor: h, Journal: unwritable{}}, app.plan(), quiet())
@@ -144,8 +144,8 @@ func TestNoShellIsLeftWithoutARecord(t *testing.T) {
 	})
 }
 
-// A command that takes long, such as the thaw of a Windows guest, is neither killed nor
-// repeated: by its guard, and where none stands.
+// A slow post command, such as the thaw of a Windows guest, is neither killed nor repeated,
+// with or without a guard.
 func TestPostCommandThatTakesLong(t *testing.T) {
 	t.Parallel()
 	for name, guarded := range map[string]bool{"with a guard": true, "without one": false} {
@@ -174,19 +174,19 @@ func TestPostCommandThatTakesLong(t *testing.T) {
 	}
 }
 
-// When the event was sent, this process may end.
-func TestStillFrozenIsSentAtOnce(t *testing.T) {
-	group := &unit.Unit{Parts: []unit.Part{{
+// Velero may end the process right after the report.
+func TestStillFrozenEventIsSentAtOnce(t *testing.T) {
+	u := &unit.Unit{Parts: []unit.Part{{
 		Workload: workload.Workload{Ref: workload.Ref{APIVersion: "apps/v1", Kind: "Deployment", Namespace: "shop", Name: "db"}},
 		Settings: unit.Settings{Blueprints: []string{"fsfreeze"}},
 	}}}
 	stuck := stuckError{errors.New("Deployment shop/db MAY STILL BE FROZEN")}
 	for name, report := range map[string]func(context.Context, *Reporter, logrus.FieldLogger){
 		"at the thaw": func(ctx context.Context, r *Reporter, log logrus.FieldLogger) {
-			r.Thawed(ctx, log, group, Report{Stuck: stuck}, "nightly")
+			r.Thawed(ctx, log, u, Report{Stuck: stuck}, "nightly")
 		},
 		"at a freeze that has failed": func(ctx context.Context, r *Reporter, log logrus.FieldLogger) {
-			r.Failed(ctx, log, group, fmt.Errorf("quiesce: %w", errors.Join(errors.New("exit code 1"), errors.Join(stuck))), "nightly")
+			r.Failed(ctx, log, u, fmt.Errorf("quiesce: %w", errors.Join(errors.New("exit code 1"), errors.Join(stuck))), "nightly")
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -199,7 +199,7 @@ func TestStillFrozenIsSentAtOnce(t *testing.T) {
 				return false, nil, nil
 			})
 			ctx, cancel := context.WithCancel(t.Context())
-			cancel() // whoever waits has gone
+			cancel() // the caller has stopped waiting
 			report(ctx, NewReporter(kube), quiet())
 			events, err := kube.CoreV1().Events("shop").List(t.Context(), metav1.ListOptions{})
 			require.NoError(t, err)
@@ -247,8 +247,8 @@ func TestGuardsThatAHookEndsItself(t *testing.T) {
 	assert.False(t, r.endsPod(scale("StatefulSet", "db"), render.Call{Namespace: "shop", Pod: "other"}))
 }
 
-// kernel is a program fsfreeze whose freeze waits until it is let go, whatever is
-// killed meanwhile.
+// kernel is a replacement of fsfreeze whose freeze waits until the file stalled is removed,
+// even if the program is killed.
 type kernel struct{ dir string }
 
 func newKernel(t *testing.T) kernel {
@@ -282,7 +282,7 @@ esac
 
 func (k kernel) plan() *Plan {
 	call := func(option string) render.Call {
-		return render.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{k.dir + "/fsfreeze", option, k.dir}} // never the machine's own
+		return render.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{k.dir + "/fsfreeze", option, k.dir}} // never the real fsfreeze
 	}
 	return &Plan{
 		Name:           "StatefulSet shop/db",
@@ -291,7 +291,7 @@ func (k kernel) plan() *Plan {
 	}
 }
 
-// ledger remembers what is owed.
+// ledger is a journal in memory.
 type ledger struct {
 	mu   sync.Mutex
 	undo []journal.Undo
@@ -308,7 +308,7 @@ func (l *ledger) Open(_ context.Context, i *journal.Entry) error   { return l.se
 func (l *ledger) Update(_ context.Context, i *journal.Entry) error { return l.set(i.Undo) }
 func (l *ledger) Close(context.Context, string) error              { return l.set(nil) }
 
-// A freeze that is not known to have ended is told, and stays guarded and on record.
+// A freeze that may still be pending is reported, and keeps its guard and its record.
 func TestFreezeThatCannotBeConfirmed(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		k, journal := newKernel(t), &ledger{}
@@ -317,7 +317,7 @@ func TestFreezeThatCannotBeConfirmed(t *testing.T) {
 		require.ErrorContains(t, err, "MAY STILL BE FROZEN")
 		require.ErrorAs(t, err, &stuckError{})
 		require.Len(t, journal.undo, 1)
-		time.Sleep(4 * time.Second) // the guard has tried
+		time.Sleep(4 * time.Second) // until the guard has tried to thaw
 		require.NoError(t, os.Remove(filepath.Join(k.dir, "stalled")))
 		assert.Eventually(t, func() bool {
 			return slices.Equal(application{filepath.Join(k.dir, "journal")}.lines(t), []string{"freeze", "thawed"})
@@ -325,7 +325,7 @@ func TestFreezeThatCannotBeConfirmed(t *testing.T) {
 	})
 }
 
-// The process that froze is gone when the kernel completes the freeze.
+// The process that froze has ended when the kernel completes the freeze.
 func TestGuardWaitsForAFreezeThatCompletesLate(t *testing.T) {
 	eachShell(t, func(t *testing.T, h *host) {
 		k := newKernel(t)
