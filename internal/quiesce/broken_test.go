@@ -162,7 +162,7 @@ func TestPostCommandThatTakesLong(t *testing.T) {
 			if !guarded {
 				session.posts[0].targets[0].guard.close()
 				session.posts[0].targets[0] = &target{post: session.posts[0], call: slow, unconditional: true}
-				plan.EndsPod = func(*Hook, render.Call) bool { return true }
+				plan.rescue = noRescue{endsPods: true}
 			}
 			session.Thaw(t.Context())
 			require.NoError(t, session.Report().Stuck)
@@ -285,6 +285,7 @@ func (k kernel) plan() *Plan {
 		return render.Call{Namespace: "shop", Pod: "db-0", Container: "side", Command: []string{k.dir + "/fsfreeze", option, k.dir}} // never the real fsfreeze
 	}
 	return &Plan{
+		rescue:         noRescue{},
 		Name:           "StatefulSet shop/db",
 		Hooks:          []Hook{{Blueprint: "fsfreeze", Pre: step("freeze", call("--freeze")), Post: step("thaw", call("--unfreeze"))}},
 		PrepareTimeout: time.Second, QuiesceTimeout: 10 * time.Second,

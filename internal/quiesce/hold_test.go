@@ -43,7 +43,8 @@ func (d database) plan(begin, end string) *Plan {
 		Hold:    &render.Hold{Begin: begin, End: end},
 	}
 	return &Plan{
-		Name: "StatefulSet shop/db",
+		rescue: noRescue{},
+		Name:   "StatefulSet shop/db",
 		Hooks: []Hook{{
 			Blueprint: "postgresql",
 			Pre:       []*render.Step{{Phase: "lock", Func: holdFunction, Calls: []render.Call{call}}},

@@ -1,7 +1,6 @@
 package quiesce
 
 import (
-	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -38,20 +37,7 @@ type Plan struct {
 	// Record is the journal's record of the plan, without the pending undo.
 	Record journal.Entry
 
-	// Each of the following functions may be nil.
-
-	// Alternatives returns, for each file system that a post command thaws, the commands
-	// that thaw it in other containers.
-	Alternatives func(ctx context.Context, call render.Call) [][]render.Call
-	// Gone reports whether all processes of call's container have ended.
-	Gone func(ctx context.Context, call render.Call) bool
-	// EndsPod reports whether a hook itself ends the pod of a call.
-	EndsPod func(hook *Hook, call render.Call) bool
-	// ByHand returns instructions for a user to run a post command by hand.
-	ByHand func(call render.Call) string
-	// Volumes returns the file systems that a post command thaws, with their paths on
-	// the node.
-	Volumes func(call render.Call) []journal.Volume
+	rescue rescuer
 }
 
 // NotFrozen returns a sentence for each claim that Stillpoint does not freeze.
@@ -98,32 +84,4 @@ func (p *Plan) Blueprints() []string {
 		names[i] = hook.Blueprint
 	}
 	return names
-}
-
-func (p *Plan) alternatives(ctx context.Context, call render.Call) [][]render.Call {
-	if p.Alternatives == nil {
-		return nil
-	}
-	return p.Alternatives(ctx, call)
-}
-
-func (p *Plan) gone(ctx context.Context, call render.Call) bool {
-	return p.Gone != nil && p.Gone(ctx, call)
-}
-
-// endsPod reports whether the plan itself ends a target's guard.
-func (p *Plan) endsPod(t *target) bool { return p.EndsPod != nil && p.EndsPod(t.hook, t.call) }
-
-func (p *Plan) byHand(call render.Call) string {
-	if p.ByHand == nil {
-		return "no way to undo it is known"
-	}
-	return p.ByHand(call)
-}
-
-func (p *Plan) volumes(call render.Call) []journal.Volume {
-	if p.Volumes == nil {
-		return nil
-	}
-	return p.Volumes(call)
 }

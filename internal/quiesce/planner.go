@@ -116,9 +116,7 @@ func (p *Planner) Plan(ctx context.Context, u *unit.Unit, backup *velerov1.Backu
 	for _, other := range u.OtherFreezes(p.Kube.Discovery(), backup) {
 		p.Warn("Quiesced twice: %s, beside Stillpoint's own quiesce of %s; a file system that is frozen already cannot be frozen again, which fails the quiesce. Remove one of the two", other, plan.Name)
 	}
-	rescue := &rescue{kube: p.Kube, unit: u}
-	plan.Alternatives, plan.ByHand, plan.Volumes = rescue.alternatives, rescue.byHand, rescue.volumes
-	plan.EndsPod, plan.Gone = rescue.endsPod, func(ctx context.Context, call render.Call) bool { return ContainerGone(ctx, p.Kube, call) }
+	plan.rescue = &rescue{kube: p.Kube, unit: u}
 	return plan, nil
 }
 

@@ -49,7 +49,7 @@ func (s *Session) prepare(ctx context.Context) error {
 	}()
 	go s.thawAtTimeout(ctx)
 	for _, t := range due {
-		if t.guard != nil && !s.plan.endsPod(t) {
+		if t.guard != nil && !s.plan.rescue.endsPod(t.hook, t.call) {
 			go s.watchGuard(ctx, t)
 		}
 	}
@@ -192,7 +192,7 @@ func (p *pre) commands() []*progress {
 
 // linkPosts links the commands of a phase to the targets of the same hook that undo them:
 // those in the same container, those in a container without a pre command of the hook,
-// and those without a container. It returns the targets that undo no earlier phase.
+// and those without a container. It returns the targets linked for the first time.
 func (s *Session) linkPosts(p *pre) []*target {
 	undoes := func(t *target) (linked []*progress) {
 		if t.task != nil || t.step.Needs != "" || t.call.Hold == nil && !t.hook.prepares(ContainerOf(t.call)) {
@@ -234,7 +234,7 @@ func (s *Session) armGuards(ctx context.Context, verb string, limit time.Duratio
 			return nil
 		}
 		_, err := t.guard.ask(ctx, fmt.Sprintf("%s %d", verb, seconds(limit+guardGrace)), "holding")
-		if err != nil && !s.plan.endsPod(t) {
+		if err != nil && !s.plan.rescue.endsPod(t.hook, t.call) {
 			return fmt.Errorf("arm the guard in %s: %w", t.guard.container, s.masked(err))
 		}
 		return nil

@@ -44,8 +44,8 @@ func (s *Session) undo(targets []*target) []journal.Undo {
 			if call.Hold != nil {
 				call = endClient(t)
 			}
-			u.Call, u.Volumes = &call, s.plan.volumes(call)
-			u.Guarded = t.guard != nil && !s.plan.endsPod(t)
+			u.Call, u.Volumes = &call, s.plan.rescue.volumes(call)
+			u.Guarded = t.guard != nil && !s.plan.rescue.endsPod(t.hook, t.call)
 		}
 		undo = append(undo, u)
 	}
@@ -74,9 +74,9 @@ func (s *Session) byHand(t *target) string {
 	case t.step.Needs != "":
 		text = fmt.Sprintf("do by hand what phase %s of %s would: %s", t.step.Phase, blueprint.Posthook, t.step.Func)
 	case t.call.Hold != nil:
-		text = s.plan.byHand(endClient(t))
+		text = s.plan.rescue.byHand(endClient(t))
 	default:
-		text = s.plan.byHand(t.call)
+		text = s.plan.rescue.byHand(t.call)
 	}
 	return s.masker().Mask(text)
 }

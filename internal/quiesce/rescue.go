@@ -22,7 +22,22 @@ import (
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
-// rescue finds alternatives to a post command. A frozen file system stays frozen after
+// rescuer finds alternatives to a post command and its guard.
+type rescuer interface {
+	// alternatives returns, for each file system that call thaws, the commands that thaw
+	// it in other running containers.
+	alternatives(ctx context.Context, call render.Call) [][]render.Call
+	// gone reports whether all processes of call's container have ended.
+	gone(ctx context.Context, call render.Call) bool
+	// endsPod reports whether a hook itself ends the pod of a call, and with it the guard.
+	endsPod(hook *Hook, call render.Call) bool
+	// byHand returns instructions for a user to run call by hand.
+	byHand(call render.Call) string
+	// volumes returns the file systems that call thaws, with their paths on the node.
+	volumes(call render.Call) []journal.Volume
+}
+
+// rescue finds alternatives by the pods of the unit. A frozen file system stays frozen after
 // its container has ended, and can be thawed from any other container that mounts the
 // volume.
 type rescue struct {
@@ -30,9 +45,12 @@ type rescue struct {
 	unit *unit.Unit
 }
 
-// alternatives implements Plan.Alternatives.
 func (r *rescue) alternatives(ctx context.Context, call render.Call) [][]render.Call {
 	return ThawsElsewhere(ctx, r.kube, call, r.volumes(call))
+}
+
+func (r *rescue) gone(ctx context.Context, call render.Call) bool {
+	return ContainerGone(ctx, r.kube, call)
 }
 
 // ThawsElsewhere returns, for each volume, the commands that thaw it in running containers
@@ -157,16 +175,7 @@ func (r *rescue) pod(call render.Call) *corev1.Pod {
 	return nil
 }
 
-func (r *rescue) mountsOf(call render.Call) []workload.Mount {
-	pod := r.pod(call)
-	if pod == nil {
-		return nil
-	}
-	return slices.DeleteFunc(workload.Mounts(pod), func(m workload.Mount) bool { return m.Container != call.Container })
-}
-
-// byHand implements Plan.ByHand: the same command, and those that thaw its volumes on the
-// node.
+// byHand names the same command, and those that thaw its volumes on the node.
 func (r *rescue) byHand(call render.Call) string {
 	text := fmt.Sprintf("run by hand: kubectl exec -n %s %s -c %s -- %s", call.Namespace, call.Pod, call.Container, podexec.Quote(call.Command))
 	var thaws []string
@@ -181,16 +190,15 @@ func (r *rescue) byHand(call render.Call) string {
 	return text
 }
 
-// volumes returns the file systems of the unit that call thaws.
 func (r *rescue) volumes(call render.Call) []journal.Volume {
 	pod := r.pod(call)
 	if pod == nil || !ThawsFileSystem(call.Command) {
 		return nil
 	}
 	var volumes []journal.Volume
-	for _, mount := range r.mountsOf(call) {
+	for _, mount := range workload.Mounts(pod) {
 		for _, claim := range r.unit.Claims {
-			if claim.Name == mount.Claim && !mount.Block {
+			if mount.Container == call.Container && claim.Name == mount.Claim && !mount.Block {
 				volumes = append(volumes, journal.Volume{
 					Claim: claim.Name, ClaimUID: claim.UID, MountPath: mount.Path, Node: pod.Spec.NodeName,
 					Path: fmt.Sprintf("%s/pods/%s/volumes/kubernetes.io~csi/%s/mount", config.DefaultKubeletDirectory, pod.UID, claim.Spec.VolumeName),
@@ -213,8 +221,8 @@ func VolumesIn(command []string, volumes []journal.Volume) []journal.Volume {
 	return volumes
 }
 
-// endsPod reports whether a hook itself ends the pod of a call, and with it the guard: a
-// task of the hook scales or changes the pod, its controller, or an owner of that.
+// endsPod reports whether a task of the hook scales or changes the pod, its controller, or
+// an owner of that.
 func (r *rescue) endsPod(hook *Hook, call render.Call) bool {
 	pod := r.pod(call)
 	if pod == nil {

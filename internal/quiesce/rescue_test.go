@@ -1,6 +1,7 @@
 package quiesce
 
 import (
+	"context"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -8,10 +9,31 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"stillpoint.io/stillpoint/internal/journal"
 	"stillpoint.io/stillpoint/internal/render"
 	"stillpoint.io/stillpoint/internal/unit"
 	"stillpoint.io/stillpoint/internal/workload"
 )
+
+// noRescue is a rescuer that knows no pods. endsPods applies to all pods; container, if
+// set, can run all post commands.
+type noRescue struct {
+	endsPods  bool
+	container string
+}
+
+func (n noRescue) alternatives(_ context.Context, call render.Call) [][]render.Call {
+	if n.container == "" {
+		return nil
+	}
+	call.Container = n.container
+	return [][]render.Call{{call}}
+}
+
+func (noRescue) gone(context.Context, render.Call) bool { return false }
+func (n noRescue) endsPod(*Hook, render.Call) bool      { return n.endsPods }
+func (noRescue) byHand(render.Call) string              { return "by hand" }
+func (noRescue) volumes(render.Call) []journal.Volume   { return nil }
 
 // rescueFor returns a rescue for a pod of the plan; now has the existing pods.
 func rescueFor(planned corev1.Pod, now ...corev1.Pod) *rescue {

@@ -157,7 +157,8 @@ func step(name string, calls ...render.Call) []*render.Step {
 
 func (a application) plan() *Plan {
 	return &Plan{
-		Name: "StatefulSet shop/db",
+		rescue: noRescue{},
+		Name:   "StatefulSet shop/db",
 		Hooks: []Hook{
 			{Blueprint: "lock", Pre: step("lock", a.call("db", "lock")), Post: step("unlock", a.call("db", "unlock"))},
 			{Blueprint: "fsfreeze", Pre: step("freeze", a.call("side", "freeze")), Post: step("thaw", a.call("side", "thaw"))},
@@ -274,10 +275,7 @@ func TestAnotherContainerThawsForOneThatDied(t *testing.T) {
 		app := newApplication(t)
 		plan := app.plan()
 		plan.Hooks[1].Post[0].Calls[0].Command[2] += " # fsfreeze"
-		plan.Alternatives = func(_ context.Context, call render.Call) [][]render.Call {
-			call.Container = "rescuer"
-			return [][]render.Call{{call}}
-		}
+		plan.rescue = noRescue{container: "rescuer"}
 		session, err := Freeze(t.Context(), Tools{Executor: h}, plan, quiet())
 		require.NoError(t, err)
 		h.kill("side")

@@ -202,7 +202,7 @@ func (s *Session) orderThaw(ctx context.Context, t *target) (done bool, err erro
 		t.unresponsive = true
 		return false, s.masked(err)
 	}
-	if !s.plan.endsPod(t) {
+	if !s.plan.rescue.endsPod(t.hook, t.call) {
 		s.markBroken(fmt.Errorf("the guard in %s was lost before it was told to thaw: %w", t.guard.container, s.masked(err)))
 	}
 	if answer == "expired 0" {
@@ -243,7 +243,7 @@ func (s *Session) endHeld(ctx context.Context, t *target) {
 	answer, err := t.guard.ask(asking, "thaw", "thawing", "ended")
 	if held := err == nil && answer == "thawing"; held {
 		answer, err = t.guard.expect(ctx, lineReleased, "ended")
-	} else if !s.plan.endsPod(t) {
+	} else if !s.plan.rescue.endsPod(t.hook, t.call) {
 		s.markBroken(fmt.Errorf("the session of blueprint %s in %s had ended before it was told to", t.hook.Blueprint, t.guard.container))
 	}
 	switch {
@@ -305,10 +305,10 @@ func (s *Session) rescue(ctx context.Context, t *target, cause error, fromNode b
 		_, err := s.attempt(t, func() (map[string]any, Try, error) {
 			outside := Outside{Executor: s.tools.Executor, Show: s.show}
 			if fromNode {
-				outside.Node, outside.Volumes = s.tools.Node, s.plan.volumes(t.call)
+				outside.Node, outside.Volumes = s.tools.Node, s.plan.rescue.volumes(t.call)
 			}
-			sure := s.plan.gone(ctx, t.call)
-			tried, from, err := outside.Thaw(ctx, s.plan.alternatives(ctx, t.call))
+			sure := s.plan.rescue.gone(ctx, t.call)
+			tried, from, err := outside.Thaw(ctx, s.plan.rescue.alternatives(ctx, t.call))
 			where, tried.NoneRunning = from, sure
 			return nil, tried, err
 		})
@@ -329,7 +329,7 @@ func (s *Session) rescue(ctx context.Context, t *target, cause error, fromNode b
 // its deadline. If the post command thaws no file system, the guard may have run it
 // before, so the freeze counts as broken.
 func (s *Session) dismissGuard(ctx context.Context, t *target) {
-	if !ThawsFileSystem(t.call.Command) && !s.plan.endsPod(t) {
+	if !ThawsFileSystem(t.call.Command) && !s.plan.rescue.endsPod(t.hook, t.call) {
 		s.markBroken(fmt.Errorf("the guard in %s did not answer when it was told to thaw, and it is not known whether it had run its post command before", t.guard.container))
 	}
 	ctx, cancel := context.WithTimeout(ctx, ThawLimit)
