@@ -50,8 +50,8 @@ const retryPause = 5 * time.Minute
 
 // Due reports whether an abandoned entry may be tried without a request of a user. An entry
 // that failed just now would fail again.
-func (i *Entry) Due(now time.Time) bool {
-	return i.Failure == "" || now.Sub(i.Tried) >= retryPause
+func (e *Entry) Due(now time.Time) bool {
+	return e.Failure == "" || now.Sub(e.Tried) >= retryPause
 }
 
 // Undo is one step of an entry. Exactly one of Call, Task and Unknown is set.

@@ -115,13 +115,13 @@ func (f facts) visible(h Holder) bool {
 
 // gone returns the reason why the holder of an entry is gone, or "" if it can still be
 // there.
-func (f facts) holderGone(i *Entry) string {
-	h := i.Holder
+func (f facts) holderGone(e *Entry) string {
+	h := e.Holder
 	if h == (Holder{}) {
 		return "the last try has failed"
 	}
-	if !i.Until.IsZero() && f.now.After(i.Until) {
-		return fmt.Sprintf("%s was to be done with it at %s", h, i.Until.UTC().Format(time.RFC3339))
+	if !e.Until.IsZero() && f.now.After(e.Until) {
+		return fmt.Sprintf("%s was to be done with it at %s", h, e.Until.UTC().Format(time.RFC3339))
 	}
 	if f.visible(h) {
 		ticks, lives := f.started(h.PID)
@@ -140,7 +140,7 @@ func (f facts) holderGone(i *Entry) string {
 		return fmt.Sprintf("pod %s is being deleted", h.Pod)
 	case pod.Status.Phase == corev1.PodSucceeded, pod.Status.Phase == corev1.PodFailed:
 		return fmt.Sprintf("pod %s has ended", h.Pod)
-	case restarted(pod, i.Since):
+	case restarted(pod, e.Since):
 		return fmt.Sprintf("the container of pod %s was started anew", h.Pod)
 	}
 	return ""

@@ -67,98 +67,98 @@ func NewID() string { return prefix + rand.String(10) }
 
 // Open creates an entry with one request. It must return before anything is frozen. It sets
 // ID, Since and Holder if they are empty.
-func (b *Journal) Open(ctx context.Context, i *Entry) error {
-	i.ID = cmp.Or(i.ID, NewID())
-	if i.Since.IsZero() {
-		i.Since = b.clock.Now()
+func (j *Journal) Open(ctx context.Context, e *Entry) error {
+	e.ID = cmp.Or(e.ID, NewID())
+	if e.Since.IsZero() {
+		e.Since = j.clock.Now()
 	}
-	if i.Holder == (Holder{}) {
-		i.Holder = Here()
+	if e.Holder == (Holder{}) {
+		e.Holder = Here()
 	}
-	data, err := encode(i)
+	data, err := encode(e)
 	if err != nil {
 		return err
 	}
-	secret, err := b.kube.CoreV1().Secrets(b.namespace).Create(ctx, &corev1.Secret{
-		ObjectMeta: b.meta(i), Type: secretType, Data: data,
+	secret, err := j.kube.CoreV1().Secrets(j.namespace).Create(ctx, &corev1.Secret{
+		ObjectMeta: j.meta(e), Type: secretType, Data: data,
 	}, metav1.CreateOptions{})
 	if err != nil {
-		return fmt.Errorf("record that %s is about to be quiesced: create Secret %s/%s: %w", i.Name, b.namespace, i.ID, err)
+		return fmt.Errorf("record that %s is about to be quiesced: create Secret %s/%s: %w", e.Name, j.namespace, e.ID, err)
 	}
-	b.hold(i, secret.ResourceVersion)
+	j.hold(e, secret.ResourceVersion)
 	return nil
 }
 
-func (b *Journal) meta(i *Entry) metav1.ObjectMeta {
+func (j *Journal) meta(e *Entry) metav1.ObjectMeta {
 	return metav1.ObjectMeta{
-		Namespace: b.namespace, Name: i.ID,
+		Namespace: j.namespace, Name: e.ID,
 		Labels: map[string]string{api.LabelJournal: "", excludeLabel: "true"},
 	}
 }
 
-func (b *Journal) hold(i *Entry, version string) {
-	i.version = version
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.held[i.ID] = held{version, i.Holder}
+func (j *Journal) hold(e *Entry, version string) {
+	e.version = version
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.held[e.ID] = held{version, e.Holder}
 }
 
 // Update writes a changed entry that this process has opened or claimed. It returns
 // ErrTaken if another process holds the entry now.
-func (b *Journal) Update(ctx context.Context, i *Entry) error {
-	err := b.write(ctx, i)
+func (j *Journal) Update(ctx context.Context, e *Entry) error {
+	err := j.write(ctx, e)
 	if apierrors.IsConflict(err) {
 		// The response to an earlier update may have been lost.
-		now, gone := b.get(ctx, i.ID)
+		now, gone := j.get(ctx, e.ID)
 		if gone != nil {
-			return b.failed(i.ID, gone)
+			return j.failed(e.ID, gone)
 		}
-		b.mu.Lock()
-		ours := now.Holder == b.held[i.ID].holder
-		b.mu.Unlock()
+		j.mu.Lock()
+		ours := now.Holder == j.held[e.ID].holder
+		j.mu.Unlock()
 		if !ours {
-			return b.failed(i.ID, ErrTaken)
+			return j.failed(e.ID, ErrTaken)
 		}
-		i.version = now.version
-		err = b.write(ctx, i)
+		e.version = now.version
+		err = j.write(ctx, e)
 	}
 	if err != nil {
-		return b.failed(i.ID, err)
+		return j.failed(e.ID, err)
 	}
 	return nil
 }
 
 // write updates the Secret if it still has the version of the entry.
-func (b *Journal) write(ctx context.Context, i *Entry) error {
-	data, err := encode(i)
+func (j *Journal) write(ctx context.Context, e *Entry) error {
+	data, err := encode(e)
 	if err != nil {
 		return err
 	}
-	meta := b.meta(i)
-	meta.ResourceVersion = i.version
-	secret, err := b.kube.CoreV1().Secrets(b.namespace).Update(ctx, &corev1.Secret{ObjectMeta: meta, Type: secretType, Data: data}, metav1.UpdateOptions{})
+	meta := j.meta(e)
+	meta.ResourceVersion = e.version
+	secret, err := j.kube.CoreV1().Secrets(j.namespace).Update(ctx, &corev1.Secret{ObjectMeta: meta, Type: secretType, Data: data}, metav1.UpdateOptions{})
 	if err != nil {
 		return err
 	}
-	b.hold(i, secret.ResourceVersion)
+	j.hold(e, secret.ResourceVersion)
 	return nil
 }
 
-func (b *Journal) failed(id string, err error) error {
+func (j *Journal) failed(id string, err error) error {
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		err = ErrTaken
 	}
-	return fmt.Errorf("update Secret %s/%s: %w", b.namespace, id, err)
+	return fmt.Errorf("update Secret %s/%s: %w", j.namespace, id, err)
 }
 
 // Claim makes this process the holder of an entry from List until a time. It returns
 // ErrTaken if another process was faster.
-func (b *Journal) Claim(ctx context.Context, i *Entry, until time.Time) error {
-	before := *i
-	i.Holder, i.Until, i.Tried = Here(), until, b.clock.Now()
-	if err := b.write(ctx, i); err != nil {
-		*i = before
-		return b.failed(i.ID, err)
+func (j *Journal) Claim(ctx context.Context, e *Entry, until time.Time) error {
+	before := *e
+	e.Holder, e.Until, e.Tried = Here(), until, j.clock.Now()
+	if err := j.write(ctx, e); err != nil {
+		*e = before
+		return j.failed(e.ID, err)
 	}
 	return nil
 }
@@ -166,18 +166,18 @@ func (b *Journal) Claim(ctx context.Context, i *Entry, until time.Time) error {
 // Close deletes a completed entry. It returns ErrTaken if another process holds the entry
 // now: that process has completed the undo, perhaps before this one. After any other error,
 // Close can be called again.
-func (b *Journal) Close(ctx context.Context, id string) error {
-	b.mu.Lock()
-	known, ours := b.held[id]
-	asked := b.closing[id]
-	b.mu.Unlock()
-	err := b.remove(ctx, id, known.version)
+func (j *Journal) Close(ctx context.Context, id string) error {
+	j.mu.Lock()
+	known, ours := j.held[id]
+	asked := j.closing[id]
+	j.mu.Unlock()
+	err := j.remove(ctx, id, known.version)
 	if apierrors.IsConflict(err) && ours {
 		var now *Entry
-		if now, err = b.get(ctx, id); err == nil {
+		if now, err = j.get(ctx, id); err == nil {
 			err = ErrTaken
 			if now.Holder == known.holder {
-				err = b.remove(ctx, id, now.version)
+				err = j.remove(ctx, id, now.version)
 			}
 		}
 	}
@@ -187,31 +187,31 @@ func (b *Journal) Close(ctx context.Context, id string) error {
 		}
 	}
 	if err != nil && !errors.Is(err, ErrTaken) {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		b.closing[id] = true
-		return fmt.Errorf("delete Secret %s/%s: %w", b.namespace, id, err)
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.closing[id] = true
+		return fmt.Errorf("delete Secret %s/%s: %w", j.namespace, id, err)
 	}
-	b.mu.Lock()
-	delete(b.held, id)
-	delete(b.closing, id)
-	b.mu.Unlock()
+	j.mu.Lock()
+	delete(j.held, id)
+	delete(j.closing, id)
+	j.mu.Unlock()
 	if err != nil {
-		return fmt.Errorf("delete Secret %s/%s: %w", b.namespace, id, err)
+		return fmt.Errorf("delete Secret %s/%s: %w", j.namespace, id, err)
 	}
 	return nil
 }
 
-func (b *Journal) remove(ctx context.Context, id, version string) error {
+func (j *Journal) remove(ctx context.Context, id, version string) error {
 	options := metav1.DeleteOptions{}
 	if version != "" {
 		options.Preconditions = &metav1.Preconditions{ResourceVersion: &version}
 	}
-	return b.kube.CoreV1().Secrets(b.namespace).Delete(ctx, id, options)
+	return j.kube.CoreV1().Secrets(j.namespace).Delete(ctx, id, options)
 }
 
-func (b *Journal) get(ctx context.Context, id string) (*Entry, error) {
-	secret, err := b.kube.CoreV1().Secrets(b.namespace).Get(ctx, id, metav1.GetOptions{})
+func (j *Journal) get(ctx context.Context, id string) (*Entry, error) {
+	secret, err := j.kube.CoreV1().Secrets(j.namespace).Get(ctx, id, metav1.GetOptions{})
 	if err != nil {
 		return nil, err
 	}
@@ -220,10 +220,10 @@ func (b *Journal) get(ctx context.Context, id string) (*Entry, error) {
 
 // List returns all entries, the oldest first. The error names the entries that cannot be
 // read; the others are returned with it.
-func (b *Journal) List(ctx context.Context) ([]Entry, error) {
-	list, err := b.kube.CoreV1().Secrets(b.namespace).List(ctx, metav1.ListOptions{LabelSelector: api.LabelJournal})
+func (j *Journal) List(ctx context.Context) ([]Entry, error) {
+	list, err := j.kube.CoreV1().Secrets(j.namespace).List(ctx, metav1.ListOptions{LabelSelector: api.LabelJournal})
 	if err != nil {
-		return nil, fmt.Errorf("list Secrets of namespace %s with label %s: %w", b.namespace, api.LabelJournal, err)
+		return nil, fmt.Errorf("list Secrets of namespace %s with label %s: %w", j.namespace, api.LabelJournal, err)
 	}
 	var entries []Entry
 	var errs []error
@@ -255,18 +255,18 @@ type Status struct {
 func (s Status) Abandoned() bool { return s.HolderGone != "" && s.FrozenAgainBy == "" }
 
 // Statuses returns all entries as List does, with their states.
-func (b *Journal) Statuses(ctx context.Context) ([]Status, error) {
-	entries, failed := b.List(ctx)
+func (j *Journal) Statuses(ctx context.Context) ([]Status, error) {
+	entries, failed := j.List(ctx)
 	statuses := make([]Status, len(entries))
-	for j := range entries {
-		gone, err := b.HolderGone(ctx, &entries[j])
-		statuses[j] = Status{Entry: &entries[j], HolderGone: gone}
+	for n := range entries {
+		gone, err := j.HolderGone(ctx, &entries[n])
+		statuses[n] = Status{Entry: &entries[n], HolderGone: gone}
 		failed = errors.Join(failed, err)
 	}
-	for j := range statuses {
+	for n := range statuses {
 		for _, other := range statuses {
-			if other.HolderGone == "" && other.Tried.IsZero() && other.ID != statuses[j].ID && other.sameAs(statuses[j].Entry) {
-				statuses[j].FrozenAgainBy = other.Backup
+			if other.HolderGone == "" && other.Tried.IsZero() && other.ID != statuses[n].ID && other.sameAs(statuses[n].Entry) {
+				statuses[n].FrozenAgainBy = other.Backup
 			}
 		}
 	}
@@ -274,15 +274,15 @@ func (b *Journal) Statuses(ctx context.Context) ([]Status, error) {
 }
 
 // sameAs reports whether two entries have an object in common.
-func (i *Entry) sameAs(other *Entry) bool {
-	return i.Namespace == other.Namespace && (i.Name == other.Name || slices.ContainsFunc(i.Objects, func(ref workload.Ref) bool {
+func (e *Entry) sameAs(other *Entry) bool {
+	return e.Namespace == other.Namespace && (e.Name == other.Name || slices.ContainsFunc(e.Objects, func(ref workload.Ref) bool {
 		return slices.Contains(other.Objects, ref)
 	}))
 }
 
 // Abandoned returns the entries that any process may complete.
-func (b *Journal) Abandoned(ctx context.Context) ([]Entry, error) {
-	statuses, err := b.Statuses(ctx)
+func (j *Journal) Abandoned(ctx context.Context) ([]Entry, error) {
+	statuses, err := j.Statuses(ctx)
 	var abandoned []Entry
 	for _, s := range statuses {
 		if s.Abandoned() {
@@ -294,41 +294,41 @@ func (b *Journal) Abandoned(ctx context.Context) ([]Entry, error) {
 
 // HolderGone returns the reason why the holder of an entry is gone, or "" if it can still
 // be there. It sends a request if the holder is in another pod.
-func (b *Journal) HolderGone(ctx context.Context, i *Entry) (string, error) {
-	f := facts{now: b.clock.Now(), here: Here(), started: started}
-	if i.Holder.Pod != "" && !f.visible(i.Holder) {
-		pod, err := b.kube.CoreV1().Pods(b.namespace).Get(ctx, i.Holder.Pod, metav1.GetOptions{})
+func (j *Journal) HolderGone(ctx context.Context, e *Entry) (string, error) {
+	f := facts{now: j.clock.Now(), here: Here(), started: started}
+	if e.Holder.Pod != "" && !f.visible(e.Holder) {
+		pod, err := j.kube.CoreV1().Pods(j.namespace).Get(ctx, e.Holder.Pod, metav1.GetOptions{})
 		switch {
 		case err == nil:
 			f.pod = pod
 		case !apierrors.IsNotFound(err):
-			return "", fmt.Errorf("look whether %s lives: get pod %s/%s: %w", i.Holder, b.namespace, i.Holder.Pod, err)
+			return "", fmt.Errorf("look whether %s lives: get pod %s/%s: %w", e.Holder, j.namespace, e.Holder.Pod, err)
 		}
 	}
-	return f.holderGone(i), nil
+	return f.holderGone(e), nil
 }
 
-func encode(i *Entry) (map[string][]byte, error) {
-	text, err := json.Marshal(i)
+func encode(e *Entry) (map[string][]byte, error) {
+	text, err := json.Marshal(e)
 	if err != nil {
-		return nil, fmt.Errorf("record what undoes the quiescing of %s: %w", i.Name, err)
+		return nil, fmt.Errorf("record what undoes the quiescing of %s: %w", e.Name, err)
 	}
 	if len(text) > corev1.MaxSecretSize {
-		return nil, fmt.Errorf("what undoes the quiescing of %s is %d bytes long, and a Secret that records it holds %d: shorten the commands of the posthooks, or give them what they need in a file of the container", i.Name, len(text), corev1.MaxSecretSize)
+		return nil, fmt.Errorf("what undoes the quiescing of %s is %d bytes long, and a Secret that records it holds %d: shorten the commands of the posthooks, or give them what they need in a file of the container", e.Name, len(text), corev1.MaxSecretSize)
 	}
 	return map[string][]byte{secretKey: text}, nil
 }
 
 // decode is strict: a step with an unknown field must not count as done.
 func decode(secret *corev1.Secret) (*Entry, error) {
-	i := &Entry{}
-	unknown, err := kjson.UnmarshalStrict(secret.Data[secretKey], i)
+	e := &Entry{}
+	unknown, err := kjson.UnmarshalStrict(secret.Data[secretKey], e)
 	if err == nil {
 		err = errors.Join(unknown...)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the intent in Secret %s/%s: %w", secret.Namespace, secret.Name, err)
 	}
-	i.ID, i.version = secret.Name, secret.ResourceVersion
-	return i, nil
+	e.ID, e.version = secret.Name, secret.ResourceVersion
+	return e, nil
 }
