@@ -467,9 +467,9 @@ type Idle struct {
 // volume, and annotated controllers that another controller controls.
 func (f *Facts) Idle() []Idle {
 	var all []Idle
-	between := f.inventory.Between()
-	for _, ref := range slices.SortedFunc(maps.Keys(between), func(a, b workload.Ref) int { return cmp.Compare(a.String(), b.String()) }) {
-		b := between[ref]
+	intermediates := f.inventory.Intermediates()
+	for _, ref := range slices.SortedFunc(maps.Keys(intermediates), func(a, b workload.Ref) int { return cmp.Compare(a.String(), b.String()) }) {
+		b := intermediates[ref]
 		said := quiesceAnnotations(b.Object.GetAnnotations())
 		top := f.inventory.Top(b.Top)
 		repeated := top != nil && maps.Equal(said, quiesceAnnotations(top.GetAnnotations())) || f.ownerRepeatedBy(said, metav1.OwnerReference{UID: b.Top.UID}) != nil
@@ -498,7 +498,7 @@ func (f *Facts) Idle() []Idle {
 	}
 	for _, w := range f.annotated {
 		settings, err := Resolve([]Layer{{Object: w.String(), Annotations: w.Annotations}})
-		if _, counts := between[w.Ref]; counts || (err == nil && len(settings.Blueprints) == 0) || f.inventory.Runs(w.UID) {
+		if _, counts := intermediates[w.Ref]; counts || (err == nil && len(settings.Blueprints) == 0) || f.inventory.Runs(w.UID) {
 			continue
 		}
 		if f.ownerRepeatedBy(w.Annotations, ownersOf(f.line[w.UID])...) == nil {

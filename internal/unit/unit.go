@@ -92,13 +92,13 @@ func (u *Unit) Name() string {
 
 // MixedPaths returns the error for a unit with volumes on different paths. The paths are
 // those of package selection.
-func (u *Unit) MixedPaths(claim, way, other, otherWay string) error {
+func (u *Unit) MixedPaths(claim, path, other, otherPath string) error {
 	return fmt.Errorf("the volumes of %s cannot be of one moment: %s, and %s; treat them alike, or give one of the claims an annotation %s of its own",
-		u.Name(), describePath(claim, way), describePath(other, otherWay), api.AnnotationQuiesce)
+		u.Name(), describePath(claim, path), describePath(other, otherPath), api.AnnotationQuiesce)
 }
 
-func describePath(claim, way string) string {
-	switch way {
+func describePath(claim, path string) string {
+	switch path {
 	case "group":
 		return "a volume policy hands claim " + claim + " to Stillpoint's group snapshots"
 	case "velero":

@@ -46,7 +46,7 @@ type controllers struct {
 func (c *controllers) complete(ctx context.Context, i *Inventory) {
 	asked := i.owners()
 	direct := c.read(ctx, asked)
-	i.revisions, i.between = map[string]string{}, map[Ref]Between{}
+	i.revisions, i.intermediates = map[string]string{}, map[Ref]Intermediate{}
 	for m := range i.members {
 		owner := i.members[m].owner
 		object, found := direct[owner]
@@ -61,7 +61,7 @@ func (c *controllers) complete(ctx context.Context, i *Inventory) {
 			i.members[m].owner = topmost(owner, object)
 		}
 		if top := i.members[m].owner; top != owner {
-			i.between[owner] = Between{Object: object, Top: top}
+			i.intermediates[owner] = Intermediate{Object: object, Top: top}
 		}
 	}
 	topmost := i.owners()

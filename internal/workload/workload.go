@@ -78,8 +78,8 @@ type Inventory struct {
 	objects map[Ref]metav1.Object
 	// revisions are the revisions of ReplicaSets, by name.
 	revisions map[string]string
-	// between are the controllers of pods in use that have a controller themselves.
-	between map[Ref]Between
+	// intermediates are the controllers of pods in use that have a controller themselves.
+	intermediates map[Ref]Intermediate
 	// versions are the resource versions of all pods, and "" for a pod without claims.
 	versions map[types.UID]string
 	// podOwners are the owner references of all pods, including finished ones.
@@ -91,15 +91,15 @@ type Inventory struct {
 // and nil if all could be read.
 func (i *Inventory) Unread() error { return i.unread }
 
-// Between is a controller of pods that has a controller itself, such as the ReplicaSet of a
-// Deployment. Users do not annotate it.
-type Between struct {
+// Intermediate is a controller of pods that has a controller itself, such as the ReplicaSet
+// of a Deployment. Users do not annotate it.
+type Intermediate struct {
 	Object metav1.Object
 	Top    Ref
 }
 
-// Between returns the controllers that have a controller. The map is read-only.
-func (i *Inventory) Between() map[Ref]Between { return i.between }
+// Intermediates returns the controllers that have a controller. The map is read-only.
+func (i *Inventory) Intermediates() map[Ref]Intermediate { return i.intermediates }
 
 // Top returns the topmost controller, or nil if it is unknown.
 func (i *Inventory) Top(ref Ref) metav1.Object { return i.objects[ref] }
