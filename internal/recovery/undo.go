@@ -177,11 +177,11 @@ type step struct {
 	*Undoer
 	*journal.Undo
 	entry *journal.Entry
-	// sessionEnded reports that a guard, if there was one, has run the command.
+	// sessionEnded is true if the session is dead, so that any guard has run the command.
 	sessionEnded bool
 	tries        int
 	failure      error
-	// nothingLeft reports that the objects of the step are gone.
+	// nothingLeft is true if the objects of the step do not exist any more.
 	nothingLeft bool
 	// nodeFailure is the error of the last thaw on the node.
 	nodeFailure error
