@@ -21,7 +21,7 @@ import (
 	"stillpoint.io/stillpoint/internal/workload"
 )
 
-// Freezes holds the freezes of this process, which Velero starts anew for each
+// Freezes holds the freezes of this process. Velero starts a new process for each
 // backup. It is safe for concurrent use.
 type Freezes struct {
 	clients    *cluster.Clients
@@ -33,8 +33,8 @@ type Freezes struct {
 
 	mu      sync.Mutex // never held during a request
 	freezes map[*decision.Unit]*freeze
-	// calls are the claims for whose volumes Velero has called, with why those that are
-	// to be quiesced are not: Velero was not expected to snapshot them.
+	// calls are the claims for whose volumes Velero has called. The value is non-empty
+	// if the volume is to be quiesced but was not expected in the backup, and says why.
 	calls map[claimKey]string
 }
 
@@ -43,7 +43,7 @@ type claimKey struct {
 	types.NamespacedName
 }
 
-// New returns Freezes, which carry decisions out.
+// New returns Freezes for the decisions.
 func New(clients *cluster.Clients, namespaces *unit.Namespaces, decisions *decision.Decisions, reporter *quiesce.Reporter, log logrus.FieldLogger) *Freezes {
 	return &Freezes{
 		clients:    clients,
@@ -57,10 +57,10 @@ func New(clients *cluster.Clients, namespaces *unit.Namespaces, decisions *decis
 	}
 }
 
-// Volume is Velero's call for a PersistentVolume: the next thing that Velero
-// does may be the snapshot of its claim. It returns when the unit of the claim is
-// frozen, or when there is nothing to freeze. An error keeps Velero from taking the
-// snapshot, and drops volume, claim and pod from the backup.
+// Volume handles Velero's call for a PersistentVolume, which precedes the snapshot of
+// its claim. It returns when the unit of the claim is frozen, or at once if there is
+// nothing to freeze. After an error Velero does not take the snapshot, and drops volume,
+// claim and pod from the backup.
 func (b *Freezes) Volume(ctx context.Context, volume *corev1.PersistentVolume, backup *velerov1.Backup) error {
 	if volume.Spec.CSI == nil || volume.Spec.ClaimRef == nil {
 		return nil
@@ -74,18 +74,18 @@ func (b *Freezes) Volume(ctx context.Context, volume *corev1.PersistentVolume, b
 		return err
 	}
 	if asked, err := decisions.Quiesces(ctx, claim); err != nil || !asked {
-		b.note(claim, backup, "")
+		b.recordCall(claim, backup, "")
 		return err
 	}
 	d, err := decisions.Expected(ctx, claim)
 	if err != nil {
 		return err
 	}
-	b.note(claim, backup, d.Reason)
+	b.recordCall(claim, backup, d.Reason)
 	if d.Path == decision.None {
 		b.log.Infof("No freeze around a volume: claim %s/%s is not quiesced: %s", claim.Namespace, claim.Name, d.Reason)
 	}
-	if d.Path != decision.Around { // on the other paths it is quiesced when it is snapshotted
+	if d.Path != decision.Around { // the other paths quiesce when they snapshot
 		return nil
 	}
 	f, err := b.freezeOf(ctx, d, backup)
@@ -95,14 +95,14 @@ func (b *Freezes) Volume(ctx context.Context, volume *corev1.PersistentVolume, b
 	return f.enter(ctx, claim.Name)
 }
 
-// note records that Velero has called for the volume of a claim.
-func (b *Freezes) note(claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup, passed string) {
+// recordCall records that Velero has called for the volume of a claim.
+func (b *Freezes) recordCall(claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup, passed string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.calls[claimKey{backup.UID, types.NamespacedName{Namespace: claim.Namespace, Name: claim.Name}}] = passed
 }
 
-// claimOf returns the claim that a volume is bound to, nil if there is none.
+// claimOf returns the claim that a volume is bound to, nil if none.
 func (b *Freezes) claimOf(ctx context.Context, volume *corev1.PersistentVolume) (*corev1.PersistentVolumeClaim, error) {
 	ref := volume.Spec.ClaimRef
 	for _, look := range []func(context.Context, string) (*unit.Facts, error){b.namespaces.Recent, b.namespaces.Now} {
@@ -135,12 +135,12 @@ func keyOf(backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim) claimKe
 	return claimKey{backup.UID, types.NamespacedName{Namespace: claim.Namespace, Name: claim.Name}}
 }
 
-// Claim is Velero's call for a PersistentVolumeClaim after its own action has taken
-// the snapshot. An error says that the snapshot is not consistent; it is deleted then.
+// Claim handles Velero's call for a PersistentVolumeClaim after its own action has taken
+// the snapshot. After an error the snapshot is not consistent and is deleted.
 func (b *Freezes) Claim(ctx context.Context, d *decision.Decision, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) error {
-	b.tell(ctx, d, claim, backup)
+	b.logFindings(ctx, d, claim, backup)
 	if f := b.known(claim, backup); f != nil && f.unit.Path == decision.Around {
-		return f.leave(ctx, claim)
+		return f.finishClaim(ctx, claim)
 	}
 	b.mu.Lock()
 	passed, called := b.calls[keyOf(backup, claim)]
@@ -148,7 +148,7 @@ func (b *Freezes) Claim(ctx context.Context, d *decision.Decision, claim *corev1
 	if claim.Annotations[velerov1.VolumeSnapshotLabel] == "" || d.Path != decision.Around || called && passed == "" {
 		return nil
 	}
-	// Velero's action has taken a snapshot for which nothing is frozen.
+	// Velero's action has taken a snapshot without a freeze.
 	live, err := b.clients.Kube.CoreV1().PersistentVolumeClaims(claim.Namespace).Get(ctx, claim.Name, metav1.GetOptions{})
 	if err != nil {
 		return fmt.Errorf("get claim %s/%s: %w", claim.Namespace, claim.Name, err)
@@ -167,8 +167,8 @@ func (b *Freezes) Claim(ctx context.Context, d *decision.Decision, claim *corev1
 	return f.missed(ctx, claim, why)
 }
 
-// tell logs what should be known of a claim whose snapshot Velero takes, or nothing.
-func (b *Freezes) tell(ctx context.Context, d *decision.Decision, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) {
+// logFindings logs the findings about a claim whose snapshot Velero takes.
+func (b *Freezes) logFindings(ctx context.Context, d *decision.Decision, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) {
 	if d.Path == decision.Around && claim.Annotations[velerov1.VolumeSnapshotLabel] == "" {
 		return // Velero reports why
 	}
@@ -184,7 +184,7 @@ func (b *Freezes) tell(ctx context.Context, d *decision.Decision, claim *corev1.
 	decision.Log(b.log, logrus.WarnLevel, d.Findings(quiesced))
 }
 
-// known returns the freeze of a claim, nil if there is none yet.
+// known returns the freeze of a claim, nil if it has not begun.
 func (b *Freezes) known(claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) *freeze {
 	unit := b.decisions.For(backup).Known(claim)
 	b.mu.Lock()
@@ -192,8 +192,8 @@ func (b *Freezes) known(claim *corev1.PersistentVolumeClaim, backup *velerov1.Ba
 	return b.freezes[unit]
 }
 
-// Level is how consistent the snapshot of a claim is that was taken in a freeze and
-// is of a volume that Stillpoint does not freeze; "" for any other.
+// Level returns the consistency level of a claim's snapshot if it was taken in a freeze,
+// but is of a volume that Stillpoint does not freeze; "" otherwise.
 func (b *Freezes) Level(claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) string {
 	if f := b.known(claim, backup); f != nil {
 		return f.unfrozen[claim.Name].Level
@@ -201,11 +201,10 @@ func (b *Freezes) Level(claim *corev1.PersistentVolumeClaim, backup *velerov1.Ba
 	return ""
 }
 
-// Related returns the other pods of a pod's workload when it is to be quiesced
-// and they are in the backup too: they belong into one item block, so that
-// Velero takes the workload's volumes one right after the other. So do the
-// claims of the same freeze that no pod brings along. Trouble is a warning: an
-// error would drop the pod from the backup.
+// Related returns the other pods of a pod's unit that are in the backup, and the claims
+// of the unit that no pod mounts. In one item block, Velero snapshots their volumes one
+// right after the other. Related logs its errors, because an error would drop the pod
+// from the backup.
 func (b *Freezes) Related(ctx context.Context, pod *corev1.Pod, backup *velerov1.Backup) []velero.ResourceIdentifier {
 	if len(workload.Claims(pod)) == 0 {
 		return nil
@@ -218,7 +217,7 @@ func (b *Freezes) Related(ctx context.Context, pod *corev1.Pod, backup *velerov1
 	taken := func(path decision.Path) bool { return path != decision.None }
 	unit, together := facts.QuiescedWith(pod)
 	if !together {
-		// Velero's own hooks are to cover what Stillpoint takes the snapshots of.
+		// Velero's own hooks must cover the snapshots that Stillpoint takes.
 		taken = func(path decision.Path) bool { return path == decision.Group }
 		if unit, together = facts.HookBlock(pod, backup); !together {
 			return nil
@@ -227,8 +226,8 @@ func (b *Freezes) Related(ctx context.Context, pod *corev1.Pod, backup *velerov1
 	return b.block(ctx, facts, unit, pod.Name, "", taken, backup)
 }
 
-// RelatedToClaim is Related for a claim that an annotated object joins with
-// others: it may be that no pod mounts any of them.
+// RelatedToClaim is Related for a claim that an annotated object joins with others. None
+// of these claims needs a pod.
 func (b *Freezes) RelatedToClaim(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) []velero.ResourceIdentifier {
 	facts, err := b.namespaces.Recent(ctx, claim.Namespace)
 	if err != nil {
@@ -242,11 +241,10 @@ func (b *Freezes) RelatedToClaim(ctx context.Context, claim *corev1.PersistentVo
 	return b.block(ctx, facts, unit, "", claim.Name, func(path decision.Path) bool { return path != decision.None }, backup)
 }
 
-// block are the items of a unit that are in the backup: pods, and the claims that
-// none of them brings along, as far as taken reports that they are snapshotted,
-// without the pod and the claim of these names. Velero would take any others along
-// that are named here. A pod does not bring the claims of its generic ephemeral
-// volumes along.
+// block returns the items of a unit that are in the backup, without the given pod and
+// claim: its pods, and the claims that none of them mounts and that taken selects. Items
+// outside of the backup are omitted, because Velero would add them to it. A pod does not
+// add the claims of its generic ephemeral volumes.
 func (b *Freezes) block(ctx context.Context, facts *unit.Facts, unit workload.Component, pod, claim string, taken func(decision.Path) bool, backup *velerov1.Backup) []velero.ResourceIdentifier {
 	decisions := b.decisions.For(backup)
 	var related []velero.ResourceIdentifier
@@ -254,7 +252,7 @@ func (b *Freezes) block(ctx context.Context, facts *unit.Facts, unit workload.Co
 	for _, w := range unit.Workloads {
 		for _, other := range w.Pods {
 			if in, err := decisions.Pod(ctx, &other); other.DeletionTimestamp != nil || other.Name != pod && (err != nil || !in) {
-				continue // Velero skips a terminating one, and an error is told for the claims
+				continue // Velero skips terminating pods; errors are logged for the claims
 			}
 			for _, volume := range other.Spec.Volumes {
 				if volume.PersistentVolumeClaim != nil {

@@ -23,28 +23,27 @@ import (
 )
 
 const (
-	// creationLimit is how long Velero may take from our answer until it has
-	// created the VolumeSnapshot; past it, it is taken for one that never comes.
+	// creationLimit is how long Velero may take to create the VolumeSnapshot after the
+	// plugin's answer. After it, the freeze no longer waits for that VolumeSnapshot.
 	creationLimit = 5 * time.Second
-	// retryGrace is how long a freeze outlasts an error of the driver, in case
-	// the CSI sidecar's next try succeeds.
+	// retryGrace is how long a freeze outlasts an error of the driver, in case the CSI
+	// sidecar's next try succeeds.
 	retryGrace = 2 * time.Second
-	// cutLimit is how long our watch may be behind Velero's poll.
+	// cutLimit is how long the watch may be behind Velero's poll.
 	cutLimit = 5 * time.Second
 )
 
-// stage is how far Velero and the storage are with a claim.
+// stage is the progress of Velero and the storage with a claim.
 type stage int
 
 const (
-	waiting stage = iota // Velero has not come to it
-	entered              // our answer is given: a VolumeSnapshot must come
-	created              // the VolumeSnapshot is there
-	cut                  // its point in time is past
+	waiting stage = iota // Velero has not called for it
+	entered              // the plugin has answered; a VolumeSnapshot must follow
+	created              // the VolumeSnapshot exists
+	cut                  // the VolumeSnapshot no longer changes
 )
 
-// freeze is one group of volumes, from the first call for one of its claims to
-// the thaw.
+// freeze is one freeze of a unit, from the first call for one of its claims to the thaw.
 type freeze struct {
 	freezes *Freezes
 	unit    *decision.Unit
@@ -53,25 +52,25 @@ type freeze struct {
 	log     logrus.FieldLogger
 
 	start   sync.Once
-	failed  error // why nothing is frozen
+	failed  error // why the unit is not frozen
 	session *quiesce.Session
 	// unfrozen are the claims that Stillpoint does not freeze.
 	unfrozen map[string]quiesce.Level
-	over     chan struct{} // closed when thawed, or never frozen
+	over     chan struct{} // closed after the thaw, or if the freeze failed
 
 	mu     sync.Mutex
 	stages map[string]stage
-	// left are the claims whose calls have ended while the freeze went on, and ending
-	// says that no more are to come.
+	// left are the claims whose calls returned during the freeze. ending reports that no
+	// more follow.
 	left   []*corev1.PersistentVolumeClaim
 	ending bool
 	// seen are the VolumeSnapshots of each claim with the backup's name, and whether
-	// each is cut: another Velero may have a backup of that name. named are the
-	// claims of which Velero has told which one is its own.
+	// each is cut. Another Velero may have a backup of that name. named are the claims
+	// whose own VolumeSnapshot Velero has named.
 	seen  map[string]map[string]bool
 	named map[string]bool
-	// twin reports that another Velero has a Backup of this name.
-	twin bool
+	// foreign reports that another Velero has a Backup of this name.
+	foreign bool
 	// changed is closed, and replaced, when stages change.
 	changed chan struct{}
 }
@@ -88,7 +87,7 @@ func newFreeze(b *Freezes, unit *decision.Unit, backup *velerov1.Backup) *freeze
 	}
 }
 
-// enter freezes on the first call and lets the others join.
+// enter freezes on the first call. Later calls join the freeze.
 func (f *freeze) enter(ctx context.Context, claim string) error {
 	f.once(ctx, func() error { return f.begin(ctx) })
 	if f.failed != nil {
@@ -119,8 +118,7 @@ func (f *freeze) once(ctx context.Context, begin func() error) {
 	})
 }
 
-// missed is called for a claim that should have been frozen for, and has its
-// snapshot already.
+// missed handles a claim that was snapshotted without the freeze that it needs.
 func (f *freeze) missed(ctx context.Context, claim *corev1.PersistentVolumeClaim, why string) error {
 	f.once(ctx, func() error { return fmt.Errorf("volume %s was snapshotted without a freeze: %s", claim.Name, why) })
 	if f.failed == nil || f.group.OnError == unit.Continue {
@@ -130,7 +128,7 @@ func (f *freeze) missed(ctx context.Context, claim *corev1.PersistentVolumeClaim
 	return fmt.Errorf("the snapshot of claim %s/%s is not consistent and is deleted: %w", claim.Namespace, claim.Name, f.failed)
 }
 
-// begin does everything that can be done before the freeze, and freezes.
+// begin does all work that is possible before the freeze, then freezes.
 func (f *freeze) begin(ctx context.Context) error {
 	started := time.Now()
 	if f.backup.Status.StartTimestamp != nil {
@@ -143,7 +141,7 @@ func (f *freeze) begin(ctx context.Context) error {
 	if err := f.unit.Outlasts(plan.QuiesceTimeout); err != nil {
 		return err
 	}
-	if err := f.findTwin(ctx); err != nil {
+	if err := f.findForeign(ctx); err != nil {
 		return err
 	}
 	if err := f.interrupted(ctx, started); err != nil {
@@ -161,12 +159,12 @@ func (f *freeze) begin(ctx context.Context) error {
 	}
 	go func() {
 		defer stop()
-		f.hold(watching, events)
+		f.keepFrozen(watching, events)
 	}()
 	return nil
 }
 
-// plan makes the plan of the freeze, and what it is carried out with.
+// plan returns the plan of the freeze and its planner.
 func (f *freeze) plan(ctx context.Context) (*quiesce.Planner, *quiesce.Plan, error) {
 	settings, err := f.freezes.decisions.Settings(ctx)
 	if err != nil {
@@ -177,15 +175,15 @@ func (f *freeze) plan(ctx context.Context) (*quiesce.Planner, *quiesce.Plan, err
 	return planner, plan, err
 }
 
-// freeze carries the plan out.
+// freeze executes the plan.
 func (f *freeze) freeze(ctx context.Context, planner *quiesce.Planner, plan *quiesce.Plan) (err error) {
 	f.unfrozen = plan.Unfrozen
 	f.session, err = f.freezes.reporter.Freeze(ctx, quiesce.NewTools(f.freezes.clients, planner), plan, f.group, f.log, f.backup.Name)
 	return err
 }
 
-// interrupted recognizes that an earlier process of this backup has begun with
-// this group and died: what is left could not be of the same moment.
+// interrupted returns an error if an earlier process of this backup snapshotted a volume
+// of the unit and died. The remaining snapshots would be of another moment.
 func (f *freeze) interrupted(ctx context.Context, started time.Time) error {
 	list, err := snapshot.List(ctx, f.freezes.clients.Snapshots, f.group.Claims[0].Namespace, snapshot.OfBackup(f.backup.Name).String())
 	if err != nil {
@@ -194,7 +192,7 @@ func (f *freeze) interrupted(ctx context.Context, started time.Time) error {
 	for i := range list {
 		vs := &list[i]
 		source, uid := vs.Spec.Source.PersistentVolumeClaimName, vs.Labels[velerov1.BackupUIDLabel]
-		if source == nil || vs.CreationTimestamp.Time.Before(started.Truncate(time.Second)) || snapshot.Foreign(vs, f.backup) || (f.twin && uid == "") {
+		if source == nil || vs.CreationTimestamp.Time.Before(started.Truncate(time.Second)) || snapshot.Foreign(vs, f.backup) || (f.foreign && uid == "") {
 			continue
 		}
 		if f.covers(*source) {
@@ -205,21 +203,22 @@ func (f *freeze) interrupted(ctx context.Context, started time.Time) error {
 	return nil
 }
 
-// findTwin looks for a Backup of this name of another Velero. Without the right to
-// look, it is only found out afterwards that a thaw was for another's snapshot.
-func (f *freeze) findTwin(ctx context.Context) error {
+// findForeign looks for a Backup of this name of another Velero. Without the permission to
+// list Backups of other namespaces, finishClaim detects only afterwards that another Velero's
+// snapshot caused the thaw.
+func (f *freeze) findForeign(ctx context.Context) error {
 	backups := &velerov1.BackupList{}
 	err := f.freezes.clients.Objects.List(ctx, backups, crclient.MatchingFields{"metadata.name": f.backup.Name})
 	if err != nil && !apierrors.IsForbidden(err) {
 		return fmt.Errorf("list the Backups of the name %s: %w", f.backup.Name, err)
 	}
-	f.twin = slices.ContainsFunc(backups.Items, func(b velerov1.Backup) bool { return b.Name == f.backup.Name && b.Namespace != f.backup.Namespace })
+	f.foreign = slices.ContainsFunc(backups.Items, func(b velerov1.Backup) bool { return b.Name == f.backup.Name && b.Namespace != f.backup.Namespace })
 	return nil
 }
 
-// see takes note of a VolumeSnapshot of a claim. The claim is cut when all of its
-// VolumeSnapshots are that may be Velero's own, which are none before its turn.
-func (f *freeze) see(claim, name string, isCut bool) {
+// observe records a VolumeSnapshot of a claim. The claim is cut when all VolumeSnapshots
+// that may be Velero's own are cut. Before the claim's turn, none of them is.
+func (f *freeze) observe(claim, name string, isCut bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	_, known := f.seen[claim][name]
@@ -231,33 +230,33 @@ func (f *freeze) see(claim, name string, isCut bool) {
 		f.seen[claim] = map[string]bool{}
 	}
 	f.seen[claim][name] = isCut || f.seen[claim][name]
-	f.reach(claim)
+	f.updateStage(claim)
 }
 
-// name takes note of which VolumeSnapshot Velero has taken of a claim, and reports
-// whether it was seen cut.
-func (f *freeze) name(claim, name string) bool {
+// setOwn records which VolumeSnapshot of a claim is Velero's own, and reports whether the
+// watch has seen its cut.
+func (f *freeze) setOwn(claim, name string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	isCut := f.seen[claim][name]
 	f.seen[claim], f.named[claim] = map[string]bool{name: isCut}, true
-	f.reach(claim)
+	f.updateStage(claim)
 	return isCut
 }
 
-// reach sets how far the snapshots of a claim are. The caller holds mu.
-func (f *freeze) reach(claim string) {
+// updateStage updates the stage of a claim from its VolumeSnapshots. The caller holds mu.
+func (f *freeze) updateStage(claim string) {
 	f.stages[claim] = cut
 	for _, isCut := range f.seen[claim] {
-		if !isCut || (f.twin && !f.named[claim]) {
+		if !isCut || (f.foreign && !f.named[claim]) {
 			f.stages[claim] = created
 		}
 	}
-	f.wake()
+	f.notify()
 }
 
-// wake has those look again who wait for a change of stages. The caller holds mu.
-func (f *freeze) wake() {
+// notify notifies the goroutines that wait for a change of stages. The caller holds mu.
+func (f *freeze) notify() {
 	close(f.changed)
 	f.changed = make(chan struct{})
 }
@@ -272,13 +271,13 @@ func (f *freeze) move(claim string, to stage) {
 	if at, ok := f.stages[claim]; ok && at < to {
 		f.stages[claim] = to
 	}
-	f.wake()
+	f.notify()
 }
 
-// patience is how long the freeze may last with nothing happening: while the
-// storage works, as long as the session; zero when all is cut. changed is closed when
-// that may be different.
-func (f *freeze) patience() (limit time.Duration, awaited string, changed <-chan struct{}) {
+// idleLimit returns how long the freeze may last without an event, and the claim that it
+// waits for: the session's time while the storage works, zero when all claims are cut.
+// changed is closed when the answer may differ.
+func (f *freeze) idleLimit() (limit time.Duration, awaited string, changed <-chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	changed = f.changed
@@ -298,19 +297,19 @@ func (f *freeze) patience() (limit time.Duration, awaited string, changed <-chan
 	case next != "":
 		return creationLimit, next, changed
 	case all != "":
-		// Velero has to notice the cut of the one before.
+		// Velero has to notice the previous cut.
 		return creationLimit + f.unit.Poll(), all, changed
 	}
 	return 0, "", changed
 }
 
-// hold keeps the freeze until the last volume is cut.
-func (f *freeze) hold(ctx context.Context, events <-chan snapshot.Event) {
+// keepFrozen keeps the freeze until the last volume is cut.
+func (f *freeze) keepFrozen(ctx context.Context, events <-chan snapshot.Event) {
 	defer close(f.over)
 	var grace <-chan time.Time
-	var trouble error
+	var failure error
 	for {
-		limit, awaited, changed := f.patience()
+		limit, awaited, changed := f.idleLimit()
 		if limit == 0 {
 			f.session.Thaw(ctx)
 			break
@@ -323,18 +322,18 @@ func (f *freeze) hold(ctx context.Context, events <-chan snapshot.Event) {
 			}
 			switch event.Kind {
 			case snapshot.Created:
-				f.see(event.Claim, event.Snapshot, false)
+				f.observe(event.Claim, event.Snapshot, false)
 			case snapshot.Cut:
-				f.see(event.Claim, event.Snapshot, true)
-				grace, trouble = nil, nil
-			case snapshot.Begun, snapshot.Bound: // the thaw does not wait for it
+				f.observe(event.Claim, event.Snapshot, true)
+				grace, failure = nil, nil
+			case snapshot.Begun, snapshot.Bound: // the thaw does not wait for these
 			case snapshot.Failed, snapshot.Refused:
-				trouble = fmt.Errorf("the snapshot of volume %s failed: %s", event.Claim, event.Message)
+				failure = fmt.Errorf("the snapshot of volume %s failed: %s", event.Claim, event.Message)
 				grace = time.After(retryGrace)
 			}
 		case <-changed:
 		case <-grace:
-			f.session.Abandon(ctx, trouble)
+			f.session.Abandon(ctx, failure)
 		case <-idle.C:
 			f.session.Abandon(ctx, fmt.Errorf("no VolumeSnapshot of volume %s was created within %s", awaited, limit))
 		case <-f.session.Thawed():
@@ -348,12 +347,12 @@ func (f *freeze) hold(ctx context.Context, events <-chan snapshot.Event) {
 		break
 	}
 	f.freezes.reporter.Thawed(ctx, f.log, f.group, f.session.Report(), f.backup.Name)
-	f.settle(ctx)
+	f.discardLeft(ctx)
 }
 
-// settle discards the snapshots of claims whose calls have ended before it was known
-// that the freeze was not whole.
-func (f *freeze) settle(ctx context.Context) {
+// discardLeft discards the snapshots of the claims whose calls returned before the freeze
+// broke.
+func (f *freeze) discardLeft(ctx context.Context) {
 	f.mu.Lock()
 	f.ending = true
 	f.mu.Unlock()
@@ -367,9 +366,9 @@ func (f *freeze) settle(ctx context.Context) {
 	}
 }
 
-// goesOn reports whether the freeze goes on after the call for a claim, and remembers
-// the claim then.
-func (f *freeze) goesOn(claim *corev1.PersistentVolumeClaim) bool {
+// continues reports whether the freeze continues after the call for a claim. It records the
+// claim if so.
+func (f *freeze) continues(claim *corev1.PersistentVolumeClaim) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.ending {
@@ -378,17 +377,17 @@ func (f *freeze) goesOn(claim *corev1.PersistentVolumeClaim) bool {
 	return !f.ending
 }
 
-// leave is called when Velero has seen the claim's snapshot cut.
-func (f *freeze) leave(ctx context.Context, claim *corev1.PersistentVolumeClaim) error {
-	if f.session == nil { // complained already, or nothing is to be quiesced
+// finishClaim handles a claim after Velero has seen the cut of its snapshot.
+func (f *freeze) finishClaim(ctx context.Context, claim *corev1.PersistentVolumeClaim) error {
+	if f.session == nil { // the failure is reported already, or there is nothing to quiesce
 		return nil
 	}
 	name := claim.Annotations[velerov1.VolumeSnapshotLabel]
-	thawed := f.thawed() // for what was cut by then
-	isCut := name == "" || f.name(claim.Name, name)
+	thawed := f.thawed() // read before setOwn and await
+	isCut := name == "" || f.setOwn(claim.Name, name)
 	f.await(claim.Name)
-	if f.goesOn(claim) {
-		return nil // held for the volumes that are left
+	if f.continues(claim) {
+		return nil // the freeze continues for the remaining volumes
 	}
 	<-f.over
 	report := f.session.Report()
@@ -398,7 +397,7 @@ func (f *freeze) leave(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 	}
 	broken := errors.Join(report.Broken, report.Stuck)
 	if report.Broken == nil || f.group.OnError == unit.Continue {
-		return nil // a thaw that is stuck has been reported as an error
+		return nil // a stuck thaw is already reported as an error
 	}
 	f.discard(ctx, claim)
 	return fmt.Errorf("the snapshot of claim %s/%s is not consistent and is deleted: %s: %w", claim.Namespace, claim.Name, f.group.Name(), broken)
@@ -413,8 +412,8 @@ func (f *freeze) thawed() bool {
 	}
 }
 
-// await lets our watch catch up with Velero's poll, and thaws when the last
-// claim is here and the watch is still silent.
+// await waits until the watch has caught up with Velero's poll. If the watch reports
+// nothing in time, the claim counts as cut, because Velero has seen its handle.
 func (f *freeze) await(claim string) {
 	timeout := time.After(cutLimit)
 	for {
@@ -434,14 +433,14 @@ func (f *freeze) await(claim string) {
 			return
 		case <-changed:
 		case <-timeout:
-			f.move(claim, cut) // Velero has seen its handle
+			f.move(claim, cut)
 			timeout = nil
 		}
 	}
 }
 
-// discard deletes a snapshot that must not be restored from: the
-// VolumeSnapshot with what it stands for, or the upload that reads from it.
+// discard deletes a snapshot that must not be restored from: the VolumeSnapshot with the
+// storage's snapshot. If uploads read from it, discard cancels them instead.
 func (f *freeze) discard(ctx context.Context, claim *corev1.PersistentVolumeClaim) {
 	uploads := &velerov2alpha1.DataUploadList{}
 	err := f.freezes.clients.Objects.List(ctx, uploads, crclient.InNamespace(f.backup.Namespace), crclient.MatchingLabels{
@@ -459,7 +458,7 @@ func (f *freeze) discard(ctx context.Context, claim *corev1.PersistentVolumeClai
 		}
 	}
 	if len(uploads.Items) > 0 {
-		return // its controller cleans up the snapshot that it was given
+		return // the upload's controller deletes the snapshot
 	}
 	ctx, cancel := context.WithTimeout(ctx, removalLimit)
 	defer cancel()
@@ -468,19 +467,19 @@ func (f *freeze) discard(ctx context.Context, claim *corev1.PersistentVolumeClai
 	}
 }
 
-// removalLimit is how long a claim's call waits for a snapshot to go that must not be
-// restored from. The next sweep deletes what remains.
+// removalLimit is how long a claim's call waits for the deletion of an inconsistent
+// snapshot. The next sweep deletes the rest.
 const removalLimit = 15 * time.Second
 
-// targets are the snapshots of a claim: the one that Velero's action has named, or
-// those that the watch has seen where the action failed before that.
+// targets returns the snapshots of a claim: the one that Velero's action has named, or
+// all that the watch has seen if the action failed earlier.
 func (f *freeze) targets(claim *corev1.PersistentVolumeClaim) (targets []snapshot.Target) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	names := slices.Collect(maps.Keys(f.seen[claim.Name]))
 	if name := claim.Annotations[velerov1.VolumeSnapshotLabel]; name != "" {
 		names = []string{name}
-	} else if f.twin {
+	} else if f.foreign {
 		return nil // they may be another Velero's
 	}
 	for _, name := range names {

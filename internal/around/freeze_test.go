@@ -14,7 +14,7 @@ import (
 	"stillpoint.io/stillpoint/internal/unit"
 )
 
-// ofTwo is a freeze of the claims a and b that has begun.
+// ofTwo returns a freeze of the claims a and b that has begun.
 func ofTwo() *freeze {
 	claims := []corev1.PersistentVolumeClaim{{ObjectMeta: metav1.ObjectMeta{Name: "a"}}, {ObjectMeta: metav1.ObjectMeta{Name: "b"}}}
 	f := newFreeze(&Freezes{log: logrus.New()}, &decision.Unit{Path: decision.Around, Quiesce: &unit.Unit{Claims: claims}}, &velerov1.Backup{})
@@ -22,55 +22,55 @@ func ofTwo() *freeze {
 	return f
 }
 
-// awaited is for which claim the freeze is patient, and "" when all are cut.
+// awaited returns the claim that the freeze waits for, "" if all are cut.
 func (f *freeze) awaited() string {
-	_, claim, _ := f.patience()
+	_, claim, _ := f.idleLimit()
 	return claim
 }
 
 func TestStages(t *testing.T) {
 	f := ofTwo()
-	f.see("a", "of another backup", false)
+	f.observe("a", "of another backup", false)
 	assert.Equal(t, waiting, f.stages["a"], "no VolumeSnapshot is Velero's before its turn")
 	f.move("a", entered)
-	limit, claim, changed := f.patience()
+	limit, claim, changed := f.idleLimit()
 	assert.Equal(t, creationLimit, limit)
 	assert.Equal(t, "a", claim)
-	f.see("a", "first", false)
+	f.observe("a", "first", false)
 	select {
 	case <-changed:
 	default:
-		t.Error("a change wakes nobody")
+		t.Error("a change does not notify the waiter")
 	}
-	limit, _, _ = f.patience()
+	limit, _, _ = f.idleLimit()
 	assert.Equal(t, time.Hour, limit, "the storage works")
-	f.see("a", "first", true)
+	f.observe("a", "first", true)
 	assert.Equal(t, "b", f.awaited(), "Velero comes to the next one")
-	f.see("c", "first", true)
+	f.observe("c", "first", true)
 	assert.NotContains(t, f.stages, "c", "of no claim of the unit")
 	f.move("b", entered)
-	f.see("b", "first", false)
-	f.see("b", "second", false)
-	f.see("b", "first", true)
+	f.observe("b", "first", false)
+	f.observe("b", "second", false)
+	f.observe("b", "first", true)
 	assert.Equal(t, "b", f.awaited(), "any of the two may be Velero's")
-	assert.False(t, f.name("b", "second"), "it is not cut")
+	assert.False(t, f.setOwn("b", "second"), "it is not cut")
 	assert.Equal(t, "b", f.awaited())
-	f.see("b", "third", false)
-	assert.Equal(t, map[string]bool{"second": false}, f.seen["b"], "Velero has told which one is its own")
-	f.see("b", "second", true)
+	f.observe("b", "third", false)
+	assert.Equal(t, map[string]bool{"second": false}, f.seen["b"], "Velero has named its own")
+	f.observe("b", "second", true)
 	assert.Empty(t, f.awaited(), "all are cut")
 }
 
-// Where another Velero has a Backup of this name, only what Velero's action names
-// counts.
-func TestStagesOfATwin(t *testing.T) {
+// If another Velero has a Backup of this name, only the VolumeSnapshot that Velero's
+// action names counts.
+func TestStagesOfForeignBackup(t *testing.T) {
 	f := ofTwo()
-	f.twin = true
+	f.foreign = true
 	f.move("a", entered)
-	f.see("a", "first", false)
-	f.see("a", "first", true)
+	f.observe("a", "first", false)
+	f.observe("a", "first", true)
 	assert.Equal(t, created, f.stages["a"])
-	assert.True(t, f.name("a", "first"))
+	assert.True(t, f.setOwn("a", "first"))
 	assert.Equal(t, cut, f.stages["a"])
 }
 
@@ -89,7 +89,7 @@ func TestAwait(t *testing.T) {
 	case <-time.After(20 * time.Millisecond):
 	}
 	f.move("a", cut)
-	<-ended // since b holds the freeze
+	<-ended // b keeps the freeze
 	f.move("b", cut)
 	ended = make(chan struct{})
 	go func() {
@@ -97,5 +97,5 @@ func TestAwait(t *testing.T) {
 		close(ended)
 	}()
 	close(f.over)
-	<-ended // since all is over
+	<-ended // the freeze has ended
 }

@@ -7,5 +7,5 @@
 //
 // It does not restore data itself: Velero, the CSI driver and the data mover do.
 // plugins/restore calls it for each item of a restore, and plugins/backup calls
-// Leaver for each claim that is backed up.
+// Warner for each claim that is backed up.
 package restore

@@ -7,9 +7,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// transient has the finalizers by which a controller protects an object while
-// another one uses it: a snapshot that is being cut, a clone, an attachment. On a copy
-// of the object no controller removes them.
+// transient has the finalizers by which a controller protects an object while another
+// one uses it, such as a snapshot that is being cut, a clone or an attachment. No
+// controller removes them from a copy of the object.
 var transient = []string{
 	"/pvc-as-source-protection", "/cloning-protection", "/populate-target-protection",
 	"/volumesnapshot-as-source-protection", "/volumesnapshot-bound-protection",

@@ -13,9 +13,8 @@ import (
 	"stillpoint.io/stillpoint/internal/api"
 )
 
-// guard returns an error for a claim that would come back empty, or with other data
-// than the backup's, without being asked for. Velero does not change a claim that
-// exists.
+// guard returns an error for a claim that would come back empty, or with data of another
+// time, unless the user asked for that. Velero does not change an existing claim.
 func (r *Restorer) guard(ctx context.Context, item Item, claim, target types.NamespacedName) error {
 	backedUp := &corev1.PersistentVolumeClaim{}
 	if err := convert(item.BackedUp, backedUp); err != nil {
@@ -38,8 +37,8 @@ func (r *Restorer) guard(ctx context.Context, item Item, claim, target types.Nam
 		claim, item.Restore.Spec.BackupName, lacks, cmp.Or(reason, "the backup does not say why"))
 }
 
-// lacks returns what a backup is missing of a claim's volume, and why; "" for a claim
-// that can be restored.
+// lacks returns what the backup misses of a claim's volume, and why; "" for a claim that
+// can be restored.
 func (r *Restorer) lacks(ctx context.Context, item Item, claim *corev1.PersistentVolumeClaim, target types.NamespacedName) (what, reason string, err error) {
 	if exists, err := r.exists(ctx, target); exists || err != nil {
 		return "", "", err

@@ -58,8 +58,8 @@ func adopts(owner metav1.OwnerReference, object *unstructured.Unstructured) bool
 	return of.Group == velerov1.SchemeGroupVersion.Group || strings.HasSuffix(of.Group, "snapshot.storage.k8s.io")
 }
 
-// Adopt sets the owner references of an object. Velero calls it when all objects are
-// restored.
+// Adopt sets the owner references of an object. Velero calls it after it has restored
+// all objects.
 func (r *Restorer) Adopt(ctx context.Context, operation string, restore *velerov1.Restore) (velero.OperationProgress, error) {
 	o := orphan{}
 	if err := json.Unmarshal([]byte(operation), &o); err != nil || len(o.Owners) == 0 {

@@ -31,32 +31,31 @@ import (
 )
 
 const (
-	// pollsWorth is how long the process of the restore itself waits, for all
-	// claims together. Velero asks it once, when all items are done, and only
-	// every 10 s after that: to wait here costs no more than to be asked again.
-	pollsWorth = 10 * time.Second
-	// pause lies between two looks at a claim while the process waits.
-	pause = 200 * time.Millisecond
-	// sideBySide is how many claims are looked at at the same time.
-	sideBySide = 8
-	// patience is how long a restore stays open for one claim that is not bound,
-	// and for objects that do not go. Velero's finalizer is as patient.
-	patience = 10 * time.Minute
-	// podGrace is how long a controller may take to make the first pod of a claim
-	// that waits for one.
+	// waitLimit is how long the process of the restore waits, for all claims together.
+	// Velero asks again only 10 s after the first time, so waiting here costs nothing.
+	waitLimit = 10 * time.Second
+	// pollInterval is the time between two reads of a claim while the process waits.
+	pollInterval = 200 * time.Millisecond
+	// maxParallel is how many claims are processed at the same time.
+	maxParallel = 8
+	// openLimit is how long a claim that is not bound, or an object that is not deleted,
+	// keeps the restore open. Velero's finalizer has the same limit.
+	openLimit = 10 * time.Minute
+	// podGrace is how long a controller may take to create the first pod of a claim that
+	// waits for one.
 	podGrace = 5 * time.Second
-	// nodeGrace is how long the scheduler may take to choose a node for that pod.
-	// One that fits nowhere may wait for good.
+	// nodeGrace is how long the scheduler may take to choose a node for that pod. A pod
+	// that fits on no node may wait forever.
 	nodeGrace = time.Minute
 )
 
-// operationPrefix begins the ids of operations that remove a restored
-// VolumeSnapshot and its content.
+// operationPrefix begins the IDs of operations that delete a restored VolumeSnapshot and
+// its content.
 const operationPrefix = "restored-snapshot"
 
-// restoredSnapshot is a VolumeSnapshot that a restore has made for a claim. Its content has
-// the same name. All that is known of it is in the id of its operation, and in
-// the cluster: Velero asks each time from a new process.
+// restoredSnapshot is a VolumeSnapshot that a restore created for a claim. Its content
+// has the same name. The ID of its operation holds all fields, because Velero asks each
+// time from a new process.
 type restoredSnapshot struct{ namespace, claim, snapshot string }
 
 func (l restoredSnapshot) operation() string {
@@ -71,14 +70,14 @@ func restoredSnapshotOf(operation string) (restoredSnapshot, error) {
 	return restoredSnapshot{parts[1], parts[2], parts[3]}, nil
 }
 
-// mark labels, before it is made, what a restore makes for claims alone: a
-// VolumeSnapshot that the backup itself took, or its content. Users' own stay,
-// and so does what is restored without claims. Marked later, it would be in the
-// way of the controllers that are about to bind it.
+// mark labels an object before Velero creates it, if the restore creates it only for
+// claims: a VolumeSnapshot that the backup took, or its content. Users' own snapshots
+// are not marked, nor is a restore without claims. A later mark would conflict with the
+// controllers that bind the objects.
 func (r *Restorer) mark(ctx context.Context, item Item) error {
 	_, marked := snapshot.OriginOf(item.BackedUp)
-	// One that was restored before has this label of another backup, and is made of
-	// a content. Velero gives the label to contents of users' own snapshots, too.
+	// A VolumeSnapshot that was restored before has this label of another backup, and a
+	// content as its source. Velero labels the contents of users' own snapshots, too.
 	_, static, _ := unstructured.NestedString(item.BackedUp.Object, "spec", "source", "volumeSnapshotContentName")
 	taken := item.BackedUp.GetKind() == "VolumeSnapshot" && !static &&
 		item.BackedUp.GetLabels()[velerov1.BackupNameLabel] == label.GetValidName(item.Restore.Spec.BackupName)
@@ -107,7 +106,7 @@ func (r *Restorer) marks(ctx context.Context, restore *velerov1.Restore) (map[st
 	return snapshot.Restored(installation, string(restore.UID)), nil
 }
 
-// bringsClaims answers whether claims are among the resources of a restore.
+// bringsClaims reports whether claims are among the resources of a restore.
 func bringsClaims(restore *velerov1.Restore) bool {
 	listed := func(names []string) bool {
 		return slices.ContainsFunc(names, func(name string) bool {
@@ -154,15 +153,15 @@ func (r *Restorer) ensureMarked(ctx context.Context, l restoredSnapshot, restore
 	return true, nil
 }
 
-// Progress tells how the removal of a restored VolumeSnapshot stands, and does
-// what there is to do. Trouble that may pass is told in the description: Velero
-// never asks again after an error.
+// Progress returns the progress of deleting a restored VolumeSnapshot, and deletes it
+// when the claim no longer needs it. A transient error is reported in the description,
+// because Velero never asks again after an error.
 func (r *Restorer) Progress(ctx context.Context, operation string, restore *velerov1.Restore) (velero.OperationProgress, error) {
 	l, err := restoredSnapshotOf(operation)
 	if err != nil {
 		return velero.OperationProgress{}, err
 	}
-	r.await(ctx, restore)
+	r.waitForClaims(ctx, restore)
 	done, text := r.cleanUp(ctx, l, restore)
 	progress := velero.OperationProgress{Completed: done, Description: text, Updated: r.clock.Now()}
 	if done {
@@ -171,8 +170,8 @@ func (r *Restorer) Progress(ctx context.Context, operation string, restore *vele
 	return progress, nil
 }
 
-// Cancel removes what may go now. It can be repeated; what stays is the
-// sweep's.
+// Cancel deletes what can be deleted now. It can be repeated. The sweep deletes the
+// rest.
 func (r *Restorer) Cancel(ctx context.Context, operation string, restore *velerov1.Restore) error {
 	l, err := restoredSnapshotOf(operation)
 	if err != nil {
@@ -184,9 +183,9 @@ func (r *Restorer) Cancel(ctx context.Context, operation string, restore *velero
 	return nil
 }
 
-// await gives the claims of a restore a little time, in the process that has
-// restored them. Any other has nothing to wait for here.
-func (r *Restorer) await(ctx context.Context, restore *velerov1.Restore) {
+// waitForClaims gives the claims of a restore time to bind, in the process that has restored
+// them. In any other process it returns at once.
+func (r *Restorer) waitForClaims(ctx context.Context, restore *velerov1.Restore) {
 	r.mu.Lock()
 	known := r.restores[restore.UID]
 	var restored []restoredSnapshot
@@ -196,8 +195,8 @@ func (r *Restorer) await(ctx context.Context, restore *velerov1.Restore) {
 	r.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, r.wait)
 	defer cancel()
-	places := make(chan struct{}, sideBySide)
-	pause := pause * time.Duration(1+len(restored)/sideBySide)
+	places := make(chan struct{}, maxParallel)
+	interval := pollInterval * time.Duration(1+len(restored)/maxParallel)
 	var wait sync.WaitGroup
 	for _, l := range restored {
 		wait.Go(func() {
@@ -210,7 +209,7 @@ func (r *Restorer) await(ctx context.Context, restore *velerov1.Restore) {
 					return
 				}
 				select {
-				case <-time.After(pause):
+				case <-time.After(interval):
 				case <-ctx.Done():
 					return
 				}
@@ -220,17 +219,17 @@ func (r *Restorer) await(ctx context.Context, restore *velerov1.Restore) {
 	wait.Wait()
 }
 
-// cleanUp removes a VolumeSnapshot and its content when the claim does not
-// need them any more, and keeps what they stand for in the storage: that is the
-// backup's. done says that nothing more is to be waited for.
+// cleanUp deletes a VolumeSnapshot and its content when the claim no longer needs them.
+// It keeps the storage's snapshot, which belongs to the backup. done reports that there
+// is nothing more to wait for.
 func (r *Restorer) cleanUp(ctx context.Context, l restoredSnapshot, restore *velerov1.Restore) (done bool, text string) {
 	facts, err := r.facts(ctx, l, restore)
 	if err != nil {
 		return false, err.Error()
 	}
 	verdict := judge(facts)
-	if verdict.step != remove {
-		return verdict.step == leave, verdict.text
+	if verdict.step != stepDelete {
+		return verdict.step == stepFinish, verdict.text
 	}
 	left, err := snapshot.Remove(ctx, r.snapshots, snapshot.Target{
 		Namespace: l.namespace, Name: l.snapshot, Content: l.snapshot, Policy: snapshotv1.VolumeSnapshotContentRetain,
@@ -246,26 +245,27 @@ func (r *Restorer) cleanUp(ctx context.Context, l restoredSnapshot, restore *vel
 	return false, left
 }
 
-// facts are what decides on a restored VolumeSnapshot.
+// facts is the state that the decision on a restored VolumeSnapshot depends on.
 type facts struct {
 	restoredSnapshot
 
 	restoreUID string
-	// snapshot and content are nil when they are gone.
+	// snapshot, content and claim are nil if they do not exist.
 	snapshot *snapshotv1.VolumeSnapshot
 	content  *snapshotv1.VolumeSnapshotContent
-	claim    *corev1.PersistentVolumeClaim // nil when it is not there
-	// awaitsPod says that the claim is bound when a pod uses it, and none does.
+	claim    *corev1.PersistentVolumeClaim
+	// awaitsPod reports that the claim is bound when a pod uses it, and that no pod
+	// does.
 	awaitsPod bool
-	// awaitsNode says that a pod uses it, for which no node is chosen yet.
+	// awaitsNode reports that a pod uses the claim and has no node yet.
 	awaitsNode bool
-	// trouble is the last warning about the claim.
-	trouble string
-	// others are the Pending claims that name the VolumeSnapshot beside this one.
+	// warning is the last warning event of the claim.
+	warning string
+	// others are the other Pending claims that name the VolumeSnapshot.
 	others []string
 
-	now      time.Time
-	patience time.Duration
+	now       time.Time
+	openLimit time.Duration
 }
 
 func (f facts) name() string {
@@ -274,11 +274,11 @@ func (f facts) name() string {
 
 type step int
 
-// What to do with a restored VolumeSnapshot.
+// Steps for a restored VolumeSnapshot.
 const (
-	remain step = iota // it is still needed; look again
-	leave              // nothing more is to be waited for
-	remove
+	stepRetry  step = iota // still needed; read it again
+	stepFinish             // there is nothing more to wait for
+	stepDelete
 )
 
 type verdict struct {
@@ -286,48 +286,48 @@ type verdict struct {
 	text string
 }
 
-// later is what becomes of objects that the restore does not stay open for.
+// later describes the objects that do not keep the restore open.
 const later = "the sweep removes it later"
 
-// judge decides whether a restored VolumeSnapshot may go.
+// judge decides whether a restored VolumeSnapshot can be deleted.
 func judge(f facts) verdict {
 	if f.snapshot == nil && f.content == nil {
-		return verdict{leave, f.name() + " and its content are removed; the storage's snapshot stays the backup's"}
+		return verdict{stepFinish, f.name() + " and its content are removed; the storage's snapshot stays the backup's"}
 	}
-	// Whoever made these, it was not this restore.
+	// Another restore or a user created these.
 	if (f.snapshot != nil && f.snapshot.Labels[api.LabelRestore] != f.restoreUID) ||
 		(f.content != nil && f.content.Labels[api.LabelRestore] != f.restoreUID) {
-		return verdict{leave, fmt.Sprintf("%s stays: it or its content lacks the label %s of this restore", f.name(), api.LabelRestore)}
+		return verdict{stepFinish, fmt.Sprintf("%s stays: it or its content lacks the label %s of this restore", f.name(), api.LabelRestore)}
 	}
-	// Velero gives both the same name; another content would go by its own policy.
+	// Velero gives both the same name. Another content has its own deletion policy.
 	if f.snapshot != nil && ptr.Deref(f.snapshot.Spec.Source.VolumeSnapshotContentName, "") != f.restoredSnapshot.snapshot {
-		return verdict{leave, fmt.Sprintf("%s stays: it is not bound to the content that Velero has restored for it", f.name())}
+		return verdict{stepFinish, fmt.Sprintf("%s stays: it is not bound to the content that Velero has restored for it", f.name())}
 	}
 	if f.claim != nil && snapshot.Awaits(f.claim, f.namespace, f.restoredSnapshot.snapshot) {
 		age := f.now.Sub(f.claim.CreationTimestamp.Time)
 		text := fmt.Sprintf("claim %s/%s is Pending", f.namespace, f.restoredSnapshot.claim)
 		switch {
 		case f.awaitsPod && age > podGrace:
-			return verdict{leave, fmt.Sprintf("%s and needs %s until a pod uses it; %s", text, f.name(), later)}
+			return verdict{stepFinish, fmt.Sprintf("%s and needs %s until a pod uses it; %s", text, f.name(), later)}
 		case f.awaitsNode && age > nodeGrace:
-			return verdict{leave, fmt.Sprintf("%s and needs %s until its pod has a node, which it has not after %s (%s); %s", text, f.name(), nodeGrace, cmp.Or(f.trouble, "no event says why"), later)}
-		case age > f.patience:
-			return verdict{leave, fmt.Sprintf("%s after %s (%s) and needs %s; %s", text, f.patience, cmp.Or(f.trouble, "no event says why"), f.name(), later)}
-		case f.trouble != "":
-			return verdict{remain, text + ": " + f.trouble}
+			return verdict{stepFinish, fmt.Sprintf("%s and needs %s until its pod has a node, which it has not after %s (%s); %s", text, f.name(), nodeGrace, cmp.Or(f.warning, "no event says why"), later)}
+		case age > f.openLimit:
+			return verdict{stepFinish, fmt.Sprintf("%s after %s (%s) and needs %s; %s", text, f.openLimit, cmp.Or(f.warning, "no event says why"), f.name(), later)}
+		case f.warning != "":
+			return verdict{stepRetry, text + ": " + f.warning}
 		}
-		return verdict{remain, text}
+		return verdict{stepRetry, text}
 	}
 	if len(f.others) > 0 {
-		return verdict{leave, fmt.Sprintf("%s stays for the claims %s, which are Pending; %s", f.name(), strings.Join(f.others, ", "), later)}
+		return verdict{stepFinish, fmt.Sprintf("%s stays for the claims %s, which are Pending; %s", f.name(), strings.Join(f.others, ", "), later)}
 	}
-	if deleted := f.deleted(); !deleted.IsZero() && f.now.Sub(deleted) > f.patience {
-		return verdict{leave, fmt.Sprintf("%s or its content is still there %s after its deletion; %s", f.name(), f.patience, later)}
+	if deleted := f.deleted(); !deleted.IsZero() && f.now.Sub(deleted) > f.openLimit {
+		return verdict{stepFinish, fmt.Sprintf("%s or its content is still there %s after its deletion; %s", f.name(), f.openLimit, later)}
 	}
-	return verdict{step: remove}
+	return verdict{step: stepDelete}
 }
 
-// deleted is when the removal began.
+// deleted returns when the deletion began.
 func (f facts) deleted() time.Time {
 	switch {
 	case f.snapshot != nil && f.snapshot.DeletionTimestamp != nil:
@@ -339,9 +339,9 @@ func (f facts) deleted() time.Time {
 }
 
 func (r *Restorer) facts(ctx context.Context, l restoredSnapshot, restore *velerov1.Restore) (facts, error) {
-	f := facts{restoredSnapshot: l, restoreUID: string(restore.UID), now: r.clock.Now(), patience: patience}
+	f := facts{restoredSnapshot: l, restoreUID: string(restore.UID), now: r.clock.Now(), openLimit: openLimit}
 	if limit := restore.Spec.ItemOperationTimeout.Duration / 2; limit > 0 {
-		f.patience = min(patience, limit)
+		f.openLimit = min(openLimit, limit)
 	}
 	var err error
 	if f.snapshot, err = r.snapshots.SnapshotV1().VolumeSnapshots(l.namespace).Get(ctx, l.snapshot, metav1.GetOptions{}); apierrors.IsNotFound(err) {
@@ -363,10 +363,10 @@ func (r *Restorer) facts(ctx context.Context, l restoredSnapshot, restore *veler
 		return f, fmt.Errorf("get claim %s/%s: %w", l.namespace, l.claim, err)
 	}
 	if f.claim != nil && snapshot.Awaits(f.claim, l.namespace, l.snapshot) {
-		if f.awaitsPod, f.awaitsNode, err = r.awaits(ctx, f.claim); err != nil {
+		if f.awaitsPod, f.awaitsNode, err = r.waitsFor(ctx, f.claim); err != nil {
 			return f, err
 		}
-		f.trouble, err = r.trouble(ctx, f.claim)
+		f.warning, err = r.lastWarning(ctx, f.claim)
 		return f, err
 	}
 	claims, err := r.kube.CoreV1().PersistentVolumeClaims(l.namespace).List(ctx, metav1.ListOptions{})
@@ -381,9 +381,9 @@ func (r *Restorer) facts(ctx context.Context, l restoredSnapshot, restore *veler
 	return f, nil
 }
 
-// awaits answers whether a claim is bound for its first pod only, and has none,
-// or one without a node.
-func (r *Restorer) awaits(ctx context.Context, claim *corev1.PersistentVolumeClaim) (pod, node bool, err error) {
+// waitsFor reports whether a claim is bound only for its first pod, and has no pod or a
+// pod without a node.
+func (r *Restorer) waitsFor(ctx context.Context, claim *corev1.PersistentVolumeClaim) (pod, node bool, err error) {
 	if claim.Annotations["volume.kubernetes.io/selected-node"] != "" || ptr.Deref(claim.Spec.StorageClassName, "") == "" {
 		return false, false, nil
 	}
@@ -407,8 +407,8 @@ func (r *Restorer) awaits(ctx context.Context, claim *corev1.PersistentVolumeCla
 	return !used, used, nil
 }
 
-// trouble is what the last warning about a claim says.
-func (r *Restorer) trouble(ctx context.Context, claim *corev1.PersistentVolumeClaim) (string, error) {
+// lastWarning returns the last warning event of a claim.
+func (r *Restorer) lastWarning(ctx context.Context, claim *corev1.PersistentVolumeClaim) (string, error) {
 	events, err := r.kube.CoreV1().Events(claim.Namespace).List(ctx, metav1.ListOptions{
 		FieldSelector: fields.SelectorFromSet(fields.Set{"involvedObject.uid": string(claim.UID), "type": corev1.EventTypeWarning}).String(),
 	})

@@ -35,63 +35,63 @@ func TestJudge(t *testing.T) {
 		want   step
 		text   string
 	}{
-		"bound":         {func(f *facts) { f.claim = claim(time.Minute, corev1.ClaimBound) }, remove, ""},
-		"no claim":      {func(*facts) {}, remove, ""},
-		"claim is lost": {func(f *facts) { f.claim = claim(time.Minute, corev1.ClaimLost) }, remove, ""},
+		"bound":         {func(f *facts) { f.claim = claim(time.Minute, corev1.ClaimBound) }, stepDelete, ""},
+		"no claim":      {func(*facts) {}, stepDelete, ""},
+		"claim is lost": {func(f *facts) { f.claim = claim(time.Minute, corev1.ClaimLost) }, stepDelete, ""},
 		"claim of another source": {func(f *facts) {
 			f.claim = claim(time.Minute, corev1.ClaimPending)
 			f.claim.Spec.DataSource.Name = "other"
-		}, remove, ""},
+		}, stepDelete, ""},
 		"claim is going": {func(f *facts) {
 			f.claim = claim(time.Minute, corev1.ClaimPending)
 			f.claim.DeletionTimestamp = ptr.To(metav1.NewTime(now))
-		}, remove, ""},
-		"all is gone":         {func(f *facts) { f.snapshot, f.content = nil, nil }, leave, "VolumeSnapshot shop/vs and its content are removed"},
-		"the content is left": {func(f *facts) { f.snapshot = nil }, remove, ""},
-		"pending":             {func(f *facts) { f.claim = claim(time.Minute, corev1.ClaimPending) }, remain, "claim shop/data is Pending"},
-		"not looked at yet":   {func(f *facts) { f.claim = claim(0, "") }, remain, "claim shop/data is Pending"},
+		}, stepDelete, ""},
+		"all is gone":         {func(f *facts) { f.snapshot, f.content = nil, nil }, stepFinish, "VolumeSnapshot shop/vs and its content are removed"},
+		"the content is left": {func(f *facts) { f.snapshot = nil }, stepDelete, ""},
+		"pending":             {func(f *facts) { f.claim = claim(time.Minute, corev1.ClaimPending) }, stepRetry, "claim shop/data is Pending"},
+		"not looked at yet":   {func(f *facts) { f.claim = claim(0, "") }, stepRetry, "claim shop/data is Pending"},
 		"pending, by its other reference": {func(f *facts) {
 			f.claim = claim(time.Minute, corev1.ClaimPending)
 			f.claim.Spec.DataSource = nil
 			f.claim.Spec.DataSourceRef = &corev1.TypedObjectReference{APIGroup: ptr.To(snapshotv1.GroupName), Kind: "VolumeSnapshot", Name: name}
-		}, remain, "claim shop/data is Pending"},
+		}, stepRetry, "claim shop/data is Pending"},
 		"pending, and a reason": {func(f *facts) {
-			f.claim, f.trouble = claim(time.Minute, corev1.ClaimPending), "no space"
-		}, remain, "claim shop/data is Pending: no space"},
+			f.claim, f.warning = claim(time.Minute, corev1.ClaimPending), "no space"
+		}, stepRetry, "claim shop/data is Pending: no space"},
 		"pending for too long": {func(f *facts) {
-			f.claim, f.trouble = claim(11*time.Minute, corev1.ClaimPending), "no space"
-		}, leave, "claim shop/data is Pending after 10m0s (no space) and needs VolumeSnapshot shop/vs; the sweep removes it later"},
+			f.claim, f.warning = claim(11*time.Minute, corev1.ClaimPending), "no space"
+		}, stepFinish, "claim shop/data is Pending after 10m0s (no space) and needs VolumeSnapshot shop/vs; the sweep removes it later"},
 		"pending for too long, and nobody knows": {func(f *facts) {
 			f.claim = claim(11*time.Minute, corev1.ClaimPending)
-		}, leave, "(no event says why)"},
+		}, stepFinish, "(no event says why)"},
 		"waits for a pod": {func(f *facts) {
 			f.claim, f.awaitsPod = claim(6*time.Second, corev1.ClaimPending), true
-		}, leave, "needs VolumeSnapshot shop/vs until a pod uses it; the sweep removes it later"},
+		}, stepFinish, "needs VolumeSnapshot shop/vs until a pod uses it; the sweep removes it later"},
 		"a pod may be on its way": {func(f *facts) {
 			f.claim, f.awaitsPod = claim(4*time.Second, corev1.ClaimPending), true
-		}, remain, "Pending"},
+		}, stepRetry, "Pending"},
 		"its pod fits nowhere": {func(f *facts) {
 			f.claim, f.awaitsNode = claim(2*time.Minute, corev1.ClaimPending), true
-		}, leave, "until its pod has a node, which it has not after 1m0s"},
+		}, stepFinish, "until its pod has a node, which it has not after 1m0s"},
 		"its pod is being scheduled": {func(f *facts) {
 			f.claim, f.awaitsNode = claim(30*time.Second, corev1.ClaimPending), true
-		}, remain, "Pending"},
-		"another claim needs it": {func(f *facts) { f.others = []string{"copy"} }, leave, "stays for the claims copy, which are Pending"},
-		"of another restore":     {func(f *facts) { f.snapshot.Labels[api.LabelRestore] = "r2" }, leave, "lacks the label"},
-		"of another content":     {func(f *facts) { f.snapshot.Spec.Source.VolumeSnapshotContentName = ptr.To("other") }, leave, "is not bound to the content"},
-		"unmarked content":       {func(f *facts) { f.content.Labels = nil }, leave, "lacks the label"},
-		"being deleted":          {func(f *facts) { f.snapshot.DeletionTimestamp = ptr.To(metav1.NewTime(now.Add(-time.Minute))) }, remove, ""},
+		}, stepRetry, "Pending"},
+		"another claim needs it": {func(f *facts) { f.others = []string{"copy"} }, stepFinish, "stays for the claims copy, which are Pending"},
+		"of another restore":     {func(f *facts) { f.snapshot.Labels[api.LabelRestore] = "r2" }, stepFinish, "lacks the label"},
+		"of another content":     {func(f *facts) { f.snapshot.Spec.Source.VolumeSnapshotContentName = ptr.To("other") }, stepFinish, "is not bound to the content"},
+		"unmarked content":       {func(f *facts) { f.content.Labels = nil }, stepFinish, "lacks the label"},
+		"being deleted":          {func(f *facts) { f.snapshot.DeletionTimestamp = ptr.To(metav1.NewTime(now.Add(-time.Minute))) }, stepDelete, ""},
 		"stuck": {func(f *facts) {
 			f.snapshot = nil
 			f.content.DeletionTimestamp = ptr.To(metav1.NewTime(now.Add(-11 * time.Minute)))
-		}, leave, "is still there 10m0s after its deletion"},
+		}, stepFinish, "is still there 10m0s after its deletion"},
 	} {
 		t.Run(title, func(t *testing.T) {
 			marks := func() metav1.ObjectMeta {
 				return metav1.ObjectMeta{Labels: map[string]string{api.LabelRestore: "r1"}}
 			}
 			f := facts{
-				restoredSnapshot: restoredSnapshot{"shop", "data", name}, restoreUID: "r1", now: now, patience: patience,
+				restoredSnapshot: restoredSnapshot{"shop", "data", name}, restoreUID: "r1", now: now, openLimit: openLimit,
 				snapshot: &snapshotv1.VolumeSnapshot{ObjectMeta: marks(), Spec: snapshotv1.VolumeSnapshotSpec{Source: snapshotv1.VolumeSnapshotSource{VolumeSnapshotContentName: ptr.To(name)}}},
 				content:  &snapshotv1.VolumeSnapshotContent{ObjectMeta: marks()},
 			}
@@ -189,7 +189,7 @@ func TestFirstCallWaits(t *testing.T) {
 	ctx, bound := context.WithCancel(t.Context())
 	go func() {
 		defer bound()
-		time.Sleep(2 * pause)
+		time.Sleep(2 * pollInterval)
 		w.phase(claim, corev1.ClaimBound)
 	}()
 	progress, err := w.restorer.Progress(t.Context(), w.operation, w.restore)

@@ -88,7 +88,7 @@ type Item struct {
 // NewRestorer returns a Restorer.
 func NewRestorer(clients *cluster.Clients, clock clock.PassiveClock, log logrus.FieldLogger) *Restorer {
 	return &Restorer{
-		clients: clients, kube: clients.Kube, snapshots: clients.Snapshots, clock: clock, log: log, wait: pollsWorth,
+		clients: clients, kube: clients.Kube, snapshots: clients.Snapshots, clock: clock, log: log, wait: waitLimit,
 		restores: map[types.UID]*memory{}, refused: map[types.UID][]types.NamespacedName{},
 	}
 }

@@ -124,7 +124,7 @@ func (w *target) newProcess() {
 	log, hook := logtest.NewNullLogger()
 	w.log = hook
 	w.restorer = NewRestorer(&cluster.Clients{Kube: w.kube, Snapshots: w.snapshots, Objects: w.velero, Remembered: w.velero, VeleroNamespace: "velero"}, w.clock, log)
-	w.restorer.wait = 3 * pause
+	w.restorer.wait = 3 * pollInterval
 }
 
 // factory gives Velero's actions their client.

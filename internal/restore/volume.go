@@ -130,7 +130,7 @@ func (r *Restorer) unreserve(ctx context.Context, restore *velerov1.Restore, tar
 		r.log.Warnf("Deleting PersistentVolume %s, which Velero restored as it was: claim %s gets the data of the backup instead. The storage keeps the volume", volume.Name, target)
 		err := client.Delete(ctx, volume.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &volume.UID, ResourceVersion: &volume.ResourceVersion}})
 		if err == nil { // Velero creates the claim next
-			err = wait.PollUntilContextTimeout(ctx, pause, goneLimit, true, func(ctx context.Context) (bool, error) {
+			err = wait.PollUntilContextTimeout(ctx, pollInterval, goneLimit, true, func(ctx context.Context) (bool, error) {
 				_, err := client.Get(ctx, volume.Name, metav1.GetOptions{})
 				return apierrors.IsNotFound(err), nil
 			})

@@ -1,5 +1,5 @@
-// Package upload follows a backup's snapshots to where their data ends up, for
-// the operations that Velero asks about: how far a DataUpload is, whether the
-// storage's own snapshot is ready, and what becomes of the snapshots then. It
-// creates no DataUpload; package group does.
+// Package upload follows the snapshots of a backup for the operations that Velero asks
+// about. It reports the progress of a DataUpload and whether a storage snapshot is
+// ready, and then deletes the snapshots that are no longer needed. It does not create
+// DataUploads; package group does.
 package upload

@@ -18,8 +18,12 @@ import (
 // A VolumeSnapshotLocation takes snapshots by VolumeSnapshots, which are deleted once
 // they are ready and the backup is stored: the storage's snapshots are the backup's.
 
-// Located returns the id of the operation that follows the snapshot of a claim through
-// a location, "" if this backup has none.
+// A VolumeSnapshotLocation takes snapshots by VolumeSnapshots. Stillpoint deletes these
+// once they are ready and the backup is stored. The storage's snapshots stay with the
+// backup.
+//
+// Located returns the ID of the operation that follows a claim's snapshot through a
+// location, "" if this backup has none.
 func (t *Tracker) Located(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (string, error) {
 	operation := locationPrefix + claim.Namespace + "." + string(claim.UID)
 	all, err := t.ofLocation(ctx, operation, backup)
@@ -37,8 +41,8 @@ func (t *Tracker) ofLocation(ctx context.Context, operation string, backup *vele
 	return snapshot.List(ctx, t.clients.Snapshots, namespace, labels.Set{velerov1.BackupUIDLabel: string(backup.UID), velerov1.PVCUIDLabel: claim}.String())
 }
 
-// located reports how far a location's snapshot is, and deletes its objects when it is
-// ready.
+// located returns the progress of a location's snapshot, and deletes its objects when it
+// is ready.
 func (t *Tracker) located(ctx context.Context, operation string, backup *velerov1.Backup) (velero.OperationProgress, error) {
 	all, err := t.ofLocation(ctx, operation, backup)
 	if err != nil {
@@ -65,7 +69,7 @@ func (t *Tracker) located(ctx context.Context, operation string, backup *velerov
 	return progress, nil
 }
 
-// cancelLocated deletes the objects of a snapshot that Velero waits for no longer.
+// cancelLocated deletes the objects of a snapshot that Velero no longer waits for.
 func (t *Tracker) cancelLocated(ctx context.Context, operation string, backup *velerov1.Backup) error {
 	all, err := t.ofLocation(ctx, operation, backup)
 	if err != nil {

@@ -11,8 +11,8 @@ import (
 	"stillpoint.io/stillpoint/internal/api"
 )
 
-// progressOfUpload is what Velero's own action tells of a DataUpload. One that is
-// gone has failed.
+// progressOfUpload returns what Velero's own action returns for a DataUpload. A
+// DataUpload that is gone has failed.
 func progressOfUpload(upload *velerov2alpha1.DataUpload) velero.OperationProgress {
 	if upload == nil {
 		return velero.OperationProgress{Completed: true, Err: "the DataUpload is gone", Description: "The DataUpload is gone"}
@@ -41,8 +41,8 @@ func progressOfUpload(upload *velerov2alpha1.DataUpload) velero.OperationProgres
 	return p
 }
 
-// ProgressOfSnapshot tells of a snapshot that is the backup's own, and of the
-// copy that a driver makes of it: both are there when it is ready to use.
+// ProgressOfSnapshot returns the progress of a snapshot without a data mover, and of the
+// copy that its driver makes. Both are complete when the snapshot is ready to use.
 func ProgressOfSnapshot(vs *snapshotv1.VolumeSnapshot) velero.OperationProgress {
 	name := fmt.Sprintf("VolumeSnapshot %s/%s", vs.Namespace, vs.Name)
 	exported := vs.Annotations[api.AnnotationExported] == "true"

@@ -29,48 +29,47 @@ import (
 	velerofacts "stillpoint.io/stillpoint/internal/velero"
 )
 
-// What the ids of operations begin with.
+// Prefixes of operation IDs.
 const (
-	// uploadPrefix is of a DataUpload that Stillpoint created; the DataUpload
-	// has the id as a label.
+	// uploadPrefix is for a DataUpload that Stillpoint created. The DataUpload has the
+	// ID as a label.
 	uploadPrefix = string(velerov1.AsyncOperationIDPrefixDataUpload)
-	// foreignPrefix is of a DataUpload that Velero created. The claim's UID
-	// follows.
+	// foreignPrefix is for a DataUpload that Velero created. The claim's UID follows.
 	foreignPrefix = "export-"
-	// snapshotPrefix is of a snapshot that no data mover exports. The claim's
-	// UID follows.
+	// snapshotPrefix is for a snapshot that no data mover exports. The claim's UID
+	// follows.
 	snapshotPrefix = "snapshot-"
-	// locationPrefix is of a snapshot that a VolumeSnapshotLocation took. The claim's
+	// locationPrefix is for a snapshot of a VolumeSnapshotLocation. The claim's
 	// namespace and UID follow.
 	locationPrefix = "stillpoint-location."
 )
 
 const (
-	// patience is how long one process waits for the storage in all calls about
-	// operations together: Velero asks for one after another, and asks again.
-	patience = 5 * time.Second
-	// attempt is what each call has even when patience is used up.
-	attempt = 2 * time.Second
-	// cancelPatience is patience in a process that Velero has started to cancel,
-	// since it does not ask again: the uploads are to end, and their snapshots to
-	// go.
-	cancelPatience = 45 * time.Second
-	// listLife is how long a list of a backup's VolumeSnapshots is used.
-	listLife = 2 * time.Second
+	// waitLimit is how long one process waits for the storage in all operation calls
+	// together. Velero asks for one operation after another, and asks again.
+	waitLimit = 5 * time.Second
+	// minWait is the time of each call after waitLimit.
+	minWait = 2 * time.Second
+	// cancelWaitLimit is waitLimit in a process that Velero started to cancel. Velero
+	// does not ask again, so the uploads must end and their snapshots must be deleted in
+	// this time.
+	cancelWaitLimit = 45 * time.Second
+	// listTTL is how long a list of a backup's VolumeSnapshots is cached.
+	listTTL = 2 * time.Second
 )
 
-// Tracker looks after the snapshots of backups until their fate is settled. All
-// that it knows stands in the cluster: Velero asks from a new process each time.
-// It is safe for concurrent use.
+// Tracker follows the snapshots of backups until they are exported, ready or deleted.
+// Its state is in the cluster, because Velero asks from a new process each time. It is
+// safe for concurrent use.
 type Tracker struct {
 	clients  *cluster.Clients
 	settings func(context.Context) (*config.Config, error)
 	clock    clock.PassiveClock
 	log      logrus.FieldLogger
 
-	mu      sync.Mutex
-	patient time.Time // until when this process waits
-	lists   map[types.UID]list
+	mu        sync.Mutex
+	waitUntil time.Time // until when this process waits
+	lists     map[types.UID]list
 }
 
 type list struct {
@@ -83,14 +82,14 @@ func NewTracker(clients *cluster.Clients, settings func(context.Context) (*confi
 	return &Tracker{clients: clients, settings: settings, clock: clock, log: log, lists: map[types.UID]list{}}
 }
 
-// SnapshotOperation is the id of the operation that follows the snapshot of a
-// claim which no data mover exports.
+// SnapshotOperation returns the ID of the operation that follows the snapshot of a claim
+// that no data mover exports.
 func SnapshotOperation(claim *corev1.PersistentVolumeClaim) string {
 	return snapshotPrefix + string(claim.UID)
 }
 
-// Progress tells how an operation stands. Trouble that may pass is told in the
-// description: Velero never asks again after an error.
+// Progress returns the progress of an operation. A transient error is reported in the
+// description, because Velero never asks again after an error.
 func (t *Tracker) Progress(ctx context.Context, operation string, backup *velerov1.Backup) (velero.OperationProgress, error) {
 	var progress velero.OperationProgress
 	var err error
@@ -111,7 +110,7 @@ func (t *Tracker) Progress(ctx context.Context, operation string, backup *velero
 	return progress, nil
 }
 
-// snapshot tells of a snapshot that is the backup's own.
+// snapshot returns the progress of a snapshot without a data mover.
 func (t *Tracker) snapshot(ctx context.Context, claim string, backup *velerov1.Backup) (velero.OperationProgress, error) {
 	all, err := t.list(ctx, backup)
 	if err != nil {
@@ -138,22 +137,22 @@ func (t *Tracker) upload(ctx context.Context, operation string, backup *velerov1
 	if !progress.Completed {
 		return progress, nil
 	}
-	settled, err := t.settle(ctx, operation, upload, backup)
-	progress.Description += "; " + settled
+	text, err := t.cleanUp(ctx, operation, upload, backup)
+	progress.Description += "; " + text
 	return progress, err
 }
 
-// settle removes what an upload that has ended leaves, and the kept snapshots
-// that are too many now. It tells what it did.
-func (t *Tracker) settle(ctx context.Context, operation string, upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) (string, error) {
-	keeps, err := t.keeps(ctx, backup.Spec.DataMover)
+// cleanUp deletes the snapshots of an upload that has ended, and the surplus kept
+// snapshots. It returns a description of the result.
+func (t *Tracker) cleanUp(ctx context.Context, operation string, upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) (string, error) {
+	keep, err := t.reasonToKeep(ctx, backup.Spec.DataMover)
 	if err != nil {
 		return "", err
 	}
 	var targets []snapshot.Target
-	said := "the local snapshot stays: " + keeps
-	if keeps == "" {
-		said = "the local snapshot is deleted"
+	text := "the local snapshot stays: " + keep
+	if keep == "" {
+		text = "the local snapshot is deleted"
 		if targets, err = t.targets(ctx, operation, upload, backup); err != nil {
 			return "", err
 		}
@@ -168,20 +167,20 @@ func (t *Tracker) settle(ctx context.Context, operation string, upload *velerov2
 	if err != nil {
 		return "deleting the local snapshot", err
 	}
-	// Those of earlier backups do not keep this one open.
+	// The kept snapshots of earlier backups do not keep this operation open.
 	more, err := snapshot.RemoveAll(ctx, t.clients.Snapshots, surplus...)
 	if err != nil {
-		said += fmt.Sprintf("; the next backup tries again to delete what is kept of earlier ones: %v", err)
+		text += fmt.Sprintf("; the next backup tries again to delete what is kept of earlier ones: %v", err)
 	}
 	for _, target := range slices.Concat(vetoed, more) {
-		said += fmt.Sprintf("; VolumeSnapshot %s stays, it has the annotation %s", target, api.AnnotationKeepSnapshot)
+		text += fmt.Sprintf("; VolumeSnapshot %s stays, it has the annotation %s", target, api.AnnotationKeepSnapshot)
 	}
-	return said, nil
+	return text, nil
 }
 
-// targets are the objects of the snapshot that an upload was made from. Those of
-// an upload that is gone are found by its claim, the mover's copy included: it
-// makes that before it lets go of the other.
+// targets returns the objects of the snapshot that an upload was made from. If the
+// upload is gone, it finds them by the claim, including the mover's copy, which the
+// mover creates before it deletes the original.
 func (t *Tracker) targets(ctx context.Context, operation string, upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) ([]snapshot.Target, error) {
 	if upload != nil {
 		return cleanup.Targets(upload), nil
@@ -200,14 +199,14 @@ func (t *Tracker) targets(ctx context.Context, operation string, upload *velerov
 	return targets, nil
 }
 
-// follows reports whether an operation is about the claim that a VolumeSnapshot or
-// content is of.
+// follows reports whether an operation is about the claim of a VolumeSnapshot or
+// content.
 func follows(operation string, backup *velerov1.Backup, object metav1.Object) bool {
 	claim := snapshot.ClaimOf(object)
 	return operation == foreignPrefix+claim || operation == velerofacts.UploadOperation(backup, types.UID(claim))
 }
 
-// surplus are the kept snapshots of an operation's claim that are too many.
+// surplus returns the kept snapshots of an operation's claim that exceed its limit.
 func (t *Tracker) surplus(ctx context.Context, operation string, upload *velerov2alpha1.DataUpload, backup *velerov1.Backup) ([]snapshot.Target, error) {
 	claim, namespace := strings.TrimPrefix(operation, foreignPrefix), ""
 	if upload != nil {
@@ -226,11 +225,10 @@ func (t *Tracker) surplus(ctx context.Context, operation string, upload *velerov
 	return cleanup.Surplus(ctx, t.clients, &all[own], progressOfUpload(upload).Err != "")
 }
 
-// Veleros looks after a snapshot that Velero's own action has taken: it marks the
-// objects, and returns the id of an operation that follows the DataUpload, "" when
-// there is none. What cannot be marked is told as a warning: only the sweep misses
-// it.
-func (t *Tracker) Veleros(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (operation string) {
+// FollowVeleros marks the objects of a snapshot that Velero's own action took. It
+// returns the ID of an operation that follows the DataUpload, "" if there is none. A
+// failed mark is a warning, since only the sweep depends on it.
+func (t *Tracker) FollowVeleros(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (operation string) {
 	name := claim.Annotations[velerov1.VolumeSnapshotLabel]
 	if name == "" {
 		return ""
@@ -245,15 +243,15 @@ func (t *Tracker) Veleros(ctx context.Context, claim *corev1.PersistentVolumeCla
 	return foreignPrefix + string(claim.UID)
 }
 
-// mark marks the VolumeSnapshot of a claim, its content, and the DataUpload whose name is
-// given as <namespace>/<name>.
+// mark marks the VolumeSnapshot of a claim, its content, and the DataUpload
+// <namespace>/<name>.
 func (t *Tracker) mark(ctx context.Context, claim *corev1.PersistentVolumeClaim, name, upload string, backup *velerov1.Backup) error {
 	installation, err := t.clients.Installation(ctx)
 	if err != nil {
 		return err
 	}
 	settings, err := t.settings(ctx)
-	if err != nil { // which labels are left out is the least
+	if err != nil { // the marks matter more than excluded labels
 		settings = config.Default(t.clients.VeleroNamespace)
 	}
 	origin := snapshot.Origin{Installation: installation, Backup: backup.Name, BackupUID: string(backup.UID)}
@@ -274,23 +272,23 @@ func (t *Tracker) mark(ctx context.Context, claim *corev1.PersistentVolumeClaim,
 	return nil
 }
 
-// Cancel ends an operation. Velero calls it once, when its time is up or the
-// backup is cancelled, and does not look at the error; what it does not bring to
-// an end is left to the sweep. It can be repeated.
+// Cancel ends an operation. Velero calls it once, after a timeout or a cancellation of
+// the backup, and ignores the error. The sweep completes what remains. Cancel can be
+// repeated.
 func (t *Tracker) Cancel(ctx context.Context, operation string, backup *velerov1.Backup) error {
 	if strings.HasPrefix(operation, snapshotPrefix) {
-		return nil // the snapshot is the backup's
+		return nil // the backup owns the snapshot
 	}
 	if strings.HasPrefix(operation, locationPrefix) {
 		return t.cancelLocated(ctx, operation, backup)
 	}
-	keeps, err := t.keeps(ctx, backup.Spec.DataMover)
+	keep, err := t.reasonToKeep(ctx, backup.Spec.DataMover)
 	if err != nil {
 		return err
 	}
 	t.mu.Lock()
-	if t.patient.IsZero() {
-		t.patient = t.clock.Now().Add(cancelPatience)
+	if t.waitUntil.IsZero() {
+		t.waitUntil = t.clock.Now().Add(cancelWaitLimit)
 	}
 	t.mu.Unlock()
 	waiting, cancel := t.waiting(ctx)
@@ -302,7 +300,7 @@ func (t *Tracker) Cancel(ctx context.Context, operation string, backup *velerov1
 			return false, err
 		}
 		if progressOfUpload(upload).Completed {
-			_, err := t.settle(ctx, operation, upload, backup)
+			_, err := t.cleanUp(ctx, operation, upload, backup)
 			return true, err
 		}
 		phase = upload.Status.Phase
@@ -313,7 +311,7 @@ func (t *Tracker) Cancel(ctx context.Context, operation string, backup *velerov1
 				return false, fmt.Errorf("cancel DataUpload %s: %w", upload.Name, err)
 			}
 		}
-		return keeps != "", nil
+		return keep != "", nil
 	})
 	if wait.Interrupted(err) {
 		return fmt.Errorf("cancel the DataUpload of operation %s: its phase is still %q", operation, phase)
@@ -321,7 +319,7 @@ func (t *Tracker) Cancel(ctx context.Context, operation string, backup *velerov1
 	return err
 }
 
-// find returns the DataUpload of an operation, nil when there is none.
+// find returns the DataUpload of an operation, nil if none.
 func (t *Tracker) find(ctx context.Context, operation string, backup *velerov1.Backup) (*velerov2alpha1.DataUpload, error) {
 	by := crclient.MatchingLabels{velerov1.AsyncOperationIDLabel: operation}
 	if claim, foreign := strings.CutPrefix(operation, foreignPrefix); foreign {
@@ -337,22 +335,21 @@ func (t *Tracker) find(ctx context.Context, operation string, backup *velerov1.B
 	return &list.Items[0], nil
 }
 
-// waiting bounds how long the storage is waited for.
+// waiting returns a context that limits the wait for the storage.
 func (t *Tracker) waiting(ctx context.Context) (context.Context, context.CancelFunc) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.clock.Now()
-	if t.patient.IsZero() {
-		t.patient = now.Add(patience)
+	if t.waitUntil.IsZero() {
+		t.waitUntil = now.Add(waitLimit)
 	}
-	return context.WithTimeout(ctx, max(t.patient.Sub(now), attempt))
+	return context.WithTimeout(ctx, max(t.waitUntil.Sub(now), minWait))
 }
 
-// keeps returns why the snapshots that a data mover was given stay when their upload
-// has ended; "" if they are deleted. An unusable configuration does not keep an
-// operation open: Velero's own mover needs none, and without one the snapshots of any
-// other stay.
-func (t *Tracker) keeps(ctx context.Context, mover string) (string, error) {
+// reasonToKeep returns why the snapshots of a data mover stay after their upload, "" if they
+// are deleted. An unusable configuration does not keep an operation open: Velero's own
+// mover needs none, and without one the snapshots of any other mover stay.
+func (t *Tracker) reasonToKeep(ctx context.Context, mover string) (string, error) {
 	settings := config.Default(t.clients.VeleroNamespace)
 	if settings.DeletesSnapshotsOf(mover) {
 		return "", nil
@@ -378,6 +375,6 @@ func (t *Tracker) list(ctx context.Context, backup *velerov1.Backup) ([]snapshot
 	if err != nil {
 		return nil, err
 	}
-	t.lists[backup.UID] = list{t.clock.Now().Add(listLife), all}
+	t.lists[backup.UID] = list{t.clock.Now().Add(listTTL), all}
 	return all, nil
 }

@@ -57,7 +57,7 @@ type Shared struct {
 	cleaner   *cleanup.Cleaner
 	undoer    *recovery.Undoer
 	tidied    sync.Once
-	leaver    *restore.Leaver
+	warner    *restore.Warner
 }
 
 // NewShared returns a Shared. csi is asked when the first action is made; only
@@ -81,7 +81,7 @@ func (s *Shared) connect(log logrus.FieldLogger) error {
 		s.clients = clients
 		s.groups = group.New(clients, namespaces, s.decisions, reporter, log)
 		s.cleaner = cleanup.New(clients, clock)
-		s.leaver = &restore.Leaver{Settings: s.decisions.Settings, Log: log}
+		s.warner = &restore.Warner{Settings: s.decisions.Settings, Log: log}
 		s.undoer = recovery.NewUndoer(clients, s.decisions.Settings, clock)
 	})
 	return s.err
@@ -220,7 +220,7 @@ func (a *claimAction) beside(ctx context.Context, d *decision.Decision, item run
 // whatever is wrong.
 func (a *claimAction) leave(ctx context.Context, d *decision.Decision, content map[string]any, backup *velerov1.Backup) {
 	claim := &unstructured.Unstructured{Object: content}
-	err := a.leaver.Claim(ctx, d, claim, backup)
+	err := a.warner.Claim(ctx, d, claim, backup)
 	if err != nil && !config.Unusable(err) { // which is told once
 		a.log.Warnf("It is not known how the claim %s/%s comes back: %v", claim.GetNamespace(), claim.GetName(), err)
 	}
@@ -230,7 +230,7 @@ func (a *claimAction) leave(ctx context.Context, d *decision.Decision, content m
 // its own action or through a location; "" for none.
 func (a *claimAction) follow(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) string {
 	if a.csi() { // Velero calls no VolumeSnapshotter for CSI volumes
-		return a.tracker.Veleros(ctx, claim, backup)
+		return a.tracker.FollowVeleros(ctx, claim, backup)
 	}
 	operation, err := a.tracker.Located(ctx, claim, backup)
 	if err != nil {
