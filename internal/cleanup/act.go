@@ -13,24 +13,23 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-// atOnce is how many objects are deleted at the same time.
-const atOnce = 8
+// maxParallel is how many objects are deleted at the same time.
+const maxParallel = 8
 
-// act deletes side by side, and calls tell, one call at a time, when a finding is
-// gone, as the storage has confirmed, or with what prevents that when ctx ends.
-func (c *Cleaner) act(ctx context.Context, removals []*removal, tell func(Result)) {
+// act deletes in parallel. It calls report, one call at a time, when the storage has
+// confirmed a deletion, or with the obstacle when ctx ends.
+func (c *Cleaner) act(ctx context.Context, removals []*removal, report func(Result)) {
 	var mu sync.Mutex
-	sideBySide(ctx, removals, func(r *removal) {
+	inParallel(ctx, removals, func(r *removal) {
 		begun := c.clock.Now()
 		err := snapshot.UntilGone(ctx, r.ask)
 		mu.Lock()
 		defer mu.Unlock()
-		tell(Result{Finding: r.finding, Took: c.clock.Since(begun), Err: err})
+		report(Result{Finding: r.finding, Took: c.clock.Since(begun), Err: err})
 	})
 }
 
-// removals are the findings that are to be deleted. Each is judged again before it is
-// deleted.
+// removals returns the findings to delete. Each is judged again before its deletion.
 func (c *Cleaner) removals(facts *facts, findings []Finding, named func(string) bool) (all []*removal) {
 	for i := range findings {
 		if findings[i].goes() {
@@ -40,7 +39,7 @@ func (c *Cleaner) removals(facts *facts, findings []Finding, named func(string) 
 	return all
 }
 
-// removal is one finding on its way out.
+// removal is the deletion of one finding.
 type removal struct {
 	*Cleaner
 	facts   *facts
@@ -49,8 +48,8 @@ type removal struct {
 	asked   bool
 }
 
-// ask looks again at what the finding was judged by, and has it deleted where
-// nothing has changed. It does not wait for the storage.
+// ask judges the finding again, and requests its deletion if the decision is the same.
+// It does not wait for the storage.
 func (r *removal) ask(ctx context.Context) (left string, err error) {
 	if r.finding.Kind == Record {
 		return "", r.record(ctx)
@@ -65,21 +64,21 @@ func (r *removal) ask(ctx context.Context) (left string, err error) {
 	return left, err
 }
 
-// still is an error where the finding must not go any more.
+// still returns an error if the finding must no longer be deleted.
 func (r *removal) still(ctx context.Context) error {
-	facts, subject, err := r.now(ctx, r.facts, r.finding)
+	facts, subject, err := r.reread(ctx, r.facts, r.finding)
 	if err != nil || subject == nil { // gone
 		return err
 	}
-	finding := facts.find(*subject, r.named)
-	facts.spareShared(&finding)
+	finding := facts.findingOf(*subject, r.named)
+	facts.keepShared(&finding)
 	if finding.Action != r.finding.Action {
 		return fmt.Errorf("%w: %s", snapshot.ErrKept, finding.Reason)
 	}
 	return nil
 }
 
-// remove deletes what exists of the finding, and returns what is left.
+// remove deletes the existing objects of the finding, and returns what remains.
 func (r *removal) remove(ctx context.Context) (left string, err error) {
 	target := r.finding.target.Target()
 	if r.finding.Action == DeleteObjectsOnly {
@@ -96,7 +95,7 @@ func (r *removal) record(ctx context.Context) error {
 	return nil
 }
 
-// sideBySide calls do for each of the removals, even after ctx has ended.
-func sideBySide(ctx context.Context, removals []*removal, do func(*removal)) {
-	workqueue.ParallelizeUntil(context.WithoutCancel(ctx), atOnce, len(removals), func(i int) { do(removals[i]) })
+// inParallel calls do for each removal, also after ctx has ended.
+func inParallel(ctx context.Context, removals []*removal, do func(*removal)) {
+	workqueue.ParallelizeUntil(context.WithoutCancel(ctx), maxParallel, len(removals), func(i int) { do(removals[i]) })
 }

@@ -23,13 +23,13 @@ import (
 // Cleaner cleans up one cluster. It is safe for concurrent use.
 type Cleaner struct {
 	clients *cluster.Clients
-	// settings reads the configuration. It is called only where there is a data mover
-	// other than Velero's.
+	// settings reads the configuration. It is called only if a data mover other than
+	// Velero's is in use.
 	settings func(context.Context) (*config.Config, error)
 	clock    clock.PassiveClock
 
 	mu      sync.Mutex
-	deleted sets.Set[types.UID] // the backups that DeletedBackup is done with
+	deleted sets.Set[types.UID] // the backups that DeletedBackup has completed
 }
 
 // New returns a Cleaner for the Velero that the clients reach.
@@ -42,22 +42,23 @@ func New(clients *cluster.Clients, clock clock.PassiveClock) *Cleaner {
 	}
 }
 
-// Options say what a user asks about.
+// Options are the choices of a user.
 type Options struct {
-	// Namespaces are those of the VolumeSnapshots; none are all.
+	// Namespaces limits the report to these namespaces of VolumeSnapshots; empty means
+	// all.
 	Namespaces []string
-	// Objects are the only ones to look at, as Finding.Object has them; none are
-	// all. What is only listed else is deleted when it is named here.
+	// Objects limits the report to these objects, in the form of Finding.Object; empty
+	// means all. A listed object is deleted if it is named here.
 	Objects []string
-	// All has what is no orphan reported, too.
+	// All includes objects that are not orphans.
 	All bool
 }
 
-// Report is what was found. Its JSON is for programs, as that of a Finding.
+// Report is the result of Find. Its JSON keys must not change.
 type Report struct {
 	Findings []Finding `json:"findings"`
-	// External is what is left of the snapshot API before CSI's. Delete leaves it to
-	// those who know that API.
+	// External are the leftovers of the snapshot API before CSI's. Package
+	// location/externalstorage deletes them, not Delete.
 	External []External `json:"externalStorage,omitempty"`
 
 	facts *facts
@@ -65,26 +66,26 @@ type Report struct {
 	now   time.Time
 }
 
-// External is a snapshot of group volumesnapshot.external-storage.k8s.io whose
-// backup is over without it, or may be.
+// External is a snapshot of group volumesnapshot.external-storage.k8s.io whose backup is
+// over and does not need it, or may be.
 type External struct {
-	// Kind, Namespace and Name are those of one of its objects; a VolumeSnapshotData
-	// has no namespace.
+	// Kind, Namespace and Name identify one of its objects. A VolumeSnapshotData has no
+	// namespace.
 	Kind      string `json:"kind"`
 	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name"`
-	// Backup is its name, "" where that is not known.
+	// Backup is the name of the backup, "" if not known.
 	Backup string `json:"backup,omitempty"`
-	// Over tells that it is certain, so that it may be deleted, as the next backup does
-	// that has such volumes. Otherwise it stays until somebody does it by hand.
+	// Over reports that the backup is certainly over. The next backup with such volumes
+	// then deletes the snapshot. Otherwise it stays until a user deletes it.
 	Over   bool   `json:"over"`
 	Reason string `json:"reason"`
 }
 
-// Find looks at the whole cluster, and changes nothing. An object that is named
-// and not there is an error.
+// Find reads the whole cluster and changes nothing. It returns an error if a named
+// object does not exist.
 func (c *Cleaner) Find(ctx context.Context, options Options) (*Report, error) {
-	facts, err := c.everything(ctx, false)
+	facts, err := c.gatherAll(ctx, false)
 	if err != nil {
 		return nil, err
 	}
@@ -110,73 +111,72 @@ func (c *Cleaner) Find(ctx context.Context, options Options) (*Report, error) {
 	return report, nil
 }
 
-// Result is what became of a finding. The error says why it is still there.
+// Result is the outcome for a finding. Err is why the object still exists.
 type Result struct {
 	Finding *Finding
 	Took    time.Duration
 	Err     error
 }
 
-// Delete deletes what a report says, and tells of each finding when it is gone,
-// which the storage has confirmed, or when ctx has ended. A finding that was
-// named and must stay is told of with an error.
-func (c *Cleaner) Delete(ctx context.Context, report *Report, tell func(Result)) {
+// Delete carries out a report. It calls done for each finding when the storage has
+// confirmed the deletion, or when ctx ends. It reports an error for a named object that
+// must stay.
+func (c *Cleaner) Delete(ctx context.Context, report *Report, done func(Result)) {
 	for i := range report.Findings {
 		finding := &report.Findings[i]
-		if err := c.note(ctx, finding); err != nil {
-			tell(Result{Finding: finding, Err: err})
+		if err := c.recordMissed(ctx, finding); err != nil {
+			done(Result{Finding: finding, Err: err})
 		}
 		if finding.Action == Keep && report.named(finding.Object()) {
-			tell(Result{Finding: finding, Err: errors.New(finding.Reason)})
+			done(Result{Finding: finding, Err: errors.New(finding.Reason)})
 		}
 	}
-	c.act(ctx, c.removals(report.facts, report.Findings, report.named), tell)
+	c.act(ctx, c.removals(report.facts, report.Findings, report.named), done)
 }
 
 const (
-	// askLimit bounds what a backup waits for, confirmLimit what goes on beside it.
+	// askLimit limits how long a backup waits, confirmLimit how long the clean-up
+	// continues in the background.
 	askLimit     = 10 * time.Second
 	confirmLimit = 30 * time.Second
-	// atBackup is how many objects one backup deletes at the most.
-	atBackup = 100
+	// maxPerBackup is how many objects one backup deletes at most.
+	maxPerBackup = 100
 )
 
-// AtBackup deletes what is certainly ours and over, at the start of a backup.
-// It returns when that has been asked for, 10 s later at the most, and looks on
-// for 30 s in the background until the storage has confirmed it; the channel is
-// closed then.
+// AtBackup deletes the certain leftovers of this installation, at the start of a backup.
+// It returns when it has requested the deletions, after 10 s at most. In the background
+// it waits up to 30 s for the storage's confirmation, and then closes the channel.
 //
-// It must have returned before Velero lists the items of the backup, that is in
-// AppliesTo of an action: a VolumeSnapshot that is being deleted is left out by
-// Velero, while one that is gone by its turn is an error of the backup.
+// It must return before Velero lists the items of the backup, that is in AppliesTo of an
+// action. Velero omits a VolumeSnapshot that is being deleted, but a listed one that is
+// gone by its turn is an error of the backup.
 //
-// When there is nothing to delete it sends 6 requests, one of which is for
-// Velero's namespace, and 8 to 11 where there are snapshots that are kept on
-// purpose. Trouble is one warning: it concerns another backup than the one it is
-// logged in.
+// With nothing to delete it sends 6 requests, one of them for Velero's namespace, and 8
+// to 11 if there are kept snapshots. Problems are one warning, because they concern
+// another backup than the one with the log.
 func (c *Cleaner) AtBackup(ctx context.Context, log logrus.FieldLogger) <-chan struct{} {
 	done := make(chan struct{})
 	ctx, cancel := context.WithTimeout(ctx, confirmLimit)
 	asking, asked := context.WithTimeout(ctx, askLimit)
 	defer asked()
-	facts, findings, err := c.orphans(asking)
+	facts, findings, err := c.judgeMarked(asking)
 	if err != nil {
 		log.Warnf("Snapshots that earlier backups may have left are not looked for: %v", err)
 	}
-	removals := c.removals(facts, findings, nobody)
-	if len(removals) > atBackup {
-		log.Infof("Earlier backups have left %d objects; %d of them are deleted now, the others by the next backup or by `stillpoint sweep --delete`", len(removals), atBackup)
-		removals = removals[:atBackup]
+	removals := c.removals(facts, findings, noneNamed)
+	if len(removals) > maxPerBackup {
+		log.Infof("Earlier backups have left %d objects; %d of them are deleted now, the others by the next backup or by `stillpoint sweep --delete`", len(removals), maxPerBackup)
+		removals = removals[:maxPerBackup]
 	}
-	sideBySide(asking, removals, func(r *removal) {
+	inParallel(asking, removals, func(r *removal) {
 		_, _ = r.ask(asking) // act reports problems
 	})
 	for i := range findings {
-		if err := c.note(asking, &findings[i]); err != nil {
+		if err := c.recordMissed(asking, &findings[i]); err != nil {
 			log.Warnf("A snapshot whose backup is gone stays longer than it must: %v", err)
 		}
 	}
-	tellListed(log, findings)
+	logListed(log, findings)
 	go func() {
 		defer close(done)
 		defer cancel()
@@ -198,24 +198,24 @@ func (c *Cleaner) AtBackup(ctx context.Context, log logrus.FieldLogger) <-chan s
 	return done
 }
 
-// orphans looks at what has a mark, and at everything only where that has
-// something to delete: what is shared with others shows only there.
-func (c *Cleaner) orphans(ctx context.Context) (*facts, []Finding, error) {
-	facts, err := c.suspects(ctx)
+// judgeMarked judges the marked objects. Only if one of them is to be deleted it reads all
+// objects, since only these show what is shared with others.
+func (c *Cleaner) judgeMarked(ctx context.Context) (*facts, []Finding, error) {
+	facts, err := c.gatherMarked(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	findings := facts.judge(nobody)
+	findings := facts.judge(noneNamed)
 	if !slices.ContainsFunc(findings, func(f Finding) bool { return f.goes() && f.Kind != Record }) {
 		return facts, findings, nil
 	}
-	if facts, err = c.everything(ctx, true); err != nil {
+	if facts, err = c.gatherAll(ctx, true); err != nil {
 		return nil, nil, err
 	}
-	return facts, facts.judge(nobody), nil
+	return facts, facts.judge(noneNamed), nil
 }
 
-func tellListed(log logrus.FieldLogger, findings []Finding) {
+func logListed(log logrus.FieldLogger, findings []Finding) {
 	listed := 0
 	for i := range findings {
 		if findings[i].Action == List {
@@ -227,7 +227,7 @@ func tellListed(log logrus.FieldLogger, findings []Finding) {
 	}
 }
 
-// describe is size and age of a finding.
+// describe returns size and age of a finding.
 func describe(f *Finding, now time.Time) string {
 	age := duration.HumanDuration(f.Age(now)) + " old"
 	if f.Size == 0 {

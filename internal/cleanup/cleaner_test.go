@@ -38,8 +38,8 @@ import (
 	"stillpoint.io/stillpoint/internal/config"
 )
 
-// bed is a cluster with an API server, a snapshot controller and a storage, as
-// far as a sweep sees them.
+// bed is a cluster with an API server, a snapshot controller and a storage, as far as a
+// sweep uses them.
 type bed struct {
 	*Cleaner
 	t         *testing.T
@@ -49,7 +49,7 @@ type bed struct {
 	refuses map[string]string
 
 	mu sync.Mutex
-	// stored are the handles that the storage has.
+	// stored are the handles in the storage.
 	stored   map[string]bool
 	requests []string
 }
@@ -124,7 +124,7 @@ func (b *bed) note(action kubetesting.Action) (bool, runtime.Object, error) {
 	return false, nil, nil
 }
 
-// deleted does what the controller, the sidecar and the driver do.
+// deleted simulates the controller, the sidecar and the driver.
 func (b *bed) deleted(action kubetesting.Action) (bool, runtime.Object, error) {
 	of, ok := action.(kubetesting.DeleteAction)
 	require.True(b.t, ok)
@@ -162,7 +162,7 @@ func (b *bed) deleted(action kubetesting.Action) (bool, runtime.Object, error) {
 	return action.GetResource() == contents && content.Spec.DeletionPolicy == snapshotv1.VolumeSnapshotContentDelete, nil, nil
 }
 
-// left are the objects that there are, and the storage's snapshots.
+// left returns the remaining objects and storage snapshots.
 func (b *bed) left() []string {
 	b.t.Helper()
 	var left []string
@@ -187,7 +187,7 @@ func (b *bed) left() []string {
 	return left
 }
 
-// sweep runs a sweep that deletes, and returns what it says of each object.
+// sweep runs a sweep that deletes, and returns its line for each object.
 func (b *bed) sweep(between func(), objects ...string) map[string]string {
 	b.t.Helper()
 	report, err := b.Find(b.t.Context(), Options{Objects: objects})
@@ -246,7 +246,7 @@ func TestDelete(t *testing.T) {
 	})
 }
 
-// Whatever changes between the look and the deletion, the snapshot stays.
+// A change between judgement and deletion keeps the snapshot.
 func TestDeleteLooksAgain(t *testing.T) {
 	for name, c := range map[string]struct {
 		between func(*testing.T, *bed)
@@ -313,7 +313,7 @@ func TestYoungSnapshotOfANewBackup(t *testing.T) {
 	assert.Equal(t, "backup nightly is InProgress", report.Findings[0].Reason)
 }
 
-// A label has a long name in short, and the backup is found all the same.
+// A label shortens a long name. The backup is found nevertheless.
 func TestLongNames(t *testing.T) {
 	long := strings.Repeat("nightly-", 10) + "1"
 	b := newBed(t, newScene(in(velerov1.BackupPhaseCompleted), handedOver, func(s *scene) {
@@ -342,7 +342,7 @@ func TestFindOptions(t *testing.T) {
 	require.ErrorContains(t, err, "there is no shop/nosuch; it must be namespace/name")
 }
 
-// atBackup runs what the start of a backup does, and returns its log.
+// maxPerBackup runs the clean-up of a starting backup, and returns its log.
 func (b *bed) atBackup(ctx context.Context) string {
 	var said bytes.Buffer
 	log := logrus.New()
@@ -461,7 +461,7 @@ func golden(t *testing.T, name, got string) {
 	require.Equal(t, string(want), got, "set UPDATE_GOLDEN=1 to accept")
 }
 
-// An error that is many, as a joined one is, is one line of a list.
+// A joined error is one line of a list.
 func TestLineOfExternal(t *testing.T) {
 	e := &External{Kind: "VolumeSnapshot", Namespace: "velero", Name: "x"}
 	const object = "VolumeSnapshot velero/x of volumesnapshot.external-storage.k8s.io"

@@ -13,29 +13,29 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-// DeletedBackup deletes what a backup that is being deleted has left, and waits until
-// that is gone, for as long as ctx allows. Velero calls for each item of the backup;
-// the first call in a process does the work.
+// DeletedBackup deletes the leftovers of a backup that is being deleted, and waits until
+// they are gone or ctx ends. Velero calls it for each item of the backup. The first call
+// in a process does the work.
 //
-// The ConfigMaps that record freezes go by themselves: the Backup owns them.
+// The cluster deletes the ConfigMaps that record freezes, because the Backup owns them.
 func (c *Cleaner) DeletedBackup(ctx context.Context, backup *velerov1.Backup, log logrus.FieldLogger) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.deleted.Has(backup.UID) {
 		return nil
 	}
-	facts, err := c.ofDeleted(ctx, backup)
+	facts, err := c.gatherDeleted(ctx, backup)
 	if err != nil {
 		return err
 	}
 	c.deleted.Insert(backup.UID)
-	findings := facts.judge(nobody)
+	findings := facts.judge(noneNamed)
 	for i := range findings {
 		if !findings[i].goes() {
 			log.Warnf("Not deleted with backup %s: %s %s: %s", backup.Name, findings[i].Kind, findings[i].Object(), findings[i].Reason)
 		}
 	}
-	removals := c.removals(facts, findings, nobody)
+	removals := c.removals(facts, findings, noneNamed)
 	for _, r := range removals {
 		r.asked = true // judged just now, by facts that the cluster does not have
 	}
@@ -56,11 +56,11 @@ func (c *Cleaner) DeletedBackup(ctx context.Context, backup *velerov1.Backup, lo
 	return nil
 }
 
-// ofDeleted reads what this installation has taken for a backup, and judges it as
-// that of a backup that is being deleted. It knows no other backup: none of them
+// gatherDeleted reads the snapshots that this installation took for a backup, and the
+// facts to judge them as those of a deleted backup. It reads no other backup, since none
 // keeps these snapshots.
-func (c *Cleaner) ofDeleted(ctx context.Context, backup *velerov1.Backup) (*facts, error) {
-	f, err := c.start(ctx)
+func (c *Cleaner) gatherDeleted(ctx context.Context, backup *velerov1.Backup) (*facts, error) {
+	f, err := c.newFacts(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -120,7 +120,7 @@ func TestBackup(t *testing.T) {
 			t.Error("the content without a VolumeSnapshot is left")
 		}
 	}
-	// What is deleted takes the storage's snapshot along.
+	// A deletion includes the storage's snapshot.
 	var deleting []string
 	for _, action := range p.snapshots.Actions() {
 		patch, ok := action.(interface {

@@ -21,11 +21,11 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-// everything reads what all objects are judged by. A content is there after its
-// VolumeSnapshot, and that after its Backup or Restore; they are listed the other
-// way round, so that what belongs to a listed one is in a later list.
-func (c *Cleaner) everything(ctx context.Context, begins bool) (*facts, error) {
-	f, err := c.start(ctx)
+// gatherAll reads the facts about all objects. A content is created after its
+// VolumeSnapshot, and that after its Backup or Restore. They are listed in reverse
+// order, so that the owner of each listed object is in a later list.
+func (c *Cleaner) gatherAll(ctx context.Context, begins bool) (*facts, error) {
+	f, err := c.newFacts(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -36,13 +36,13 @@ func (c *Cleaner) everything(ctx context.Context, begins bool) (*facts, error) {
 	if f.snapshots, err = snapshot.List(ctx, c.clients.Snapshots, metav1.NamespaceAll, ""); err != nil {
 		return nil, err
 	}
-	return f, c.rest(ctx, f)
+	return f, c.gatherOwners(ctx, f)
 }
 
-// suspects reads what has a mark, and what else there is in Velero's namespace:
-// nearly nothing when all is well.
-func (c *Cleaner) suspects(ctx context.Context) (*facts, error) {
-	f, err := c.start(ctx)
+// gatherMarked reads the marked objects, and the unmarked ones in Velero's namespace.
+// Usually there are few.
+func (c *Cleaner) gatherMarked(ctx context.Context) (*facts, error) {
+	f, err := c.newFacts(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -62,10 +62,10 @@ func (c *Cleaner) suspects(ctx context.Context) (*facts, error) {
 		}
 		f.snapshots = append(f.snapshots, more...)
 	}
-	return f, c.rest(ctx, f)
+	return f, c.gatherOwners(ctx, f)
 }
 
-func (c *Cleaner) start(ctx context.Context) (*facts, error) {
+func (c *Cleaner) newFacts(ctx context.Context) (*facts, error) {
 	installation, err := c.clients.Installation(ctx)
 	if err != nil {
 		return nil, err
@@ -73,8 +73,8 @@ func (c *Cleaner) start(ctx context.Context) (*facts, error) {
 	return &facts{now: c.clock.Now(), installation: installation, velero: c.clients.VeleroNamespace, config: config.Default(c.clients.VeleroNamespace)}, nil
 }
 
-// rest reads what the objects that were found are judged by, and no more.
-func (c *Cleaner) rest(ctx context.Context, f *facts) error {
+// gatherOwners reads only what the objects found so far are judged by.
+func (c *Cleaner) gatherOwners(ctx context.Context, f *facts) error {
 	maps := c.clients.Kube.CoreV1().ConfigMaps(f.velero)
 	var err error
 	if f.records, err = cluster.All[corev1.ConfigMap](ctx, "ConfigMaps", api.LabelBackupUID, cluster.Typed(maps.List)); err != nil {
@@ -108,7 +108,7 @@ func (c *Cleaner) rest(ctx context.Context, f *facts) error {
 	if err := c.backups(ctx, f); err != nil {
 		return err
 	}
-	if f.movers() {
+	if f.thirdPartyMovers() {
 		settings, err := c.settings(ctx)
 		switch {
 		case config.Unusable(err):
@@ -119,7 +119,7 @@ func (c *Cleaner) rest(ctx context.Context, f *facts) error {
 			f.config = settings
 		}
 	}
-	findings := f.judge(nobody)
+	findings := f.judge(noneNamed)
 	if slices.ContainsFunc(findings, func(finding Finding) bool { return finding.missed }) {
 		if f.synced, err = c.synced(ctx); err != nil {
 			return err
@@ -131,8 +131,8 @@ func (c *Cleaner) rest(ctx context.Context, f *facts) error {
 	return err
 }
 
-// synced is when Velero had last looked for backups in all of its locations; the
-// zero time where it cannot look in all, or that must not be read.
+// synced returns when Velero last searched all its locations for backups. It is zero if
+// a location is unavailable or may not be read.
 func (c *Cleaner) synced(ctx context.Context) (until time.Time, err error) {
 	locations, err := cluster.All[velerov1.BackupStorageLocation](ctx, "BackupStorageLocations", "", c.clients.Velero(&velerov1.BackupStorageLocationList{}))
 	if apierrors.IsForbidden(err) {
@@ -150,9 +150,9 @@ func (c *Cleaner) synced(ctx context.Context) (until time.Time, err error) {
 	return until, err
 }
 
-// note writes on the content of a finding that its backup is gone, for the sweeps
-// that follow.
-func (c *Cleaner) note(ctx context.Context, finding *Finding) error {
+// recordMissed records on the content of a finding that its backup is gone, for the next
+// sweeps.
+func (c *Cleaner) recordMissed(ctx context.Context, finding *Finding) error {
 	content := finding.target.Content
 	if !finding.missed || content.Annotations[api.AnnotationBackupMissed] != "" {
 		return nil
@@ -165,16 +165,16 @@ func (c *Cleaner) note(ctx context.Context, finding *Finding) error {
 	return nil
 }
 
-// nobody has named anything.
-func nobody(string) bool { return false }
+// noneNamed is the filter of a clean-up without a user.
+func noneNamed(string) bool { return false }
 
-// backups reads the Backups. One that was created just now may be in no list yet.
+// backups reads the Backups, including new ones that no list has yet.
 func (c *Cleaner) backups(ctx context.Context, f *facts) error {
 	var err error
 	if f.backups, err = cluster.All[velerov1.Backup](ctx, "Backups", "", c.clients.Velero(&velerov1.BackupList{})); err != nil {
 		return err
 	}
-	for _, name := range f.doubtful() {
+	for _, name := range f.unlistedBackups() {
 		backup := &velerov1.Backup{}
 		if err := c.get(ctx, name, backup); err != nil {
 			return err
@@ -185,8 +185,8 @@ func (c *Cleaner) backups(ctx context.Context, f *facts) error {
 	return nil
 }
 
-// movers tells that there are data movers other than Velero's.
-func (f *facts) movers() bool {
+// thirdPartyMovers reports whether a data mover other than Velero's is in use.
+func (f *facts) thirdPartyMovers() bool {
 	third := func(mover string) bool { return !config.Default(f.velero).DeletesSnapshotsOf(mover) }
 	return slices.ContainsFunc(f.backups, func(b velerov1.Backup) bool { return third(b.Spec.DataMover) }) ||
 		slices.ContainsFunc(f.uploads, func(u velerov2alpha1.DataUpload) bool { return third(u.Spec.DataMover) })
@@ -201,7 +201,7 @@ func (c *Cleaner) namespaces(ctx context.Context, f *facts) error {
 	return err
 }
 
-// pending are the claims that wait for a volume.
+// pending returns the claims that wait for a volume.
 func (c *Cleaner) pending(ctx context.Context, namespace string) ([]corev1.PersistentVolumeClaim, error) {
 	claims, err := cluster.All[corev1.PersistentVolumeClaim](ctx, "PersistentVolumeClaims", "", cluster.Typed(c.clients.Kube.CoreV1().PersistentVolumeClaims(namespace).List))
 	return slices.DeleteFunc(claims, func(claim corev1.PersistentVolumeClaim) bool {
@@ -209,9 +209,9 @@ func (c *Cleaner) pending(ctx context.Context, namespace string) ([]corev1.Persi
 	}), err
 }
 
-// now reads again what one finding was judged by, just before it is deleted. The
-// subject is nil when it is gone.
-func (c *Cleaner) now(ctx context.Context, before *facts, finding *Finding) (*facts, *subject, error) {
+// reread reads the facts of one finding again, just before its deletion. The subject is
+// nil if it is gone.
+func (c *Cleaner) reread(ctx context.Context, before *facts, finding *Finding) (*facts, *subject, error) {
 	f, pair := *before, facts{}
 	vs, err := c.clients.Snapshots.SnapshotV1().VolumeSnapshots(finding.Namespace).Get(ctx, finding.Name, metav1.GetOptions{})
 	switch {
@@ -231,7 +231,7 @@ func (c *Cleaner) now(ctx context.Context, before *facts, finding *Finding) (*fa
 	}
 	all := pair.subjects()
 	i := slices.IndexFunc(all, func(s subject) bool {
-		other := about(s, f.velero)
+		other := newFinding(s, f.velero)
 		return other.Object() == finding.Object() && s.Objects()[0].GetUID() == finding.target.Objects()[0].GetUID()
 	})
 	if i < 0 {
@@ -241,7 +241,7 @@ func (c *Cleaner) now(ctx context.Context, before *facts, finding *Finding) (*fa
 		return nil, nil, err
 	}
 	f.claims, err = c.pending(ctx, finding.Namespace)
-	// A claim of another namespace may have a reference across, too.
+	// A claim of another namespace may refer to the VolumeSnapshot, too.
 	for i := range before.claims {
 		if before.claims[i].Namespace != finding.Namespace {
 			f.claims = append(f.claims, before.claims[i])
@@ -250,8 +250,7 @@ func (c *Cleaner) now(ctx context.Context, before *facts, finding *Finding) (*fa
 	return &f, &all[i], err
 }
 
-// owners reads the backup and the restore of a finding again. A label may have a
-// long name in short.
+// owners reads the backup and the restore of a finding again. Labels shorten long names.
 func (c *Cleaner) owners(ctx context.Context, f *facts, finding *Finding) (err error) {
 	f.backups, err = refresh(ctx, c, f.backups, finding.Backup, func(b *velerov1.Backup) bool {
 		return (finding.backupUID != "" && string(b.UID) == finding.backupUID) || label.GetValidName(b.Name) == label.GetValidName(finding.Backup)
@@ -264,8 +263,8 @@ func (c *Cleaner) owners(ctx context.Context, f *facts, finding *Finding) (err e
 	return err
 }
 
-// refresh reads one object of a list again: the one that matches, or else the one of
-// that name. The list is changed in a copy.
+// refresh reads one object of a list again: the one that matches, else the one with that
+// name. It returns a changed copy of the list.
 func refresh[T any, P interface {
 	*T
 	crclient.Object
@@ -284,8 +283,8 @@ func refresh[T any, P interface {
 	return append(list, *object), nil
 }
 
-// get reads an object of Velero's namespace, and leaves it empty where it is not
-// there.
+// get reads an object of Velero's namespace. If the object does not exist, into stays
+// empty.
 func (c *Cleaner) get(ctx context.Context, name string, into crclient.Object) error {
 	err := c.clients.Objects.Get(ctx, crclient.ObjectKey{Namespace: c.clients.VeleroNamespace, Name: name}, into)
 	if err != nil && !apierrors.IsNotFound(err) {

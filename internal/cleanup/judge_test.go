@@ -78,14 +78,15 @@ func newScene(changes ...func(*scene)) *scene {
 	return s
 }
 
-// takenOf is a snapshot of a claim in shop as the group path creates it for nightly.
+// takenOf returns a snapshot of a claim in shop as the group path creates it for
+// nightly.
 func takenOf(claim string) *snapshotv1.VolumeSnapshot {
 	return snapshot.New("here", &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Name: "nightly", UID: "b1"}},
 		&corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: claim, UID: types.UID("of-" + claim)}},
 		"fast", "because", func(string) bool { return false })
 }
 
-// What tests change.
+// Changes of a scene.
 
 func mark(installation string) func(*scene) {
 	return func(s *scene) {
@@ -129,7 +130,7 @@ func kept(s *scene) {
 	delete(s.vs.Labels, velerov1.BackupNameLabel)
 }
 
-// again is the Backup as Velero has brought it back from the object store.
+// again recreates the Backup as Velero does from the object store.
 func again(s *scene) {
 	s.backup.UID = "b2"
 	s.backup.Status.StartTimestamp = ptr.To(metav1.NewTime(epoch.Add(-4 * time.Hour)))
@@ -150,21 +151,21 @@ func vetoed(s *scene) { s.vs.Annotations[api.AnnotationKeepSnapshot] = "true" }
 
 func onlyContent(s *scene) { s.vs = nil }
 
-// orphaned has a data mover die after it has deleted the VolumeSnapshot, and before
-// its content.
+// orphaned simulates a data mover that dies after deleting the VolumeSnapshot, before
+// deleting its content.
 func orphaned(s *scene) {
 	onlyContent(s)
 	s.content.Labels = map[string]string{}
 }
 
-// onlySnapshot has it as it was created.
+// onlySnapshot leaves the VolumeSnapshot as it was created.
 func onlySnapshot(s *scene) {
 	s.content = nil
 	s.vs = takenOf("data")
 	s.vs.UID = "s1"
 }
 
-// static makes it one of a snapshot that was there.
+// static makes the snapshot one of an existing handle.
 func static(s *scene) {
 	if s.vs != nil {
 		s.vs.Spec.Source = snapshotv1.VolumeSnapshotSource{VolumeSnapshotContentName: ptr.To("snap-content")}
@@ -172,8 +173,8 @@ func static(s *scene) {
 	s.content.Spec.Source = snapshotv1.VolumeSnapshotContentSource{SnapshotHandle: ptr.To("h1")}
 }
 
-// byRestore makes it a restored one, as Velero leaves it: marks of the backup
-// are on it, too.
+// byRestore makes the snapshot a restored one, as Velero leaves it. It has marks of the
+// backup, too.
 func byRestore(s *scene) {
 	ours(s)
 	static(s)
@@ -200,7 +201,7 @@ func restore(phase velerov1.RestorePhase) func(*scene) {
 	}
 }
 
-// copied makes it a data mover's copy, which has the annotations only.
+// copied makes the snapshot a data mover's copy, which has the annotations only.
 func copied(s *scene) {
 	static(s)
 	s.vs.Namespace, s.vs.Name = "velero", "nightly-x"
@@ -224,7 +225,7 @@ func dataSource(group, kind, name string) func(*corev1.PersistentVolumeClaim) {
 	}
 }
 
-// another adds a content that has the same snapshot of the storage.
+// another adds a content of the same storage snapshot.
 func another(change func(*snapshotv1.VolumeSnapshotContent)) func(*scene) {
 	return func(s *scene) {
 		content := s.content.DeepCopy()
@@ -240,7 +241,6 @@ func thirdParty(s *scene) {
 	s.config.DataMovers = []config.DataMover{{Name: "shuttle", DeleteSnapshots: true}}
 }
 
-// The rules, one by one.
 func TestJudge(t *testing.T) {
 	const (
 		completed = velerov1.BackupPhaseCompleted
@@ -254,7 +254,7 @@ func TestJudge(t *testing.T) {
 		orphan  bool
 		reason  string
 	}{
-		// By the state of the backup.
+		// State of the backup.
 		"failed":                  {all(ours), Delete, "", true, "backup nightly is Failed"},
 		"failed validation":       {all(ours, in(velerov1.BackupPhaseFailedValidation)), Delete, "", true, "backup nightly is FailedValidation"},
 		"failed, kept":            {all(ours, kept), Delete, "", true, "backup nightly is Failed"},
@@ -266,8 +266,8 @@ func TestJudge(t *testing.T) {
 		"a phase of the future":   {all(ours, in("Packing")), Keep, "", false, "backup nightly is Packing"},
 		"gone":                    {all(ours, noBackup), Delete, "", true, "backup nightly is gone"},
 		"gone, kept":              {all(ours, kept, noBackup), List, Delete, true, "backup nightly is gone, but had it"},
-		"gone, kept, missed":      {all(ours, kept, noBackup, missed(time.Hour), synced(time.Hour-youth)), List, Delete, true, "backup nightly is gone, but had it"},
-		"gone, kept, looked for":  {all(ours, kept, noBackup, missed(time.Hour), synced(time.Hour-youth-time.Second)), Delete, "", true, "backup nightly is gone"},
+		"gone, kept, missed":      {all(ours, kept, noBackup, missed(time.Hour), synced(time.Hour-youngAge)), List, Delete, true, "backup nightly is gone, but had it"},
+		"gone, kept, looked for":  {all(ours, kept, noBackup, missed(time.Hour), synced(time.Hour-youngAge-time.Second)), Delete, "", true, "backup nightly is gone"},
 		"gone, kept, not looked":  {all(ours, kept, noBackup, missed(time.Hour)), List, Delete, true, "backup nightly is gone, but had it"},
 		"gone, kept, not cut":     {all(ours, kept, noBackup, onlySnapshot), Delete, "", true, "backup nightly is gone"},
 		"found again, kept":       {all(ours, kept, in(completed), moving(""), again), Keep, "", false, "kept beside the export of backup nightly"},
@@ -278,7 +278,7 @@ func TestJudge(t *testing.T) {
 		"gone, handed over":       {all(ours, handedOver, noBackup), List, Delete, true, "backup nightly is gone, but had it, and Velero may find that backup in the object store again"},
 		"back under another UID":  {all(ours, handedOver, in(completed), func(s *scene) { s.backup.UID = "b2" }), List, Delete, true, "backup nightly is gone, but had it"},
 
-		// Finished, the storage's snapshot is the backup.
+		// Finished without data movement.
 		"finished, handed over":          {all(ours, handedOver, in(completed)), DeleteObjectsOnly, "", true, "backup nightly is Completed and has the storage's snapshot, which stays"},
 		"finished partially, handed":     {all(ours, handedOver, in(partially)), DeleteObjectsOnly, "", true, "backup nightly is PartiallyFailed and has"},
 		"finished, never handed over":    {all(ours, in(completed)), Delete, "", true, "backup nightly is Completed and does not have it"},
@@ -320,7 +320,7 @@ func TestJudge(t *testing.T) {
 		"source, made new":      {all(orphaned, static, in(completed), moving(""), upload("Failed")), Keep, "", false, "not of a backup or restore of Velero's"},
 		"no copy, in a new way": {all(copied, func(s *scene) { s.content.Name, *s.vs.Spec.Source.VolumeSnapshotContentName = "c", "c" }), Keep, "", false, "not of a backup or restore of Velero's"},
 
-		// Whose it is.
+		// Origin.
 		"another installation":         {all(mark("there"), noBackup), Keep, "", false, "of another Velero of this cluster, whose namespace has the UID there"},
 		"an installation that is gone": {all(mark("away"), noBackup), List, Delete, true, "of backup nightly of a Velero whose namespace, with the UID away, is gone"},
 		"marks that differ": {all(ours, func(s *scene) {
@@ -348,7 +348,7 @@ func TestJudge(t *testing.T) {
 		"a user's":                      {all(func(s *scene) { s.vs.Labels = nil }), Keep, "", false, "not of a backup or restore of Velero's"},
 		"a user's that was backed up":   {all(handedOver, func(s *scene) { s.vs.Labels = nil }), Keep, "", false, "not of a backup or restore of Velero's"},
 
-		// Of restores.
+		// Restores.
 		"restored, restore done":         {all(byOurRestore("here"), restore("Completed")), DeleteObjectsOnly, "", true, "restore again is Completed; the storage's snapshot stays the backup's"},
 		"restored, restore failed":       {all(byOurRestore("here"), restore("PartiallyFailed")), DeleteObjectsOnly, "", true, "restore again is PartiallyFailed"},
 		"restored, running":              {all(byOurRestore("here"), restore("WaitingForPluginOperations")), Keep, "", false, "restore again is WaitingForPluginOperations"},
@@ -369,7 +369,7 @@ func TestJudge(t *testing.T) {
 		"restored into Velero's own":     {all(byOurRestore("here"), restore("Completed"), func(s *scene) { s.vs.Namespace, s.content.Spec.VolumeSnapshotRef.Namespace = "velero", "velero" }), DeleteObjectsOnly, "", true, "restore again is Completed"},
 		"restored, backup is the source": {all(byOurRestore("here"), restore("Completed"), handedOver, in(completed)), DeleteObjectsOnly, "", true, "restore again is Completed"},
 
-		// What speaks against it.
+		// Obstacles.
 		"vetoed":                 {all(ours, vetoed), Keep, "", true, `annotation stillpoint.io/keep-snapshot: "true"; else: backup nightly is Failed`},
 		"vetoed content":         {all(ours, func(s *scene) { s.content.Annotations[api.AnnotationKeepSnapshot] = "true" }), Keep, "", true, "annotation"},
 		"vetoed by another word": {all(ours, func(s *scene) { s.vs.Annotations[api.AnnotationKeepSnapshot] = "yes" }), Delete, "", true, "Failed"},
@@ -405,7 +405,7 @@ func TestJudge(t *testing.T) {
 			c.Labels[velerov1.BackupNameLabel] = "next"
 		})), Keep, "", true, "content/other has the same"},
 
-		// A backup that goes through its items.
+		// A running backup.
 		"a backup runs":          {all(ours, func(s *scene) { s.backups = append(s.backups, running("b3")) }), Keep, "", true, "backup next is running and may have it on its list, try again when it is over; else: backup nightly is Failed"},
 		"a backup runs, its own": {all(ours, func(s *scene) { s.begins = true; s.backups = append(s.backups, running("b3")) }), Delete, "", true, "Failed"},
 		"a backup runs elsewhere": {all(ours, func(s *scene) {
@@ -437,7 +437,7 @@ func TestJudge(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newScene(c.changes...)
-			findings := s.judge(nobody)
+			findings := s.judge(noneNamed)
 			require.NotEmpty(t, findings)
 			var finding *Finding
 			for i := range findings {
@@ -451,7 +451,7 @@ func TestJudge(t *testing.T) {
 			assert.Equal(t, c.orphan, finding.Orphan)
 			assert.Contains(t, finding.Reason, c.reason)
 
-			// A user who names it gets what is only listed, and nothing else.
+			// A named object is deleted if it is only listed, and unchanged otherwise.
 			for _, named := range s.judge(func(object string) bool { return object == finding.Object() }) {
 				if named.Object() == finding.Object() && c.action == List {
 					assert.Equal(t, c.named, named.Action)
@@ -477,7 +477,7 @@ func restoredContent(c *snapshotv1.VolumeSnapshotContent) {
 	c.Labels[api.LabelRestore], c.Labels[velerov1.RestoreNameLabel] = "r1", "again"
 }
 
-// Every phase that a backup can have, and what it means for its snapshots.
+// Every phase of a backup and its effect on snapshots.
 func TestPhases(t *testing.T) {
 	for phase, want := range map[velerov1.BackupPhase]Action{
 		"New": Keep, "Queued": Keep, "ReadyToStart": Keep, "InProgress": Keep, "WaitingForPluginOperations": Keep,
@@ -485,7 +485,7 @@ func TestPhases(t *testing.T) {
 		"Completed": DeleteObjectsOnly, "PartiallyFailed": DeleteObjectsOnly,
 		"FailedValidation": Delete, "Failed": Delete, "Deleting": Delete,
 	} {
-		finding := newScene(ours, handedOver, in(phase)).judge(nobody)[0]
+		finding := newScene(ours, handedOver, in(phase)).judge(noneNamed)[0]
 		assert.Equal(t, want, finding.Action, phase)
 		assert.True(t, strings.HasPrefix(finding.Reason, "backup nightly is "+string(phase)), finding.Reason)
 	}
@@ -505,7 +505,7 @@ func TestPairs(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got []string
-			for _, f := range newScene(c.change).judge(nobody) {
+			for _, f := range newScene(c.change).judge(noneNamed) {
 				got = append(got, f.Object()+" "+f.Content)
 			}
 			assert.ElementsMatch(t, c.want, got)
@@ -527,7 +527,7 @@ func TestRecords(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newScene(c.change, onlyContent, func(s *scene) { s.content = nil })
 			s.records = append(s.records, record)
-			findings := s.judge(nobody)
+			findings := s.judge(noneNamed)
 			require.Len(t, findings, 1)
 			assert.Equal(t, c.action, findings[0].Action, findings[0].Reason)
 			assert.Equal(t, "configmap/stillpoint-group-1", findings[0].Object())
@@ -536,7 +536,7 @@ func TestRecords(t *testing.T) {
 }
 
 // Only a young snapshot can be of a backup that no list has.
-func TestDoubtful(t *testing.T) {
+func TestUnlistedBackups(t *testing.T) {
 	age := func(age time.Duration) func(*scene) {
 		return func(s *scene) {
 			s.vs.CreationTimestamp = metav1.NewTime(epoch.Add(-age))
@@ -550,10 +550,10 @@ func TestDoubtful(t *testing.T) {
 		"young":             {[]func(*scene){ours, noBackup, age(time.Minute)}, []string{"nightly"}},
 		"old":               {[]func(*scene){ours, noBackup, age(6 * time.Minute)}, nil},
 		"known":             {[]func(*scene){ours, age(time.Minute)}, nil},
-		"of somebody else":  {[]func(*scene){mark("there"), noBackup, age(time.Minute)}, nil},
+		"of another user":   {[]func(*scene){mark("there"), noBackup, age(time.Minute)}, nil},
 		"with Velero's own": {[]func(*scene){noBackup, age(time.Minute)}, nil},
 	} {
-		assert.Equal(t, c.want, newScene(c.changes...).doubtful(), name)
+		assert.Equal(t, c.want, newScene(c.changes...).unlistedBackups(), name)
 	}
 }
 
@@ -563,8 +563,8 @@ func marked(backup, uid string) func(*snapshotv1.VolumeSnapshotContent) {
 	}
 }
 
-// 5,000 leftovers beside 5,000 uploads are judged once, and each by itself before it
-// is deleted: what that takes does not grow with the square.
+// 5,000 leftovers beside 5,000 uploads are judged once, and each again before its
+// deletion. The time is not quadratic.
 func TestJudgeThousands(t *testing.T) {
 	const many = 5000
 	s := newScene(in("Completed"), moving(""))
@@ -586,11 +586,11 @@ func TestJudgeThousands(t *testing.T) {
 	}
 	b := newBed(t, newScene(func(s *scene) { s.snapshots, s.contents = nil, nil }))
 	started := time.Now()
-	findings := s.judge(nobody)
+	findings := s.judge(noneNamed)
 	require.Len(t, findings, many)
-	for _, r := range b.removals(&s.facts, findings, nobody) {
-		finding := r.facts.find(r.finding.target, nobody)
-		r.facts.spareShared(&finding)
+	for _, r := range b.removals(&s.facts, findings, noneNamed) {
+		finding := r.facts.findingOf(r.finding.target, noneNamed)
+		r.facts.keepShared(&finding)
 		require.Equal(t, Delete, finding.Action, finding.Reason)
 	}
 	assert.Less(t, time.Since(started), 3*time.Second)

@@ -15,10 +15,10 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-// Surplus returns the kept snapshots that one of the same claim takes the place of, or
-// that one itself where the storage has not cut it. failed reports that the upload
-// beside it has failed. It looks beside the claim only; a snapshot counts only where
-// its content has its marks, too.
+// Surplus returns the kept snapshots that a new one of the same claim replaces. If the
+// storage has not cut the new one, it returns that one. failed reports that the upload
+// of the new one failed. Surplus reads only the claim's namespace. A snapshot counts
+// only if its content has the marks, too.
 func Surplus(ctx context.Context, clients *cluster.Clients, kept *snapshotv1.VolumeSnapshot, failed bool) ([]snapshot.Target, error) {
 	if kept.Status == nil || kept.Status.CreationTime == nil {
 		return []snapshot.Target{snapshot.TargetOf(kept)}, nil
@@ -57,15 +57,15 @@ func Surplus(ctx context.Context, clients *cluster.Clients, kept *snapshotv1.Vol
 	return targets, nil
 }
 
-// counted are the pairs that are believed to be kept snapshots of a claim, with the
-// number that the content has.
+// counted returns the pairs that are certainly kept snapshots of a claim, with the
+// number on the content.
 func counted(pairs []snapshot.Pair, claim string) (kept []snapshotv1.VolumeSnapshot) {
 	for _, p := range pairs {
 		if _, marked, err := p.Origin(""); p.Snapshot == nil || p.Content == nil || !marked || err != nil || p.Kept() != claim {
 			continue
 		}
 		vs := p.Snapshot.DeepCopy()
-		if p.Content.Labels[api.LabelKept] != "" { // not so in releases before
+		if p.Content.Labels[api.LabelKept] != "" { // earlier releases did not set it
 			vs.Annotations[api.AnnotationKeepLast] = p.Content.Annotations[api.AnnotationKeepLast]
 		}
 		kept = append(kept, *vs)
@@ -73,10 +73,10 @@ func counted(pairs []snapshot.Pair, claim string) (kept []snapshotv1.VolumeSnaps
 	return kept
 }
 
-// surplus judges the kept snapshots of a claim. The newest says how many there may
-// be; those that are kept without a number are not counted, and stay. One whose
-// upload has failed takes no place: it stays as long as it is newer than the last
-// that counts, and as many such as the number allows.
+// surplus judges the kept snapshots of a claim. The newest one has the number to keep.
+// Snapshots without a number do not count, and stay. A snapshot whose upload failed does
+// not count either. It stays while it is newer than the oldest counted one, up to the
+// same number.
 func surplus(kept []snapshotv1.VolumeSnapshot, failed func(*snapshotv1.VolumeSnapshot) bool) (surplus []snapshotv1.VolumeSnapshot) {
 	numbered := slices.DeleteFunc(slices.Clone(kept), func(vs snapshotv1.VolumeSnapshot) bool {
 		return vs.Annotations[api.AnnotationKeepLast] == "" || vs.Status == nil || vs.Status.CreationTime == nil

@@ -7,19 +7,19 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Lifetime is how far a backup has come. No other code decides whether a backup is
+// Lifetime is the state of a backup. All code uses it to decide whether a backup is
 // over.
 type Lifetime int
 
 // The lifetimes of a backup.
 const (
-	Running  Lifetime = iota // Velero still works on it
+	Running  Lifetime = iota // Velero still processes it
 	Finished                 // it can be restored
 	Failed                   // it can never be restored
 	Deleting                 // Velero, or a user, is deleting it
 )
 
-// LifetimeOf returns how far a backup has come.
+// LifetimeOf returns the lifetime of a backup.
 func LifetimeOf(b *velerov1.Backup) Lifetime {
 	if b.DeletionTimestamp != nil {
 		return Deleting
@@ -36,11 +36,11 @@ func LifetimeOf(b *velerov1.Backup) Lifetime {
 	}
 }
 
-// dead reports whether there is nothing to restore, now and later.
+// dead reports whether the backup can never be restored.
 func (l Lifetime) dead() bool { return l == Failed || l == Deleting }
 
-// Stored reports whether Velero has the backup in its object store. Until then only
-// the objects in the cluster know of its snapshots.
+// Stored reports whether the backup is in Velero's object store. Before that only the
+// objects in the cluster refer to its snapshots.
 func Stored(b *velerov1.Backup) bool {
 	switch b.Status.Phase {
 	case velerov1.BackupPhaseNew, velerov1.BackupPhaseInProgress, "":
@@ -50,7 +50,7 @@ func Stored(b *velerov1.Backup) bool {
 	}
 }
 
-// StateOf describes a backup for a reason.
+// StateOf describes a backup in a reason.
 func StateOf(b *velerov1.Backup) string {
 	return fmt.Sprintf("backup %s is %s", b.Name, phase(b.Status.Phase, b.DeletionTimestamp))
 }
@@ -68,7 +68,7 @@ func stateOfRestore(r *velerov1.Restore) string {
 	return fmt.Sprintf("restore %s is %s", r.Name, phase(r.Status.Phase, r.DeletionTimestamp))
 }
 
-// phase is that of a backup or restore for a reader; a new one has none.
+// phase returns the phase of a backup or restore in words.
 func phase[P ~string](p P, deleted *metav1.Time) string {
 	switch {
 	case deleted != nil:

@@ -21,19 +21,19 @@ import (
 )
 
 // DeletedContent deletes the storage's snapshot of a content in a backup that is being
-// deleted, where the driver has another name in this cluster by the maps of the
-// configuration. Velero's own action makes a content with the old name and
-// deletes it; nobody serves that, so it stays for good, and so does the snapshot
-// (volumesnapshotcontent_action.go in internal/delete/actions/csi of Velero
-// 1.18). It waits until the storage has confirmed the deletion.
+// deleted, if the maps of the configuration give the driver another name in this
+// cluster. Velero's own action creates a content with the old name and deletes it. No
+// driver serves that content, so it would stay forever, with the snapshot
+// (volumesnapshotcontent_action.go in internal/delete/actions/csi of Velero 1.18).
+// DeletedContent waits until the storage has confirmed the deletion.
 func (c *Cleaner) DeletedContent(ctx context.Context, content *snapshotv1.VolumeSnapshotContent, backup *velerov1.Backup, log logrus.FieldLogger) error {
-	// Velero deletes what it took for the backup, and no other.
+	// Velero deletes only the snapshots that it took for the backup.
 	if content.Labels[velerov1.BackupNameLabel] != label.GetValidName(backup.Name) || content.Status == nil || content.Status.SnapshotHandle == nil {
 		return nil
 	}
 	settings, unread := c.settings(ctx)
 	if unread != nil {
-		settings = config.Default(c.clients.VeleroNamespace) // which matters for drivers that the cluster does not have
+		settings = config.Default(c.clients.VeleroNamespace) // unread is returned below if the driver is missing
 	}
 	driver, renamed := settings.Restore.Driver(content.Spec.Driver)
 	if !renamed && unread == nil {
@@ -44,7 +44,7 @@ func (c *Cleaner) DeletedContent(ctx context.Context, content *snapshotv1.Volume
 		return fmt.Errorf("list the CSIDrivers: %w", err)
 	}
 	if slices.ContainsFunc(drivers.Items, func(d storagev1.CSIDriver) bool { return d.Name == content.Spec.Driver }) {
-		return nil // it serves its snapshots itself
+		return nil // the driver exists here
 	}
 	if unread != nil {
 		return fmt.Errorf("delete the snapshot of VolumeSnapshotContent %s: %w", content.Name, unread)
@@ -53,11 +53,11 @@ func (c *Cleaner) DeletedContent(ctx context.Context, content *snapshotv1.Volume
 		return fmt.Errorf("backup %s: %w", backup.Name, err)
 	}
 	log.Infof("Deleted a renamed driver's snapshot with backup %s: %s of driver %s, which driver %s serves here", backup.Name, *content.Status.SnapshotHandle, content.Spec.Driver, driver)
-	return c.unserved(ctx, content)
+	return c.releaseUnserved(ctx, content)
 }
 
-// substitute is a content by which another driver finds the snapshot of one, and
-// which names a VolumeSnapshot that does not exist.
+// substitute returns a content by which another driver finds the snapshot. It names a
+// VolumeSnapshot that does not exist.
 func substitute(of *snapshotv1.VolumeSnapshotContent, driver string) *snapshotv1.VolumeSnapshotContent {
 	content := snapshot.OfHandle("delete", of.Spec.VolumeSnapshotRef.Namespace, driver, *of.Status.SnapshotHandle, snapshotv1.VolumeSnapshotContentDelete)
 	content.Spec.SourceVolumeMode = of.Spec.SourceVolumeMode
@@ -65,10 +65,9 @@ func substitute(of *snapshotv1.VolumeSnapshotContent, driver string) *snapshotv1
 	return content
 }
 
-// unserved lets go of the contents that Velero's action has made for the old
-// driver. Nobody else can: it is the driver's sidecar that takes the finalizer
-// away.
-func (c *Cleaner) unserved(ctx context.Context, of *snapshotv1.VolumeSnapshotContent) error {
+// releaseUnserved removes the finalizers of the contents that Velero's action created
+// for the old driver. The driver's CSI sidecar would remove them, but does not run here.
+func (c *Cleaner) releaseUnserved(ctx context.Context, of *snapshotv1.VolumeSnapshotContent) error {
 	contents := c.clients.Snapshots.SnapshotV1().VolumeSnapshotContents()
 	list, err := contents.List(ctx, metav1.ListOptions{LabelSelector: velerov1.BackupNameLabel + "=" + of.Labels[velerov1.BackupNameLabel]})
 	if err != nil {

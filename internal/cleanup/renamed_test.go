@@ -35,7 +35,7 @@ func TestContentOfARenamedDriver(t *testing.T) {
 		objects  []runtime.Object
 		labels   map[string]string
 		driver   string
-		silent   bool // nobody answers for the new content
+		silent   bool // no driver answers for the new content
 		deletes  bool
 		released bool
 		err      string

@@ -12,7 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/duration"
 )
 
-// Table writes what was found for people.
+// Table writes the report as a table.
 func (r *Report) Table(to io.Writer) error {
 	if len(r.Findings)+len(r.External) == 0 {
 		_, err := fmt.Fprintln(to, "Nothing is left of backups and restores that are over.")
@@ -51,12 +51,12 @@ func (r *Report) tableOfExternal(to io.Writer) error {
 	return nil
 }
 
-// Object is how it is called.
+// Object returns kind and name.
 func (e *External) Object() string {
 	return fmt.Sprintf("%s %s of volumesnapshot.external-storage.k8s.io", e.Kind, strings.TrimPrefix(e.Namespace+"/"+e.Name, "/"))
 }
 
-// JSON writes what was found for programs.
+// JSON writes the report as JSON.
 func (r *Report) JSON(to io.Writer) error {
 	encoder := json.NewEncoder(to)
 	encoder.SetIndent("", "  ")
@@ -64,14 +64,14 @@ func (r *Report) JSON(to io.Writer) error {
 	return encoder.Encode(r)
 }
 
-// shown is the action in words.
+// shown returns the action in words.
 func (f *Finding) shown() string {
 	words := map[Action]string{Delete: "delete", DeleteObjectsOnly: "delete objects", List: "list", Keep: "keep"}
 	return words[f.Action]
 }
 
-// summary counts. A snapshot of the storage that several objects stand for has
-// its size once.
+// summary counts the findings by action. A storage snapshot that several objects refer
+// to is counted once.
 func (r *Report) summary() string {
 	counts := map[Action]int{}
 	sizes := map[string]int64{}
@@ -94,7 +94,7 @@ func (r *Report) summary() string {
 		counts[Delete], size(bytes), counts[DeleteObjectsOnly], counts[List], counts[Keep])
 }
 
-// Line tells what became of a finding.
+// Line describes the result of a deletion.
 func (r Result) Line() string {
 	switch {
 	case r.Err != nil:
@@ -106,7 +106,7 @@ func (r Result) Line() string {
 	}
 }
 
-// Line tells what became of its deletion.
+// Line describes the result of its deletion.
 func (e *External) Line(took time.Duration, err error) string {
 	if err != nil {
 		return notDeleted(e.Object(), err)
@@ -136,5 +136,5 @@ func orDash(text string) string {
 	return text
 }
 
-// oneLine is for a table: errors can have several lines.
+// oneLine joins the lines of a text for a table.
 func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }

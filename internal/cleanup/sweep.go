@@ -6,67 +6,68 @@ import (
 	"time"
 )
 
-// Action is what becomes of an object.
+// Action is the decision on an object.
 type Action string
 
-// What can become of an object.
+// Actions of a clean-up.
 const (
-	// Delete takes the storage's snapshot along, whatever the deletion policy.
+	// Delete deletes the objects and the storage's snapshot, whatever the deletion
+	// policy.
 	Delete Action = "delete"
-	// DeleteObjectsOnly leaves the storage's snapshot, by the policy Retain.
+	// DeleteObjectsOnly keeps the storage's snapshot, by the policy Retain.
 	DeleteObjectsOnly Action = "deleteObjectsOnly"
-	// List shows it. It is deleted only when a user names it.
+	// List reports the object. It is deleted only if a user names it.
 	List Action = "list"
-	// Keep does nothing.
+	// Keep leaves the object unchanged.
 	Keep Action = "keep"
 )
 
-// Kind is what kind of object a Finding is about.
+// Kind is the kind of the object of a Finding.
 type Kind string
 
-// The kinds of a Finding. A VolumeSnapshot comes with its content; a content is
-// a finding of its own when its VolumeSnapshot is gone.
+// Kinds of a Finding. The finding of a VolumeSnapshot includes its content. A content
+// has its own finding if its VolumeSnapshot is gone.
 const (
 	Snapshot Kind = "VolumeSnapshot"
 	Content  Kind = "VolumeSnapshotContent"
-	// Record is a ConfigMap in which package group remembers a freeze.
+	// Record is a ConfigMap in which package group records a freeze.
 	Record Kind = "ConfigMap"
 )
 
-// Finding is one object, and what is to become of it. Its JSON is for programs:
-// docs/sweep.md explains the keys, which stay as they are.
+// Finding is one object and the decision on it. docs/sweep.md documents the JSON keys,
+// which must not change.
 type Finding struct {
 	Kind Kind `json:"kind"`
-	// Namespace and Name are those of the VolumeSnapshot, of the one that a
-	// content names, or of the record.
+	// Namespace and Name identify the VolumeSnapshot (also the missing one that a
+	// content names) or the record.
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
-	// Content is the name of the VolumeSnapshotContent, "" for none.
+	// Content is the name of the VolumeSnapshotContent, "" if none.
 	Content string `json:"content,omitempty"`
-	// Handle is the storage's name of the snapshot, and Driver the CSI driver.
+	// Handle is the storage's name of the snapshot, Driver the CSI driver.
 	Handle string `json:"handle,omitempty"`
 	Driver string `json:"driver,omitempty"`
-	// Size is how large a volume restored from it is, bytes; 0 is not known.
+	// Size is the size of a volume restored from the snapshot, in bytes; 0 if not known.
 	Size    int64     `json:"sizeBytes"`
 	Created time.Time `json:"created"`
-	// Backup is the name of the backup that it was taken for or restored from.
+	// Backup is the backup that the snapshot was taken for or restored from.
 	Backup string `json:"backup,omitempty"`
 	Action Action `json:"action"`
-	// WhenNamed is what is done with a listed one that a user names.
+	// WhenNamed is the action if a user names a listed object.
 	WhenNamed Action `json:"whenNamed,omitempty"`
 	Reason    string `json:"reason"`
-	// Orphan is false where somebody still answers for the object: its backup or
-	// restore is not over, or it is none of ours.
+	// Orphan is false if the object's backup or restore is not over, or if the object is
+	// foreign.
 	Orphan bool `json:"orphan"`
 
 	restored  bool
 	missed    bool
-	backupUID string // "" where it has no mark
+	backupUID string // "" without a mark
 	target    subject
 }
 
-// Object names what a finding is about, as a user names it on the command line:
-// namespace/name of a VolumeSnapshot, content/name or configmap/name.
+// Object returns the name of the object on the command line: namespace/name of a
+// VolumeSnapshot, content/name or configmap/name.
 func (f *Finding) Object() string {
 	switch f.Kind {
 	case Content:
@@ -78,13 +79,13 @@ func (f *Finding) Object() string {
 	}
 }
 
-// goes tells that the object is to be deleted.
+// goes reports whether the object is to be deleted.
 func (f *Finding) goes() bool { return f.Action == Delete || f.Action == DeleteObjectsOnly }
 
-// Age is how old the object is.
+// Age returns the age of the object.
 func (f *Finding) Age(now time.Time) time.Duration { return now.Sub(f.Created) }
 
-// inOrder sorts findings by what is done with them, then by name.
+// inOrder sorts findings by action, then by name.
 func inOrder(findings []Finding) {
 	rank := map[Action]int{Delete: 0, DeleteObjectsOnly: 1, List: 2, Keep: 3}
 	slices.SortStableFunc(findings, func(a, b Finding) int {

@@ -15,8 +15,8 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-// Unclaimed returns those of a backup's snapshots that no claim of it took. What
-// Velero took carries its annotation, or has a DataUpload.
+// Unclaimed returns the snapshots of a backup that none of its claims uses. A snapshot
+// that Velero has processed has its annotation or a DataUpload.
 func Unclaimed(ctx context.Context, clients *cluster.Clients, backup *velerov1.Backup, all []snapshotv1.VolumeSnapshot) ([]snapshot.Target, error) {
 	uploaded := sets.New[string]()
 	if boolptr.IsSetToTrue(backup.Spec.SnapshotMoveData) {
@@ -32,12 +32,12 @@ func Unclaimed(ctx context.Context, clients *cluster.Clients, backup *velerov1.B
 	return unclaimed(all, uploaded), nil
 }
 
-// unclaimed judges by the UIDs of the claims that have a DataUpload. A snapshot that
-// is kept beside an upload has the fate of the claim's other one.
+// unclaimed judges by the UIDs of the claims that have a DataUpload. A kept snapshot is
+// treated like the claim's other snapshot.
 func unclaimed(all []snapshotv1.VolumeSnapshot, uploaded sets.Set[string]) (targets []snapshot.Target) {
 	for i := range all {
 		vs := &all[i]
-		_, ours := vs.Annotations[api.AnnotationClassReason] // Velero's are marked with the backup's UID, too
+		_, ours := vs.Annotations[api.AnnotationClassReason] // Velero's own are marked with the backup's UID, too
 		if ours && vs.Annotations[velerov1.VolumeSnapshotHandleAnnotation] == "" && !uploaded.Has(vs.Labels[velerov1.PVCUIDLabel]) {
 			targets = append(targets, snapshot.TargetOf(vs))
 		}

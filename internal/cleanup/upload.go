@@ -10,10 +10,9 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-// Targets returns the snapshots that a DataUpload can leave behind: the one it was
-// created for, and the copy of its objects that Velero's data mover creates in
-// Velero's namespace and names after the DataUpload (CSISnapshotExposer in
-// pkg/exposer of Velero 1.18).
+// Targets returns the snapshots that a DataUpload can leave behind: its source, and the
+// copy that Velero's data mover creates in Velero's namespace and names after the
+// DataUpload (CSISnapshotExposer in pkg/exposer of Velero 1.18).
 func Targets(upload *velerov2alpha1.DataUpload) []snapshot.Target {
 	targets := []snapshot.Target{{Namespace: upload.Namespace, Name: upload.Name, Content: upload.Name}}
 	if upload.Spec.CSISnapshot != nil {
@@ -25,7 +24,7 @@ func Targets(upload *velerov2alpha1.DataUpload) []snapshot.Target {
 	return targets
 }
 
-// Ended reports whether the data mover is done with a DataUpload.
+// Ended reports whether the data mover has ended a DataUpload.
 func Ended(upload *velerov2alpha1.DataUpload) bool {
 	switch upload.Status.Phase {
 	case velerov2alpha1.DataUploadPhaseCompleted, velerov2alpha1.DataUploadPhaseFailed, velerov2alpha1.DataUploadPhaseCanceled:
@@ -35,9 +34,8 @@ func Ended(upload *velerov2alpha1.DataUpload) bool {
 	}
 }
 
-// MoverKeeps returns why a data mover can keep the snapshots that it was given, on
-// purpose, after their upload; "" if Stillpoint deletes them. unusable is why
-// settings are the default.
+// MoverKeeps returns why a data mover may keep its snapshots after their upload, "" if
+// Stillpoint deletes them. unusable is why settings are the default.
 func MoverKeeps(settings *config.Config, unusable error, mover string) string {
 	switch {
 	case settings.DeletesSnapshotsOf(mover):

@@ -25,29 +25,29 @@ import (
 	velerofacts "stillpoint.io/stillpoint/internal/velero"
 )
 
-// removalLimit is how long a call of Velero's waits for snapshots to go that cannot be
-// used or that no claim took. It is longer than it takes to complete a deletion that no
-// snapshot controller processes. The claim's operation waits on; what is left after a
-// backup goes with the next one.
+// removalLimit is how long one call of Velero waits for the deletion of unusable or
+// unclaimed snapshots. It is longer than a deletion without a snapshot controller takes.
+// The claim's operation continues to wait, and the next backup deletes the rest.
 const removalLimit = 15 * time.Second
 
-// reasonLimit bounds api.AnnotationNoSnapshot, in bytes: all annotations of an
-// object share 256 KiB.
+// reasonLimit limits api.AnnotationNoSnapshot, in bytes: all annotations of an object
+// share 256 KiB.
 const reasonLimit = 4096
 
-// Answer is what Velero's own action for claims would have answered.
+// Answer is the result of an action as Velero's own action for claims returns it.
 type Answer struct {
-	// Claim is the claim as it is to be backed up.
+	// Claim is the claim to back up.
 	Claim *corev1.PersistentVolumeClaim
 	// Additional items are backed up at once.
 	Additional []velero.ResourceIdentifier
-	// Operation is asked for its progress later; "" is none. Update are the
-	// items that are backed up again when it has ended.
+	// Operation is the ID of the operation, "" if none. Velero backs up the items in
+	// Update again when it has ended.
 	Operation string
 	Update    []velero.ResourceIdentifier
 }
 
-// answer takes the group's snapshots, on the first call, and tells of claim's.
+// answer takes the group's snapshots on the first call, and returns the answer for a
+// claim.
 func (g *group) answer(ctx context.Context, claim *corev1.PersistentVolumeClaim) *Answer {
 	g.once(ctx)
 	m := g.members[claim.Name]
@@ -86,8 +86,8 @@ func (g *group) answer(ctx context.Context, claim *corev1.PersistentVolumeClaim)
 	return answer
 }
 
-// provisionable prepares a claim in the backup whose volume was made by hand: a restore
-// provisions a new one, which needs a StorageClass and accepts no selector.
+// provisionable prepares a claim in the backup whose volume was created by hand. A
+// restore provisions a new volume, which needs a StorageClass and accepts no selector.
 func (g *group) provisionable(ctx context.Context, claim *corev1.PersistentVolumeClaim) {
 	claim.Spec.Selector = nil
 	class, reason, err := g.decisions.StorageClass(ctx, claim)
@@ -100,8 +100,8 @@ func (g *group) provisionable(ctx context.Context, claim *corev1.PersistentVolum
 	}
 }
 
-// drop deletes the snapshot of a member that cannot be used. One that was not cut is
-// not waited for: the CSI sidecar deletes it only when the driver has answered.
+// drop deletes the unusable snapshot of a member. If it was not cut, drop does not wait,
+// because the CSI sidecar deletes it only after the driver has answered.
 func (g *group) drop(ctx context.Context, m *member) {
 	if state, _ := g.snapshots.State(m.key()); !state.Cut {
 		ctx = context.WithoutCancel(ctx)
@@ -117,8 +117,8 @@ func (g *group) drop(ctx context.Context, m *member) {
 	}
 }
 
-// without keeps a claim in the backup that has no snapshot, and says so. A
-// claim that was never bound has nothing to lose, and is not marked.
+// without keeps a claim without a snapshot in the backup, and logs the reason. It does
+// not mark a claim that was never bound, which has no data.
 func (r *run) without(claim *corev1.PersistentVolumeClaim, reason error) *Answer {
 	r.log.WithField("claim", claim.Namespace+"/"+claim.Name).
 		Errorf("No snapshot of a volume: claim %s/%s is backed up without a snapshot of its volume: %v", claim.Namespace, claim.Name, reason)
@@ -129,12 +129,12 @@ func (r *run) without(claim *corev1.PersistentVolumeClaim, reason error) *Answer
 		text := reason.Error()
 		metav1.SetMetaDataAnnotation(&marked.ObjectMeta, api.AnnotationNoSnapshot, text[:min(len(text), reasonLimit)])
 	}
-	// The operation sees to it that nothing of a snapshot is left.
+	// The operation deletes the remains of a snapshot.
 	return &Answer{Claim: marked, Operation: upload.SnapshotOperation(claim)}
 }
 
-// secureAll has all snapshots outlive their VolumeSnapshots as soon as they are cut,
-// and not only when Velero comes to their claims.
+// secureAll secures all snapshots as soon as they are cut, before Velero calls for their
+// claims.
 func (g *group) secureAll(ctx context.Context) {
 	ctx = context.WithoutCancel(ctx)
 	for _, m := range g.members {
@@ -148,9 +148,9 @@ func (g *group) secureAll(ctx context.Context) {
 	}
 }
 
-// secure waits until a member's snapshot is cut and bound, and marks its content,
-// which has the storage's snapshot outlive the VolumeSnapshot. The error is why the
-// claim cannot be restored from it.
+// secure waits until a member's snapshot is cut and bound, and marks its content, so
+// that the storage's snapshot outlives the VolumeSnapshot. After an error the claim
+// cannot be restored from the snapshot.
 func (g *group) secure(ctx context.Context, m *member) (*snapshotv1.VolumeSnapshot, error) {
 	waiting, cancel := context.WithDeadlineCause(ctx, m.deadline, fmt.Errorf("it was not cut within csiSnapshotTimeout %s", g.timeout()))
 	defer cancel()
@@ -174,8 +174,7 @@ func (g *group) secure(ctx context.Context, m *member) (*snapshotv1.VolumeSnapsh
 	return vs, nil
 }
 
-// markKept marks the content of a snapshot that is kept beside an export, so that
-// later backups count it.
+// markKept marks the content of a kept snapshot, so that later backups count it.
 func (g *group) markKept(ctx context.Context, m *member, kept types.NamespacedName) {
 	ctx, cancel := context.WithDeadline(ctx, m.deadline)
 	defer cancel()
@@ -188,11 +187,11 @@ func (g *group) markKept(ctx context.Context, m *member, kept types.NamespacedNa
 	}
 }
 
-// withSnapshot is a claim as Velero's own action leaves it (Execute in
+// withSnapshot returns a claim as Velero's own action leaves it (Execute in
 // pkg/backup/actions/csi/pvc_action.go of Velero 1.18).
 func withSnapshot(claim *corev1.PersistentVolumeClaim, vs *snapshotv1.VolumeSnapshot, backup *velerov1.Backup) *corev1.PersistentVolumeClaim {
 	claim = claim.DeepCopy()
-	delete(claim.Annotations, api.AnnotationNoSnapshot) // of a backup that it was restored from
+	delete(claim.Annotations, api.AnnotationNoSnapshot) // of the backup that it was restored from
 	delete(claim.Annotations, api.AnnotationLevel)
 	if level := vs.Annotations[api.AnnotationLevel]; level != "" {
 		metav1.SetMetaDataAnnotation(&claim.ObjectMeta, api.AnnotationLevel, level)
@@ -204,8 +203,8 @@ func withSnapshot(claim *corev1.PersistentVolumeClaim, vs *snapshotv1.VolumeSnap
 	return claim
 }
 
-// raiseRequest makes room for the snapshot: a volume may be larger than it was
-// asked for, and cannot be restored into a smaller one.
+// raiseRequest raises the claim's request to the size of the snapshot. A volume may be
+// larger than its request, and cannot be restored into a smaller one.
 func raiseRequest(claim *corev1.PersistentVolumeClaim, vs *snapshotv1.VolumeSnapshot) {
 	if vs.Status == nil || vs.Status.RestoreSize == nil {
 		return

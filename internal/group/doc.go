@@ -1,5 +1,5 @@
-// Package group executes the decisions of the path Group: it takes the snapshots of
-// all volumes of a unit at one moment, from before the first until the storage has
-// cut the last of which the unit is frozen. Velero finds what its own action would
-// have left. Package backup, which Velero calls, calls it.
+// Package group executes the decisions of the path Group. It freezes a unit, takes the
+// snapshots of all its volumes at once, and thaws the unit when the storage has cut the
+// last one. Velero finds the results that its own action would have left. plugins/backup
+// calls it.
 package group

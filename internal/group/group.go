@@ -9,7 +9,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"stillpoint.io/stillpoint/internal/api"
 	"stillpoint.io/stillpoint/internal/cluster"
 	"stillpoint.io/stillpoint/internal/decision"
 	"stillpoint.io/stillpoint/internal/podexec"
@@ -18,13 +17,8 @@ import (
 	"stillpoint.io/stillpoint/internal/unit"
 )
 
-// NoSnapshotAnnotation stands on a claim in a backup that has no snapshot of
-// its volume, and says why. Stillpoint's restore action refuses to bring such a
-// claim back empty.
-const NoSnapshotAnnotation = api.AnnotationNoSnapshot
-
-// Groups holds the groups of this process, which Velero starts anew for each
-// backup. It is safe for concurrent use.
+// Groups holds the groups of this process. Velero starts a new process for each backup.
+// It is safe for concurrent use.
 type Groups struct {
 	clients    *cluster.Clients
 	namespaces *unit.Namespaces
@@ -37,7 +31,7 @@ type Groups struct {
 	runs map[types.UID]*run
 }
 
-// New returns Groups, which carry decisions out.
+// New returns Groups for the decisions.
 func New(clients *cluster.Clients, namespaces *unit.Namespaces, decisions *decision.Decisions, reporter *quiesce.Reporter, log logrus.FieldLogger) *Groups {
 	return &Groups{
 		clients:    clients,
@@ -59,15 +53,14 @@ type run struct {
 
 	mu     sync.Mutex
 	groups map[*decision.Unit]*group
-	// begun are the namespaces whose snapshots are taken ahead, taking those that
-	// are not done yet.
+	// begun are the namespaces whose snapshots are taken ahead. taking waits for these.
 	begun  map[string]bool
 	taking sync.WaitGroup
 
-	records  recordsOnce
-	warned   sync.Once
-	settling sync.Once
-	settled  error
+	records       recordsOnce
+	warned        sync.Once
+	unclaimedOnce sync.Once
+	unclaimedErr  error
 }
 
 func (g *Groups) run(backup *velerov1.Backup) *run {
@@ -88,10 +81,9 @@ func (g *Groups) run(backup *velerov1.Backup) *run {
 	return r
 }
 
-// Claim takes the snapshot of a claim on the path Group, with all others of its
-// unit. The answer says what is backed up. A claim whose volume cannot be
-// snapshotted is an error in the log, and stays in the backup with
-// NoSnapshotAnnotation.
+// Claim takes the snapshot of a claim on the path Group, with all others of its unit,
+// and returns Velero's answer. If the volume cannot be snapshotted, Claim logs an error
+// and keeps the claim in the backup with api.AnnotationNoSnapshot.
 func (g *Groups) Claim(ctx context.Context, d *decision.Decision, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) *Answer {
 	r := g.run(backup)
 	r.warned.Do(func() { r.warnOfWorkers(ctx) })
@@ -108,11 +100,11 @@ func (g *Groups) Claim(ctx context.Context, d *decision.Decision, claim *corev1.
 	return r.groupOf(unit).answer(ctx, claim)
 }
 
-// ahead takes the snapshots of all claims of a namespace that nothing is quiesced
-// for, on the first call for any of them. Velero calls for one claim after another,
-// and a snapshot that fails takes up to csiSnapshotTimeout: waited for side by side,
-// any number of them take as long as one. Velero's own hooks run just before it calls
-// for the claims of a pod, so these are left for that moment.
+// ahead takes the snapshots of all unquiesced claims of a namespace, on the first call
+// for any of them. Velero calls for one claim after another, and a failing snapshot
+// takes up to csiSnapshotTimeout. In parallel, all failures together take as long as
+// one. Velero's own hooks run just before it calls for the claims of a pod, so ahead
+// omits those claims.
 func (r *run) ahead(ctx context.Context, namespace string) {
 	r.mu.Lock()
 	begun := r.begun[namespace]
@@ -125,7 +117,7 @@ func (r *run) ahead(ctx context.Context, namespace string) {
 	r.taking.Go(func() {
 		facts, err := r.namespaces.Recent(ctx, namespace)
 		if err != nil {
-			return // the claim's own call has the error
+			return // the claim's own call reports the error
 		}
 		for i := range facts.Claims() {
 			claim := &facts.Claims()[i]

@@ -111,7 +111,7 @@ func TestClaimWithoutASnapshot(t *testing.T) {
 	}
 }
 
-// quiet is a log that is kept for the test.
+// quiet returns a log that records its entries.
 func quiet() (logrus.FieldLogger, *logrustest.Hook) { return logrustest.NewNullLogger() }
 
 func TestRecordOfAnEarlierProcess(t *testing.T) {

@@ -20,24 +20,24 @@ import (
 	"stillpoint.io/stillpoint/internal/api"
 )
 
-// A record is a ConfigMap beside Velero that outlives this process: a freeze
-// that was begun and is not known to have lasted must not be taken for one that
-// did. The Backup owns it, and settle deletes it.
+// A record is a ConfigMap in Velero's namespace that outlives this process. It prevents a
+// later process from using the snapshots of an interrupted freeze. The Backup owns it, and
+// deleteUnclaimed deletes it.
 const (
 	recordNamespace = "namespace"
-	recordClaims    = "claims" // with blanks between them
+	recordClaims    = "claims" // separated by spaces
 	recordPhase     = "phase"
 	recordReason    = "reason"
 )
 
 // Phases of a record.
 const (
-	phaseBegun  = "begun"  // the freeze, and perhaps snapshots
+	phaseBegun  = "begun"  // the freeze has begun, perhaps with snapshots
 	phaseTaken  = "taken"  // all snapshots were cut while frozen
-	phaseFailed = "failed" // they were not
+	phaseFailed = "failed" // not all snapshots were cut while frozen
 )
 
-// errDied is what became of a group whose process ended while it was frozen.
+// errDied is the error of a group whose process ended during the freeze.
 var errDied = errors.New("the plugin process ended while the workload was quiesced, so its snapshots may be from after the thaw")
 
 type record struct {
@@ -45,14 +45,14 @@ type record struct {
 	g *group
 }
 
-// recordsOnce reads the records that earlier processes of this backup left.
+// recordsOnce caches the records of earlier processes of this backup.
 type recordsOnce struct {
 	sync.Mutex
 	read bool
 	left []corev1.ConfigMap
 }
 
-// failed says why the snapshots of the record's group cannot be used.
+// failed returns why the snapshots of the record's group cannot be used.
 func (r *record) failed() error {
 	switch {
 	case r == nil, r.Data[recordPhase] == phaseTaken:
@@ -63,8 +63,7 @@ func (r *record) failed() error {
 	return errDied
 }
 
-// earlier returns the record that an earlier process left of this group, nil
-// when there is none.
+// earlier returns the record of an earlier process for this group, nil if none.
 func (g *group) earlier(ctx context.Context) (*record, error) {
 	g.records.Lock()
 	defer g.records.Unlock()
@@ -123,7 +122,7 @@ func (g *group) begin(ctx context.Context) (*record, error) {
 	return &record{configMap, g}, nil
 }
 
-// end records how a freeze went.
+// end records the result of a freeze.
 func (r *record) end(ctx context.Context, failed error) error {
 	data := map[string]string{recordPhase: phaseTaken}
 	if failed != nil {
@@ -139,7 +138,7 @@ func (r *record) end(ctx context.Context, failed error) error {
 	return nil
 }
 
-// forget deletes the records of a backup whose items are done.
+// forget deletes the records of a backup whose items are complete.
 func (r *run) forget(ctx context.Context) error {
 	list, err := r.listRecords(ctx)
 	if err != nil {

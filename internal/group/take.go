@@ -27,14 +27,14 @@ import (
 )
 
 const (
-	// retryGrace is how long a freeze outlasts an error of the driver, in case
-	// the CSI sidecar's next try succeeds.
+	// retryGrace is how long a freeze outlasts an error of the driver, in case the CSI
+	// sidecar's next try succeeds.
 	retryGrace = 2 * time.Second
-	// atOnce is how many requests create a group's snapshots at the same time.
-	atOnce = 32
+	// maxParallel is how many requests create a group's snapshots at the same time.
+	maxParallel = 32
 )
 
-// group is the volumes that are snapshotted together.
+// group is the volumes of a unit that are snapshotted together.
 type group struct {
 	*run
 	unit    *decision.Unit
@@ -42,7 +42,7 @@ type group struct {
 	log     logrus.FieldLogger
 
 	start   sync.Once
-	failed  error // why none of the volumes has a snapshot
+	failed  error // why no volume has a snapshot
 	members map[string]*member
 }
 
@@ -50,18 +50,17 @@ type group struct {
 type member struct {
 	claim    *corev1.PersistentVolumeClaim
 	decision *decision.Decision
-	snapshot *snapshotv1.VolumeSnapshot // as it is to be created
-	// kept is a second snapshot, to stay beside the first one's export; nil where
-	// none is wanted, or none could be taken.
+	snapshot *snapshotv1.VolumeSnapshot // to create, or as created
+	// kept is the second snapshot, which stays beside the export; nil if none.
 	kept   *snapshotv1.VolumeSnapshot
-	failed error // why there is no first one
-	// created is when the snapshots were asked for, deadline when csiSnapshotTimeout
-	// has passed.
+	failed error // why the volume has no snapshot
+	// created is when the snapshots were requested, deadline when csiSnapshotTimeout
+	// ends.
 	created, deadline time.Time
 
 	securing, warned sync.Once
 	insecure         error // why the content is not marked
-	// answered is the *VolumeSnapshot that Velero was given to back up.
+	// answered is the *VolumeSnapshot that Velero was told to back up.
 	answered atomic.Value
 }
 
@@ -86,7 +85,7 @@ func newGroup(r *run, unit *decision.Unit) *group {
 	return g
 }
 
-// claims are the names of the members, in the order of the alphabet.
+// claims returns the sorted names of the members.
 func (g *group) claims() []string {
 	var names []string
 	for name := range g.members {
@@ -96,7 +95,7 @@ func (g *group) claims() []string {
 	return names
 }
 
-// once takes the snapshots on the first call; later ones wait for it.
+// once takes the snapshots on the first call. Later calls wait for it.
 func (g *group) once(ctx context.Context) {
 	g.start.Do(func() {
 		decision.Log(g.log, logrus.InfoLevel, g.unit.Findings())
@@ -106,8 +105,8 @@ func (g *group) once(ctx context.Context) {
 	})
 }
 
-// take takes all snapshots of the group. An error means that none is left; one
-// that concerns a single volume is kept there.
+// take takes all snapshots of the group. After an error no snapshot remains. The error
+// of a single volume is in its member.
 func (g *group) take(ctx context.Context) error {
 	if !g.unit.Quiesced() {
 		return g.takeUnfrozen(ctx)
@@ -122,8 +121,8 @@ func (g *group) take(ctx context.Context) error {
 	return errors.Join(err, g.discard(ctx))
 }
 
-// takeUnfrozen creates the snapshots and does not wait. A volume that fails
-// does not take the others along: nobody asked for one moment.
+// takeUnfrozen creates the snapshots without waiting. A volume that fails does not
+// affect the others, since they need not be of one moment.
 func (g *group) takeUnfrozen(ctx context.Context) error {
 	if err := g.prepare(ctx); err != nil {
 		return err
@@ -133,7 +132,7 @@ func (g *group) takeUnfrozen(ctx context.Context) error {
 	return nil
 }
 
-// refuseUnquiesced gives up the volumes whose snapshots are unusable without a freeze.
+// refuseUnquiesced refuses the volumes whose snapshots are unusable without a freeze.
 func (g *group) refuseUnquiesced() {
 	for name, m := range g.members {
 		if m.failed == nil {
@@ -142,7 +141,7 @@ func (g *group) refuseUnquiesced() {
 	}
 }
 
-// prepare does what the snapshots need and can be done before a freeze.
+// prepare does the work for the snapshots that is possible before a freeze.
 func (g *group) prepare(ctx context.Context) error {
 	if err := g.snapshots.Watch(ctx); err != nil {
 		return err
@@ -159,7 +158,7 @@ func (g *group) prepare(ctx context.Context) error {
 	return nil
 }
 
-// execute makes the VolumeSnapshots that a decision asks for, which are created later.
+// execute prepares the VolumeSnapshots of a decision. create creates them later.
 func (g *group) execute(m *member, installation string) {
 	d, name := m.decision, m.claim.Namespace+"/"+m.claim.Name
 	if m.failed = d.Refusal; m.failed != nil {
@@ -177,10 +176,10 @@ func (g *group) execute(m *member, installation string) {
 	}
 }
 
-// create creates all VolumeSnapshots side by side.
+// create creates all VolumeSnapshots in parallel.
 func (g *group) create(ctx context.Context) {
 	var wait sync.WaitGroup
-	slots := make(chan struct{}, atOnce)
+	slots := make(chan struct{}, maxParallel)
 	slot := func(do func()) {
 		slots <- struct{}{}
 		wait.Go(func() {
@@ -201,8 +200,7 @@ func (g *group) create(ctx context.Context) {
 	wait.Wait()
 }
 
-// unkept notes that a second snapshot could not be taken. The export does
-// without.
+// unkept logs that a kept snapshot could not be taken. The export continues without it.
 func (g *group) unkept(m *member, err error) {
 	if err != nil {
 		g.log.Warnf("Could not keep a local snapshot beside the export: claim %s/%s: %v", m.claim.Namespace, m.claim.Name, err)
@@ -210,8 +208,8 @@ func (g *group) unkept(m *member, err error) {
 	}
 }
 
-// adopt goes on from the snapshots that an earlier process created. One that is
-// missing is not created: it would be of another moment.
+// adopt continues with the snapshots that an earlier process created. A missing one is
+// not created, because it would be of another moment.
 func (g *group) adopt(ctx context.Context) {
 	for _, m := range g.members {
 		m.created, m.deadline = time.Now(), time.Now().Add(g.timeout())
@@ -270,7 +268,7 @@ func (g *group) takeFrozen(ctx context.Context) error {
 		}
 	}
 	g.create(ctx)
-	g.hold(ctx, session, min(g.reaction(), plan.QuiesceTimeout/2))
+	g.keepFrozen(ctx, session, min(g.reaction(), plan.QuiesceTimeout/2))
 	report := session.Report()
 	g.reporter.Thawed(ctx, g.log, g.quiesce, report, g.backup.Name)
 	if report.Broken == nil {
@@ -286,15 +284,15 @@ func (g *group) takeFrozen(ctx context.Context) error {
 	return errors.Join(fmt.Errorf("%s: %w", g.quiesce.Name(), report.Broken), record.end(ctx, report.Broken))
 }
 
-// refuse reports that there was no freeze.
+// refuse reports that the freeze failed.
 func (g *group) refuse(ctx context.Context, err error) error {
 	g.reporter.Failed(ctx, g.log, g.quiesce, err, g.backup.Name)
 	return fmt.Errorf("quiesce failed: %w", err)
 }
 
-// hold keeps the freeze until the storage has cut the last volume, or until one
+// keepFrozen keeps the freeze until the storage has cut the last volume, or a snapshot
 // has failed. reaction is how long the snapshot controller may be silent.
-func (g *group) hold(ctx context.Context, session *quiesce.Session, reaction time.Duration) {
+func (g *group) keepFrozen(ctx context.Context, session *quiesce.Session, reaction time.Duration) {
 	timeout, look := time.NewTimer(g.timeout()), time.NewTicker(max(reaction/4, time.Millisecond))
 	defer timeout.Stop()
 	defer look.Stop()
@@ -311,7 +309,7 @@ func (g *group) hold(ctx context.Context, session *quiesce.Session, reaction tim
 			grace = time.After(retryGrace)
 		}
 		for _, m := range g.members {
-			if m.failed != nil { // it was not even created
+			if m.failed != nil { // it was not created
 				session.Abandon(ctx, m.failed)
 				return
 			}
@@ -331,10 +329,10 @@ func (g *group) hold(ctx context.Context, session *quiesce.Session, reaction tim
 	}
 }
 
-// pending are the claims whose snapshots are not cut yet, when to ask again, and
-// the first trouble among all.
+// pending returns the claims whose snapshots are not cut, a channel that is closed at
+// the next change, and the first failure.
 func (g *group) pending(reaction time.Duration) (claims []string, changed <-chan struct{}, failed error) {
-	// The channel comes before the states, so that no change is missed.
+	// Read before the states, so that no change is missed.
 	_, changed = g.snapshots.State(types.NamespacedName{})
 	for _, name := range g.claims() {
 		m := g.members[name]
@@ -347,7 +345,7 @@ func (g *group) pending(reaction time.Duration) (claims []string, changed <-chan
 			if !state.Begun && failed == nil && !m.created.IsZero() {
 				failed = g.snapshots.Silent(m.created, reaction)
 			}
-		case m.kept != nil: // an error concerns it alone
+		case m.kept != nil: // its failure does not affect the first one
 			if kept, _ := g.snapshots.State(m.keptKey()); kept.Failure == nil && !kept.Cut {
 				claims = append(claims, name)
 			}
@@ -356,7 +354,7 @@ func (g *group) pending(reaction time.Duration) (claims []string, changed <-chan
 	return claims, changed, failed
 }
 
-// timeout is Velero's csiSnapshotTimeout.
+// timeout returns Velero's csiSnapshotTimeout.
 func (g *group) timeout() time.Duration {
 	if timeout := g.backup.Spec.CSISnapshotTimeout.Duration; timeout > 0 {
 		return timeout
@@ -364,14 +362,14 @@ func (g *group) timeout() time.Duration {
 	return velero.SnapshotTimeout
 }
 
-// reaction is how long the snapshot controller may show no sign of life.
+// reaction returns how long the snapshot controller may be silent.
 func (g *group) reaction() time.Duration { return snapshot.Reaction(g.timeout()) }
 
-// discard deletes what there is of a group that must not be restored from.
+// discard deletes all snapshots of an inconsistent group.
 func (g *group) discard(ctx context.Context) error { return g.remove(ctx, g.claims()...) }
 
-// remove deletes all snapshots of claims of the group, and the contents of those
-// whose VolumeSnapshots somebody has deleted.
+// remove deletes all snapshots of claims of the group, and the contents whose
+// VolumeSnapshots were deleted.
 func (g *group) remove(ctx context.Context, claims ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, removalLimit)
 	defer cancel()

@@ -25,11 +25,11 @@ func (g *group) upload(ctx context.Context, claim *corev1.PersistentVolumeClaim,
 	return upload, nil
 }
 
-// warnOfWorkers warns of a server with several workers.
+// warnOfWorkers logs a warning if the server has several workers.
 func (r *run) warnOfWorkers(ctx context.Context) {
 	deployment, err := r.clients.Kube.AppsV1().Deployments(r.backup.Namespace).Get(ctx, "velero", metav1.GetOptions{})
 	if err != nil {
-		return // another name, or no right to look
+		return // another name, or no permission
 	}
 	if server, err := velero.ReadServer(deployment); err == nil && server.Workers > 1 {
 		r.log.Warnf("The server has %d workers. %s", server.Workers, velero.WorkersWarning)

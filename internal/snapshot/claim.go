@@ -6,8 +6,8 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-// Awaits answers whether a claim waits to be filled from a VolumeSnapshot: it
-// would be stranded without. One that waits for its first pod does so, too.
+// Awaits reports whether a claim waits to be filled from a VolumeSnapshot. It includes a
+// claim that waits for its first pod.
 func Awaits(claim *corev1.PersistentVolumeClaim, namespace, name string) bool {
 	if claim.DeletionTimestamp != nil || (claim.Status.Phase != corev1.ClaimPending && claim.Status.Phase != "") {
 		return false

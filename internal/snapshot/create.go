@@ -22,18 +22,18 @@ import (
 	"stillpoint.io/stillpoint/internal/api"
 )
 
-// OwnedBy selects the VolumeSnapshots that Stillpoint creates for a backup.
-// Velero's own have the backup's name only, which another Velero may use too.
+// OwnedBy selects the VolumeSnapshots that Stillpoint creates for a backup. Velero's own
+// have only the backup's name, which another Velero may use, too.
 func OwnedBy(backup *velerov1.Backup) labels.Selector {
 	return labels.SelectorFromSet(labels.Set{velerov1.BackupUIDLabel: string(backup.UID)})
 }
 
-// New is the VolumeSnapshot of a claim as Velero's own action would make it
-// (createVolumeSnapshot in pkg/backup/actions/csi of Velero 1.18), with its
-// origin and the reason for the class besides, and without the labels of the claim
-// that excluded matches or that are Stillpoint's and Velero's. installation is the
-// UID of Velero's namespace. Velero takes it into this backup in spite of the label
-// that keeps it out of all others, since an action names it.
+// New returns the VolumeSnapshot of a claim as Velero's own action creates it
+// (createVolumeSnapshot in pkg/backup/actions/csi of Velero 1.18), with its origin and
+// the reason for the class. It omits the claim's labels that excluded matches or that
+// belong to Stillpoint or Velero. installation is the UID of Velero's namespace. The
+// exclude label keeps the VolumeSnapshot out of other backups. Velero includes it in
+// this one because an action names it.
 func New(installation string, backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim, class, reason string, excluded func(label string) bool) *snapshotv1.VolumeSnapshot {
 	vs := &snapshotv1.VolumeSnapshot{
 		ObjectMeta: metav1.ObjectMeta{
@@ -60,15 +60,15 @@ func New(installation string, backup *velerov1.Backup, claim *corev1.PersistentV
 	return vs
 }
 
-// of reports whether a domain is another one or below it.
+// of reports whether a domain is equal to another one or below it.
 func of(domain, above string) bool { return domain == above || strings.HasSuffix(domain, "."+above) }
 
-// excludeLabel has Velero pass an object over.
+// excludeLabel excludes an object from backups.
 const excludeLabel = velerov1.ExcludeFromBackupLabel
 
-// Kept is a second VolumeSnapshot of a claim, which stays beside the export of
-// the first. Velero does not know it as one of the backup's. last is how many such
-// snapshots of the claim there may be at the most, 0 any number.
+// Kept returns a second VolumeSnapshot of a claim, which stays beside the export of the
+// first. Velero does not process it with the backup. last is the maximum number of such
+// snapshots of the claim, 0 for no limit.
 func Kept(first *snapshotv1.VolumeSnapshot, backup *velerov1.Backup, claim *corev1.PersistentVolumeClaim, last int) *snapshotv1.VolumeSnapshot {
 	vs := first.DeepCopy()
 	vs.Name = name(keptPrefix, string(backup.UID), claim.Name, string(claim.UID))
@@ -80,12 +80,12 @@ func Kept(first *snapshotv1.VolumeSnapshot, backup *velerov1.Backup, claim *core
 	return vs
 }
 
-// What the names of snapshots begin with.
+// Prefixes of the names of snapshots.
 const firstPrefix, keptPrefix = "velero-", "kept-"
 
-// name is the same whenever it is asked for, so that a snapshot which an
-// earlier process has created is found, and none is taken twice. It begins as
-// Velero's do, and fits into the label that Velero writes on the claim.
+// name returns the same name on each call, so that a later process finds the snapshot of
+// an earlier one and takes no second one. The name begins as Velero's do, and fits into
+// the label that Velero sets on the claim.
 func name(prefix, backupUID, claim, claimUID string) string {
 	sum := sha256.Sum256([]byte(backupUID + "/" + claimUID))
 	suffix := "-" + hex.EncodeToString(sum[:5])
@@ -94,9 +94,8 @@ func name(prefix, backupUID, claim, claimUID string) string {
 	return prefix + suffix
 }
 
-// Create creates a VolumeSnapshot, or finds the one of that name which an
-// earlier process of the same backup has created for the same claim. vs is the
-// object as the cluster has it afterwards.
+// Create creates a VolumeSnapshot, or finds the one that an earlier process of the same
+// backup created for the claim. It updates vs from the cluster.
 func Create(ctx context.Context, client versioned.Interface, vs *snapshotv1.VolumeSnapshot) error {
 	snapshots := client.SnapshotV1().VolumeSnapshots(vs.Namespace)
 	created, err := snapshots.Create(ctx, vs, metav1.CreateOptions{})

@@ -1,7 +1,6 @@
-// Package snapshot follows VolumeSnapshots until the storage has cut them. It
-// says when a snapshot's point in time lies in the past, which is when the
-// application may run again; whether its data is copied somewhere by then is
-// another question.
+// Package snapshot creates, watches, marks and deletes VolumeSnapshots. It reports when
+// the storage has cut a snapshot. From then on the application may write again, even if
+// the data is copied elsewhere later.
 package snapshot
 
 import (
@@ -22,40 +21,41 @@ import (
 	"stillpoint.io/stillpoint/internal/cluster"
 )
 
-// EventKind is what happened to a claim's snapshot.
+// EventKind is the kind of an Event.
 type EventKind int
 
-// What can happen. Begun is that the snapshot controller has made a content; for
-// those of other VolumeSnapshots the event has no names, and shows only that the
-// controller runs. After Failed, Cut may still come: the CSI sidecar tries again,
-// and so does the snapshot controller. Refused is a failure after which the driver
-// is certainly not at work on the snapshot. Bound follows Cut: by then the
-// VolumeSnapshot itself tells of its content, which is what others read.
+// Kinds of events. After Failed, Cut may still follow: the CSI sidecar and the snapshot
+// controller try again.
 const (
+	// Created is sent for a new VolumeSnapshot.
 	Created EventKind = iota
+	// Begun is sent when the snapshot controller has created a content. For a content of
+	// another VolumeSnapshot the event has no names.
 	Begun
 	Failed
+	// Refused is a failure after which the driver certainly does not work on the snapshot.
 	Refused
 	Cut
+	// Bound follows Cut: the VolumeSnapshot has the name of its content.
 	Bound
 )
 
-// Event tells of one claim's snapshot.
+// Event is an event of one claim's snapshot.
 type Event struct {
 	Kind             EventKind
 	Namespace, Claim string
 	// Snapshot is the name of the VolumeSnapshot.
 	Snapshot string
-	// Message is the driver's, when Kind is Failed or Refused.
+	// Message is the driver's message if Kind is Failed or Refused.
 	Message string
-	// Object is the VolumeSnapshot as it is when Kind is Bound.
+	// Object is the VolumeSnapshot if Kind is Bound.
 	Object *snapshotv1.VolumeSnapshot
 }
 
 // beingCreated is on a content while the driver may be at work on the snapshot.
 const beingCreated = "snapshot.storage.kubernetes.io/volumesnapshot-being-created"
 
-// rewatchPause lies between two tries to reach the API server.
+// rewatchPause is the time between two attempts to reach the API server.
 const rewatchPause = 250 * time.Millisecond
 
 // deletedEarly is the message of a snapshot that will never be cut.
@@ -66,8 +66,8 @@ func OfBackup(backupName string) labels.Selector {
 	return labels.SelectorFromSet(labels.Set{velerov1.BackupNameLabel: label.GetValidName(backupName)})
 }
 
-// Foreign reports whether a VolumeSnapshot with a backup's name is marked as that of
-// another backup: another Velero may have one of the same name.
+// Foreign reports whether a VolumeSnapshot with a backup's name is marked as another
+// backup's. Another Velero may have a backup of that name.
 func Foreign(vs *snapshotv1.VolumeSnapshot, backup *velerov1.Backup) bool {
 	uid := vs.Labels[velerov1.BackupUIDLabel]
 	return uid != "" && uid != string(backup.UID)
@@ -79,12 +79,12 @@ type watcher struct {
 	namespace string
 	selector  string
 
-	backup *velerov1.Backup // whose snapshots they are; nil where the selector says it
-	signs  bool             // tells of others' contents, too
-	since  map[string]bool  // UIDs of snapshots from before
-	known  map[string]known // by name of the content
-	told   map[known]EventKind
-	events chan Event
+	backup      *velerov1.Backup // nil if the selector suffices
+	reportBegun bool             // also reports contents of other VolumeSnapshots
+	before      map[string]bool  // UIDs of the snapshots that existed before
+	known       map[string]known // by name of the content
+	sent        map[known]EventKind
+	events      chan Event
 }
 
 type known struct{ namespace, claim, snapshot string }
@@ -93,14 +93,13 @@ func (k known) event(kind EventKind) Event {
 	return Event{Kind: kind, Namespace: k.namespace, Claim: k.claim, Snapshot: k.snapshot}
 }
 
-// Watch follows the VolumeSnapshots of a namespace that come into being from
-// now on and that Velero may have taken for a backup. It has its watches open when it returns. The channel is closed when
-// ctx ends.
+// Watch follows the VolumeSnapshots of a namespace that are created from now on and that
+// Velero may have taken for a backup. Its watches are open when it returns. It closes
+// the channel when ctx ends.
 //
-// It looks at the VolumeSnapshotContents, which the CSI sidecar writes as soon
-// as the driver has answered; a VolumeSnapshot's own status comes later. The
-// contents are watched from now on and never listed: a cluster can have
-// thousands.
+// It reads the VolumeSnapshotContents, which the CSI sidecar updates as soon as the
+// driver answers. The status of a VolumeSnapshot follows later. The contents are watched
+// from now on and never listed, because a cluster can have thousands.
 func Watch(ctx context.Context, client versioned.Interface, namespace string, backup *velerov1.Backup) (<-chan Event, error) {
 	w := newWatcher(client, namespace, OfBackup(backup.Name))
 	w.backup = backup
@@ -109,24 +108,24 @@ func Watch(ctx context.Context, client versioned.Interface, namespace string, ba
 		return nil, err
 	}
 	for _, vs := range before.Items {
-		w.since[string(vs.UID)] = true
+		w.before[string(vs.UID)] = true
 	}
 	return w.start(ctx)
 }
 
-// WatchAll follows the VolumeSnapshots of all namespaces, those that are there
-// already included, and tells of new contents of all others; otherwise it is as
+// WatchAll follows the existing and new VolumeSnapshots of all namespaces that the
+// selector matches. It also reports new contents of all others. Otherwise it is like
 // Watch.
 func WatchAll(ctx context.Context, client versioned.Interface, selector labels.Selector) (<-chan Event, error) {
 	w := newWatcher(client, metav1.NamespaceAll, selector)
-	w.signs = true
+	w.reportBegun = true
 	return w.start(ctx)
 }
 
 func newWatcher(client versioned.Interface, namespace string, selector labels.Selector) *watcher {
 	return &watcher{
 		client: client, namespace: namespace, selector: selector.String(),
-		since: map[string]bool{}, known: map[string]known{}, told: map[known]EventKind{},
+		before: map[string]bool{}, known: map[string]known{}, sent: map[known]EventKind{},
 		events: make(chan Event, 64),
 	}
 }
@@ -140,8 +139,8 @@ func (w *watcher) start(ctx context.Context) (<-chan Event, error) {
 	return w.events, nil
 }
 
-// list lists page by page; its version is that of the first page, from which the
-// watch goes on.
+// list lists page by page. Its version is that of the first page, from which the watch
+// continues.
 func (w *watcher) list(ctx context.Context) (*snapshotv1.VolumeSnapshotList, error) {
 	all, options := &snapshotv1.VolumeSnapshotList{}, metav1.ListOptions{LabelSelector: w.selector, Limit: cluster.PageSize}
 	for {
@@ -166,7 +165,7 @@ func (w *watcher) where() string {
 	return "namespace " + w.namespace
 }
 
-// open starts both watches at the present, and returns what is there.
+// open starts both watches at the present, and returns the existing VolumeSnapshots.
 func (w *watcher) open(ctx context.Context) (snapshots, contents watch.Interface, listed *snapshotv1.VolumeSnapshotList, err error) {
 	now, err := w.client.SnapshotV1().VolumeSnapshotContents().List(ctx, metav1.ListOptions{Limit: 1})
 	if err != nil {
@@ -195,7 +194,7 @@ func (w *watcher) run(ctx context.Context, snapshots, contents watch.Interface, 
 			w.snapshot(ctx, &listed.Items[i])
 			w.catchUp(ctx, &listed.Items[i])
 		}
-		w.missed(ctx, listed)
+		w.reportDeleted(ctx, listed)
 		w.follow(ctx, snapshots, contents)
 		for {
 			select {
@@ -233,7 +232,7 @@ func (w *watcher) follow(ctx context.Context, snapshots, contents watch.Interfac
 				return
 			}
 			if content, ok := event.Object.(*snapshotv1.VolumeSnapshotContent); ok && event.Type != watch.Deleted {
-				if w.signs && event.Type == watch.Added && content.Spec.Source.VolumeHandle != nil {
+				if w.reportBegun && event.Type == watch.Added && content.Spec.Source.VolumeHandle != nil {
 					w.send(ctx, Event{Kind: Begun})
 				}
 				w.content(ctx, content)
@@ -244,26 +243,26 @@ func (w *watcher) follow(ctx context.Context, snapshots, contents watch.Interfac
 	}
 }
 
-// snapshot takes note of a VolumeSnapshot and of what its status says.
+// snapshot processes a VolumeSnapshot and its status.
 func (w *watcher) snapshot(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
-	if w.since[string(vs.UID)] || vs.Spec.Source.PersistentVolumeClaimName == nil || (w.backup != nil && Foreign(vs, w.backup)) {
+	if w.before[string(vs.UID)] || vs.Spec.Source.PersistentVolumeClaimName == nil || (w.backup != nil && Foreign(vs, w.backup)) {
 		return
 	}
 	of := known{vs.Namespace, *vs.Spec.Source.PersistentVolumeClaimName, vs.Name}
 	content := contentName(vs)
 	if _, ok := w.known[content]; !ok {
 		w.known[content] = of
-		w.tell(ctx, of.event(Created))
-		// Its content may have been cut before we knew whose it is.
+		w.report(ctx, of.event(Created))
+		// The content may have been cut before its VolumeSnapshot was known.
 		w.catchUp(ctx, vs)
 	}
 	switch {
 	case vs.Status == nil:
 	case vs.Status.BoundVolumeSnapshotContentName != nil && vs.Status.CreationTime != nil:
-		w.tell(ctx, of.event(Cut)) // the content's own event may be on its way
+		w.report(ctx, of.event(Cut)) // the content's own event may follow
 		event := of.event(Bound)
 		event.Object = vs
-		w.tell(ctx, event)
+		w.report(ctx, event)
 	case vs.Status.Error != nil:
 		w.failed(ctx, of, message(vs.Status.Error))
 	}
@@ -272,7 +271,7 @@ func (w *watcher) snapshot(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
 func (w *watcher) failed(ctx context.Context, of known, message string) {
 	event := of.event(Failed)
 	event.Message = message
-	w.tell(ctx, event)
+	w.report(ctx, event)
 }
 
 func (w *watcher) deleted(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
@@ -281,14 +280,14 @@ func (w *watcher) deleted(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
 	}
 }
 
-// missed tells of the snapshots that were deleted while no watch was open; they
-// may have been cut before.
-func (w *watcher) missed(ctx context.Context, list *snapshotv1.VolumeSnapshotList) {
+// reportDeleted reports the snapshots that were deleted while no watch was open. They may have
+// been cut before.
+func (w *watcher) reportDeleted(ctx context.Context, list *snapshotv1.VolumeSnapshotList) {
 	for name, of := range w.known {
 		there := slices.ContainsFunc(list.Items, func(vs snapshotv1.VolumeSnapshot) bool {
 			return vs.Name == of.snapshot && vs.Namespace == of.namespace
 		})
-		if there || w.told[of] >= Cut {
+		if there || w.sent[of] >= Cut {
 			continue
 		}
 		content, err := w.client.SnapshotV1().VolumeSnapshotContents().Get(ctx, name, metav1.GetOptions{})
@@ -302,37 +301,37 @@ func (w *watcher) missed(ctx context.Context, list *snapshotv1.VolumeSnapshotLis
 	}
 }
 
-// content tells when a snapshot is cut: from then on it has a handle and a
-// creation time, which the CSI specification defines as the point in time of
-// the snapshot.
+// content processes a content. A snapshot is cut when the content has a handle and a
+// creation time, which the CSI specification defines as the point in time of the
+// snapshot.
 func (w *watcher) content(ctx context.Context, content *snapshotv1.VolumeSnapshotContent) {
 	of, ok := w.known[content.Name]
 	if !ok {
 		return
 	}
-	if w.signs {
-		w.tell(ctx, of.event(Begun))
+	if w.reportBegun {
+		w.report(ctx, of.event(Begun))
 	}
 	switch {
 	case content.Status == nil:
 	case content.Status.SnapshotHandle != nil && content.Status.CreationTime != nil:
-		w.tell(ctx, of.event(Cut))
+		w.report(ctx, of.event(Cut))
 	case content.Status.Error != nil:
 		w.failed(ctx, of, message(content.Status.Error))
-		// The CSI sidecar takes the annotation away when the driver's answer is final
+		// The CSI sidecar removes the annotation when the driver's answer is final
 		// (isCSIFinalError in pkg/sidecar-controller of external-snapshotter 8.2).
 		if _, creating := content.Annotations[beingCreated]; !creating {
 			event := of.event(Refused)
 			event.Message = message(content.Status.Error)
-			w.tell(ctx, event)
+			w.report(ctx, event)
 		}
 	}
 }
 
-// catchUp looks at a content whose events may have come too early for us. When
-// it cannot be read, the watches will end with the same trouble.
+// catchUp reads a content whose events may have come before its VolumeSnapshot was
+// known. If the read fails, so do the watches, which are opened again.
 func (w *watcher) catchUp(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
-	if w.since[string(vs.UID)] {
+	if w.before[string(vs.UID)] {
 		return
 	}
 	if content, err := w.client.SnapshotV1().VolumeSnapshotContents().Get(ctx, contentName(vs), metav1.GetOptions{}); err == nil {
@@ -340,13 +339,13 @@ func (w *watcher) catchUp(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
 	}
 }
 
-// tell passes an event on, unless it or a later one has been told.
-func (w *watcher) tell(ctx context.Context, event Event) {
+// report sends an event, unless it or a later one of the snapshot was sent.
+func (w *watcher) report(ctx context.Context, event Event) {
 	of := known{event.Namespace, event.Claim, event.Snapshot}
-	if last, ok := w.told[of]; ok && last >= event.Kind {
+	if last, ok := w.sent[of]; ok && last >= event.Kind {
 		return
 	}
-	w.told[of] = event.Kind
+	w.sent[of] = event.Kind
 	w.send(ctx, event)
 }
 
@@ -357,8 +356,8 @@ func (w *watcher) send(ctx context.Context, event Event) {
 	}
 }
 
-// contentName is the name of a VolumeSnapshot's content, which the snapshot
-// controller makes from its UID.
+// contentName returns the name of a VolumeSnapshot's content, which the snapshot
+// controller derives from the UID.
 func contentName(vs *snapshotv1.VolumeSnapshot) string {
 	if vs.Status != nil && vs.Status.BoundVolumeSnapshotContentName != nil {
 		return *vs.Status.BoundVolumeSnapshotContentName

@@ -24,68 +24,65 @@ import (
 )
 
 const (
-	// beingDeleted is what the snapshot controller writes on the content of a
-	// VolumeSnapshot that is deleted, and without which the CSI sidecar lets no
-	// content go.
+	// beingDeleted is the annotation that the snapshot controller sets on the content of
+	// a deleted VolumeSnapshot. Without it the CSI sidecar releases no content.
 	beingDeleted = "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted"
-	// unusual is how long storage may take to delete a snapshot before the text
-	// says where to look, and how long the snapshot controller may take to process a
-	// deletion before Remove completes it without the controller.
-	unusual = 5 * time.Second
-	// removalPause lies between two looks at a snapshot that is to go, at the
-	// most; removalFirst is the first such pause, and each is twice the last.
+	// slowDeletion is how long a deletion may take before the text says where to look, and
+	// before Remove completes it without the snapshot controller.
+	slowDeletion = 5 * time.Second
+	// removalPause is the maximum time between two reads of a snapshot that is being
+	// deleted. The first pause is removalFirst, and each is twice the last.
 	removalPause = time.Second
 	removalFirst = 50 * time.Millisecond
 )
 
 // Finalizers of the snapshot controller and of the CSI sidecar.
 const (
-	// sourceProtection is the first thing that the snapshot controller writes on a
-	// new VolumeSnapshot, and takes away when it is deleted.
+	// sourceProtection is the first finalizer that the snapshot controller sets on a new
+	// VolumeSnapshot. It removes the finalizer when the VolumeSnapshot is deleted.
 	sourceProtection = "snapshot.storage.kubernetes.io/volumesnapshot-as-source-protection"
-	// boundProtection keeps a VolumeSnapshot until its content is gone. A new
-	// VolumeSnapshot has both: each one that the controller need not write spares
-	// requests of the controller while the application is frozen.
+	// boundProtection keeps a VolumeSnapshot until its content is gone. Stillpoint
+	// creates VolumeSnapshots with both finalizers, which saves requests of the
+	// controller while the application is frozen.
 	boundProtection = "snapshot.storage.kubernetes.io/volumesnapshot-bound-protection"
-	// contentProtection keeps a content until the sidecar has had the driver delete
-	// the snapshot. The controller sets it on bound contents only.
+	// contentProtection keeps a content until the driver has deleted the snapshot for
+	// the sidecar. The controller sets it only on bound contents.
 	contentProtection = "snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection"
 )
 
-// ErrKept is the error of an object that is not to be deleted; another attempt does
-// not change that.
+// ErrKept is the error for an object that must stay. Another attempt has the same
+// result.
 var ErrKept = errors.New("kept")
 
-// ErrVetoed is the ErrKept of a snapshot that a user has marked with
+// ErrVetoed is the ErrKept for a snapshot that a user has marked with
 // api.AnnotationKeepSnapshot.
 var ErrVetoed = fmt.Errorf("%w: it has the annotation %s: \"true\"", ErrKept, api.AnnotationKeepSnapshot)
 
-// Target is a snapshot that is to go: a VolumeSnapshot, its content, and what
-// the content stands for in the storage.
+// Target is a snapshot to delete: a VolumeSnapshot, its content, and the storage's
+// snapshot.
 type Target struct {
 	// Namespace and Name are those of the VolumeSnapshot.
 	Namespace, Name string
-	// UID is that of the VolumeSnapshot; another one of the same name is left
-	// alone. "" is any.
+	// UID is the UID of the VolumeSnapshot, "" for any. Another VolumeSnapshot of the
+	// name stays.
 	UID types.UID
-	// Content is the name of the VolumeSnapshotContent, where it is known; it is
-	// found by the VolumeSnapshot otherwise.
+	// Content is the name of the VolumeSnapshotContent. If it is "", the VolumeSnapshot
+	// determines it.
 	Content string
-	// Policy says what becomes of the storage's snapshot, whatever the class
-	// says. "" is Delete.
+	// Policy decides what becomes of the storage's snapshot, whatever the class says. ""
+	// is Delete.
 	Policy snapshotv1.DeletionPolicy
 }
 
-// TargetOf is the target that a VolumeSnapshot makes, with what it stands for
-// in the storage.
+// TargetOf returns the target to delete a VolumeSnapshot and the storage's snapshot.
 func TargetOf(vs *snapshotv1.VolumeSnapshot) Target {
 	return Target{Namespace: vs.Namespace, Name: vs.Name, UID: vs.UID, Content: contentName(vs)}
 }
 
 func (t Target) String() string { return t.Namespace + "/" + t.Name }
 
-// Delete removes the VolumeSnapshots of claims that selector matches, with what
-// they stand for in the storage, as RemoveAll does.
+// Delete deletes the VolumeSnapshots of claims that selector matches, and the storage's
+// snapshots, as RemoveAll does.
 func Delete(ctx context.Context, client versioned.Interface, namespace string, selector labels.Selector, claims ...string) error {
 	list, err := List(ctx, client, namespace, selector.String())
 	if err != nil {
@@ -101,15 +98,14 @@ func Delete(ctx context.Context, client versioned.Interface, namespace string, s
 	return DeleteAll(ctx, client, targets...)
 }
 
-// DeleteAll is RemoveAll for callers that do not report vetoes.
+// DeleteAll is RemoveAll for callers that ignore vetoes.
 func DeleteAll(ctx context.Context, client versioned.Interface, targets ...Target) error {
 	_, err := RemoveAll(ctx, client, targets...)
 	return err
 }
 
-// RemoveAll removes snapshots side by side and waits until they are gone, for as
-// long as ctx allows; what is left then is an error. It returns those that a user
-// wants to keep.
+// RemoveAll deletes snapshots in parallel and waits until they are gone or ctx ends. The
+// error names the rest. It returns the snapshots that a user wants to keep.
 func RemoveAll(ctx context.Context, client versioned.Interface, targets ...Target) (vetoed []Target, err error) {
 	errs := make([]error, len(targets))
 	var all sync.WaitGroup
@@ -129,12 +125,11 @@ func RemoveAll(ctx context.Context, client versioned.Interface, targets ...Targe
 	return vetoed, errors.Join(errs...)
 }
 
-// UntilGone calls remove until nothing is left, until the error is ErrKept, or until
-// ctx ends, with longer and longer pauses. The error reports what prevents the
-// removal.
+// UntilGone calls remove with growing pauses until nothing remains, the error is
+// ErrKept, or ctx ends. The error says what prevents the removal.
 func UntilGone(ctx context.Context, remove func(context.Context) (left string, err error)) error {
 	var problem error
-	var reason string // what was left, by the last call that found it out
+	var reason string // what remained at the last successful call
 	pauses := wait.Backoff{Duration: removalFirst, Factor: 2, Steps: math.MaxInt32, Cap: removalPause}
 	err := pauses.DelayFunc().Until(ctx, true, true, func(ctx context.Context) (bool, error) {
 		left, err := remove(ctx)
@@ -158,14 +153,13 @@ func UntilGone(ctx context.Context, remove func(context.Context) (left string, e
 	return err
 }
 
-// Remove does what is to be done now for a snapshot to go, and tells what is
-// left of it; "" says that all is gone, which the storage has confirmed where
-// the policy is Delete. It is to be called again until then. An error of the
-// driver is in what is left, since the sidecar tries again. The error is
-// ErrVetoed where a user wants it to stay.
+// Remove requests the next step of a deletion, and returns what remains. "" means that
+// all is gone, which the storage has confirmed if the policy is Delete. The caller
+// repeats it until then. A driver's error is in left, since the sidecar tries again. The
+// error is ErrVetoed if a user wants to keep the snapshot.
 //
-// A VolumeSnapshot may name any content, and be a tenant's; what counts is which
-// VolumeSnapshot the content names.
+// The VolumeSnapshot that the content names counts. The reverse reference is not
+// reliable, because a tenant can create a VolumeSnapshot that names any content.
 func Remove(ctx context.Context, client versioned.Interface, t Target) (left string, err error) {
 	vs, err := client.SnapshotV1().VolumeSnapshots(t.Namespace).Get(ctx, t.Name, metav1.GetOptions{})
 	switch {
@@ -192,7 +186,7 @@ func Remove(ctx context.Context, client versioned.Interface, t Target) (left str
 	}
 
 	policy := cmp.Or(t.Policy, snapshotv1.VolumeSnapshotContentDelete)
-	ignored := vs != nil && vs.DeletionTimestamp != nil && time.Since(vs.DeletionTimestamp.Time) > unusual
+	ignored := vs != nil && vs.DeletionTimestamp != nil && time.Since(vs.DeletionTimestamp.Time) > slowDeletion
 	if content != nil {
 		if err := prepare(ctx, client, content, policy, vs == nil || ignored); err != nil {
 			return "", err
@@ -207,8 +201,8 @@ func Remove(ctx context.Context, client versioned.Interface, t Target) (left str
 			return "", fmt.Errorf("delete VolumeSnapshot %s: %w", t, err)
 		}
 	}
-	// The controller deletes a content with its VolumeSnapshot only where it knows
-	// the content with the policy Delete.
+	// The controller deletes a content with its VolumeSnapshot only if it has read the
+	// content with the policy Delete.
 	byController := vs != nil && !ignored && policy == snapshotv1.VolumeSnapshotContentDelete && content != nil && content.Spec.DeletionPolicy == policy
 	if content != nil && content.DeletionTimestamp == nil && !byController {
 		err := client.SnapshotV1().VolumeSnapshotContents().Delete(ctx, content.Name, metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(content.UID))})
@@ -224,9 +218,10 @@ func Remove(ctx context.Context, client versioned.Interface, t Target) (left str
 	return remains(t, vs, content), nil
 }
 
-// release takes the snapshot controller's finalizers off a VolumeSnapshot that is
-// being deleted and has no content: where no controller runs, they keep its
-// namespace from ending. The patch fails if a controller has changed it meanwhile.
+// release removes the snapshot controller's finalizers from a VolumeSnapshot that is
+// being deleted and has no content. Without a running controller they prevent the
+// deletion of the namespace. The patch fails if a controller has changed the object
+// meanwhile.
 func release(ctx context.Context, client versioned.Interface, vs *snapshotv1.VolumeSnapshot) error {
 	others := slices.DeleteFunc(slices.Clone(vs.Finalizers), func(f string) bool { return f == sourceProtection || f == boundProtection })
 	if len(others) == len(vs.Finalizers) {
@@ -242,7 +237,8 @@ func release(ctx context.Context, client versioned.Interface, vs *snapshotv1.Vol
 	return nil
 }
 
-// content gets the content of a target, if it is the target's.
+// content returns the content of a target, nil if it does not exist or belongs to
+// another VolumeSnapshot.
 func (t Target) content(ctx context.Context, client versioned.Interface, name string) (*snapshotv1.VolumeSnapshotContent, error) {
 	if name == "" {
 		return nil, nil //nolint:nilnil // none is a valid answer
@@ -260,10 +256,10 @@ func (t Target) content(ctx context.Context, client versioned.Interface, name st
 	return content, nil
 }
 
-// prepare sets the policy of a content, and reminds the sidecar of one that is
+// prepare sets the policy of a content, and triggers the sidecar for a content that is
 // being deleted. For an orphan, whose VolumeSnapshot is gone or ignored by the
-// controller, it sets the annotation without which the sidecar waits. A content
-// without the finalizer would be gone before the sidecar has called the driver.
+// controller, it sets the annotation that the sidecar waits for. It adds the finalizer,
+// without which the content would be gone before the sidecar has called the driver.
 func prepare(ctx context.Context, client versioned.Interface, content *snapshotv1.VolumeSnapshotContent, policy snapshotv1.DeletionPolicy, orphan bool) error {
 	change, meta, annotations := map[string]any{}, map[string]any{}, map[string]string{}
 	if content.Spec.DeletionPolicy != policy {
@@ -272,7 +268,7 @@ func prepare(ctx context.Context, client versioned.Interface, content *snapshotv
 	if content.DeletionTimestamp != nil {
 		annotations[api.AnnotationDeletionAwaited] = time.Now().UTC().Format(time.RFC3339Nano)
 	}
-	if _, told := content.Annotations[beingDeleted]; orphan && !told {
+	if _, set := content.Annotations[beingDeleted]; orphan && !set {
 		annotations[beingDeleted] = "yes"
 	}
 	if policy == snapshotv1.VolumeSnapshotContentDelete && content.DeletionTimestamp == nil && !slices.Contains(content.Finalizers, contentProtection) {
@@ -310,7 +306,7 @@ func remains(t Target, vs *snapshotv1.VolumeSnapshot, content *snapshotv1.Volume
 	case content == nil:
 	case content.Status != nil && content.Status.Error != nil:
 		text += ": " + message(content.Status.Error)
-	case content.DeletionTimestamp != nil && time.Since(content.DeletionTimestamp.Time) > unusual:
+	case content.DeletionTimestamp != nil && time.Since(content.DeletionTimestamp.Time) > slowDeletion:
 		text += fmt.Sprintf(" since %s; the CSI sidecar csi-snapshotter has the driver's error in its log and nowhere else", content.DeletionTimestamp.UTC().Format(time.RFC3339))
 	}
 	return text

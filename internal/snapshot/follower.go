@@ -13,43 +13,43 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Follower follows all VolumeSnapshots of a backup that are Stillpoint's, with
-// one pair of watches for the whole of it.
+// Follower follows all VolumeSnapshots that Stillpoint creates for a backup, with one
+// pair of watches.
 type Follower struct {
 	client versioned.Interface
 	backup *velerov1.Backup
 
-	mu      sync.Mutex
-	open    bool
-	sign    time.Time // when the snapshot controller last showed that it runs
-	known   map[types.NamespacedName]State
-	changed chan struct{} // closed, and made anew, with each event
+	mu           sync.Mutex
+	open         bool
+	lastReaction time.Time // when the snapshot controller last changed a content
+	known        map[types.NamespacedName]State
+	changed      chan struct{} // closed and replaced with each event
 }
 
-// State is how far the storage is with one snapshot.
+// State is the state of one snapshot.
 type State struct {
-	// Begun reports that the snapshot controller has made the content.
+	// Begun reports that the snapshot controller has created the content.
 	Begun bool
-	// Cut tells that its point in time is past.
+	// Cut reports that the snapshot no longer changes.
 	Cut bool
-	// Bound is the VolumeSnapshot when it tells of its content.
+	// Bound is the VolumeSnapshot once it is bound to its content.
 	Bound *snapshotv1.VolumeSnapshot
-	// Failure is the driver's message, and may be followed by a cut.
+	// Failure is the driver's message. A cut may follow.
 	Failure error
-	// Refused is when a failure was first seen to be final, zero while none is.
+	// Refused is when a final failure was first seen, zero if none.
 	Refused time.Time
 }
 
-// RefusalGrace is how long a final failure of the driver is waited out, at the
-// most: the CSI sidecar tries again after 1 s and after 3 s.
+// RefusalGrace is how long a final failure of the driver is tolerated. The CSI sidecar
+// retries after 1 s and after 3 s.
 const RefusalGrace = 5 * time.Second
 
-// NewFollower returns a Follower, which sees nothing before Watch.
+// NewFollower returns a Follower. Watch starts it.
 func NewFollower(client versioned.Interface, backup *velerov1.Backup) *Follower {
 	return &Follower{client: client, backup: backup, known: map[types.NamespacedName]State{}, changed: make(chan struct{})}
 }
 
-// Watch opens the watches, once; they last as long as the process.
+// Watch opens the watches on the first call. They last as long as the process.
 func (s *Follower) Watch(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -63,17 +63,17 @@ func (s *Follower) Watch(ctx context.Context) error {
 	s.open = true
 	go func() {
 		for event := range events {
-			s.note(event)
+			s.record(event)
 		}
 	}()
 	return nil
 }
 
-func (s *Follower) note(event Event) {
+func (s *Follower) record(event Event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if event.Kind != Created {
-		s.sign = time.Now()
+		s.lastReaction = time.Now()
 	}
 	if event.Snapshot == "" { // another's content
 		return
@@ -98,28 +98,29 @@ func (s *Follower) note(event Event) {
 	s.changed = make(chan struct{})
 }
 
-// State tells how far a snapshot is, and when to ask again.
+// State returns the state of a snapshot, and a channel that is closed when it may
+// differ.
 func (s *Follower) State(key types.NamespacedName) (State, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.known[key], s.changed
 }
 
-// maxReaction is how long the snapshot controller may take at the most until it
-// reacts to a new VolumeSnapshot, or to a cut. It includes the change of leaders.
+// maxReaction is how long the snapshot controller may take to react to a new
+// VolumeSnapshot or to a cut. It includes a change of leaders.
 const maxReaction = 30 * time.Second
 
-// Reaction is how long to wait for a sign of the snapshot controller where a cut
+// Reaction returns how long to wait for a reaction of the snapshot controller if a cut
 // may take up to a timeout.
 func Reaction(timeout time.Duration) time.Duration { return min(maxReaction, timeout/4) }
 
-// Silent is an error when the snapshot controller has shown no sign of life, at any
-// VolumeSnapshotContent of the cluster, for as long as limit after a moment.
+// Silent returns an error if the snapshot controller has not changed any
+// VolumeSnapshotContent of the cluster for limit since a moment.
 func (s *Follower) Silent(since time.Time, limit time.Duration) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.sign.After(since) {
-		since = s.sign
+	if s.lastReaction.After(since) {
+		since = s.lastReaction
 	}
 	if time.Since(since) < limit {
 		return nil
@@ -127,10 +128,10 @@ func (s *Follower) Silent(since time.Time, limit time.Duration) error {
 	return fmt.Errorf("the snapshot controller has not reacted for %s; is it installed and running (snapshot-controller of kubernetes-csi/external-snapshotter)?", limit.Round(100*time.Millisecond))
 }
 
-// Bound waits until a VolumeSnapshot that was created at that time tells of its
-// content. It ends early when the snapshot controller is silent for limit while it
-// is its turn, or when the driver has refused the snapshot for RefusalGrace, or for
-// limit. The driver's last error is the reason when ctx ends before.
+// Bound waits until a VolumeSnapshot, created at that time, is bound to its content. It
+// ends early if the snapshot controller should react and is silent for limit, or if the
+// driver has refused the snapshot for RefusalGrace or limit. If ctx ends before, the
+// error has the driver's last message.
 func (s *Follower) Bound(ctx context.Context, key types.NamespacedName, created time.Time, limit time.Duration) (*snapshotv1.VolumeSnapshot, error) {
 	for {
 		state, changed := s.State(key)

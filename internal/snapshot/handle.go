@@ -16,14 +16,14 @@ import (
 	"k8s.io/utils/ptr"
 )
 
-// notFound is what the CSI sidecar writes as the error of a content whose handle
-// the driver's ListSnapshots does not return (GetSnapshotStatus in pkg/snapshotter
-// of external-snapshotter).
+// notFound is the error that the CSI sidecar sets on a content whose handle the driver's
+// ListSnapshots does not return (GetSnapshotStatus in pkg/snapshotter of
+// external-snapshotter).
 const notFound = "can not find snapshot for snapshotID"
 
-// OfHandle is a content for a snapshot that the storage has already. Its name,
-// which begins with why, is also that of its VolumeSnapshot, and the same whenever
-// it is made for that snapshot.
+// OfHandle returns a content for an existing snapshot of the storage. Its name begins
+// with why, is the same on each call for a snapshot, and is also the name of its
+// VolumeSnapshot.
 func OfHandle(why, namespace, driver, handle string, policy snapshotv1.DeletionPolicy) *snapshotv1.VolumeSnapshotContent {
 	sum := sha256.Sum256([]byte(driver + "\x00" + handle))
 	name := "stillpoint-" + why + "-" + hex.EncodeToString(sum[:8])
@@ -37,9 +37,8 @@ func OfHandle(why, namespace, driver, handle string, policy snapshotv1.DeletionP
 	}
 }
 
-// DeleteByHandle deletes the snapshot that a content made by OfHandle stands for.
-// It returns when the driver has answered for the handle and confirmed the
-// deletion, or when ctx ends, with what is in the way.
+// DeleteByHandle deletes the snapshot of a content made by OfHandle. It returns when the
+// driver has confirmed the deletion, or with the obstacle when ctx ends.
 func DeleteByHandle(ctx context.Context, client versioned.Interface, content *snapshotv1.VolumeSnapshotContent) error {
 	contents := client.SnapshotV1().VolumeSnapshotContents()
 	content = content.DeepCopy()
@@ -52,7 +51,8 @@ func DeleteByHandle(ctx context.Context, client versioned.Interface, content *sn
 		case apierrors.IsNotFound(err) && known:
 			return "", nil
 		case apierrors.IsNotFound(err):
-			// Also where one that the driver was never asked about has just gone.
+			// Also if a content that the driver was never asked about has just been
+			// deleted.
 			if found, err = contents.Create(ctx, content, metav1.CreateOptions{}); err != nil {
 				return "", fmt.Errorf("create VolumeSnapshotContent %s: %w", content.Name, err)
 			}
@@ -70,9 +70,9 @@ func DeleteByHandle(ctx context.Context, client versioned.Interface, content *sn
 	return nil
 }
 
-// answered reports whether a content may be deleted with its snapshot. One made of
-// a handle may only after the driver has answered for the handle: until then the
-// sidecar lets the content go without a call to the driver.
+// answered reports whether a content may be deleted with its snapshot. A content of a
+// handle may be only after the driver has answered for the handle. Before that the
+// sidecar releases the content without a call to the driver.
 func answered(content *snapshotv1.VolumeSnapshotContent) bool {
 	status := content.Status
 	switch {
@@ -87,7 +87,7 @@ func answered(content *snapshotv1.VolumeSnapshotContent) bool {
 	}
 }
 
-// unanswered describes a content that is not answered.
+// unanswered describes a content whose driver has not answered.
 func unanswered(content *snapshotv1.VolumeSnapshotContent) string {
 	why := "is its CSI sidecar csi-snapshotter running?"
 	if content.Status != nil && content.Status.Error != nil {

@@ -19,13 +19,13 @@ import (
 	"stillpoint.io/stillpoint/internal/cluster"
 )
 
-// Of selects what this installation has marked.
+// Of selects the objects that an installation has marked.
 func Of(installation string) labels.Selector {
 	return labels.SelectorFromSet(labels.Set{api.LabelInstallation: installation})
 }
 
-// List lists the VolumeSnapshots of a namespace, or of all, that a selector
-// matches; "" matches all.
+// List lists the VolumeSnapshots of a namespace, or of all, that a selector matches; ""
+// matches all.
 func List(ctx context.Context, client versioned.Interface, namespace, selector string) ([]snapshotv1.VolumeSnapshot, error) {
 	where := "VolumeSnapshots of namespace " + namespace
 	if namespace == metav1.NamespaceAll {
@@ -40,9 +40,8 @@ func Contents(ctx context.Context, client versioned.Interface, selector string) 
 	return served(cluster.All[snapshotv1.VolumeSnapshotContent](ctx, "VolumeSnapshotContents", selector, cluster.Typed(client.SnapshotV1().VolumeSnapshotContents().List)))
 }
 
-// served passes a list on. One that is not found says that the cluster does not
-// have the CustomResourceDefinitions of snapshots: it backs its volumes up by
-// fs-backup, or its storage is older than CSI. There is nothing to list then.
+// served returns an empty list for a NotFound error, which means that the cluster does
+// not have the CustomResourceDefinitions of snapshots.
 func served[T any](all []T, err error) ([]T, error) {
 	if apierrors.IsNotFound(err) {
 		return nil, nil
@@ -57,8 +56,9 @@ type Pair struct {
 	Content  *snapshotv1.VolumeSnapshotContent
 }
 
-// Pairs pairs VolumeSnapshots and contents. A VolumeSnapshot may name any content,
-// and be a tenant's; what counts is which VolumeSnapshot the content names.
+// Pairs pairs VolumeSnapshots and contents by the VolumeSnapshot that the content names.
+// The reverse reference is not reliable, because a tenant can create a VolumeSnapshot
+// that names any content.
 func Pairs(snapshots []snapshotv1.VolumeSnapshot, contents []snapshotv1.VolumeSnapshotContent) []Pair {
 	byKey := map[types.NamespacedName]*Pair{}
 	var all []*Pair
@@ -76,7 +76,7 @@ func Pairs(snapshots []snapshotv1.VolumeSnapshot, contents []snapshotv1.VolumeSn
 		case pair == nil || (of.UID != "" && of.UID != pair.Snapshot.UID):
 			all = append(all, &Pair{Content: content})
 		case of.UID == "" && ptr.Deref(pair.Snapshot.Spec.Source.VolumeSnapshotContentName, "") != content.Name:
-			// Waits for a VolumeSnapshot that asks for another one.
+			// The VolumeSnapshot refers to another content.
 			all = append(all, &Pair{Content: content})
 		case pair.Content == nil:
 			pair.Content = content
@@ -89,9 +89,9 @@ func Pairs(snapshots []snapshotv1.VolumeSnapshot, contents []snapshotv1.VolumeSn
 	return pairs
 }
 
-// Marked lists and pairs what has the labels of a selector, and the VolumeSnapshots
-// in Velero's namespace that lack Stillpoint's: the copies that a data mover makes
-// there have the annotations only.
+// Marked lists and pairs the objects that a selector matches. It adds the
+// VolumeSnapshots in Velero's namespace without Stillpoint's labels, since a data
+// mover's copies there have only the annotations.
 func Marked(ctx context.Context, client versioned.Interface, selector labels.Selector, velero string) ([]Pair, error) {
 	contents, err := Contents(ctx, client, selector.String())
 	if err != nil {
@@ -105,7 +105,7 @@ func Marked(ctx context.Context, client versioned.Interface, selector labels.Sel
 	return Pairs(slices.Concat(marked, copies), contents), err
 }
 
-// Objects are those of a pair that exist, the VolumeSnapshot first.
+// Objects returns the existing objects of a pair, the VolumeSnapshot first.
 func (p Pair) Objects() (all []metav1.Object) {
 	if p.Snapshot != nil {
 		all = append(all, p.Snapshot)
@@ -116,12 +116,13 @@ func (p Pair) Objects() (all []metav1.Object) {
 	return all
 }
 
-// Created is when the first of its objects was created.
+// Created returns the creation time of the pair's first object.
 func (p Pair) Created() time.Time { return p.Objects()[0].GetCreationTimestamp().Time }
 
-// Target is what is deleted with a pair, the storage's snapshot included. A
-// VolumeSnapshot that was created after the pair's own is another one: a content that
-// was never bound knows no UID, and gets its own, which no VolumeSnapshot has.
+// Target returns the target to delete a pair, including the storage's snapshot. A
+// content that was never bound has no UID of a VolumeSnapshot. The target then has the
+// content's UID, which matches no VolumeSnapshot, so a new VolumeSnapshot of that name
+// stays.
 func (p Pair) Target() Target {
 	if p.Snapshot == nil {
 		of := p.Content.Spec.VolumeSnapshotRef
@@ -134,7 +135,7 @@ func (p Pair) Target() Target {
 	return target
 }
 
-// ContentOf gets the content of a VolumeSnapshot, nil where none names it.
+// ContentOf returns the content of a VolumeSnapshot, nil if no content names it.
 func ContentOf(ctx context.Context, client versioned.Interface, vs *snapshotv1.VolumeSnapshot) (*snapshotv1.VolumeSnapshotContent, error) {
 	content, err := TargetOf(vs).content(ctx, client, contentName(vs))
 	if err != nil {

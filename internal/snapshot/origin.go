@@ -19,25 +19,24 @@ import (
 	"stillpoint.io/stillpoint/internal/api"
 )
 
-// ClaimOf is the UID of the claim that a VolumeSnapshot or content was taken of, or
-// that a data mover's copy of one is of; "" where Stillpoint did not mark it.
+// ClaimOf returns the UID of the claim of a VolumeSnapshot, a content, or a data mover's
+// copy; "" if Stillpoint did not mark it.
 func ClaimOf(object metav1.Object) string {
 	return cmp.Or(object.GetLabels()[velerov1.PVCUIDLabel], object.GetAnnotations()[api.AnnotationClaimUID])
 }
 
-// Origin is which backup a snapshot was taken for, and by whom.
+// Origin is the backup and the installation that a snapshot was taken for.
 type Origin struct {
-	// Installation is the UID of the namespace of the Velero that took it.
+	// Installation is the UID of Velero's namespace.
 	Installation string
-	// Backup and BackupUID are those of the Velero Backup.
+	// Backup and BackupUID identify the Velero Backup.
 	Backup, BackupUID string
 }
 
-// OriginOf reads where an object comes from: a VolumeSnapshot or a
-// VolumeSnapshotContent, or the copy that a data mover has made of one, which
-// has the annotations only. The snapshot controller can undo annotations of a
-// content, and leaves the labels. It is false for objects that Stillpoint did
-// not mark, and for those whose marks disagree; the backup's name may be missing.
+// OriginOf reads the marks of a VolumeSnapshot, a VolumeSnapshotContent, or a data
+// mover's copy, which has only the annotations. The snapshot controller can revert
+// annotations of a content, but not the labels. It returns false if Stillpoint did not
+// mark the object, or if the marks disagree. The backup's name may be missing.
 func OriginOf(object metav1.Object) (Origin, bool) {
 	annotations, labels := object.GetAnnotations(), object.GetLabels()
 	origin := Origin{Backup: annotations[api.AnnotationBackup]}
@@ -56,11 +55,11 @@ func OriginOf(object metav1.Object) (Origin, bool) {
 	return origin, true
 }
 
-// Origin reads where a pair comes from; velero is Velero's namespace. Whoever may
-// write VolumeSnapshots in a namespace can write any mark there, so those of a
-// VolumeSnapshot count only where its content has them, too. Where the content has
-// none yet, the name must be the one that Stillpoint makes of the marks, or the
-// namespace Velero's own. It is an error when both are marked and differ.
+// Origin reads the marks of a pair; velero is Velero's namespace. A user who can write
+// VolumeSnapshots in a namespace can set any mark there. The marks of a VolumeSnapshot
+// therefore count only if its content has them, too. If the content is unmarked, the
+// VolumeSnapshot's name must be derived from the marks, or its namespace must be
+// Velero's. Different marks are an error.
 func (p Pair) Origin(velero string) (origin Origin, marked bool, err error) {
 	if p.Content != nil {
 		origin, marked = OriginOf(p.Content)
@@ -81,8 +80,8 @@ func (p Pair) Origin(velero string) (origin Origin, marked bool, err error) {
 	return Origin{}, false, nil
 }
 
-// Kept is the UID of the claim that a pair was taken of to be kept beside its export,
-// "" for any other, by the same rule as Origin.
+// Kept returns the UID of the claim if the pair is a kept snapshot, "" otherwise, by the
+// same rule as Origin.
 func (p Pair) Kept() string {
 	if p.Content != nil && p.Content.Labels[api.LabelKept] != "" {
 		return p.Content.Labels[api.LabelKept]
@@ -96,8 +95,8 @@ func (p Pair) Kept() string {
 	return p.Snapshot.Labels[api.LabelKept]
 }
 
-// named reports whether a VolumeSnapshot has the name that Stillpoint gives to one
-// with these marks. It fits no snapshot that somebody else has taken.
+// named reports whether a VolumeSnapshot has the name that Stillpoint derives from these
+// marks. No other snapshot has such a name.
 func named(vs *snapshotv1.VolumeSnapshot, origin Origin) bool {
 	claim, prefix := ClaimOf(vs), firstPrefix
 	if kept := vs.Labels[api.LabelKept]; kept != "" {
@@ -107,9 +106,9 @@ func named(vs *snapshotv1.VolumeSnapshot, origin Origin) bool {
 	return of != nil && claim != "" && vs.Name == name(prefix, origin.BackupUID, *of, claim)
 }
 
-// Of reports whether an object with this origin, created at that time, belongs to
-// a backup. A Backup that was deleted alone comes back from the object store with
-// its name and its times, and with another UID.
+// Of reports whether an object with this origin, created at that time, belongs to a
+// backup. Velero recreates a deleted Backup object from the object store with its name
+// and times, but another UID.
 func (o Origin) Of(backup *velerov1.Backup, created time.Time) bool {
 	if o.BackupUID == string(backup.UID) {
 		return true
@@ -118,7 +117,7 @@ func (o Origin) Of(backup *velerov1.Backup, created time.Time) bool {
 	return o.Backup == backup.Name && start != nil && !created.Before(start.Truncate(time.Second)) && end != nil && !created.After(end.Time)
 }
 
-// Mark writes onto an object where it comes from.
+// Mark sets the origin on an object.
 func (o Origin) Mark(object metav1.Object) {
 	labels, annotations := object.GetLabels(), object.GetAnnotations()
 	if labels == nil {
@@ -133,14 +132,15 @@ func (o Origin) Mark(object metav1.Object) {
 	object.SetAnnotations(annotations)
 }
 
-// Vetoed answers whether a user wants the object to stay.
+// Vetoed reports whether a user wants to keep the object.
 func Vetoed(object metav1.Object) bool {
 	return object.GetAnnotations()[api.AnnotationKeepSnapshot] == "true"
 }
 
-// Mark writes an origin on a VolumeSnapshot that Velero took of a claim, and on its
-// content, and has the storage's snapshot outlive them, as MarkContent does. It
-// takes off the labels of the claim that Velero has copied and excluded matches.
+// Mark sets an origin on a VolumeSnapshot that Velero took of a claim, and on its
+// content. Like MarkContent, it sets the policy so that the storage's snapshot outlives
+// them. It removes the labels that Velero copied from the claim and that excluded
+// matches.
 func Mark(ctx context.Context, client versioned.Interface, name string, claim *corev1.PersistentVolumeClaim, origin Origin, excluded func(label string) bool) (*snapshotv1.VolumeSnapshot, error) {
 	snapshots := client.SnapshotV1().VolumeSnapshots(claim.Namespace)
 	vs, err := snapshots.Get(ctx, name, metav1.GetOptions{})
@@ -151,7 +151,8 @@ func Mark(ctx context.Context, client versioned.Interface, name string, claim *c
 	maps.DeleteFunc(vs.Labels, func(key, _ string) bool { return key == api.LabelKept || excluded(key) })
 	origin.Mark(vs)
 	vs.Labels[velerov1.PVCUIDLabel], vs.Annotations[api.AnnotationClaimUID] = string(claim.UID), string(claim.UID)
-	// The content first: its marks alone are enough, the others are not.
+	// The content is first, because its marks suffice and those of the VolumeSnapshot do
+	// not.
 	if err := MarkContent(ctx, client, vs); err != nil {
 		return vs, err
 	}
@@ -172,11 +173,10 @@ func Mark(ctx context.Context, client versioned.Interface, name string, claim *c
 	return vs, nil
 }
 
-// MarkContent writes the marks of a VolumeSnapshot on its content, which the
-// snapshot controller makes without, and gives it the policy Retain: a
-// VolumeSnapshot that is deleted while its backup runs does not take the storage's
-// snapshot along. Remove sets the policy to Delete again. A snapshot that is kept
-// beside an export is the user's to delete, and has the policy of its class.
+// MarkContent copies the marks of a VolumeSnapshot to its content, and sets the policy
+// Retain. If the VolumeSnapshot is deleted while its backup runs, the storage's snapshot
+// then stays. Remove sets the policy to Delete again. A kept snapshot is the user's to
+// delete, and keeps the policy of its class.
 func MarkContent(ctx context.Context, client versioned.Interface, vs *snapshotv1.VolumeSnapshot) error {
 	origin, ours := OriginOf(vs)
 	if !ours {
@@ -204,7 +204,7 @@ func MarkContent(ctx context.Context, client versioned.Interface, vs *snapshotv1
 			}
 		}
 		change := map[string]any{"metadata": map[string]any{"labels": marks.Labels, "annotations": marks.Annotations, "resourceVersion": marks.ResourceVersion}}
-		if vs.Labels[api.LabelKept] == "" && content.DeletionTimestamp == nil { // a deletion that has begun is carried out
+		if vs.Labels[api.LabelKept] == "" && content.DeletionTimestamp == nil { // a deletion in progress continues
 			change["spec"] = map[string]any{"deletionPolicy": snapshotv1.VolumeSnapshotContentRetain}
 		}
 		patch, err := json.Marshal(change)

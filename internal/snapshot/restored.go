@@ -7,9 +7,8 @@ import (
 	"stillpoint.io/stillpoint/internal/api"
 )
 
-// Unmark takes away the marks of the backup that an object was copied from: a
-// restored copy is nothing that the backup has left behind, and not of the
-// installation that took the snapshot.
+// Unmark removes the marks of the backup that an object was restored from. The restored
+// object is not a leftover of that backup, and may belong to another installation.
 func Unmark(object metav1.Object) {
 	labels, annotations := object.GetLabels(), object.GetAnnotations()
 	for _, key := range []string{api.LabelInstallation, velerov1.BackupUIDLabel, velerov1.PVCUIDLabel, api.LabelKept, excludeLabel} {
@@ -22,9 +21,8 @@ func Unmark(object metav1.Object) {
 	object.SetAnnotations(annotations)
 }
 
-// Restored are the labels of what a restore has made for a claim, and only for
-// that: by the UID of the Restore and that of its Velero's namespace. No backup
-// takes it.
+// Restored returns the labels of an object that a restore creates only for a claim: the
+// UIDs of the Restore and of Velero's namespace. No backup includes the object.
 func Restored(installation, restoreUID string) map[string]string {
 	return map[string]string{api.LabelInstallation: installation, api.LabelRestore: restoreUID, excludeLabel: "true"}
 }

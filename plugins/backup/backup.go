@@ -243,7 +243,7 @@ func (a *claimAction) follow(ctx context.Context, claim *corev1.PersistentVolume
 func (a *claimAction) Progress(operation string, backup *velerov1.Backup) (velero.OperationProgress, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
 	defer cancel()
-	if err := a.groups.Settle(ctx, backup); err != nil {
+	if err := a.groups.DeleteUnclaimed(ctx, backup); err != nil {
 		return velero.OperationProgress{Description: err.Error()}, nil // it may pass, and Velero never asks again after an error
 	}
 	return a.tracker.Progress(ctx, operation, backup)
@@ -253,7 +253,7 @@ func (a *claimAction) Progress(operation string, backup *velerov1.Backup) (veler
 func (a *claimAction) Cancel(operation string, backup *velerov1.Backup) error {
 	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
 	defer cancel()
-	return errors.Join(a.groups.Settle(ctx, backup), a.tracker.Cancel(ctx, operation, backup))
+	return errors.Join(a.groups.DeleteUnclaimed(ctx, backup), a.tracker.Cancel(ctx, operation, backup))
 }
 
 type podsAction struct{ *Shared }

@@ -519,7 +519,7 @@ func groupRights(t *testing.T, c *cluster.Cluster, a *app, process func() groupP
 		_, err := c.Kubectl(t.Context(), nil, "-n", a.namespace, "annotate", "volumesnapshot", answer.Additional[0].Name, velerov1.VolumeSnapshotHandleAnnotation+"=x")
 		require.NoError(t, err)
 	}
-	require.NoError(t, process().Settle(t.Context(), backup))
+	require.NoError(t, process().DeleteUnclaimed(t.Context(), backup))
 	progress, err := tracker.Progress(t.Context(), first.Operation, backup)
 	require.NoError(t, err)
 	assert.True(t, progress.Completed, progress.Description)

@@ -12,21 +12,20 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-// Settle deletes the snapshots of a backup that no claim took: Velero left the
-// claim out, or a process died before it could hand the snapshot over. It is
-// called when all items are done, since Velero asks for the progress of
-// operations only then. What Velero took carries its annotation, or has a
-// DataUpload; so this process need not be the one that took the snapshots. It
-// waits a little until they are gone; what stays is the sweep's. It is done once in
-// a process: Velero asks again from the next one.
-func (g *Groups) Settle(ctx context.Context, backup *velerov1.Backup) error {
+// DeleteUnclaimed deletes the snapshots of a backup that no claim uses, because Velero
+// omitted the claim, or because a process died before it passed the snapshot on. Velero
+// asks for the progress of operations only after all items, so this is called then. A
+// snapshot that Velero has processed has its annotation or a DataUpload, which works in
+// any process. It waits briefly until the snapshots are gone; the sweep deletes the
+// rest. It runs once in a process.
+func (g *Groups) DeleteUnclaimed(ctx context.Context, backup *velerov1.Backup) error {
 	r := g.run(backup)
-	r.settling.Do(func() { r.settled = r.settle(ctx) })
-	return r.settled
+	r.unclaimedOnce.Do(func() { r.unclaimedErr = r.deleteUnclaimed(ctx) })
+	return r.unclaimedErr
 }
 
-func (r *run) settle(ctx context.Context) error {
-	r.taking.Wait() // or a snapshot could come later
+func (r *run) deleteUnclaimed(ctx context.Context) error {
+	r.taking.Wait() // a snapshot must not follow later
 	list, err := snapshot.List(ctx, r.clients.Snapshots, metav1.NamespaceAll, snapshot.OwnedBy(r.backup).String())
 	if err != nil {
 		return err
@@ -35,32 +34,32 @@ func (r *run) settle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, target := range targets { // the next process would not write into the backup's log
+	for _, target := range targets { // the next process cannot write to the backup's log
 		r.log.Infof("Deleting VolumeSnapshot %s: Velero left the claim out, or the plugin process ended before it was handed over", target)
 	}
-	r.tellLost(ctx, list)
+	r.reportLost(ctx, list)
 	waiting, cancel := context.WithTimeout(ctx, removalLimit)
 	defer cancel()
-	// The operations of other claims do not wait for what stays.
+	// The operations of other claims do not wait for these snapshots.
 	if _, err := snapshot.RemoveAll(waiting, r.clients.Snapshots, targets...); err != nil {
 		r.log.Warnf("Snapshots that no claim of backup %s took are not gone yet, and the next backup tries again: %v", r.backup.Name, err)
 	}
 	return r.forget(ctx)
 }
 
-// tellLost reports the snapshots that Velero was to back up and did not find.
-func (r *run) tellLost(ctx context.Context, there []snapshotv1.VolumeSnapshot) {
+// reportLost logs the snapshots that were deleted before Velero backed them up.
+func (r *run) reportLost(ctx context.Context, existing []snapshotv1.VolumeSnapshot) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, g := range r.groups {
-		r.tellLostOf(ctx, g, there)
+		r.reportLostOf(ctx, g, existing)
 	}
 }
 
-func (r *run) tellLostOf(ctx context.Context, g *group, there []snapshotv1.VolumeSnapshot) {
+func (r *run) reportLostOf(ctx context.Context, g *group, existing []snapshotv1.VolumeSnapshot) {
 	for _, m := range g.members {
 		vs, _ := m.answered.Load().(*snapshotv1.VolumeSnapshot)
-		if vs == nil || slices.ContainsFunc(there, func(found snapshotv1.VolumeSnapshot) bool {
+		if vs == nil || slices.ContainsFunc(existing, func(found snapshotv1.VolumeSnapshot) bool {
 			return found.UID == vs.UID && found.Annotations[velerov1.VolumeSnapshotHandleAnnotation] != ""
 		}) {
 			continue
