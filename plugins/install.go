@@ -37,8 +37,8 @@ func install() *cobra.Command {
 	}
 }
 
-// copySelf copies this program into the plugin directory. The image is made
-// FROM scratch: there is no shell and no cp to do it.
+// copySelf copies this program into the plugin directory. The image has no shell and no
+// cp.
 func copySelf(directory string) error {
 	if info, err := os.Stat(directory); err != nil || !info.IsDir() {
 		return fmt.Errorf("%s is not a directory; see stillpoint --help", directory)
@@ -50,8 +50,8 @@ func copySelf(directory string) error {
 	return copyProgram(self, filepath.Join(directory, "stillpoint"))
 }
 
-// copyProgram puts a program in its place in one step, so that a server that is
-// starting never runs half of it.
+// copyProgram replaces a program in one step, so that a starting server never runs an
+// incomplete one.
 func copyProgram(from, to string) error {
 	source, err := os.Open(from)
 	if err != nil {

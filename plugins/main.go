@@ -26,8 +26,8 @@ import (
 )
 
 func main() {
-	// Velero sets the variable of go-plugin's handshake; without it, a user has called,
-	// or the container that `velero plugin add` has put into the server's pod.
+	// Velero sets the variable of go-plugin's handshake. Without it, the caller is a
+	// user, or the container that `velero plugin add` has added to the server's pod.
 	handshake := framework.Handshake()
 	if os.Getenv(handshake.MagicCookieKey) != handshake.MagicCookieValue {
 		os.Exit(run(os.Args[1:]))
@@ -57,8 +57,8 @@ func main() {
 
 // run executes a command and returns its exit code.
 func run(args []string) int {
-	// A stream to a container that is gone ends with noise about a closed pipe; the
-	// commands' errors say what it means.
+	// Suppress client-go's log lines about a closed stream; the commands return the
+	// error.
 	utilruntime.ErrorHandlers = nil //nolint:reassign // there is no other way
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -66,7 +66,7 @@ func run(args []string) int {
 }
 
 func root() *cobra.Command {
-	// The pod of a thaw on a node runs the first, the plugin itself the second.
+	// The pod of a thaw on a node runs the first command, the plugin itself the second.
 	thawVolumes := &cobra.Command{
 		Use: node.Command, Hidden: true, DisableFlagParsing: true,
 		RunE: func(_ *cobra.Command, paths []string) error {

@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// The build sets these with -ldflags -X. Without it, they come from the Go toolchain's
+// The build sets these with -ldflags -X. Otherwise they come from the Go toolchain's
 // build information.
 var release, commit string
 

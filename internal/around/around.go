@@ -33,8 +33,8 @@ type Freezes struct {
 
 	mu      sync.Mutex // never held during a request
 	freezes map[*decision.Unit]*freeze
-	// calls are the claims for whose volumes Velero has called. The value is non-empty
-	// if the volume is to be quiesced but was not expected in the backup, and says why.
+	// calls are the claims for whose volumes Velero has called. The value is the reason
+	// if the volume is to be quiesced but was not expected in the backup, otherwise "".
 	calls map[claimKey]string
 }
 

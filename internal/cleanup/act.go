@@ -32,7 +32,7 @@ func (c *Cleaner) act(ctx context.Context, removals []*removal, report func(Resu
 // removals returns the findings to delete. Each is judged again before its deletion.
 func (c *Cleaner) removals(facts *facts, findings []Finding, named func(string) bool) (all []*removal) {
 	for i := range findings {
-		if findings[i].goes() {
+		if findings[i].toBeDeleted() {
 			all = append(all, &removal{Cleaner: c, facts: facts, finding: &findings[i], named: named})
 		}
 	}

@@ -198,15 +198,15 @@ func (c *Cleaner) AtBackup(ctx context.Context, log logrus.FieldLogger) <-chan s
 	return done
 }
 
-// judgeMarked judges the marked objects. Only if one of them is to be deleted it reads all
-// objects, since only these show what is shared with others.
+// judgeMarked judges the marked objects. If one of them is to be deleted, it reads and
+// judges all objects, since unmarked ones may share a storage snapshot.
 func (c *Cleaner) judgeMarked(ctx context.Context) (*facts, []Finding, error) {
 	facts, err := c.gatherMarked(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
 	findings := facts.judge(noneNamed)
-	if !slices.ContainsFunc(findings, func(f Finding) bool { return f.goes() && f.Kind != Record }) {
+	if !slices.ContainsFunc(findings, func(f Finding) bool { return f.toBeDeleted() && f.Kind != Record }) {
 		return facts, findings, nil
 	}
 	if facts, err = c.gatherAll(ctx, true); err != nil {

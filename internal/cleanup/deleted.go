@@ -31,7 +31,7 @@ func (c *Cleaner) DeletedBackup(ctx context.Context, backup *velerov1.Backup, lo
 	c.deleted.Insert(backup.UID)
 	findings := facts.judge(noneNamed)
 	for i := range findings {
-		if !findings[i].goes() {
+		if !findings[i].toBeDeleted() {
 			log.Warnf("Not deleted with backup %s: %s %s: %s", backup.Name, findings[i].Kind, findings[i].Object(), findings[i].Reason)
 		}
 	}

@@ -263,7 +263,7 @@ func (c *Cleaner) owners(ctx context.Context, f *facts, finding *Finding) (err e
 	return err
 }
 
-// refresh reads one object of a list again: the one that matches, else the one with that
+// refresh reads one object of a list again: the matching one, or else the one of that
 // name. It returns a changed copy of the list.
 func refresh[T any, P interface {
 	*T

@@ -528,7 +528,7 @@ func (f *facts) keepShared(finding *Finding) {
 		return
 	}
 	for _, other := range f.users[finding.storage()] {
-		if other.Object() != finding.Object() && (!other.goes() || (other.Action == DeleteObjectsOnly && !other.restored)) {
+		if other.Object() != finding.Object() && (!other.toBeDeleted() || (other.Action == DeleteObjectsOnly && !other.restored)) {
 			finding.set(keepOrphan("%s has the same snapshot of the storage; else: %s", other.Object(), finding.Reason))
 			return
 		}

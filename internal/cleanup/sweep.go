@@ -79,8 +79,8 @@ func (f *Finding) Object() string {
 	}
 }
 
-// goes reports whether the object is to be deleted.
-func (f *Finding) goes() bool { return f.Action == Delete || f.Action == DeleteObjectsOnly }
+// toBeDeleted reports whether the object is to be deleted.
+func (f *Finding) toBeDeleted() bool { return f.Action == Delete || f.Action == DeleteObjectsOnly }
 
 // Age returns the age of the object.
 func (f *Finding) Age(now time.Time) time.Duration { return now.Sub(f.Created) }

@@ -22,7 +22,7 @@ func TestDecode(t *testing.T) {
 	)
 	for name, test := range map[string]struct {
 		config map[string]string
-		texts  []string // of the error; none is none
+		texts  []string // expected in the error; empty means no error
 	}{
 		"nothing":        {},
 		"Velero's own":   {config: map[string]string{"credentialsFile": "/tmp/x"}},
@@ -100,7 +100,7 @@ func TestNodes(t *testing.T) {
 	assert.Empty(t, nodesFor(all, in("south"), ""))
 }
 
-// What comes from the backup stays, and what says where the data lies is new.
+// The replacement has the fields of the backup, and the location of the promoted volume.
 func TestAdopt(t *testing.T) {
 	size := func(s string) corev1.ResourceList {
 		return corev1.ResourceList{corev1.ResourceStorage: resource.MustParse(s)}

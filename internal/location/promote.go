@@ -31,8 +31,9 @@ import (
 const (
 	// pause is the poll interval for objects that are created or deleted.
 	pause = 200 * time.Millisecond
-	// handover limits how long Velero takes to create the volume that it was given.
-	handover = 2 * time.Minute
+	// adoptionLimit is how long Velero takes at most to create the replacement of a
+	// promoted volume.
+	adoptionLimit = 2 * time.Minute
 	// cleanup limits the clean-up after a failure.
 	cleanup = time.Minute
 )
@@ -107,7 +108,7 @@ func (p *Promoter) provision(ctx context.Context, claim *corev1.PersistentVolume
 	})
 	if err != nil {
 		return nil, fmt.Errorf("provision a volume of StorageClass %s by claim %s/%s: %w%s",
-			ptr.Deref(claim.Spec.StorageClassName, ""), claim.Namespace, claim.Name, err, p.trouble(ctx, claim))
+			ptr.Deref(claim.Spec.StorageClassName, ""), claim.Namespace, claim.Name, err, p.lastEvent(ctx, claim))
 	}
 	volume, err := p.clients.Kube.CoreV1().PersistentVolumes().Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
@@ -131,8 +132,8 @@ func Merge(change map[string]any) []byte {
 	return patch
 }
 
-// trouble returns the last event of a claim, preferably a warning, for an error.
-func (p *Promoter) trouble(ctx context.Context, claim *corev1.PersistentVolumeClaim) string {
+// lastEvent returns the last event of a claim, preferably a warning, for an error.
+func (p *Promoter) lastEvent(ctx context.Context, claim *corev1.PersistentVolumeClaim) string {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	events, err := p.clients.Kube.CoreV1().Events(claim.Namespace).List(ctx, metav1.ListOptions{
@@ -348,7 +349,7 @@ func adopt(item, promoted *corev1.PersistentVolume) *corev1.PersistentVolume {
 
 // handOver deletes a promoted volume when its replacement exists.
 func (p *Promoter) handOver(ctx context.Context, promoted *corev1.PersistentVolume) {
-	ctx, cancel := context.WithTimeout(ctx, handover)
+	ctx, cancel := context.WithTimeout(ctx, adoptionLimit)
 	defer cancel()
 	err := wait.PollUntilContextCancel(ctx, pause, true, func(ctx context.Context) (bool, error) {
 		return p.replaced(ctx, promoted), nil

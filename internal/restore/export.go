@@ -27,7 +27,7 @@ import (
 
 // exportsOnly reports whether snapshots of a driver in the backup can only be
 // restored from their export.
-func (m *memory) exportsOnly(driver string) bool {
+func (m *restoreState) exportsOnly(driver string) bool {
 	here, _ := m.settings.Restore.Driver(driver)
 	return exportsOnly(m.settings, driver, here)
 }
@@ -57,7 +57,7 @@ func usable(settings *config.Config, source, target string, parameters map[strin
 // restorable returns an error for a snapshot that was not exported, of a driver that
 // restores from exports only. settled is false if this item does not say so: a
 // VolumeSnapshot has more information than its content.
-func (r *Restorer) restorable(ctx context.Context, known *memory, source mapping.Source, mapped *mapping.Mapped, item metav1.Object) (settled bool, err error) {
+func (r *Restorer) restorable(ctx context.Context, known *restoreState, source mapping.Source, mapped *mapping.Mapped, item metav1.Object) (settled bool, err error) {
 	driver, _ := known.settings.Restore.Driver(source.Driver)
 	if !exportsOnly(known.settings, source.Driver, driver) {
 		return true, nil
@@ -109,7 +109,7 @@ func (r *Restorer) advise(ctx context.Context, err error, claim types.Namespaced
 
 // classParameters returns the parameters of the class that a snapshot was taken with:
 // the class in the backup, in the cluster, or the one that replaces it here.
-func (r *Restorer) classParameters(ctx context.Context, known *memory, source mapping.Source, mapped *mapping.Mapped) (parameters map[string]string, found bool, err error) {
+func (r *Restorer) classParameters(ctx context.Context, known *restoreState, source mapping.Source, mapped *mapping.Mapped) (parameters map[string]string, found bool, err error) {
 	r.mu.Lock()
 	parameters, found = known.parameters[source.Class]
 	r.mu.Unlock()

@@ -77,8 +77,8 @@ func TestExportOf(t *testing.T) {
 	}
 }
 
-// A driver that restores from exports only refuses a snapshot that stayed in
-// the storage, at each object of the volume.
+// A driver that restores from exports only refuses a local snapshot, at each object of
+// the volume.
 func TestLocalSnapshotIsRefused(t *testing.T) {
 	exporting := class(sourceClass, sourceDriver)
 	exporting.Parameters = map[string]string{"export": "s3"}
@@ -87,7 +87,7 @@ func TestLocalSnapshotIsRefused(t *testing.T) {
 	for name, test := range map[string]struct {
 		settings string
 		classes  []snapshotv1.VolumeSnapshotClass
-		marked   string // what the annotation says, on content and VolumeSnapshot
+		marked   string // the annotation on content and VolumeSnapshot
 		refused  []string
 		why      string
 	}{
@@ -144,8 +144,7 @@ func TestLocalSnapshotIsRefused(t *testing.T) {
 	}
 }
 
-// So does a class all of whose snapshots stay in the storage, unless the
-// cluster has it.
+// A class with only local snapshots is refused, too, unless the cluster has it.
 func TestClassOfLocalSnapshots(t *testing.T) {
 	const profile = "drivers: [{name: " + sourceDriver + ", restoreFrom: export}]"
 	for name, test := range map[string]struct {

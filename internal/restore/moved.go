@@ -36,7 +36,7 @@ func (r *Restorer) missing(ctx context.Context, item Item, target types.Namespac
 	if upload := claim.Annotations[velerov1.DataUploadNameAnnotation]; upload != "" {
 		return r.notMoved(ctx, item, claim, upload)
 	}
-	// The claim had no volume, or none that Velero can snapshot.
+	// || The claim had no volume that Velero can snapshot.
 	if claim.Status.Phase == corev1.ClaimPending || claim.Annotations[velerov1.SkippedNoCSIPVAnnotation] != "" {
 		return "", nil
 	}
@@ -144,7 +144,7 @@ func (r *Restorer) hasVolume(ctx context.Context, restore *velerov1.Restore, cla
 }
 
 // notMoved returns why a DataUpload has no data, "" if it has. It then cancels the
-// DataDownload that Velero created by now, which would wait for its claim in vain.
+// DataDownload that Velero created, which would wait for its claim forever.
 func (r *Restorer) notMoved(ctx context.Context, item Item, claim *corev1.PersistentVolumeClaim, upload string) (string, error) {
 	results, err := r.kube.CoreV1().ConfigMaps(r.clients.VeleroNamespace).List(ctx, metav1.ListOptions{LabelSelector: metav1.FormatLabelSelector(&metav1.LabelSelector{MatchLabels: map[string]string{
 		velerov1.RestoreUIDLabel:       label.GetValidName(string(item.Restore.UID)),

@@ -14,7 +14,7 @@ import (
 	crclient "sigs.k8s.io/controller-runtime/pkg/client"
 )
 
-// movedTarget is a cluster to which a backup that moves data is restored.
+// movedTarget returns a cluster to which a backup with data movement is restored.
 func movedTarget(t *testing.T, change func(*velerov1.Backup)) *target {
 	t.Helper()
 	w := newTarget(t, "")
@@ -28,7 +28,7 @@ func movedTarget(t *testing.T, change func(*velerov1.Backup)) *target {
 	return w
 }
 
-// movedClaim is the claim of testdata, as a backup that moves data has it.
+// movedClaim restores the claim of testdata, as a backup with data movement has it.
 func (w *target) movedClaim(change func(*Item)) (operation string, err error) {
 	w.t.Helper()
 	item := w.item("claim")
@@ -39,8 +39,8 @@ func (w *target) movedClaim(change func(*Item)) (operation string, err error) {
 	return w.restorer.Claim(w.t.Context(), *item)
 }
 
-// Velero brings a claim that has no DataUpload back empty. We do where that was
-// meant.
+// Velero restores a claim without a DataUpload empty. Stillpoint allows that only if the
+// user asked for it.
 func TestClaimWithoutADataUpload(t *testing.T) {
 	policy := func(w *target, text string) {
 		require.NoError(t, w.velero.Create(t.Context(), &corev1.ConfigMap{
@@ -135,7 +135,7 @@ func TestClaimWithoutADataUpload(t *testing.T) {
 	}
 }
 
-// Velero makes a DataDownload even of a DataUpload that has left nothing.
+// Velero creates a DataDownload even for a DataUpload without data.
 func TestDataUploadThatFailed(t *testing.T) {
 	for name, test := range map[string]struct {
 		result  string

@@ -138,8 +138,8 @@ func (w *target) phase(claim *corev1.PersistentVolumeClaim, phase corev1.Persist
 	require.NoError(w.t, err)
 }
 
-// What a claim was filled from goes when it is bound, with policy Retain
-// whatever the map says, and other processes finish what the first could not.
+// The source snapshot of a claim is deleted when the claim is bound, with policy Retain
+// whatever the map says. Later processes complete what the first could not.
 func TestWhatAClaimCameFromGoes(t *testing.T) {
 	for name, forgetful := range map[string]bool{"in the restore's process": false, "in another": true} {
 		t.Run(name, func(t *testing.T) {
@@ -182,7 +182,7 @@ func TestWhatAClaimCameFromGoes(t *testing.T) {
 	}
 }
 
-// The first call waits for claims that are being bound, and no longer.
+// Only the first call waits for claims that are being bound.
 func TestFirstCallWaits(t *testing.T) {
 	w, claim := volumeWithClaim(t, "")
 	w.restorer.wait = 20 * time.Second
@@ -239,7 +239,7 @@ func TestClaimWithoutAPod(t *testing.T) {
 	}
 }
 
-// A user who wants them to stay has them stay.
+// A user's veto keeps the objects.
 func TestVeto(t *testing.T) {
 	w, claim := volumeWithClaim(t, "")
 	vss, err := w.snapshots.SnapshotV1().VolumeSnapshots("shop").List(t.Context(), metav1.ListOptions{})
@@ -267,9 +267,8 @@ func TestOperation(t *testing.T) {
 	}
 }
 
-// A restored copy has none of the backup's marks: it is not what the backup has
-// left behind, nor another installation's. It has the restore's, where it is for
-// a claim.
+// A restored copy has none of the backup's marks: it is no leftover of the backup, and
+// may be in another installation. It has the restore's marks if it is for a claim.
 func TestMarksOfCopies(t *testing.T) {
 	restored := map[string]string{api.LabelInstallation: "here", api.LabelRestore: "5c0d6a3e"}
 	for name, test := range map[string]struct {
@@ -335,7 +334,8 @@ func TestMarksOfCopies(t *testing.T) {
 	}
 }
 
-// Velero restores the VolumeSnapshot of a claim that it then leaves alone.
+// Velero restores the VolumeSnapshot of an existing claim, and then does not change the
+// claim.
 func TestClaimThatIsThere(t *testing.T) {
 	w := newTarget(t, "", class("a", sourceDriver))
 	there := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "app-data0"}}

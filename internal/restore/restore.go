@@ -34,8 +34,8 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-// Restorer works on the items of restores. Velero starts a process for each restore,
-// so a Restorer usually serves one. It is safe for concurrent use.
+// Restorer processes the items of restores. Velero starts a process for each restore, so
+// a Restorer usually serves one. It is safe for concurrent use.
 type Restorer struct {
 	clients   *cluster.Clients
 	kube      kubernetes.Interface
@@ -46,14 +46,14 @@ type Restorer struct {
 	wait time.Duration
 
 	mu       sync.Mutex
-	restores map[types.UID]*memory
+	restores map[types.UID]*restoreState
 	// refused has, by restore, the claims that are not restored, as backed up.
 	refused map[types.UID][]types.NamespacedName
 }
 
-// memory is the state of one restore. A process that continues the restore looks it
-// up in the cluster.
-type memory struct {
+// restoreState is the state of one restore. A process that continues the restore reads it from
+// the cluster.
+type restoreState struct {
 	settings *config.Config
 	err      error // why the settings could not be read
 	// decided is by the VolumeSnapshot as backed up. Velero restores its content
@@ -89,19 +89,18 @@ type Item struct {
 func NewRestorer(clients *cluster.Clients, clock clock.PassiveClock, log logrus.FieldLogger) *Restorer {
 	return &Restorer{
 		clients: clients, kube: clients.Kube, snapshots: clients.Snapshots, clock: clock, log: log, wait: waitLimit,
-		restores: map[types.UID]*memory{}, refused: map[types.UID][]types.NamespacedName{},
+		restores: map[types.UID]*restoreState{}, refused: map[types.UID][]types.NamespacedName{},
 	}
 }
 
-// of returns the state of a restore, and reads the configuration at the first item.
-// An error stays to the end: a restore of which one half follows the maps and the
-// other does not would be worse.
-func (r *Restorer) of(ctx context.Context, restore *velerov1.Restore) *memory {
+// of returns the state of a restore, and reads the configuration at the first item. A
+// configuration error applies to the whole restore, so that all items are treated alike.
+func (r *Restorer) of(ctx context.Context, restore *velerov1.Restore) *restoreState {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	known, ok := r.restores[restore.UID]
 	if !ok {
-		known = &memory{decided: map[types.NamespacedName]decision{}, parameters: map[string]map[string]string{}, filled: map[string]bool{}}
+		known = &restoreState{decided: map[types.NamespacedName]decision{}, parameters: map[string]map[string]string{}, filled: map[string]bool{}}
 		if known.settings, known.err = config.Load(ctx, r.kube, r.clients.VeleroNamespace); known.err != nil {
 			known.err = fmt.Errorf("read the restore maps: %w", known.err)
 		}
@@ -110,11 +109,11 @@ func (r *Restorer) of(ctx context.Context, restore *velerov1.Restore) *memory {
 	return known
 }
 
-func (m *memory) maps() bool {
+func (m *restoreState) maps() bool {
 	return len(m.settings.Restore.Drivers)+len(m.settings.Restore.SnapshotClasses) > 0
 }
 
-// Class works on a VolumeSnapshotClass. skip excludes it from the restore.
+// Class processes a VolumeSnapshotClass. skip excludes it from the restore.
 func (r *Restorer) Class(ctx context.Context, item Item) (skip bool, err error) {
 	known := r.of(ctx, item.Restore)
 	name := item.BackedUp.GetName()
@@ -349,7 +348,7 @@ func (r *Restorer) exists(ctx context.Context, claim types.NamespacedName) (bool
 }
 
 // allowed returns an error if this process refused the VolumeSnapshot of a claim.
-func (r *Restorer) allowed(known *memory, snapshot types.NamespacedName) error {
+func (r *Restorer) allowed(known *restoreState, snapshot types.NamespacedName) error {
 	if known.err != nil {
 		return known.err
 	}
@@ -363,7 +362,7 @@ func (r *Restorer) allowed(known *memory, snapshot types.NamespacedName) error {
 
 // decide returns the decision on a snapshot. It is made once, so that content and
 // VolumeSnapshot agree. item is the one of them that is restored.
-func (r *Restorer) decide(ctx context.Context, known *memory, snapshot types.NamespacedName, source mapping.Source, item metav1.Object) decision {
+func (r *Restorer) decide(ctx context.Context, known *restoreState, snapshot types.NamespacedName, source mapping.Source, item metav1.Object) decision {
 	if known.err != nil {
 		return decision{err: known.err}
 	}
@@ -389,7 +388,7 @@ func (r *Restorer) decide(ctx context.Context, known *memory, snapshot types.Nam
 	return decided
 }
 
-func (r *Restorer) remember(known *memory, snapshot types.NamespacedName, decided decision) {
+func (r *Restorer) remember(known *restoreState, snapshot types.NamespacedName, decided decision) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	known.decided[snapshot] = decided

@@ -42,8 +42,8 @@ const (
 	sourceNamespace = "e2e-gs7xq"
 )
 
-// target is the cluster that a volume is restored to. Each item goes through
-// Velero's own action and then ours, and is created when both let it.
+// target is the cluster that a volume is restored to. Velero's own action and then
+// Stillpoint's process each item, which is created if neither refuses it.
 type target struct {
 	t         *testing.T
 	kube      *fake.Clientset
@@ -53,17 +53,16 @@ type target struct {
 	restorer  *Restorer
 	log       *logtest.Hook
 	restore   *velerov1.Restore
-	// exported is what the backup says of its snapshots, "" for nothing.
+	// exported is the backup's annotation on its snapshots, "" if none.
 	exported string
-	// operation is that of the last claim.
+	// operation is the operation of the last claim.
 	operation string
-	// forgetful targets have a new process for each item.
+	// forgetful starts a new process for each item.
 	forgetful bool
 }
 
-// newTarget makes a cluster with these classes; class "a" is the first, which
-// is the one that Velero takes. settings are the section `restore` of the
-// configuration.
+// newTarget returns a cluster with these classes. Velero uses the first one, "a".
+// settings are the section `restore` of the configuration.
 func newTarget(t *testing.T, settings string, classes ...snapshotv1.VolumeSnapshotClass) *target {
 	t.Helper()
 	w := &target{t: t, restore: &velerov1.Restore{
@@ -93,7 +92,7 @@ func newTarget(t *testing.T, settings string, classes ...snapshotv1.VolumeSnapsh
 	for _, class := range classes {
 		_, err := w.snapshots.SnapshotV1().VolumeSnapshotClasses().Create(t.Context(), &class, metav1.CreateOptions{})
 		require.NoError(t, err)
-		// Velero's types are of another version than ours.
+		// Velero uses another version of these types.
 		class.SetGroupVersionKind(snapshotv1.SchemeGroupVersion.WithKind("VolumeSnapshotClass"))
 		content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&class)
 		require.NoError(t, err)
@@ -104,8 +103,8 @@ func newTarget(t *testing.T, settings string, classes ...snapshotv1.VolumeSnapsh
 	return w
 }
 
-// veleroScheme is that of Velero's own client. Making the client reaches no
-// server.
+// veleroScheme returns the scheme of Velero's own client. Creating the client sends no
+// request.
 func veleroScheme(t *testing.T) *runtime.Scheme {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "kubeconfig")
@@ -127,7 +126,7 @@ func (w *target) newProcess() {
 	w.restorer.wait = 3 * pollInterval
 }
 
-// factory gives Velero's actions their client.
+// factory provides the client of Velero's actions.
 type factory struct {
 	client.Factory
 	client crclient.Client
@@ -144,8 +143,8 @@ func backedUp(t *testing.T, file string) *unstructured.Unstructured {
 	return item
 }
 
-// item is the item of a file as Velero's own action leaves it; nil when that
-// does not restore it.
+// item returns the item of a file as Velero's own action leaves it, nil if that action
+// excludes it.
 func (w *target) item(file string) *Item {
 	w.t.Helper()
 	original := backedUp(w.t, file)
@@ -181,7 +180,7 @@ func (w *target) item(file string) *Item {
 	return &Item{Object: &unstructured.Unstructured{Object: output.UpdatedItem.UnstructuredContent()}, BackedUp: original, Restore: w.restore}
 }
 
-// bring restores one item. It gives the item as it was created, nil if it was not.
+// bring restores one item. It returns the item as created, nil if it was not created.
 func (w *target) bring(file string) (*unstructured.Unstructured, error) {
 	w.t.Helper()
 	if w.forgetful {
@@ -221,13 +220,13 @@ func typed[T any](t *testing.T, from *unstructured.Unstructured, into T) T {
 	return into
 }
 
-// inShop is what Velero does after all actions.
+// inShop makes the changes that Velero makes after all actions.
 func inShop(snapshot *snapshotv1.VolumeSnapshot) *snapshotv1.VolumeSnapshot {
 	snapshot.Namespace = "shop"
 	return snapshot
 }
 
-// volume is all items of one volume, in Velero's order.
+// volume are all items of one volume, in Velero's order.
 var volume = []string{"content", "snapshot", "claim"}
 
 func TestVolumeComesBack(t *testing.T) {
@@ -304,9 +303,8 @@ func messages(log *logtest.Hook) string {
 	return strings.Join(all, "\n")
 }
 
-// Without a configuration there is one request for it, one for the backup, two for
-// what is there in place of the claim's volume, and those that mark what the claim
-// comes from.
+// Without a configuration there is one request for it, one for the backup, two for an
+// existing claim and its volume, and those that mark the claim's source.
 func TestWithoutMapsLittleIsAsked(t *testing.T) {
 	w := newTarget(t, "", class("a", sourceDriver))
 	for _, file := range append([]string{"class"}, volume...) {
@@ -328,8 +326,8 @@ func TestWithoutMapsLittleIsAsked(t *testing.T) {
 		"this backup's content has no origin")
 }
 
-// What is wrong with a map is said at each object of the volume, and none of
-// them is made, even if a process dies after each.
+// Each object of the volume reports an invalid map, and none is created, even if the
+// process dies after each.
 func TestVolumeIsRefused(t *testing.T) {
 	for name, test := range map[string]struct {
 		settings string
@@ -376,7 +374,7 @@ func TestVolumeIsRefused(t *testing.T) {
 	}
 }
 
-// A process that knows nothing of the refusal finds out by what is missing.
+// A new process detects the refusal by the missing objects.
 func TestWhatIsMissingWasRefused(t *testing.T) {
 	w := newTarget(t, "{snapshotClasses: [{from: "+sourceClass+", to: b}]}", class("a", sourceDriver), class("b", sourceDriver))
 	_, err := w.bring("snapshot")
@@ -388,7 +386,7 @@ func TestWhatIsMissingWasRefused(t *testing.T) {
 	require.ErrorContains(t, err, "claim e2e-gs7xq/app-data0 is not restored: its VolumeSnapshot e2e-gs7xq/velero-app-data0-n4qjt, shop/")
 }
 
-// A VolumeSnapshot that names no driver depends on its content alone.
+// A VolumeSnapshot without a driver's name depends only on its content.
 func TestSnapshotWithoutADriver(t *testing.T) {
 	w := newTarget(t, "{snapshotClasses: [{from: "+sourceClass+", to: b}]}", class("a", sourceDriver), class("b", sourceDriver))
 	_, err := w.bring("content")
@@ -399,8 +397,8 @@ func TestSnapshotWithoutADriver(t *testing.T) {
 	require.NoError(t, w.restorer.Snapshot(t.Context(), *item))
 }
 
-// The configuration is that of the restore's first item, and a decision that of
-// the volume's first, whoever changes something meanwhile.
+// The configuration at the restore's first item and the decision at the volume's first
+// item apply to the end.
 func TestDecisionsStand(t *testing.T) {
 	w := newTarget(t, "{snapshotClasses: [{from: "+sourceClass+", to: b}]}", class("a", sourceDriver), class("b", sourceDriver))
 	_, err := w.bring("content")
@@ -449,15 +447,15 @@ func TestClass(t *testing.T) {
 	}
 }
 
-// Velero restores classes unasked, and then it makes none for a map.
+// Velero restores classes by itself. Stillpoint then creates none for a map.
 func TestClassThatNobodyAskedFor(t *testing.T) {
 	w := newTarget(t, "{snapshotClasses: [{from: "+sourceClass+", to: c}]}", class("a", sourceDriver))
 	_, err := w.bring("class")
 	require.ErrorContains(t, err, "VolumeSnapshotClass e2e-dmfhr is not restored: restore.snapshotClasses maps")
 }
 
-// A claim without a snapshot in the backup comes back only where that is asked
-// for. It needs no configuration, and no valid one.
+// A claim without a snapshot in the backup comes back only if the user asked for it.
+// That needs no configuration, and no valid one.
 func TestUnsavedClaim(t *testing.T) {
 	live := func(change func(*corev1.PersistentVolumeClaim)) *corev1.PersistentVolumeClaim {
 		claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "unsaved-data0"}}
@@ -503,7 +501,7 @@ func TestUnsavedClaim(t *testing.T) {
 	}
 }
 
-// A StatefulSet's controller would make the claim that was refused.
+// A StatefulSet's controller would create the refused claim.
 func TestStatefulSetOfAnUnsavedClaim(t *testing.T) {
 	for name, test := range map[string]struct {
 		namespace, set, template string
@@ -535,7 +533,7 @@ func TestStatefulSetOfAnUnsavedClaim(t *testing.T) {
 	}
 }
 
-// A claim that Velero does not fill from a snapshot is none of the maps'.
+// The maps do not apply to a claim that Velero does not fill from a snapshot.
 func TestClaimWithAnotherSource(t *testing.T) {
 	w := newTarget(t, "{driver: []}")
 	item := w.item("claim")
@@ -547,7 +545,7 @@ func TestClaimWithAnotherSource(t *testing.T) {
 	require.ErrorContains(t, err, "Velero has not made it the data source of the claim: does this server run with --features=EnableCSI?")
 }
 
-// A claim with a snapshot that is to be empty needs no map either.
+// A claim that is restored empty on purpose needs no map either.
 func TestClaimThatIsToBeEmptyNeedsNoMap(t *testing.T) {
 	w := newTarget(t, "{driver: []}")
 	w.restore.Spec.RestorePVs = ptr.To(false)

@@ -22,9 +22,9 @@ import (
 // goneLimit is how long the deletion of a PersistentVolume object may take.
 const goneLimit = 20 * time.Second
 
-// Volume works on a PersistentVolume that Velero restores: one that a
-// VolumeSnapshotter filled, or one with reclaim policy Retain that comes back as it
-// was because the backup has no data of it. skip excludes the latter from the restore.
+// Volume processes a PersistentVolume that Velero restores: one that a VolumeSnapshotter
+// filled, or one with reclaim policy Retain that comes back unchanged because the backup
+// has no data of it. skip excludes the latter from the restore.
 func (r *Restorer) Volume(ctx context.Context, item Item) (skip bool, err error) {
 	StripFinalizers(item.Object)
 	var volume, backedUp corev1.PersistentVolume

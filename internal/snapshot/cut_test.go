@@ -22,7 +22,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 )
 
-// taken is a VolumeSnapshot of a claim as Velero makes it for backup nightly.
+// taken returns a VolumeSnapshot of a claim as Velero creates it for backup nightly.
 func taken(name, claim string) *snapshotv1.VolumeSnapshot {
 	return &snapshotv1.VolumeSnapshot{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID("uid-" + name), Labels: map[string]string{"velero.io/backup-name": "nightly"}},
@@ -30,7 +30,7 @@ func taken(name, claim string) *snapshotv1.VolumeSnapshot {
 	}
 }
 
-// contentOf is a VolumeSnapshot's content before the driver has answered.
+// contentOf returns a VolumeSnapshot's content before the driver has answered.
 func contentOf(vs *snapshotv1.VolumeSnapshot) *snapshotv1.VolumeSnapshotContent {
 	return &snapshotv1.VolumeSnapshotContent{
 		ObjectMeta: metav1.ObjectMeta{Name: "snapcontent-" + string(vs.UID)},
@@ -41,8 +41,8 @@ func contentOf(vs *snapshotv1.VolumeSnapshot) *snapshotv1.VolumeSnapshotContent 
 	}
 }
 
-// cutOf is the content once the driver has cut the snapshot. The error of an
-// earlier try may still stand there.
+// cutOf returns the content once the driver has cut the snapshot. It may still have the
+// error of an earlier try.
 func cutOf(vs *snapshotv1.VolumeSnapshot) *snapshotv1.VolumeSnapshotContent {
 	content := contentOf(vs)
 	handle, created := "handle-"+vs.Name, time.Now().UnixNano()
@@ -61,9 +61,9 @@ func failure(message string) *snapshotv1.VolumeSnapshotError {
 	return &snapshotv1.VolumeSnapshotError{Message: &message}
 }
 
-// storage is an API server with the snapshots of one namespace. Unlike the
-// plain fake, its watches of VolumeSnapshots respect the label selector, and they
-// can be cut off.
+// storage is an API server with the snapshots of one namespace. Unlike the plain fake,
+// its watches of VolumeSnapshots respect the label selector, and tests can interrupt
+// them.
 type storage struct {
 	*fake.Clientset
 	t       *testing.T
@@ -151,8 +151,7 @@ func (f *follower) expect(events ...Event) {
 	}
 }
 
-// silent checks that nothing but a last event comes: that of a snapshot which
-// is created now.
+// silent checks that the next event is that of a snapshot created now.
 func (f *follower) silent(s *storage) {
 	f.t.Helper()
 	s.create(taken("last", "last"))
@@ -172,8 +171,8 @@ func TestCutAfterCreated(t *testing.T) {
 	s.update(half)
 	s.update(cut)
 	f.expect(Event{Kind: Cut, Namespace: "shop", Claim: "data", Snapshot: "vs-1"})
-	// The VolumeSnapshot's own status comes later, and so may its deletion:
-	// Velero deletes it when it has what it needs.
+	// The VolumeSnapshot's own status comes later, and so may its deletion: Velero
+	// deletes it when it no longer needs it.
 	name := "snapcontent-uid-vs-1"
 	s.updateStatus(vs, snapshotv1.VolumeSnapshotStatus{BoundVolumeSnapshotContentName: &name, Error: failure("late")})
 	s.update(cut)
@@ -181,8 +180,8 @@ func TestCutAfterCreated(t *testing.T) {
 	f.silent(s)
 }
 
-// By then the VolumeSnapshot tells of its content. The content's own event may
-// come later, or never be seen.
+// Bound follows when the VolumeSnapshot names its content. The content's own event may
+// come later, or never.
 func TestBoundAfterCut(t *testing.T) {
 	s := newStorage(t)
 	f := s.follow()
@@ -201,8 +200,7 @@ func TestBoundAfterCut(t *testing.T) {
 	f.silent(s)
 }
 
-// A new process of the same backup learns of what is there already, in every
-// namespace.
+// A new process of the same backup reads the existing snapshots in every namespace.
 func TestWatchAll(t *testing.T) {
 	before, elsewhere := taken("vs-1", "data"), taken("vs-2", "data")
 	elsewhere.Namespace = "office"
@@ -210,7 +208,7 @@ func TestWatchAll(t *testing.T) {
 	events, err := WatchAll(t.Context(), s, OfBackup("nightly"))
 	require.NoError(t, err)
 	f := &follower{t, events}
-	// The fake lists namespaces in the order of the alphabet.
+	// The fake sorts namespaces by name.
 	f.expect(
 		Event{Kind: Created, Namespace: "office", Claim: "data", Snapshot: "vs-2"},
 		Event{Kind: Created, Namespace: "shop", Claim: "data", Snapshot: "vs-1"},
@@ -348,7 +346,7 @@ func TestDeletedWhileNoWatchIsOpen(t *testing.T) {
 			vs := taken("vs-1", "data")
 			s.create(vs)
 			f.expect(Event{Kind: Created, Namespace: "shop", Claim: "data", Snapshot: "vs-1"})
-			// Both watches end, so that neither passes on what comes now.
+			// Both watches end, so that neither sends the next events.
 			(<-s.watches["volumesnapshots"]).Stop()
 			(<-s.watches["volumesnapshotcontents"]).Stop()
 			s.createContent(test.content(vs))
@@ -359,7 +357,8 @@ func TestDeletedWhileNoWatchIsOpen(t *testing.T) {
 	}
 }
 
-// While the API server is away nothing is told; afterwards all that was missed.
+// While the API server is unreachable no event is sent. Afterwards all missed events
+// are.
 func TestTheServerIsAwayForAWhile(t *testing.T) {
 	s := newStorage(t)
 	refused := make(chan struct{}, 2)
@@ -419,7 +418,7 @@ func TestWatchSaysWhatCannotBeRead(t *testing.T) {
 
 func TestOfBackup(t *testing.T) {
 	assert.Equal(t, "velero.io/backup-name=nightly", OfBackup("nightly").String())
-	// Velero shortens what is too long for a label.
+	// Velero shortens names that exceed the limit of a label.
 	long := "a-very-long-name-of-a-schedule-that-somebody-has-thought-of-20261121030000"
 	assert.Equal(t, "velero.io/backup-name=a-very-long-name-of-a-schedule-that-somebody-has-thought-4651b0", OfBackup(long).String())
 }

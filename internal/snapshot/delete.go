@@ -137,7 +137,7 @@ func UntilGone(ctx context.Context, remove func(context.Context) (left string, e
 		case errors.Is(err, ErrKept):
 			return false, err
 		case err != nil && reason != "":
-			problem = fmt.Errorf("%s; %w", reason, err) // the end of ctx may be all that err says
+			problem = fmt.Errorf("%s; %w", reason, err) // err may be only the end of ctx
 		case err != nil:
 			problem = err
 		case left != "":

@@ -166,7 +166,7 @@ func TestDelete(t *testing.T) {
 	renamed := contentOf(bound)
 	renamed.Name = name
 	unbound := taken("data-5", "data") // has no content
-	// What a tenant writes must not reach another's snapshot.
+	// A tenant's objects must not affect another tenant's snapshot.
 	foreign := "snapcontent-uid-data-4"
 	hijacker := taken("data-6", "data")
 	hijacker.Status = &snapshotv1.VolumeSnapshotStatus{BoundVolumeSnapshotContentName: &foreign}
@@ -196,8 +196,8 @@ func TestDelete(t *testing.T) {
 	require.NoError(t, Delete(t.Context(), s, "shop", OfBackup("nightly"), "data"), "again")
 }
 
-// A snapshot whose content could not be changed stays, so that it is not
-// orphaned in the storage; the others go.
+// A snapshot whose content could not be changed stays, so that the storage's snapshot is
+// not orphaned. The others are deleted.
 func TestDeleteKeepsWhatItWouldOrphan(t *testing.T) {
 	first, second := taken("data-1", "data"), taken("data-2", "data")
 	s := newStorage(t, first, second, contentOf(first), contentOf(second))

@@ -114,7 +114,7 @@ func left(t *testing.T, snapshots *snapshotfake.Clientset) []string {
 	return names
 }
 
-// Nothing goes before the export is confirmed, or against somebody's word.
+// No snapshot is deleted before the export is confirmed, or against a user's veto.
 func TestProgressDeletes(t *testing.T) {
 	all := []string{"1", "2", "3", "snapcontent-1"}
 	for name, c := range map[string]struct {
@@ -182,7 +182,7 @@ func TestProgressOfNobody(t *testing.T) {
 	assert.Equal(t, "No snapshot is left of the claim", progress.Description)
 }
 
-// What was kept before goes when a newer one is there.
+// An earlier kept snapshot is deleted when a newer one exists.
 func TestProgressCountsDown(t *testing.T) {
 	p := newPlace(velerov2alpha1.DataUploadPhaseCompleted)
 	tracker, snapshots, backup := p.tracker(t)
@@ -210,7 +210,7 @@ func TestProgressCountsDown(t *testing.T) {
 	add("elsewhere", -1, named("elsewhere"), "here", func(vs *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent) {
 		vs.Namespace, content.Spec.VolumeSnapshotRef.Namespace = "bank", "bank"
 	})
-	// Newer, and with the marks, but its content has none.
+	// A newer snapshot with marks whose content has none.
 	add("forged", 1, named("forged"), "here", func(_ *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent) { content.Name = "" })
 	add("2", 0, nightly, "here", func(vs *snapshotv1.VolumeSnapshot, _ *snapshotv1.VolumeSnapshotContent) {
 		require.NoError(t, snapshots.Tracker().Delete(snapshotv1.SchemeGroupVersion.WithResource("volumesnapshots"), vs.Namespace, vs.Name))

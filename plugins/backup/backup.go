@@ -1,5 +1,5 @@
-// Package backup holds the actions that Velero calls while it backs up. They
-// convert, have package decision decide, and pass the decision on to its executor:
+// Package backup holds the actions that Velero calls during a backup. They convert
+// Velero's types, get a decision from package decision, and pass it on to its executor:
 // package group, around or location.
 package backup
 
@@ -36,15 +36,16 @@ import (
 	"stillpoint.io/stillpoint/plugins/snapshotter"
 )
 
-// callLimit bounds one call of Velero's, which brings no context along. It
-// leaves room for the longest prepare-timeout of 24 h.
+// callLimit limits one call of Velero, which passes no context. It exceeds the longest
+// prepare-timeout of 24 h.
 const callLimit = 25 * time.Hour
 
-// askLimit bounds a call about an operation: Velero asks for one after another.
+// askLimit limits a call about an operation. Velero asks for one operation after
+// another.
 const askLimit = time.Minute
 
-// Shared is what the actions of one process have in common: a freeze begins in
-// one action's call and ends in another's.
+// Shared is the state that the actions of one process share: a freeze begins in a call
+// of one action and ends in a call of another.
 type Shared struct {
 	csi       func() bool
 	once      sync.Once
@@ -60,8 +61,8 @@ type Shared struct {
 	warner    *restore.Warner
 }
 
-// NewShared returns a Shared. csi is asked when the first action is made; only
-// then Velero's flags are known.
+// NewShared returns a Shared. It calls csi when Velero requests the first action,
+// because Velero's flags are known only then.
 func NewShared(csi func() bool) *Shared { return &Shared{csi: csi} }
 
 func (s *Shared) connect(log logrus.FieldLogger) error {
@@ -87,22 +88,22 @@ func (s *Shared) connect(log logrus.FieldLogger) error {
 	return s.err
 }
 
-// Volume makes the action on PersistentVolumes.
+// Volume returns the action on PersistentVolumes.
 func (s *Shared) Volume(log logrus.FieldLogger) (any, error) {
 	return &volumeAction{s}, s.connect(log)
 }
 
-// Claim makes the action on PersistentVolumeClaims.
+// Claim returns the action on PersistentVolumeClaims.
 func (s *Shared) Claim(log logrus.FieldLogger) (any, error) {
 	return &claimAction{s, log}, s.connect(log)
 }
 
-// Pods makes the action that keeps together what is frozen together.
+// Pods returns the action that puts the items of one freeze into one item block.
 func (s *Shared) Pods(log logrus.FieldLogger) (any, error) {
 	return &podsAction{s}, s.connect(log)
 }
 
-// Locations makes the VolumeSnapshotter for CSI volumes, which quiesces with the
+// Locations returns the VolumeSnapshotter for CSI volumes. It shares freezes with the
 // actions of the same process.
 func (s *Shared) Locations(log logrus.FieldLogger) (any, error) {
 	if err := s.connect(log); err != nil {
@@ -111,7 +112,7 @@ func (s *Shared) Locations(log logrus.FieldLogger) (any, error) {
 	return snapshotter.New(csi.New(s.clients, s.freezes, s.decisions, log)), nil
 }
 
-// ExternalLocations makes the VolumeSnapshotter for the snapshot API before CSI's.
+// ExternalLocations returns the VolumeSnapshotter for the snapshot API before CSI's.
 func (s *Shared) ExternalLocations(log logrus.FieldLogger) (any, error) {
 	if err := s.connect(log); err != nil {
 		return nil, err
@@ -125,7 +126,7 @@ func (*volumeAction) AppliesTo() (velero.ResourceSelector, error) {
 	return velero.ResourceSelector{IncludedResources: []string{"persistentvolumes"}}, nil
 }
 
-// Execute freezes; the next thing Velero does is the snapshot.
+// Execute freezes. Velero takes the snapshot next.
 func (a *volumeAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) (runtime.Unstructured, []velero.ResourceIdentifier, error) {
 	volume := &corev1.PersistentVolume{}
 	restore.StripFinalizers(&unstructured.Unstructured{Object: item.UnstructuredContent()})
@@ -148,9 +149,9 @@ type claimAction struct {
 // Name is not called through the plugin protocol; Velero uses the registered one.
 func (*claimAction) Name() string { return "stillpoint.io/claim" }
 
-// AppliesTo is asked once per backup, before Velero lists its items, which is
-// when what earlier backups have left must be on its way out, and what they have
-// left quiesced is released.
+// AppliesTo is called once per backup, before Velero lists its items. By then the
+// deletion of earlier leftovers must be requested, and abandoned freezes must be
+// released.
 func (a *claimAction) AppliesTo() (velero.ResourceSelector, error) {
 	a.tidied.Do(func() {
 		var wait sync.WaitGroup
@@ -162,8 +163,8 @@ func (a *claimAction) AppliesTo() (velero.ResourceSelector, error) {
 	return velero.ResourceSelector{IncludedResources: []string{"persistentvolumeclaims"}}, nil
 }
 
-// warnOfConfiguration says once, and before anything is backed up, that the
-// configuration cannot be used. What needs it is an error of its own.
+// warnOfConfiguration logs once, before the backup begins, that the configuration cannot
+// be used. Each use of it is an error of its own.
 func (a *claimAction) warnOfConfiguration() {
 	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
 	defer cancel()
@@ -172,8 +173,8 @@ func (a *claimAction) warnOfConfiguration() {
 	}
 }
 
-// Execute takes the snapshot of a volume that is handed to Stillpoint, with all
-// others of its workload. Of any other volume it hears that Velero has taken it.
+// Execute takes the snapshot of a volume on the path Group, with all others of its unit.
+// For any other volume, Velero has taken the snapshot by now.
 func (a *claimAction) Execute(item runtime.Unstructured, backup *velerov1.Backup) (runtime.Unstructured, []velero.ResourceIdentifier, string, []velero.ResourceIdentifier, error) {
 	claim := &corev1.PersistentVolumeClaim{}
 	restore.StripFinalizers(&unstructured.Unstructured{Object: item.UnstructuredContent()})
@@ -187,7 +188,7 @@ func (a *claimAction) Execute(item runtime.Unstructured, backup *velerov1.Backup
 		return nil, nil, "", nil, err
 	}
 	if d.Path != decision.Group {
-		return a.beside(ctx, d, item, claim, backup)
+		return a.executeOther(ctx, d, item, claim, backup)
 	}
 	decision.Log(a.log, logrus.InfoLevel, d.Findings(true))
 	answer := a.groups.Claim(ctx, d, claim, backup)
@@ -195,39 +196,39 @@ func (a *claimAction) Execute(item runtime.Unstructured, backup *velerov1.Backup
 	if err != nil {
 		return nil, nil, "", nil, fmt.Errorf("stillpoint: convert claim %s/%s: %w", claim.Namespace, claim.Name, err)
 	}
-	a.leave(ctx, d, content, backup)
+	a.prepareRestore(ctx, d, content, backup)
 	return &unstructured.Unstructured{Object: content}, answer.Additional, answer.Operation, answer.Update, nil
 }
 
-// beside is Execute for a claim of which Stillpoint takes no group snapshot: Velero has
-// taken a snapshot by now, or nothing takes one.
-func (a *claimAction) beside(ctx context.Context, d *decision.Decision, item runtime.Unstructured, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (runtime.Unstructured, []velero.ResourceIdentifier, string, []velero.ResourceIdentifier, error) {
+// executeOther is Execute for a claim on another path. Velero has taken its snapshot by
+// now, or it has none.
+func (a *claimAction) executeOther(ctx context.Context, d *decision.Decision, item runtime.Unstructured, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (runtime.Unstructured, []velero.ResourceIdentifier, string, []velero.ResourceIdentifier, error) {
 	if velerofacts.Finalizing(backup) {
 		return item, nil, "", nil, nil
 	}
 	if err := a.freezes.Claim(ctx, d, claim, backup); err != nil {
 		return nil, nil, "", nil, err
 	}
-	unstructured.RemoveNestedField(item.UnstructuredContent(), "metadata", "annotations", api.AnnotationLevel) // an earlier backup's
+	unstructured.RemoveNestedField(item.UnstructuredContent(), "metadata", "annotations", api.AnnotationLevel) // of an earlier backup
 	if level := a.freezes.Level(claim, backup); level != "" {
 		_ = unstructured.SetNestedField(item.UnstructuredContent(), level, "metadata", "annotations", api.AnnotationLevel)
 	}
-	a.leave(ctx, d, item.UnstructuredContent(), backup)
+	a.prepareRestore(ctx, d, item.UnstructuredContent(), backup)
 	return item, nil, a.follow(ctx, claim, backup), nil, nil
 }
 
-// leave works on a claim for the sake of its restore. The claim stays in the backup
-// whatever is wrong.
-func (a *claimAction) leave(ctx context.Context, d *decision.Decision, content map[string]any, backup *velerov1.Backup) {
+// prepareRestore prepares a claim for its restore. The claim stays in the backup after
+// an error, too.
+func (a *claimAction) prepareRestore(ctx context.Context, d *decision.Decision, content map[string]any, backup *velerov1.Backup) {
 	claim := &unstructured.Unstructured{Object: content}
 	err := a.warner.Claim(ctx, d, claim, backup)
-	if err != nil && !config.Unusable(err) { // which is told once
+	if err != nil && !config.Unusable(err) { // logged once by warnOfConfiguration
 		a.log.Warnf("It is not known how the claim %s/%s comes back: %v", claim.GetNamespace(), claim.GetName(), err)
 	}
 }
 
-// follow is the operation that looks after a snapshot which Velero has taken, by
-// its own action or through a location; "" for none.
+// follow returns the ID of the operation that follows a snapshot which Velero took by
+// its own action or through a location; "" if none.
 func (a *claimAction) follow(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) string {
 	if a.csi() { // Velero calls no VolumeSnapshotter for CSI volumes
 		return a.tracker.FollowVeleros(ctx, claim, backup)
@@ -239,12 +240,12 @@ func (a *claimAction) follow(ctx context.Context, claim *corev1.PersistentVolume
 	return operation
 }
 
-// Progress tells how an operation that Execute has begun stands.
+// Progress returns the progress of an operation of Execute.
 func (a *claimAction) Progress(operation string, backup *velerov1.Backup) (velero.OperationProgress, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
 	defer cancel()
 	if err := a.groups.DeleteUnclaimed(ctx, backup); err != nil {
-		return velero.OperationProgress{Description: err.Error()}, nil // it may pass, and Velero never asks again after an error
+		return velero.OperationProgress{Description: err.Error()}, nil // perhaps transient, and Velero never asks again after an error
 	}
 	return a.tracker.Progress(ctx, operation, backup)
 }
@@ -265,7 +266,7 @@ func (*podsAction) AppliesTo() (velero.ResourceSelector, error) {
 	return velero.ResourceSelector{IncludedResources: []string{"pods", "persistentvolumeclaims"}}, nil
 }
 
-// GetRelatedItems names the other pods and claims of one freeze.
+// GetRelatedItems returns the other pods and claims of the same freeze.
 func (a *podsAction) GetRelatedItems(item runtime.Unstructured, backup *velerov1.Backup) ([]velero.ResourceIdentifier, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
 	defer cancel()

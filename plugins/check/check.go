@@ -31,7 +31,7 @@ doing it. It changes nothing; in containers it runs the probes of the plan.
 It ends with 0 when nothing is known that would fail, with 1 when a backup would
 fail for any volume, with 2 for wrong usage and when the cluster cannot be read.`
 
-// flags are the command line's.
+// flags are the command-line flags.
 type flags struct {
 	check.Options
 	connection cluster.Connection
@@ -119,7 +119,8 @@ func kindOf(name string) string {
 	return name
 }
 
-// run checks; problems mean that a backup would fail for at least one volume.
+// run checks. It returns command.Problems if a backup would fail for at least one
+// volume.
 func (f *flags) run(ctx context.Context, stdout io.Writer) error {
 	glance := cluster.NewGlance()
 	f.connection.Wrap = glance.Wrap

@@ -1,4 +1,4 @@
-// Package command is what Stillpoint's commands have in common on top of cobra:
-// the root command, the help text, what is printed where, and the exit codes. The
-// commands are in packages check, sweep and thaw.
+// Package command is the common part of Stillpoint's commands on top of cobra: the root
+// command, the help text, the output streams, and the exit codes. Packages check, sweep
+// and thaw hold the commands.
 package command

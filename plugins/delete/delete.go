@@ -1,6 +1,5 @@
-// Package delete holds the action that Velero calls while it deletes a backup,
-// also one that has expired. It converts and passes on; what is removed is
-// decided in package cleanup.
+// Package delete holds the action that Velero calls while it deletes a backup, including
+// an expired one. It converts Velero's types; package cleanup decides what to delete.
 package delete
 
 import (
@@ -19,9 +18,8 @@ import (
 	"stillpoint.io/stillpoint/internal/cluster"
 )
 
-// callLimit bounds one call of Velero's, which brings no context along and
-// deletes one backup after another. The storage may need longer; what is left
-// then is the sweep's.
+// callLimit limits one call of Velero, which passes no context and deletes one backup
+// after another. The sweep deletes what the storage does not delete in this time.
 const callLimit = time.Minute
 
 type action struct {
@@ -29,7 +27,7 @@ type action struct {
 	log     logrus.FieldLogger
 }
 
-// New makes the action.
+// New returns the action.
 func New(log logrus.FieldLogger) (any, error) {
 	clients, err := cluster.NewClients()
 	if err != nil {
@@ -38,8 +36,8 @@ func New(log logrus.FieldLogger) (any, error) {
 	return &action{cleanup.New(clients, clock.RealClock{}), log}, nil
 }
 
-// AppliesTo is what every backup with volumes has, any item of which will do, and
-// the contents of those that are snapshots.
+// AppliesTo selects items that every backup with volumes has, and the contents of its
+// snapshots.
 func (*action) AppliesTo() (velero.ResourceSelector, error) {
 	return velero.ResourceSelector{IncludedResources: []string{"namespaces", "persistentvolumeclaims", "volumesnapshotcontents.snapshot.storage.k8s.io"}}, nil
 }

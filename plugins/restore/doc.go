@@ -1,3 +1,3 @@
-// Package restore holds the actions that Velero calls while it restores. They convert
-// Velero's types and bound each call; package internal/restore decides.
+// Package restore holds the actions that Velero calls during a restore. They convert
+// Velero's types and limit the time of each call; package internal/restore decides.
 package restore

@@ -8,10 +8,9 @@ import (
 	"stillpoint.io/stillpoint/internal/location/externalstorage"
 )
 
-// ExternalSnapshots makes the action on the objects of the snapshot API before
-// CSI's. They are not restored: the controller takes a new snapshot for a
-// VolumeSnapshot that is created, and a VolumeSnapshotData would claim data of another
-// object.
+// ExternalSnapshots returns the action on the objects of the snapshot API before CSI's.
+// They are not restored: the controller takes a new snapshot for a created
+// VolumeSnapshot, and a VolumeSnapshotData would refer to data of another object.
 func ExternalSnapshots(log logrus.FieldLogger) (any, error) {
 	return &externalSnapshotAction{log}, nil
 }

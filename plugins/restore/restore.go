@@ -16,12 +16,13 @@ import (
 	"stillpoint.io/stillpoint/internal/restore"
 )
 
-// callLimit bounds one call of Velero, which passes no context. A call makes a few
-// requests to the API server; the first about an operation also waits for the claims.
+// callLimit limits one call of Velero, which passes no context. A call sends a few
+// requests to the API server. The first one about an operation also waits for the
+// claims.
 const callLimit = 2 * time.Minute
 
-// Shared makes the actions of one process. They share a Restorer, since a decision
-// about a snapshot holds for its claim.
+// Shared creates the actions of one process. They share a Restorer, since a decision on
+// a snapshot also applies to its claim.
 type Shared struct {
 	once     sync.Once
 	restorer *restore.Restorer
@@ -40,8 +41,8 @@ func (s *Shared) connect(log logrus.FieldLogger) (*restore.Restorer, error) {
 	return s.restorer, s.err
 }
 
-// Snapshots makes the action on VolumeSnapshotClasses, VolumeSnapshotContents
-// and VolumeSnapshots.
+// Snapshots returns the action on VolumeSnapshotClasses, VolumeSnapshotContents and
+// VolumeSnapshots.
 func (s *Shared) Snapshots(log logrus.FieldLogger) (any, error) {
 	r, err := s.connect(log)
 	return &action{[]string{
@@ -64,7 +65,7 @@ func (s *Shared) Snapshots(log logrus.FieldLogger) (any, error) {
 	}}, err
 }
 
-// Volumes makes the action on PersistentVolumes.
+// Volumes returns the action on PersistentVolumes.
 func (s *Shared) Volumes(log logrus.FieldLogger) (any, error) {
 	r, err := s.connect(log)
 	return &action{[]string{"persistentvolumes"}, func(ctx context.Context, item restore.Item) (answer, error) {
@@ -73,7 +74,7 @@ func (s *Shared) Volumes(log logrus.FieldLogger) (any, error) {
 	}}, err
 }
 
-// StatefulSets makes the action on StatefulSets.
+// StatefulSets returns the action on StatefulSets.
 func (s *Shared) StatefulSets(log logrus.FieldLogger) (any, error) {
 	r, err := s.connect(log)
 	return &action{[]string{"statefulsets.apps"}, func(_ context.Context, item restore.Item) (answer, error) {
@@ -81,7 +82,7 @@ func (s *Shared) StatefulSets(log logrus.FieldLogger) (any, error) {
 	}}, err
 }
 
-// Claims makes the action on PersistentVolumeClaims. Its operations delete the source
+// Claims returns the action on PersistentVolumeClaims. Its operations delete the source
 // of a claim once the claim is bound.
 func (s *Shared) Claims(log logrus.FieldLogger) (any, error) {
 	r, err := s.connect(log)
@@ -91,7 +92,7 @@ func (s *Shared) Claims(log logrus.FieldLogger) (any, error) {
 	}}, r.Progress, r.Cancel}, err
 }
 
-// Owners makes the action on objects of all kinds. Its operations restore owner
+// Owners returns the action on objects of all kinds. Its operations restore owner
 // references when all objects are restored.
 func (s *Shared) Owners(log logrus.FieldLogger) (any, error) {
 	r, err := s.connect(log)
@@ -151,9 +152,9 @@ func (*operatingAction) AreAdditionalItemsReady([]velero.ResourceIdentifier, *ve
 	return true, nil
 }
 
-// answer is what an action returns to Velero beside the item.
+// answer is the result of an action beside the item.
 type answer struct {
-	// skip keeps the item from being restored.
+	// skip excludes the item from the restore.
 	skip bool
 	// operation is the ID of an operation, "" for none.
 	operation string

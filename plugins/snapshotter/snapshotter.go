@@ -1,6 +1,6 @@
-// Package snapshotter is what Velero calls for VolumeSnapshotLocations. It converts
-// and passes on; what is done stands in the packages below internal/location, one
-// for each provider.
+// Package snapshotter holds the VolumeSnapshotters that Velero calls for
+// VolumeSnapshotLocations. It converts Velero's types; the packages below
+// internal/location, one for each provider, do the work.
 package snapshotter
 
 import (
@@ -15,33 +15,33 @@ import (
 )
 
 const (
-	// callLimit bounds a call of Velero's, which brings no context along. A snapshot
-	// may wait for a workload to be quiesced: the longest prepare-timeout is 24 h.
-	// What takes time besides has limits of its own.
+	// callLimit limits a call of Velero, which passes no context. A snapshot may wait
+	// for a freeze, with a prepare-timeout of up to 24 h. The other steps have limits of
+	// their own.
 	callLimit = 25 * time.Hour
-	// askLimit bounds a call that only asks.
+	// askLimit limits a call that only reads.
 	askLimit = time.Minute
 )
 
-// Provider is what speaks to the storage.
+// Provider is the implementation for one kind of storage.
 type Provider interface {
-	// Init takes the config of a location.
+	// Init sets the config of a location.
 	Init(config map[string]string) error
-	// VolumeID is "" for a volume that the location leaves to others.
+	// VolumeID returns the ID of a volume, "" if the location does not take it.
 	VolumeID(ctx context.Context, volume *corev1.PersistentVolume) (string, error)
-	// VolumeInfo is of what kind a volume is.
+	// VolumeInfo returns the kind of a volume.
 	VolumeInfo(ctx context.Context, id string) (string, error)
-	// Create takes a snapshot and returns its id.
+	// Create takes a snapshot and returns its ID.
 	Create(ctx context.Context, id string, tags map[string]string) (string, error)
-	// Restore makes a volume of a snapshot and returns its id.
+	// Restore provisions a volume from a snapshot and returns its ID.
 	Restore(ctx context.Context, snapshot, zone string) (string, error)
-	// Adopt makes of a volume as backed up the one that Velero creates.
+	// Adopt returns the volume that Velero creates from the backed-up one.
 	Adopt(ctx context.Context, item *corev1.PersistentVolume, id string) (*corev1.PersistentVolume, error)
-	// Delete returns when the storage has confirmed it.
+	// Delete returns when the storage has confirmed the deletion.
 	Delete(ctx context.Context, snapshot string) error
 }
 
-// Snapshotter is a Provider as Velero calls it.
+// Snapshotter implements Velero's interface with a Provider.
 type Snapshotter struct{ provider Provider }
 
 var _ vsv1.VolumeSnapshotter = (*Snapshotter)(nil)
@@ -49,10 +49,10 @@ var _ vsv1.VolumeSnapshotter = (*Snapshotter)(nil)
 // New returns the Snapshotter of a provider.
 func New(provider Provider) *Snapshotter { return &Snapshotter{provider} }
 
-// Init takes the config of a location.
-func (s *Snapshotter) Init(config map[string]string) error { return ours(s.provider.Init(config)) }
+// Init sets the config of a location.
+func (s *Snapshotter) Init(config map[string]string) error { return prefixed(s.provider.Init(config)) }
 
-// GetVolumeID is "" for a volume that the location leaves to others.
+// GetVolumeID returns the ID of a volume, "" if the location does not take it.
 func (s *Snapshotter) GetVolumeID(item runtime.Unstructured) (string, error) {
 	volume, err := volumeOf(item)
 	if err != nil {
@@ -61,16 +61,15 @@ func (s *Snapshotter) GetVolumeID(item runtime.Unstructured) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
 	defer cancel()
 	id, err := s.provider.VolumeID(ctx, volume)
-	return id, ours(err)
+	return id, prefixed(err)
 }
 
-// GetVolumeInfo gives what kind of volume it is for the type. There are no IOPS to
-// know.
+// GetVolumeInfo returns the kind of a volume as its type, and no IOPS.
 func (s *Snapshotter) GetVolumeInfo(id, _ string) (kind string, iops *int64, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
 	defer cancel()
 	kind, err = s.provider.VolumeInfo(ctx, id)
-	return kind, nil, ours(err)
+	return kind, nil, prefixed(err)
 }
 
 // CreateSnapshot returns when the snapshot is taken.
@@ -78,19 +77,19 @@ func (s *Snapshotter) CreateSnapshot(id, _ string, tags map[string]string) (stri
 	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
 	defer cancel()
 	snapshot, err := s.provider.Create(ctx, id, tags)
-	return snapshot, ours(err)
+	return snapshot, prefixed(err)
 }
 
-// CreateVolumeFromSnapshot returns the id of a new volume, which SetVolumeID makes
-// a PersistentVolume of.
+// CreateVolumeFromSnapshot returns the ID of a new volume. Velero then calls
+// SetVolumeID.
 func (s *Snapshotter) CreateVolumeFromSnapshot(snapshot, _, zone string, _ *int64) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
 	defer cancel()
 	id, err := s.provider.Restore(ctx, snapshot, zone)
-	return id, ours(err)
+	return id, prefixed(err)
 }
 
-// SetVolumeID makes of a volume as it was backed up the one that Velero creates.
+// SetVolumeID returns the PersistentVolume that Velero creates from the backed-up one.
 func (s *Snapshotter) SetVolumeID(item runtime.Unstructured, id string) (runtime.Unstructured, error) {
 	volume, err := volumeOf(item)
 	if err != nil {
@@ -99,32 +98,32 @@ func (s *Snapshotter) SetVolumeID(item runtime.Unstructured, id string) (runtime
 	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
 	defer cancel()
 	if volume, err = s.provider.Adopt(ctx, volume, id); err != nil {
-		return nil, ours(err)
+		return nil, prefixed(err)
 	}
 	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(volume)
 	if err != nil {
-		return nil, ours(fmt.Errorf("convert PersistentVolume %s: %w", volume.Name, err))
+		return nil, prefixed(fmt.Errorf("convert PersistentVolume %s: %w", volume.Name, err))
 	}
 	return &unstructured.Unstructured{Object: content}, nil
 }
 
-// DeleteSnapshot returns when the storage has confirmed it.
+// DeleteSnapshot returns when the storage has confirmed the deletion.
 func (s *Snapshotter) DeleteSnapshot(snapshot string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
 	defer cancel()
-	return ours(s.provider.Delete(ctx, snapshot))
+	return prefixed(s.provider.Delete(ctx, snapshot))
 }
 
 func volumeOf(item runtime.Unstructured) (*corev1.PersistentVolume, error) {
 	volume := &corev1.PersistentVolume{}
 	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(item.UnstructuredContent(), volume); err != nil {
-		return nil, ours(fmt.Errorf("read the item that Velero passed: %w", err))
+		return nil, prefixed(fmt.Errorf("read the item that Velero passed: %w", err))
 	}
 	return volume, nil
 }
 
-// ours has an error say in Velero's log whose it is.
-func ours(err error) error {
+// prefixed prefixes an error for Velero's log.
+func prefixed(err error) error {
 	if err == nil {
 		return nil
 	}

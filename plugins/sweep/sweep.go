@@ -34,7 +34,7 @@ are over. It deletes nothing without --delete.
 It ends with 0, with 1 when something could not be deleted, with 2 for wrong
 usage and when the cluster cannot be read.`
 
-// flags are the command line's.
+// flags are the command-line flags.
 type flags struct {
 	cleanup.Options
 	connection cluster.Connection
@@ -94,7 +94,7 @@ func (f *flags) validate(c *cobra.Command, args []string) error {
 	return nil
 }
 
-// run sweeps; problems mean that a deletion failed.
+// run sweeps. It returns command.Problems if a deletion failed.
 func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) error {
 	clients, err := f.connection.Open()
 	if err != nil {
@@ -146,8 +146,8 @@ func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) error {
 	return result
 }
 
-// external finds leftovers of the snapshot API before CSI's. A user who may not list
-// them gets a note, and all other leftovers.
+// external returns the leftovers of the snapshot API before CSI's. For a user without
+// the permission to list them, it prints a note, and the sweep continues without them.
 func (f *flags) external(ctx context.Context, snapshotter *externalstorage.Snapshotter, stderr io.Writer) ([]externalstorage.Leftover, error) {
 	if len(f.Namespaces)+len(f.Objects) > 0 {
 		return nil, nil

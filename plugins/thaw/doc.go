@@ -1,4 +1,4 @@
-// Package thaw is the command `stillpoint thaw`: its flags and how it prints what is
-// quiesced now. It also holds the check for abandoned freezes that the plugin makes
-// when it starts. Package internal/quiesce does the undoing.
+// Package thaw is the command `stillpoint thaw`, which lists the quiesced workloads and
+// releases them. It also checks for abandoned freezes when the plugin starts. Package
+// internal/recovery completes the pending undo operations.
 package thaw

@@ -14,7 +14,7 @@ import (
 	"stillpoint.io/stillpoint/internal/journal"
 )
 
-// list holds the frozen workloads of the journal at a moment.
+// list holds the frozen workloads in the journal.
 type list struct {
 	entries []journal.Status
 	now     time.Time
@@ -81,7 +81,7 @@ func advice(abandoned int) string {
 	return ": `stillpoint thaw --abandoned` releases them"
 }
 
-// step names a pending undo without its command, which can hold secrets.
+// step describes a pending undo without its command, which can contain secrets.
 func step(undo journal.Undo) string {
 	name := undo.Blueprint + "/" + undo.Phase
 	switch {
@@ -95,7 +95,7 @@ func step(undo journal.Undo) string {
 	return name
 }
 
-// json writes the list for programs.
+// json writes the list as JSON.
 func (l *list) json(to io.Writer) error {
 	type holder struct {
 		Pod  string `json:"pod,omitempty"`

@@ -16,28 +16,30 @@ import (
 )
 
 const (
-	// lookLimit bounds the check of a plugin that has just started.
-	lookLimit = 10 * time.Second
-	// farewell is how long a plugin that Velero ends at once waits for its check;
+	// checkLimit limits the check of a plugin that has just started.
+	checkLimit = 10 * time.Second
+	// exitGrace is how long a plugin that Velero stops at once waits for its check.
 	// Velero kills it after two seconds.
-	farewell = time.Second
-	// tries is how long the release is retried: less than a backup waits for it.
-	tries = 30 * time.Second
+	exitGrace = time.Second
+	// releaseLimit limits the retries of a release. It is shorter than the time that a
+	// backup waits for it.
+	releaseLimit = 30 * time.Second
 )
 
-// AtStart checks the journal for abandoned entries, in the background, and with one
-// request if the journal is empty. For abandoned ones it starts a process that
-// releases them and outlives this one: Velero ends a plugin at once that it has only
-// asked for its actions. cookie is the name of the variable of Velero's handshake,
-// which that process must not have.
+// AtStart checks the journal for abandoned entries in the background, with one request
+// if the journal is empty. For abandoned entries it starts a process that releases them
+// and outlives this one, because Velero stops a plugin at once after listing its
+// actions. cookie is the name of the variable of Velero's handshake, which that process
+// must not inherit.
 //
-// The returned function waits for the check, a second at most. Errors are not
-// reported: there is no backup that they could concern, and the next one checks again.
+// The returned function waits for the check, a second at most. AtStart does not report
+// errors, because there is no backup that they concern, and the next backup checks
+// again.
 func AtStart(cookie string) (wait func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		ctx, cancel := context.WithTimeout(context.Background(), lookLimit)
+		ctx, cancel := context.WithTimeout(context.Background(), checkLimit)
 		defer cancel()
 		if due(ctx) {
 			_ = release(cookie)
@@ -46,7 +48,7 @@ func AtStart(cookie string) (wait func()) {
 	return func() {
 		select {
 		case <-done:
-		case <-time.After(farewell):
+		case <-time.After(exitGrace):
 		}
 	}
 }
@@ -56,7 +58,7 @@ func due(ctx context.Context) bool {
 	if err != nil {
 		return false
 	}
-	// An error concerns some of the entries only.
+	// An error concerns only some entries.
 	abandoned, _ := journal.New(clients, clock.RealClock{}).Abandoned(ctx)
 	return slices.ContainsFunc(abandoned, func(i journal.Entry) bool { return i.Due(time.Now()) })
 }
@@ -67,8 +69,8 @@ func release(cookie string) error {
 	if err != nil {
 		return err
 	}
-	// No context: the command must outlive this process.
-	command := exec.Command(program, "thaw", "--abandoned", "--timeout", tries.String())
+	// Without a context, so that the command outlives this process.
+	command := exec.Command(program, "thaw", "--abandoned", "--timeout", releaseLimit.String())
 	command.Env = slices.DeleteFunc(os.Environ(), func(variable string) bool { return strings.HasPrefix(variable, cookie+"=") })
 	command.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := command.Start(); err != nil {

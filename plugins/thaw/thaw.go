@@ -37,7 +37,7 @@ What a running backup holds is released as well when it is named, or by -n and
 It ends with 0, with 1 when something could not be released, with 2 for wrong
 usage and when the cluster cannot be read.`
 
-// flags are the command line's.
+// flags are the command-line flags.
 type flags struct {
 	connection     cluster.Connection
 	format         command.Format
@@ -100,7 +100,8 @@ func (f *flags) validate(c *cobra.Command, args []string) error {
 	return nil
 }
 
-// run lists or releases; problems mean that a record could not be read or released.
+// run lists or releases. It returns command.Problems if a record could not be read or
+// released.
 func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) error {
 	clients, err := f.connection.Open()
 	if err != nil {
@@ -115,7 +116,7 @@ func (f *flags) run(ctx context.Context, stdout, stderr io.Writer) error {
 	}
 	found := &list{entries: standings, now: time.Now()}
 	var result error
-	if err != nil { // the others are listed and released
+	if err != nil { // the other entries are listed and released
 		fmt.Fprintf(stderr, "stillpoint thaw: %v\n", err)
 		result = command.Problems
 	}

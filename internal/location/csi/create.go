@@ -39,8 +39,8 @@ func (s *Snapshotter) Create(ctx context.Context, id string, tags map[string]str
 	if err != nil {
 		return "", s.quiescer.Around(ctx, location.Request{Claim: subject.Claim, Backup: subject.Backup, Failed: err})
 	}
-	shot := location.Request{Claim: subject.Claim, Backup: subject.Backup, Take: taken.take, Taken: taken.earlier}
-	if err := s.quiescer.Around(ctx, shot); err != nil {
+	request := location.Request{Claim: subject.Claim, Backup: subject.Backup, Take: taken.take, Taken: taken.earlier}
+	if err := s.quiescer.Around(ctx, request); err != nil {
 		if !taken.begun {
 			return "", err
 		}
@@ -49,7 +49,7 @@ func (s *Snapshotter) Create(ctx context.Context, id string, tags map[string]str
 	return taken.identify(ctx)
 }
 
-// taking is one snapshot on its way.
+// taking is one snapshot in progress.
 type taking struct {
 	*Snapshotter
 	*location.Subject
@@ -63,7 +63,7 @@ type taking struct {
 	begun bool
 }
 
-// prepare does all that can be done before a freeze.
+// prepare does the work that is possible before a freeze.
 func (s *Snapshotter) prepare(ctx context.Context, subject *location.Subject, tags map[string]string) (*taking, error) {
 	installation, err := s.clients.Installation(ctx)
 	if err != nil {
@@ -89,7 +89,7 @@ func (s *Snapshotter) prepare(ctx context.Context, subject *location.Subject, ta
 	return t, t.follower.Watch(ctx)
 }
 
-// follower is that of a backup; a process serves one.
+// follower returns the follower of a backup. A process usually serves one backup.
 func (s *Snapshotter) follower(backup *velerov1.Backup) *snapshot.Follower {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -141,7 +141,8 @@ func (t *taking) take(ctx context.Context, patience time.Duration) error {
 	}
 }
 
-// earlier names a VolumeSnapshot that this backup has of one of the claims.
+// earlier returns the name of a VolumeSnapshot that this backup has of one of the
+// claims, "" if none.
 func (t *taking) earlier(ctx context.Context, claims []corev1.PersistentVolumeClaim) (string, error) {
 	list, err := snapshot.List(ctx, t.clients.Snapshots, t.Claim.Namespace, snapshot.OwnedBy(t.Backup).String())
 	if err != nil {
@@ -157,15 +158,15 @@ func (t *taking) earlier(ctx context.Context, claims []corev1.PersistentVolumeCl
 	return "", nil
 }
 
-// discard deletes a snapshot that nobody may restore from.
+// discard deletes an unusable snapshot.
 func (t *taking) discard(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removalLimit)
 	defer cancel()
 	return snapshot.Delete(ctx, t.clients.Snapshots, t.snapshot.Namespace, snapshot.OwnedBy(t.Backup), t.Claim.Name)
 }
 
-// identify makes the id of a snapshot that is cut. From then on the snapshot
-// outlives its objects: a namespace that is deleted does not take it along.
+// identify returns the ID of a snapshot that is cut. From then on the storage's snapshot
+// outlives its objects, also when their namespace is deleted.
 func (t *taking) identify(ctx context.Context) (string, error) {
 	id, err := t.identity(ctx)
 	if err != nil {
@@ -202,8 +203,8 @@ func (t *taking) identity(ctx context.Context) (string, error) {
 	return location.EncodeID(spec.Provider, i)
 }
 
-// secure has the snapshot stay when its objects go, and notes on them that the
-// backup has it. That is how a sweep knows what to leave alone.
+// secure keeps the storage's snapshot when its objects are deleted, and marks them as
+// part of the backup, so that a sweep keeps the snapshot.
 func (t *taking) secure(ctx context.Context, vs *snapshotv1.VolumeSnapshot) (*snapshotv1.VolumeSnapshotContent, error) {
 	client := t.clients.Snapshots.SnapshotV1()
 	marks := metav1.ObjectMeta{Labels: map[string]string{velerov1.BackupNameLabel: label.GetValidName(t.Backup.Name)}, Annotations: map[string]string{

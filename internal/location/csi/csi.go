@@ -110,12 +110,12 @@ func (s *Snapshotter) VolumeInfo(_ context.Context, id string) (string, error) {
 	return s.storageClasses[id], nil
 }
 
-// identity is everything that a restore knows of a snapshot.
+// identity has the fields of a snapshot's ID, which is all that a restore knows.
 type identity struct {
 	Driver string `json:"driver"`
 	Handle string `json:"handle"`
 	Class  string `json:"class,omitempty"`
-	// Exported reports whether the handle is of a copy outside the storage.
+	// Exported reports whether the handle refers to a copy outside the storage.
 	Exported bool `json:"exported,omitempty"`
 	// Secret is namespace/name of the Secret that the driver needs for the deletion.
 	Secret string `json:"secret,omitempty"`
@@ -158,7 +158,7 @@ const (
 	secretNamespace = "snapshot.storage.kubernetes.io/deletion-secret-namespace"
 )
 
-// static returns the pair of objects for a snapshot that the storage has already. Their
+// static returns the pair of objects for an existing snapshot of the storage. Their
 // names begin with why.
 func (s *Snapshotter) static(i identity, why, installation string, policy snapshotv1.DeletionPolicy) (*snapshotv1.VolumeSnapshot, *snapshotv1.VolumeSnapshotContent) {
 	content := snapshot.OfHandle(why, s.clients.VeleroNamespace, i.Driver, i.Handle, policy)
@@ -210,7 +210,7 @@ func (s *Snapshotter) Delete(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.mapped(&i, settings, target); err != nil { // another cluster may have taken it
+	if err := s.mapped(&i, settings, target); err != nil { // another cluster may have taken the snapshot
 		return fmt.Errorf("delete snapshot %s: %w", i.Handle, err)
 	}
 	kept, err := snapshot.RemoveAll(ctx, s.clients.Snapshots, targets...)

@@ -24,7 +24,7 @@ import (
 	"stillpoint.io/stillpoint/internal/velero"
 )
 
-// interval is the poll interval for a snapshot that is to become ready.
+// interval is the poll interval for a snapshot that becomes ready.
 const interval = 200 * time.Millisecond
 
 // Restore provisions a volume from a snapshot, by the driver and the StorageClass of
@@ -95,8 +95,8 @@ func (s *Snapshotter) restore(ctx context.Context, i identity, zone string) (*co
 	}, nodes...)
 }
 
-// mapped applies the restore maps of the configuration, and checks that the cluster
-// has what they lead to.
+// mapped applies the restore maps of the configuration, and checks that their targets
+// exist in the cluster.
 func (s *Snapshotter) mapped(i *identity, settings *config.Config, target mapping.Target) error {
 	mapped, err := mapping.Map(mapping.Source{Driver: i.Driver, Class: i.Class}, settings, target)
 	switch {
@@ -111,14 +111,14 @@ func (s *Snapshotter) mapped(i *identity, settings *config.Config, target mappin
 		return fmt.Errorf("%w; restore.drivers of the configuration maps a driver of another name", err)
 	}
 	if class := target.Class(i.Class); class == nil || class.Driver != i.Driver {
-		i.Class = "" // an existing snapshot needs none
+		i.Class = "" // an existing snapshot needs no class
 	}
 	return nil
 }
 
-// storageClass returns the StorageClass to provision with: the claim's, or the one that
-// Velero's map replaces it by. That map works on the items of the restore, and the
-// volume has to be provisioned by the class that they get.
+// storageClass returns the StorageClass to provision with: the claim's, or its
+// replacement in Velero's map. Velero applies that map to the items of the restore, so
+// the volume must have the same class.
 func (s *Snapshotter) storageClass(ctx context.Context, i identity) (*storagev1.StorageClass, error) {
 	name, reason := i.StorageClass, "as backed up"
 	changes, err := common.GetPluginConfig(common.PluginKindRestoreItemAction, velero.ChangeStorageClass, s.clients.Kube.CoreV1().ConfigMaps(s.clients.VeleroNamespace))
@@ -186,10 +186,10 @@ func (s *Snapshotter) represent(ctx context.Context, i *identity, installation s
 	return made, nil
 }
 
-// ready waits until the snapshot can be restored from, and stores the size that this
-// needs.
+// ready waits until the snapshot can be restored from, and stores the size that a
+// restore needs.
 func (s *Snapshotter) ready(ctx context.Context, vs *snapshotv1.VolumeSnapshot, i *identity) error {
-	trouble := "is the snapshot controller running, and the CSI sidecar csi-snapshotter of driver " + i.Driver + "?"
+	problem := "is the snapshot controller running, and the CSI sidecar csi-snapshotter of driver " + i.Driver + "?"
 	err := wait.PollUntilContextCancel(ctx, interval, true, func(ctx context.Context) (bool, error) {
 		now, err := s.clients.Snapshots.SnapshotV1().VolumeSnapshots(vs.Namespace).Get(ctx, vs.Name, metav1.GetOptions{})
 		switch {
@@ -198,7 +198,7 @@ func (s *Snapshotter) ready(ctx context.Context, vs *snapshotv1.VolumeSnapshot, 
 		case err != nil || now.Status == nil:
 			return false, nil //nolint:nilerr // transient, and ctx has an end
 		case now.Status.Error != nil:
-			trouble = "the driver says: " + ptr.Deref(now.Status.Error.Message, "nothing")
+			problem = "the driver says: " + ptr.Deref(now.Status.Error.Message, "nothing")
 		}
 		if size := now.Status.RestoreSize; size != nil {
 			i.Size = max(i.Size, size.Value())
@@ -206,7 +206,7 @@ func (s *Snapshotter) ready(ctx context.Context, vs *snapshotv1.VolumeSnapshot, 
 		return ptr.Deref(now.Status.ReadyToUse, false), nil
 	})
 	if err != nil {
-		return fmt.Errorf("VolumeSnapshot %s/%s, created from the handle, is not ready to use: %w; %s", vs.Namespace, vs.Name, context.Cause(ctx), trouble)
+		return fmt.Errorf("VolumeSnapshot %s/%s, created from the handle, is not ready to use: %w; %s", vs.Namespace, vs.Name, context.Cause(ctx), problem)
 	}
 	return nil
 }
@@ -233,7 +233,7 @@ func (s *Snapshotter) Adopt(ctx context.Context, item *corev1.PersistentVolume, 
 	promoted := s.promoted[id]
 	delete(s.promoted, id)
 	s.mu.Unlock()
-	if promoted == nil { // by another process
+	if promoted == nil { // provisioned by another process
 		promoted, err = s.promoter.Promoted(ctx, func(volume *corev1.PersistentVolume) bool { return volume.Spec.CSI != nil && idOf(volume) == id })
 		if err != nil {
 			return nil, err

@@ -33,7 +33,7 @@ const (
 	sourceAnnotation = "snapshot.alpha.kubernetes.io/snapshot"
 )
 
-// The resources. Their short names are those of CSI, too.
+// Resources of the API. CSI's have the same short names.
 var (
 	version   = schema.GroupVersion{Group: Group, Version: "v1"}
 	snapshots = version.WithResource("volumesnapshots")
@@ -99,8 +99,8 @@ func (s *Snapshotter) VolumeID(ctx context.Context, volume *corev1.PersistentVol
 	return volume.Name, nil
 }
 
-// isServed reports whether the API server serves the API. The answer is kept for the
-// life of the process.
+// isServed reports whether the API server serves the API. It caches the answer for the
+// process.
 func (s *Snapshotter) isServed(_ context.Context) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -19,18 +19,18 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-// remains is what there is of one snapshot of ours.
+// remains are the existing objects of one snapshot.
 type remains struct {
 	name   string
 	origin snapshot.Origin
-	// asked is the VolumeSnapshot in the application's namespace, and made what the
-	// controller has made of it.
-	asked, made *unstructured.Unstructured
-	// home and homeData are those in Velero's namespace.
+	// requested is the VolumeSnapshot in the application's namespace, created is the
+	// VolumeSnapshotData that the controller created for it.
+	requested, created *unstructured.Unstructured
+	// home and homeData are the objects in Velero's namespace.
 	home, homeData *unstructured.Unstructured
 }
 
-// find gets what there is of one snapshot.
+// find returns the remains of one snapshot.
 func (s *Snapshotter) find(ctx context.Context, installation, name string) (*remains, error) {
 	all, err := s.all(ctx, installation)
 	if err != nil {
@@ -44,13 +44,13 @@ func (s *Snapshotter) find(ctx context.Context, installation, name string) (*rem
 	return &remains{name: name}, nil
 }
 
-// all gets what there is of all snapshots of an installation.
+// all returns the remains of all snapshots of an installation.
 func (s *Snapshotter) all(ctx context.Context, installation string) ([]*remains, error) {
 	vss, err := s.clients.Dynamic.Resource(snapshots).List(ctx, metav1.ListOptions{LabelSelector: api.LabelInstallation + "=" + installation})
 	if err != nil {
 		return nil, fmt.Errorf("list the VolumeSnapshots of %s: %w", version, err)
 	}
-	// The controller makes them without labels.
+	// The controller creates VolumeSnapshotDatas without labels.
 	all, err := s.clients.Dynamic.Resource(datas).List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("list the VolumeSnapshotDatas of %s: %w", version, err)
@@ -58,7 +58,7 @@ func (s *Snapshotter) all(ctx context.Context, installation string) ([]*remains,
 	return gather(vss.Items, all.Items, installation, s.clients.VeleroNamespace), nil
 }
 
-// gather puts together what belongs together, in the order of the names.
+// gather groups the objects by snapshot, sorted by name.
 func gather(vss, all []unstructured.Unstructured, installation, velero string) []*remains {
 	byName := map[string]*remains{}
 	of := func(name string) *remains {
@@ -67,7 +67,7 @@ func gather(vss, all []unstructured.Unstructured, installation, velero string) [
 		}
 		return byName[name]
 	}
-	homes := map[string]string{} // names by those of the VolumeSnapshotData
+	homes := map[string]string{} // name of the snapshot by VolumeSnapshotData
 	for i := range vss {
 		vs := &vss[i]
 		origin, marked := snapshot.OriginOf(vs)
@@ -79,7 +79,7 @@ func gather(vss, all []unstructured.Unstructured, installation, velero string) [
 		if vs.GetNamespace() == velero && dataName(vs) != "" {
 			r.home, homes[dataName(vs)] = vs, r.name
 		} else {
-			r.asked = vs
+			r.requested = vs
 		}
 	}
 	for i := range all {
@@ -93,7 +93,7 @@ func gather(vss, all []unstructured.Unstructured, installation, velero string) [
 			r := of(data.GetName()[:nameLength])
 			r.homeData, r.origin = data, origin
 		case !marked && strings.HasPrefix(ref, namesOf(installation)) && len(ref) > nameLength:
-			of(ref[:nameLength]).made = data
+			of(ref[:nameLength]).created = data
 		}
 	}
 	found := make([]*remains, 0, len(byName))
@@ -107,11 +107,11 @@ func gather(vss, all []unstructured.Unstructured, installation, velero string) [
 const (
 	hashLength = 8
 	uidLength  = 36
-	// nameLength is that of all names of nameOf.
+	// nameLength is the length of each name of nameOf.
 	nameLength = len(prefix) + hashLength + 1 + uidLength + 1 + hashLength
 )
 
-// backupUIDIn is the UID of the backup in a name of nameOf, "" in any other.
+// backupUIDIn returns the UID of the backup in a name of nameOf, "" for any other name.
 func backupUIDIn(installation, name string) string {
 	rest, ours := strings.CutPrefix(name, namesOf(installation))
 	if !ours || len(name) != nameLength {
@@ -120,19 +120,18 @@ func backupUIDIn(installation, name string) string {
 	return rest[:uidLength]
 }
 
-// verdict decides whether remains are left over: nobody will ever ask for them
-// again. The reason tells of the backup.
+// verdict decides whether remains are leftovers. The reason describes the backup.
 //
-// What is in Velero's namespace may be all that a backup lives on, and is left to
-// it, whatever there is in an application's: a tenant can make that, too.
+// Objects in Velero's namespace may be all that a backup can be restored from. They stay
+// with it, whatever an application's namespace has, where a tenant can create objects.
 func (r *remains) verdict(backups []velerov1.Backup) (over bool, reason string) {
 	moved := r.home != nil || r.homeData != nil
 	i := slices.IndexFunc(backups, func(b velerov1.Backup) bool { return string(b.UID) == r.origin.BackupUID })
 	if i < 0 {
 		name := cmp.Or(r.origin.Backup, "with the UID "+r.origin.BackupUID)
 		if moved {
-			// Velero brings a Backup that somebody has deleted back from the object store,
-			// with another UID, and then it lives on this very snapshot.
+			// Velero recreates a deleted Backup object from the object store, with
+			// another UID. That backup then restores from this snapshot.
 			return false, "backup " + name + " is gone, but had it, and Velero may find that backup in the object store again"
 		}
 		return true, "backup " + name + " is gone"
@@ -143,38 +142,38 @@ func (r *remains) verdict(backups []velerov1.Backup) (over bool, reason string) 
 		return true, cleanup.StateOf(backup)
 	case cleanup.Finished:
 		return !moved, cleanup.StateOf(backup)
-	default: // a deletion asks for the snapshot's own
+	default: // Velero's deletion of the backup calls Delete
 		return false, cleanup.StateOf(backup)
 	}
 }
 
-// discard removes remains with the data that they stand for, whichever of the
-// objects has it: one of them alone may tell the controller to delete it.
+// discard deletes remains with their data, whichever object refers to the data. A single
+// object can be enough for the controller to delete it.
 func (s *Snapshotter) discard(ctx context.Context, r *remains) error {
 	id := &Identity{Namespace: s.clients.VeleroNamespace, Name: r.name, Data: r.name, Installation: r.origin.Installation, Backup: r.origin.Backup, BackupUID: r.origin.BackupUID}
-	if r.home == nil && r.made != nil {
-		// It never came to be moved.
+	if r.home == nil && r.created != nil {
+		// The snapshot was not moved yet.
 		if r.homeData != nil {
 			if err := s.drop(ctx, datas, r.homeData); err != nil {
 				return err
 			}
 		}
-		if r.asked != nil {
-			gone, err := s.deleted(ctx, r.asked, r.made, min(s.settings().timeout, confirmLimit))
+		if r.requested != nil {
+			gone, err := s.deleted(ctx, r.requested, r.created, min(s.settings().timeout, confirmLimit))
 			if gone || err != nil {
 				return err
 			}
 		}
-		id.Data = r.made.GetName()
-		return s.confirm(ctx, id, nil, r.made)
+		id.Data = r.created.GetName()
+		return s.confirm(ctx, id, nil, r.created)
 	}
-	if r.made != nil {
-		if err := s.drop(ctx, datas, r.made); err != nil {
+	if r.created != nil {
+		if err := s.drop(ctx, datas, r.created); err != nil {
 			return err
 		}
 	}
-	if r.asked != nil {
-		if err := s.drop(ctx, snapshots, r.asked); err != nil {
+	if r.requested != nil {
+		if err := s.drop(ctx, snapshots, r.requested); err != nil {
 			return err
 		}
 	}
@@ -190,14 +189,14 @@ func (s *Snapshotter) discard(ctx context.Context, r *remains) error {
 }
 
 const (
-	// tidyLimit is how long a backup waits for what earlier ones have left to go.
+	// tidyLimit is how long a backup waits for the deletion of leftovers.
 	tidyLimit = 10 * time.Second
-	// tidyOn is how long it goes on beside the backup.
-	tidyOn = 3 * time.Minute
+	// tidyBackgroundLimit is how long the deletion continues in the background.
+	tidyBackgroundLimit = 3 * time.Minute
 )
 
-// tidy removes what earlier backups have left, at the first snapshot of each
-// backup. Trouble is a warning: it concerns another backup.
+// tidy deletes the leftovers of earlier backups, at the first snapshot of each backup.
+// Problems are warnings, because they concern another backup.
 func (s *Snapshotter) tidy(ctx context.Context, backup *velerov1.Backup, installation string) {
 	s.mu.Lock()
 	done := s.tidied[backup.UID]
@@ -213,7 +212,7 @@ func (s *Snapshotter) tidy(ctx context.Context, backup *velerov1.Backup, install
 		s.log.Warnf("What earlier backups may have left of the API %s is not looked for: %v", version, err)
 		return
 	}
-	going, over := context.WithTimeout(context.WithoutCancel(ctx), tidyOn)
+	going, over := context.WithTimeout(context.WithoutCancel(ctx), tidyBackgroundLimit)
 	var wait sync.WaitGroup
 	for _, l := range left {
 		if !l.Over {
@@ -239,9 +238,10 @@ func (s *Snapshotter) tidy(ctx context.Context, backup *velerov1.Backup, install
 	}
 }
 
-// Leftover is a snapshot whose backup is over without it, or may be.
+// Leftover is a snapshot whose backup is over and does not need it, or may be.
 type Leftover struct {
-	// Over says that it is certain. Others are for a user to look at.
+	// Over reports that the backup is certainly over. Other leftovers are for a user to
+	// decide.
 	Over   bool
 	Reason string
 	*remains
@@ -252,16 +252,16 @@ func (l Leftover) String() string {
 	return o.GetKind() + " " + key(o)
 }
 
-// Object is the one by which it is known: the VolumeSnapshot, where there is one,
-// and in Velero's namespace, where it has one there.
+// Object returns the object that represents the snapshot: the VolumeSnapshot if it
+// exists, preferably the one in Velero's namespace.
 func (l Leftover) Object() *unstructured.Unstructured {
-	return cmp.Or(l.home, l.asked, l.homeData, l.made)
+	return cmp.Or(l.home, l.requested, l.homeData, l.created)
 }
 
-// Backup is the name of its backup; "" is not known.
+// Backup returns the name of its backup, "" if not known.
 func (l Leftover) Backup() string { return l.origin.Backup }
 
-// Leftovers lists what earlier backups have left, and changes nothing.
+// Leftovers lists the leftovers of earlier backups, and changes nothing.
 func (s *Snapshotter) Leftovers(ctx context.Context) ([]Leftover, error) {
 	served, err := s.isServed(ctx)
 	if err != nil || !served {
@@ -275,7 +275,7 @@ func (s *Snapshotter) Leftovers(ctx context.Context) ([]Leftover, error) {
 }
 
 // Discard deletes a leftover with its data, and returns when the controller has
-// confirmed it.
+// confirmed the deletion.
 func (s *Snapshotter) Discard(ctx context.Context, l Leftover) error {
 	return s.discard(ctx, l.remains)
 }
@@ -285,7 +285,7 @@ func (s *Snapshotter) leftovers(ctx context.Context, installation string) ([]Lef
 	if err != nil || len(all) == 0 {
 		return nil, err
 	}
-	// After the snapshots: the backup of each that is listed is there by now.
+	// Listed after the snapshots, so that the list has the backup of each snapshot.
 	backups := &velerov1.BackupList{}
 	if err := s.clients.Objects.List(ctx, backups, crclient.InNamespace(s.clients.VeleroNamespace)); err != nil {
 		return nil, fmt.Errorf("list the Backups of namespace %s: %w", s.clients.VeleroNamespace, err)

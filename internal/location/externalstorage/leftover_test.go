@@ -25,8 +25,8 @@ func backupOf(uid string, phase velerov1.BackupPhase) *velerov1.Backup {
 	return &velerov1.Backup{ObjectMeta: metav1.ObjectMeta{Name: "b-" + uid[:1], UID: types.UID(uid)}, Status: velerov1.BackupStatus{Phase: phase}}
 }
 
-// parts makes the objects that a snapshot of volume v may have: a asked, m made, h
-// home, d its data.
+// parts returns the objects of a snapshot of volume v: a requested, m created by the
+// controller, h home, d home data.
 func parts(uid, which string) (vss, all []unstructured.Unstructured) {
 	backup := backupOf(uid, "")
 	name := nameOf(here, backup, "v")
@@ -82,7 +82,7 @@ func TestVerdict(t *testing.T) {
 			found := gather(vss, all, here, "velero")
 			require.Len(t, found, 1)
 			have := ""
-			for letter, o := range map[string]*unstructured.Unstructured{"a": found[0].asked, "m": found[0].made, "h": found[0].home, "d": found[0].homeData} {
+			for letter, o := range map[string]*unstructured.Unstructured{"a": found[0].requested, "m": found[0].created, "h": found[0].home, "d": found[0].homeData} {
 				if o != nil {
 					have += letter
 				}
@@ -95,7 +95,7 @@ func TestVerdict(t *testing.T) {
 	}
 }
 
-// What is not ours, or of another Velero, is not even looked at.
+// Objects of users and of another Velero are ignored.
 func TestGatherLeavesOthersAlone(t *testing.T) {
 	vss, all := parts(one, "amhd")
 	assert.Empty(t, gather(vss, all, "another installation", "velero"))
@@ -104,8 +104,8 @@ func TestGatherLeavesOthersAlone(t *testing.T) {
 	theirs := &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{snapshotRef: map[string]any{"name": "shop/mine-" + absent}}}}
 	assert.Empty(t, gather([]unstructured.Unstructured{*mine}, []unstructured.Unstructured{*theirs}, here, "velero"))
 
-	// A tenant may copy the labels, but not make a VolumeSnapshot of ours of it in
-	// Velero's namespace.
+	// A tenant may copy the labels, but cannot create such a VolumeSnapshot in Velero's
+	// namespace.
 	forged := object("VolumeSnapshot", "shop", nameOf(here, backupOf(one, ""), "v"))
 	snapshot.Origin{Installation: here, BackupUID: one}.Mark(forged)
 	forged.Object["spec"] = map[string]any{"snapshotDataName": "somebody's"}

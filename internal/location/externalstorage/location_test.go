@@ -26,7 +26,7 @@ func unbound(pv *corev1.PersistentVolume) *corev1.PersistentVolume {
 
 var (
 	hostPath = corev1.PersistentVolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/data"}}
-	// As the provisioner of OpenEBS 0.7 to 1.x makes them for cStor.
+	// As the provisioner of OpenEBS 0.7 to 1.x creates them for cStor.
 	iscsi = corev1.PersistentVolumeSource{ISCSI: &corev1.ISCSIPersistentVolumeSource{
 		TargetPortal: "10.107.19.62:3260", IQN: "iqn.2016-09.com.openebs.cstor:pvc-6e3d9246-8a92-11e9-9253-525400261060", FSType: "ext4",
 	}}

@@ -18,8 +18,8 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-// Delete deletes a snapshot with the storage's data, and returns when the
-// controller has confirmed it.
+// Delete deletes a snapshot with the storage's data, and returns when the controller has
+// confirmed the deletion.
 func (s *Snapshotter) Delete(ctx context.Context, snapshotID string) error {
 	id, err := decode(snapshotID)
 	if err != nil {
@@ -34,12 +34,12 @@ func (s *Snapshotter) Delete(ctx context.Context, snapshotID string) error {
 		return err
 	}
 	if home == nil && data == nil && installation == id.Installation {
-		// The VolumeSnapshotData goes last, when the data is gone.
+		// The VolumeSnapshotData is deleted last, after the data.
 		s.log.Infof("The snapshot is deleted already: %s", id)
 		return nil
 	}
-	// Of another cluster's life, or without one of its objects: only with both does
-	// the controller know of the data.
+	// The snapshot is of another cluster, or lacks an object. The controller finds the
+	// data only by both objects.
 	made := data == nil
 	if made {
 		if data, err = s.remake(ctx, id, home); err != nil {
@@ -58,10 +58,9 @@ func (s *Snapshotter) Delete(ctx context.Context, snapshotID string) error {
 	return nil
 }
 
-// remake makes the VolumeSnapshotData of a snapshot again, under another name than
-// it has had: a controller that was to delete the first one, and did not find it,
-// would take the second for it, whenever it tries again. A VolumeSnapshot that
-// names the first goes.
+// remake creates the VolumeSnapshotData of a snapshot again, under a new name. A
+// controller that has a pending deletion of the first one would delete a second one of
+// that name. remake deletes a VolumeSnapshot that refers to the first.
 func (s *Snapshotter) remake(ctx context.Context, id *Identity, home *unstructured.Unstructured) (*unstructured.Unstructured, error) {
 	if home != nil {
 		if err := s.drop(ctx, snapshots, home); err != nil {
@@ -72,10 +71,10 @@ func (s *Snapshotter) remake(ctx context.Context, id *Identity, home *unstructur
 	return s.create(ctx, id.homeData(time.Now()))
 }
 
-// confirm deletes a VolumeSnapshot and waits until the controller has deleted the
-// data and, after it, the VolumeSnapshotData. A controller that did not run when
-// the VolumeSnapshot was deleted will never know of it. So there is a second try,
-// with a VolumeSnapshot that it must take notice of first.
+// confirm deletes a VolumeSnapshot and waits until the controller has deleted the data
+// and then the VolumeSnapshotData. A controller that did not run at the deletion of the
+// VolumeSnapshot never notices it. confirm therefore tries a second time, with a
+// VolumeSnapshot that the controller must process first.
 func (s *Snapshotter) confirm(ctx context.Context, id *Identity, home, data *unstructured.Unstructured) error {
 	limit := min(s.settings().timeout, confirmLimit)
 	if home != nil {
@@ -98,7 +97,8 @@ func (s *Snapshotter) confirm(ctx context.Context, id *Identity, home, data *uns
 	return err
 }
 
-// deleted deletes a VolumeSnapshot and tells whether its data went within limit.
+// deleted deletes a VolumeSnapshot and reports whether its data was deleted within
+// limit.
 func (s *Snapshotter) deleted(ctx context.Context, vs, data *unstructured.Unstructured, limit time.Duration) (bool, error) {
 	if err := s.drop(ctx, snapshots, vs); err != nil {
 		return false, err
@@ -112,9 +112,8 @@ func (s *Snapshotter) deleted(ctx context.Context, vs, data *unstructured.Unstru
 	return err == nil, err
 }
 
-// present makes the VolumeSnapshot again and waits until the controller has taken
-// notice of it: one that is Pending it asks its plugin about, and then says that
-// it is Ready.
+// present creates the VolumeSnapshot again and waits until the controller has processed
+// it: the controller asks its plugin about a Pending one, and then sets Ready.
 func (s *Snapshotter) present(ctx context.Context, id *Identity, limit time.Duration) (*unstructured.Unstructured, error) {
 	home, err := s.create(ctx, id.home(conditionPending, nil, time.Now()))
 	if err != nil {
@@ -128,8 +127,8 @@ func (s *Snapshotter) present(ctx context.Context, id *Identity, limit time.Dura
 	return home, nil
 }
 
-// unmake removes objects that were made again to no purpose. The data has not
-// been known by them, so it stays.
+// unmake deletes objects that remake and present created without success. The controller
+// did not process them, so the data stays.
 func (s *Snapshotter) unmake(ctx context.Context, id *Identity) error {
 	var failed []error
 	for _, resource := range []schema.GroupVersionResource{datas, snapshots} {
@@ -145,7 +144,8 @@ func (s *Snapshotter) unmake(ctx context.Context, id *Identity) error {
 	return errors.Join(failed...)
 }
 
-// ensure has both objects of a snapshot there, so that volumes can be made of it.
+// ensure creates the missing objects of a snapshot, so that volumes can be provisioned
+// from it.
 func (s *Snapshotter) ensure(ctx context.Context, id *Identity) (*unstructured.Unstructured, error) {
 	home, data, err := s.homeOf(ctx, id)
 	if err != nil {
@@ -174,9 +174,9 @@ func (s *Snapshotter) ensure(ctx context.Context, id *Identity) (*unstructured.U
 	return home, nil
 }
 
-// homeOf gets the objects of a snapshot, nil for one that is not there. Where
-// Velero lives in another namespace than the one that took it, and the objects
-// are gone, they come to be in that namespace.
+// homeOf returns the objects of a snapshot in Velero's namespace, nil if they do not
+// exist. If Velero has moved to another namespace and the objects do not exist in the
+// old one, homeOf sets the new namespace.
 func (s *Snapshotter) homeOf(ctx context.Context, id *Identity) (home, data *unstructured.Unstructured, err error) {
 	if home, err = s.get(ctx, snapshots, id.Namespace, id.Name); err != nil {
 		return nil, nil, err
@@ -222,7 +222,8 @@ func (s *Snapshotter) get(ctx context.Context, resource schema.GroupVersionResou
 	return o, nil
 }
 
-// drop deletes an object and no other of its name. One that is gone is no error.
+// drop deletes an object, but no other of its name. It returns nil if the object is
+// gone.
 func (s *Snapshotter) drop(ctx context.Context, resource schema.GroupVersionResource, o *unstructured.Unstructured) error {
 	err := s.clients.Dynamic.Resource(resource).Namespace(o.GetNamespace()).
 		Delete(ctx, o.GetName(), metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(o.GetUID()))})
@@ -232,11 +233,11 @@ func (s *Snapshotter) drop(ctx context.Context, resource schema.GroupVersionReso
 	return nil
 }
 
-// rewatchPause lies between two tries to reach the API server.
+// rewatchPause is the time between two attempts to reach the API server.
 const rewatchPause = 250 * time.Millisecond
 
-// follow watches an object until done says so, which is asked of every state of
-// it, nil when it is gone. It looks anew for as long as ctx allows.
+// follow watches an object until done returns true. done is called for each state of the
+// object, with nil when it is gone. follow opens new watches until ctx ends.
 func (s *Snapshotter) follow(ctx context.Context, resource schema.GroupVersionResource, o *unstructured.Unstructured, done func(*unstructured.Unstructured) (bool, error)) error {
 	for {
 		if ended, err := s.look(ctx, resource, o, done); ended || err != nil {
@@ -250,14 +251,14 @@ func (s *Snapshotter) follow(ctx context.Context, resource schema.GroupVersionRe
 	}
 }
 
-// look follows an object until done says so, or until the watch ends: it is false
-// then. Trouble with the API server may pass, and ctx has an end.
+// look watches an object until done returns true, or the watch ends. It returns false
+// then. Errors of the API server are treated as transient, because ctx has an end.
 func (s *Snapshotter) look(ctx context.Context, resource schema.GroupVersionResource, o *unstructured.Unstructured, done func(*unstructured.Unstructured) (bool, error)) (ended bool, err error) {
 	client := s.clients.Dynamic.Resource(resource).Namespace(o.GetNamespace())
 	same := func(other *unstructured.Unstructured) bool {
 		return other.GetName() == o.GetName() && other.GetUID() == o.GetUID()
 	}
-	tell := func(now *unstructured.Unstructured) (bool, error) {
+	check := func(now *unstructured.Unstructured) (bool, error) {
 		ended, err := done(now)
 		return ended || now == nil, err
 	}
@@ -272,7 +273,7 @@ func (s *Snapshotter) look(ctx context.Context, resource schema.GroupVersionReso
 			now = &list.Items[i]
 		}
 	}
-	if ended, err := tell(now); ended || err != nil {
+	if ended, err := check(now); ended || err != nil {
 		return ended, err
 	}
 	options.ResourceVersion = list.GetResourceVersion()
@@ -288,12 +289,12 @@ func (s *Snapshotter) look(ctx context.Context, resource schema.GroupVersionReso
 		case event := <-events.ResultChan():
 			now, ok := event.Object.(*unstructured.Unstructured)
 			if !ok || !same(now) {
-				return false, nil // closed, an error, or another one of the name
+				return false, nil // closed, an error, or another object of the name
 			}
 			if event.Type == watch.Deleted {
 				now = nil
 			}
-			if ended, err := tell(now); ended || err != nil {
+			if ended, err := check(now); ended || err != nil {
 				return ended, err
 			}
 		}

@@ -45,11 +45,11 @@ func (t *taking) take(ctx context.Context, _ time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, t.settings().timeout)
 	defer cancel()
 	namespace := t.subject.Claim.Namespace
-	asked, err := t.create(ctx, request(t.name, t.subject, t.origin, t.tags))
+	requested, err := t.create(ctx, request(t.name, t.subject, t.origin, t.tags))
 	if err != nil {
 		return err
 	}
-	ready, err := t.await(ctx, asked)
+	ready, err := t.await(ctx, requested)
 	if err != nil {
 		return fmt.Errorf("VolumeSnapshot %s/%s of claim %s (PersistentVolume %s, %s): %w",
 			namespace, t.name, t.subject.Claim.Name, t.subject.Volume.Name, sourceOf(t.subject.Volume), err)

@@ -24,7 +24,7 @@ import (
 	"stillpoint.io/stillpoint/internal/velero"
 )
 
-// onFake is a Snapshotter without a controller.
+// onFake returns a Snapshotter without a controller.
 func onFake(t *testing.T, objects ...runtime.Object) *Snapshotter {
 	t.Helper()
 	log, _ := logrustest.NewNullLogger()
@@ -48,9 +48,9 @@ func openEBSSubject() *location.Subject {
 	}
 }
 
-// openEBSController does what OpenEBS's fork of the controller does once it sees a
-// VolumeSnapshot (pkg/volume/openebs/processor.go of openebs-k8s-provisioner). It
-// waits for the watch: the fake API server does not repeat what came before it.
+// openEBSController simulates OpenEBS's fork of the controller for a VolumeSnapshot
+// (pkg/volume/openebs/processor.go of openebs-k8s-provisioner). It waits for the watch,
+// because the fake API server does not repeat earlier events.
 func openEBSController(ctx context.Context, t *testing.T, s *Snapshotter, name string) {
 	t.Helper()
 	client := s.clients.Dynamic.Resource(snapshots).Namespace("shop")
@@ -118,7 +118,7 @@ func TestOpenEBS(t *testing.T) {
 		assert.Equal(t, value, home.GetLabels()[key], key)
 	}
 
-	// What Velero keeps is enough where all else is gone.
+	// The ID suffices if all objects are gone.
 	text, err := location.EncodeID(Provider, id)
 	require.NoError(t, err)
 	decoded, err := decode(text)
@@ -145,7 +145,7 @@ func TestOpenEBS(t *testing.T) {
 	assert.Equal(t, map[string]string{sourceAnnotation: taking.name}, claim.Annotations)
 }
 
-// A tenant must not come by another's data.
+// A tenant must not get another tenant's data.
 func TestOwn(t *testing.T) {
 	s := onFake(t)
 	taking := newTaking(s, here, openEBSSubject(), nil)
@@ -177,7 +177,7 @@ func TestTakeWithoutController(t *testing.T) {
 	assert.Empty(t, s.names(t))
 }
 
-// A snapshot of a resumed call is the same one; another's of that name is not.
+// A resumed call finds its own snapshot, and refuses another backup's of that name.
 func TestCreateFindsItsOwn(t *testing.T) {
 	s := onFake(t)
 	taking := newTaking(s, here, openEBSSubject(), nil)

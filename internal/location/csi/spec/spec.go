@@ -12,24 +12,25 @@ import (
 	"stillpoint.io/stillpoint/internal/location"
 )
 
-// Provider is the name that a VolumeSnapshotLocation has it by.
+// Provider is the spec.provider of the VolumeSnapshotLocation.
 const Provider = "stillpoint.io/csi"
 
-// defaultTimeout is how long the storage may take for one call of Velero's.
+// defaultTimeout is the timeout of one call of Velero.
 const defaultTimeout = 10 * time.Minute
 
-// Spec is what a VolumeSnapshotLocation's spec.config says.
+// Spec is the spec.config of a VolumeSnapshotLocation.
 type Spec struct {
-	// Drivers are patterns of the CSI drivers whose volumes are taken; none is all.
+	// Drivers are patterns of the CSI drivers whose volumes the location takes; empty
+	// means all.
 	Drivers []string
-	// Classes are VolumeSnapshotClasses by StorageClass.
+	// Classes are the VolumeSnapshotClasses by StorageClass.
 	Classes map[string]string
-	// Timeout bounds one call: until a snapshot is cut, until a volume is
-	// provisioned from one, until one is deleted. 0 is the default.
+	// Timeout limits one call: the time until a snapshot is cut, a volume is
+	// provisioned, or a snapshot is deleted. 0 is the default.
 	Timeout time.Duration
 }
 
-// Decode reads a config. An error names the key, its value and what is valid.
+// Decode reads a config. Its error names the key, its value and the valid values.
 func Decode(config map[string]string) (*Spec, error) {
 	l := &Spec{Classes: map[string]string{}}
 	return l, location.Decode(Provider, config,
@@ -39,11 +40,11 @@ func Decode(config map[string]string) (*Spec, error) {
 	)
 }
 
-// Limit bounds a restore and a deletion.
+// Limit returns the time limit of a restore and a deletion.
 func (l *Spec) Limit() time.Duration { return cmp.Or(l.Timeout, defaultTimeout) }
 
-// CutLimit is how long a snapshot of a backup may take until it is cut: Velero's
-// csiSnapshotTimeout unless the location says otherwise.
+// CutLimit returns how long a snapshot may take until it is cut: the location's timeout,
+// or else Velero's csiSnapshotTimeout.
 func (l *Spec) CutLimit(backup *velerov1.Backup) time.Duration {
 	return cmp.Or(l.Timeout, backup.Spec.CSISnapshotTimeout.Duration, defaultTimeout)
 }
@@ -61,8 +62,8 @@ func (l *Spec) LeavesOut(volume *corev1.PersistentVolume) string {
 	return ""
 }
 
-// Takes reports whether a location with that config takes a volume. An error is one
-// of the config.
+// Takes reports whether a location with that config takes a volume. It returns an error
+// if the config is invalid.
 func Takes(config map[string]string, volume *corev1.PersistentVolume) (bool, error) {
 	l, err := Decode(config)
 	if err != nil {
@@ -71,8 +72,8 @@ func Takes(config map[string]string, volume *corev1.PersistentVolume) (bool, err
 	return l.LeavesOut(volume) == "", nil
 }
 
-// Classes are the VolumeSnapshotClasses that a location with that config names, by
-// StorageClass. An error is one of the config.
+// Classes returns the VolumeSnapshotClasses in that config, by StorageClass. It returns
+// an error if the config is invalid.
 func Classes(config map[string]string) (map[string]string, error) {
 	l, err := Decode(config)
 	if err != nil {
