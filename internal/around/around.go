@@ -99,7 +99,7 @@ func (b *Freezes) Volume(ctx context.Context, volume *corev1.PersistentVolume, b
 func (b *Freezes) recordCall(claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup, passed string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.calls[claimKey{backup.UID, types.NamespacedName{Namespace: claim.Namespace, Name: claim.Name}}] = passed
+	b.calls[keyOf(backup, claim)] = passed
 }
 
 // claimOf returns the claim that a volume is bound to, nil if none.

@@ -60,10 +60,10 @@ type freeze struct {
 
 	mu     sync.Mutex
 	stages map[string]stage
-	// left are the claims whose calls returned during the freeze. ending reports that no
-	// more follow.
-	left   []*corev1.PersistentVolumeClaim
-	ending bool
+	// returned are the claims whose calls returned during the freeze. ending reports
+	// that no more follow.
+	returned []*corev1.PersistentVolumeClaim
+	ending   bool
 	// seen are the VolumeSnapshots of each claim with the backup's name, and whether
 	// each is cut. Another Velero may have a backup of that name. named are the claims
 	// whose own VolumeSnapshot Velero has named.
@@ -203,9 +203,9 @@ func (f *freeze) interrupted(ctx context.Context, started time.Time) error {
 	return nil
 }
 
-// findForeign looks for a Backup of this name of another Velero. Without the permission to
-// list Backups of other namespaces, finishClaim detects only afterwards that another Velero's
-// snapshot caused the thaw.
+// findForeign looks for a Backup of this name of another Velero. Without the permission
+// to list Backups of other namespaces, finishClaim detects only afterwards that another
+// Velero's snapshot caused the thaw.
 func (f *freeze) findForeign(ctx context.Context) error {
 	backups := &velerov1.BackupList{}
 	err := f.freezes.clients.Objects.List(ctx, backups, crclient.MatchingFields{"metadata.name": f.backup.Name})
@@ -217,7 +217,8 @@ func (f *freeze) findForeign(ctx context.Context) error {
 }
 
 // observe records a VolumeSnapshot of a claim. The claim is cut when all VolumeSnapshots
-// that may be Velero's own are cut. Before the claim's turn, none of them is.
+// that may be Velero's own are cut. Before the claim's turn no VolumeSnapshot is
+// Velero's own.
 func (f *freeze) observe(claim, name string, isCut bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -360,19 +361,19 @@ func (f *freeze) discardLeft(ctx context.Context) {
 	if broken == nil || f.group.OnError == unit.Continue {
 		return
 	}
-	for _, claim := range f.left {
+	for _, claim := range f.returned {
 		f.discard(ctx, claim)
 		f.log.Errorf("The snapshot of claim %s/%s is not consistent and is deleted: %s: %v", claim.Namespace, claim.Name, f.group.Name(), broken)
 	}
 }
 
-// continues reports whether the freeze continues after the call for a claim. It records the
-// claim if so.
+// continues reports whether the freeze continues after the call for a claim. It records
+// the claim if so.
 func (f *freeze) continues(claim *corev1.PersistentVolumeClaim) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.ending {
-		f.left = append(f.left, claim)
+		f.returned = append(f.returned, claim)
 	}
 	return !f.ending
 }

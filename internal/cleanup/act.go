@@ -22,7 +22,7 @@ func (c *Cleaner) act(ctx context.Context, removals []*removal, report func(Resu
 	var mu sync.Mutex
 	inParallel(ctx, removals, func(r *removal) {
 		begun := c.clock.Now()
-		err := snapshot.UntilGone(ctx, r.ask)
+		err := snapshot.UntilGone(ctx, r.request)
 		mu.Lock()
 		defer mu.Unlock()
 		report(Result{Finding: r.finding, Took: c.clock.Since(begun), Err: err})
@@ -42,30 +42,30 @@ func (c *Cleaner) removals(facts *facts, findings []Finding, named func(string) 
 // removal is the deletion of one finding.
 type removal struct {
 	*Cleaner
-	facts   *facts
-	finding *Finding
-	named   func(string) bool
-	asked   bool
+	facts     *facts
+	finding   *Finding
+	named     func(string) bool
+	requested bool
 }
 
-// ask judges the finding again, and requests its deletion if the decision is the same.
-// It does not wait for the storage.
-func (r *removal) ask(ctx context.Context) (left string, err error) {
+// request judges the finding again, and requests its deletion if the decision is the
+// same. It does not wait for the storage.
+func (r *removal) request(ctx context.Context) (left string, err error) {
 	if r.finding.Kind == Record {
 		return "", r.record(ctx)
 	}
-	if !r.asked {
-		if err := r.still(ctx); err != nil {
+	if !r.requested {
+		if err := r.recheck(ctx); err != nil {
 			return "", err
 		}
 	}
 	left, err = r.remove(ctx)
-	r.asked = r.asked || err == nil
+	r.requested = r.requested || err == nil
 	return left, err
 }
 
-// still returns an error if the finding must no longer be deleted.
-func (r *removal) still(ctx context.Context) error {
+// recheck returns an error if the finding must no longer be deleted.
+func (r *removal) recheck(ctx context.Context) error {
 	facts, subject, err := r.reread(ctx, r.facts, r.finding)
 	if err != nil || subject == nil { // gone
 		return err

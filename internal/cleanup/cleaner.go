@@ -169,7 +169,7 @@ func (c *Cleaner) AtBackup(ctx context.Context, log logrus.FieldLogger) <-chan s
 		removals = removals[:maxPerBackup]
 	}
 	inParallel(asking, removals, func(r *removal) {
-		_, _ = r.ask(asking) // act reports problems
+		_, _ = r.request(asking) // act reports problems
 	})
 	for i := range findings {
 		if err := c.recordMissed(asking, &findings[i]); err != nil {

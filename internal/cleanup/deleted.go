@@ -37,7 +37,7 @@ func (c *Cleaner) DeletedBackup(ctx context.Context, backup *velerov1.Backup, lo
 	}
 	removals := c.removals(facts, findings, noneNamed)
 	for _, r := range removals {
-		r.asked = true // judged just now, by facts that the cluster does not have
+		r.requested = true // judged just now, by facts that the cluster does not have
 	}
 	var problems []error
 	c.act(ctx, removals, func(r Result) {

@@ -1,6 +1,7 @@
 package cleanup
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -25,7 +26,7 @@ func (r *Report) Table(to io.Writer) error {
 	fmt.Fprintln(w, "OBJECT\tSIZE\tAGE\tBACKUP\tACTION\tREASON")
 	for i := range r.Findings {
 		f := &r.Findings[i]
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", f.Object(), size(f.Size), duration.HumanDuration(f.Age(r.now)), orDash(f.Backup), f.shown(), oneLine(f.Reason))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", f.Object(), size(f.Size), duration.HumanDuration(f.Age(r.now)), cmp.Or(f.Backup, "-"), f.actionText(), oneLine(f.Reason))
 	}
 	if err := w.Flush(); err != nil {
 		return err
@@ -64,8 +65,8 @@ func (r *Report) JSON(to io.Writer) error {
 	return encoder.Encode(r)
 }
 
-// shown returns the action in words.
-func (f *Finding) shown() string {
+// actionText returns the action in words.
+func (f *Finding) actionText() string {
 	words := map[Action]string{Delete: "delete", DeleteObjectsOnly: "delete objects", List: "list", Keep: "keep"}
 	return words[f.Action]
 }
@@ -127,13 +128,6 @@ func size(bytes int64) string {
 		return "-"
 	}
 	return resource.NewQuantity(bytes, resource.BinarySI).String()
-}
-
-func orDash(text string) string {
-	if text == "" {
-		return "-"
-	}
-	return text
 }
 
 // oneLine joins the lines of a text for a table.

@@ -53,7 +53,8 @@ type run struct {
 
 	mu     sync.Mutex
 	groups map[*decision.Unit]*group
-	// begun are the namespaces whose snapshots are taken ahead. taking waits for these.
+	// begun are the namespaces whose snapshots are taken ahead. taking counts the
+	// namespaces in progress.
 	begun  map[string]bool
 	taking sync.WaitGroup
 

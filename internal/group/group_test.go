@@ -69,7 +69,7 @@ func TestClaimWithItsSnapshot(t *testing.T) {
 	assert.Equal(t, claim("1Gi"), before, "the caller's stays as it is")
 }
 
-func TestRequestHasRoomForTheSnapshot(t *testing.T) {
+func TestRequestIsRaised(t *testing.T) {
 	for name, test := range map[string]struct{ request, size, want string }{
 		"larger":           {"1Gi", "2Gi", "2Gi"},
 		"smaller":          {"3Gi", "2Gi", "3Gi"},

@@ -20,9 +20,9 @@ import (
 	"stillpoint.io/stillpoint/internal/api"
 )
 
-// A record is a ConfigMap in Velero's namespace that outlives this process. It prevents a
-// later process from using the snapshots of an interrupted freeze. The Backup owns it, and
-// deleteUnclaimed deletes it.
+// A record is a ConfigMap in Velero's namespace that outlives this process. It prevents
+// a later process from using the snapshots of an interrupted freeze. The Backup owns it,
+// and deleteUnclaimed deletes it.
 const (
 	recordNamespace = "namespace"
 	recordClaims    = "claims" // separated by spaces

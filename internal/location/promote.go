@@ -58,7 +58,7 @@ func NewPromoter(clients *cluster.Clients, log logrus.FieldLogger) *Promoter {
 // nodes has the nodes to provision for, the best one first. It must not be empty if the
 // StorageClass waits for the first consumer, since there is none yet.
 func (p *Promoter) Promote(ctx context.Context, claim *corev1.PersistentVolumeClaim, nodes ...string) (*corev1.PersistentVolume, error) {
-	p.tidy(ctx)
+	p.deleteAllReplaced(ctx)
 	installation, err := p.clients.Installation(ctx)
 	if err != nil {
 		return nil, err
@@ -268,7 +268,7 @@ func nodesFor(all []corev1.Node, class *storagev1.StorageClass, zone string) []s
 		ready := slices.ContainsFunc(node.Status.Conditions, func(c corev1.NodeCondition) bool {
 			return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
 		})
-		return !ready || node.Spec.Unschedulable || !allowed(class.AllowedTopologies, node.Labels)
+		return !ready || node.Spec.Unschedulable || !allowedOn(class.AllowedTopologies, node.Labels)
 	})
 	inZone := func(node corev1.Node) bool {
 		return zone != "" && (node.Labels[corev1.LabelTopologyZone] == zone || node.Labels[corev1.LabelFailureDomainBetaZone] == zone)
@@ -283,9 +283,9 @@ func nodesFor(all []corev1.Node, class *storagev1.StorageClass, zone string) []s
 	return names
 }
 
-// allowed reports whether the labels of a node match one of the terms; no terms match
+// allowedOn reports whether the labels of a node match one of the terms; no terms match
 // all nodes.
-func allowed(terms []corev1.TopologySelectorTerm, labels map[string]string) bool {
+func allowedOn(terms []corev1.TopologySelectorTerm, labels map[string]string) bool {
 	return len(terms) == 0 || slices.ContainsFunc(terms, func(term corev1.TopologySelectorTerm) bool {
 		return !slices.ContainsFunc(term.MatchLabelExpressions, func(e corev1.TopologySelectorLabelRequirement) bool {
 			return !slices.Contains(e.Values, labels[e.Key])
@@ -316,7 +316,7 @@ func (p *Promoter) Adopt(ctx context.Context, item, promoted *corev1.PersistentV
 	if err != nil {
 		return nil, fmt.Errorf("note what takes the place of PersistentVolume %s: %w", promoted.Name, err)
 	}
-	go p.handOver(context.WithoutCancel(ctx), promoted)
+	go p.deleteWhenReplaced(context.WithoutCancel(ctx), promoted)
 	return adopted, nil
 }
 
@@ -347,12 +347,12 @@ func adopt(item, promoted *corev1.PersistentVolume) *corev1.PersistentVolume {
 	return adopted
 }
 
-// handOver deletes a promoted volume when its replacement exists.
-func (p *Promoter) handOver(ctx context.Context, promoted *corev1.PersistentVolume) {
+// deleteWhenReplaced deletes a promoted volume when its replacement exists.
+func (p *Promoter) deleteWhenReplaced(ctx context.Context, promoted *corev1.PersistentVolume) {
 	ctx, cancel := context.WithTimeout(ctx, adoptionLimit)
 	defer cancel()
 	err := wait.PollUntilContextCancel(ctx, pause, true, func(ctx context.Context) (bool, error) {
-		return p.replaced(ctx, promoted), nil
+		return p.deleteReplaced(ctx, promoted), nil
 	})
 	if err != nil {
 		p.log.Warnf("Velero did not create the replacement of PersistentVolume %s, which was provisioned from a snapshot, as PersistentVolume %s: "+
@@ -360,8 +360,8 @@ func (p *Promoter) handOver(ctx context.Context, promoted *corev1.PersistentVolu
 	}
 }
 
-// replaced deletes a promoted volume whose replacement exists.
-func (p *Promoter) replaced(ctx context.Context, promoted *corev1.PersistentVolume) bool {
+// deleteReplaced deletes a promoted volume whose replacement exists.
+func (p *Promoter) deleteReplaced(ctx context.Context, promoted *corev1.PersistentVolume) bool {
 	volumes := p.clients.Kube.CoreV1().PersistentVolumes()
 	other, err := volumes.Get(ctx, promoted.Annotations[api.AnnotationReplacedBy], metav1.GetOptions{})
 	if err != nil || !equality.Semantic.DeepEqual(other.Spec.PersistentVolumeSource, promoted.Spec.PersistentVolumeSource) {
@@ -395,16 +395,16 @@ func (p *Promoter) promoted(ctx context.Context) ([]corev1.PersistentVolume, err
 	return list.Items, nil
 }
 
-// tidy deletes the promoted volumes of earlier restores whose replacement exists. An
-// error does not fail the restore.
-func (p *Promoter) tidy(ctx context.Context) {
+// deleteAllReplaced deletes the promoted volumes of earlier restores whose replacement
+// exists. An error does not fail the restore.
+func (p *Promoter) deleteAllReplaced(ctx context.Context) {
 	left, err := p.promoted(ctx)
 	if err != nil {
 		p.log.Infof("Could not list the promoted volumes of earlier restores: %v", err)
 	}
 	for i := range left {
 		if left[i].Annotations[api.AnnotationReplacedBy] != "" {
-			p.replaced(ctx, &left[i])
+			p.deleteReplaced(ctx, &left[i])
 		}
 	}
 }

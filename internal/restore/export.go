@@ -95,16 +95,16 @@ func (e *localError) Error() string {
 	return fmt.Sprintf("driver %s restores from exports only (restoreFrom: export in its profile), and this snapshot stayed in the storage: %s", e.driver, e.why)
 }
 
-// advise adds to a localError which backup has an export of the claim. The name of
+// withExport adds to a localError which backup has an export of the claim. The name of
 // the claim is "" if only the VolumeSnapshot names it.
-func (r *Restorer) advise(ctx context.Context, err error, claim types.NamespacedName) error {
+func (r *Restorer) withExport(ctx context.Context, err error, claim types.NamespacedName) error {
 	if local := (*localError)(nil); !errors.As(err, &local) {
 		return err
 	}
 	if claim.Name == "" {
 		return fmt.Errorf("%w; the error of its VolumeSnapshot says which backup has an export", err)
 	}
-	return fmt.Errorf("%w; %s", err, r.exports(ctx, claim))
+	return fmt.Errorf("%w; %s", err, r.exportAdvice(ctx, claim))
 }
 
 // classParameters returns the parameters of the class that a snapshot was taken with:
@@ -131,8 +131,8 @@ func (r *Restorer) classParameters(ctx context.Context, known *restoreState, sou
 	return nil, false, nil
 }
 
-// exports returns which backup has an export of a claim, for an error.
-func (r *Restorer) exports(ctx context.Context, claim types.NamespacedName) string {
+// exportAdvice returns which backup has an export of a claim, for an error.
+func (r *Restorer) exportAdvice(ctx context.Context, claim types.NamespacedName) string {
 	backups, uploads := &velerov1.BackupList{}, &velerov2alpha1.DataUploadList{}
 	err := r.clients.Objects.List(ctx, backups, crclient.InNamespace(r.clients.VeleroNamespace))
 	if err == nil {

@@ -32,7 +32,8 @@ import (
 
 const (
 	// waitLimit is how long the process of the restore waits, for all claims together.
-	// Velero asks again only 10 s after the first time, so waiting here costs nothing.
+	// Velero asks once after all items, and then every 10 s. Waiting here takes no
+	// longer than the next request.
 	waitLimit = 10 * time.Second
 	// pollInterval is the time between two reads of a claim while the process waits.
 	pollInterval = 200 * time.Millisecond
@@ -183,8 +184,8 @@ func (r *Restorer) Cancel(ctx context.Context, operation string, restore *velero
 	return nil
 }
 
-// waitForClaims gives the claims of a restore time to bind, in the process that has restored
-// them. In any other process it returns at once.
+// waitForClaims gives the claims of a restore time to bind, in the process that has
+// restored them. In any other process it returns at once.
 func (r *Restorer) waitForClaims(ctx context.Context, restore *velerov1.Restore) {
 	r.mu.Lock()
 	known := r.restores[restore.UID]

@@ -140,7 +140,7 @@ func (w *target) phase(claim *corev1.PersistentVolumeClaim, phase corev1.Persist
 
 // The source snapshot of a claim is deleted when the claim is bound, with policy Retain
 // whatever the map says. Later processes complete what the first could not.
-func TestWhatAClaimCameFromGoes(t *testing.T) {
+func TestSourceIsDeletedWhenBound(t *testing.T) {
 	for name, forgetful := range map[string]bool{"in the restore's process": false, "in another": true} {
 		t.Run(name, func(t *testing.T) {
 			w, claim := volumeWithClaim(t, "{deletionPolicy: Delete}")
@@ -336,7 +336,7 @@ func TestMarksOfCopies(t *testing.T) {
 
 // Velero restores the VolumeSnapshot of an existing claim, and then does not change the
 // claim.
-func TestClaimThatIsThere(t *testing.T) {
+func TestExistingClaim(t *testing.T) {
 	w := newTarget(t, "", class("a", sourceDriver))
 	there := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "app-data0"}}
 	require.NoError(t, w.velero.Create(t.Context(), there.DeepCopy()))

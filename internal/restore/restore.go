@@ -51,8 +51,8 @@ type Restorer struct {
 	refused map[types.UID][]types.NamespacedName
 }
 
-// restoreState is the state of one restore. A process that continues the restore reads it from
-// the cluster.
+// restoreState is the state of one restore. A process that continues the restore reads
+// it from the cluster.
 type restoreState struct {
 	settings *config.Config
 	err      error // why the settings could not be read
@@ -163,7 +163,7 @@ func (r *Restorer) Content(ctx context.Context, item Item) error {
 	known := r.of(ctx, item.Restore)
 	decided := r.decide(ctx, known, snapshot, mapping.Source{Driver: content.Spec.Driver, Class: ptr.Deref(content.Spec.VolumeSnapshotClassName, "")}, content)
 	if decided.err != nil {
-		return fmt.Errorf("VolumeSnapshotContent %s of VolumeSnapshot %s is not restored: %w", content.Name, snapshot, r.advise(ctx, decided.err, types.NamespacedName{}))
+		return fmt.Errorf("VolumeSnapshotContent %s of VolumeSnapshot %s is not restored: %w", content.Name, snapshot, r.withExport(ctx, decided.err, types.NamespacedName{}))
 	}
 	if err := r.mark(ctx, item); err != nil {
 		return fmt.Errorf("VolumeSnapshotContent %s of VolumeSnapshot %s is not restored: %w", content.Name, snapshot, err)
@@ -204,7 +204,7 @@ func (r *Restorer) Snapshot(ctx context.Context, item Item) error {
 	}
 	if decided.err != nil {
 		claim := types.NamespacedName{Namespace: snapshot.Namespace, Name: ptr.Deref(snapshot.Spec.Source.PersistentVolumeClaimName, "")}
-		return errors.Join(fmt.Errorf("VolumeSnapshot %s is not restored: %w", name, r.advise(ctx, decided.err, claim)), r.dropContent(ctx, item))
+		return errors.Join(fmt.Errorf("VolumeSnapshot %s is not restored: %w", name, r.withExport(ctx, decided.err, claim)), r.dropContent(ctx, item))
 	}
 	if err := r.mark(ctx, item); err != nil {
 		return fmt.Errorf("VolumeSnapshot %s is not restored: %w", name, err)
@@ -307,7 +307,7 @@ func (r *Restorer) claim(ctx context.Context, item Item) (operation string, err 
 	pointed := restored.Spec.DataSource != nil && restored.Spec.DataSource.Name == source
 	if known := r.of(ctx, item.Restore); pointed {
 		if err := r.allowed(known, from); err != nil {
-			return "", fmt.Errorf("claim %s is not restored: %w", claim, r.advise(ctx, err, claim))
+			return "", fmt.Errorf("claim %s is not restored: %w", claim, r.withExport(ctx, err, claim))
 		}
 	} else if boolptr.IsSetToFalse(item.Restore.Spec.RestorePVs) {
 		return "", nil

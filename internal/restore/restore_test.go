@@ -305,7 +305,7 @@ func messages(log *logtest.Hook) string {
 
 // Without a configuration there is one request for it, one for the backup, two for an
 // existing claim and its volume, and those that mark the claim's source.
-func TestWithoutMapsLittleIsAsked(t *testing.T) {
+func TestRequestsWithoutMaps(t *testing.T) {
 	w := newTarget(t, "", class("a", sourceDriver))
 	for _, file := range append([]string{"class"}, volume...) {
 		_, err := w.bring(file)
@@ -375,7 +375,7 @@ func TestVolumeIsRefused(t *testing.T) {
 }
 
 // A new process detects the refusal by the missing objects.
-func TestWhatIsMissingWasRefused(t *testing.T) {
+func TestMissingContentWasRefused(t *testing.T) {
 	w := newTarget(t, "{snapshotClasses: [{from: "+sourceClass+", to: b}]}", class("a", sourceDriver), class("b", sourceDriver))
 	_, err := w.bring("snapshot")
 	require.ErrorContains(t, err, "VolumeSnapshot e2e-gs7xq/velero-app-data0-n4qjt is not restored: its VolumeSnapshotContent")
@@ -448,7 +448,7 @@ func TestClass(t *testing.T) {
 }
 
 // Velero restores classes by itself. Stillpoint then creates none for a map.
-func TestClassThatNobodyAskedFor(t *testing.T) {
+func TestUnrequestedClass(t *testing.T) {
 	w := newTarget(t, "{snapshotClasses: [{from: "+sourceClass+", to: c}]}", class("a", sourceDriver))
 	_, err := w.bring("class")
 	require.ErrorContains(t, err, "VolumeSnapshotClass e2e-dmfhr is not restored: restore.snapshotClasses maps")
@@ -546,7 +546,7 @@ func TestClaimWithAnotherSource(t *testing.T) {
 }
 
 // A claim that is restored empty on purpose needs no map either.
-func TestClaimThatIsToBeEmptyNeedsNoMap(t *testing.T) {
+func TestEmptyClaimNeedsNoMap(t *testing.T) {
 	w := newTarget(t, "{driver: []}")
 	w.restore.Spec.RestorePVs = ptr.To(false)
 	for _, file := range append([]string{"class"}, volume...) {

@@ -33,7 +33,8 @@ const (
 	// another VolumeSnapshot the event has no names.
 	Begun
 	Failed
-	// Refused is a failure after which the driver certainly does not work on the snapshot.
+	// Refused is a failure after which the driver certainly does not work on the
+	// snapshot.
 	Refused
 	Cut
 	// Bound follows Cut: the VolumeSnapshot has the name of its content.
@@ -280,8 +281,8 @@ func (w *watcher) deleted(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
 	}
 }
 
-// reportDeleted reports the snapshots that were deleted while no watch was open. They may have
-// been cut before.
+// reportDeleted reports the snapshots that were deleted while no watch was open. They
+// may have been cut before.
 func (w *watcher) reportDeleted(ctx context.Context, list *snapshotv1.VolumeSnapshotList) {
 	for name, of := range w.known {
 		there := slices.ContainsFunc(list.Items, func(vs snapshotv1.VolumeSnapshot) bool {

@@ -272,7 +272,7 @@ func TestDeletedBeforeCut(t *testing.T) {
 	f.expect(Event{Kind: Created, Namespace: "shop", Claim: "data", Snapshot: "vs-2"}, Event{Kind: Cut, Namespace: "shop", Claim: "data", Snapshot: "vs-2"})
 }
 
-func TestSnapshotsThatAreNotOurs(t *testing.T) {
+func TestForeignSnapshots(t *testing.T) {
 	before := taken("before", "data")
 	s := newStorage(t, before, contentOf(before))
 	f := s.follow()
@@ -359,7 +359,7 @@ func TestDeletedWhileNoWatchIsOpen(t *testing.T) {
 
 // While the API server is unreachable no event is sent. Afterwards all missed events
 // are.
-func TestTheServerIsAwayForAWhile(t *testing.T) {
+func TestServerIsUnreachable(t *testing.T) {
 	s := newStorage(t)
 	refused := make(chan struct{}, 2)
 	s.PrependReactor("list", "*", func(clienttesting.Action) (bool, runtime.Object, error) {
@@ -395,7 +395,7 @@ func TestWatchEndsWithItsContext(t *testing.T) {
 	}
 }
 
-func TestWatchSaysWhatCannotBeRead(t *testing.T) {
+func TestWatchErrors(t *testing.T) {
 	for name, test := range map[string]struct{ verb, resource, text string }{
 		"snapshots":       {"list", "volumesnapshots", `list the VolumeSnapshots of namespace shop: volumesnapshots.snapshot.storage.k8s.io is forbidden: no`},
 		"contents":        {"list", "volumesnapshotcontents", `list the VolumeSnapshotContents: volumesnapshotcontents.snapshot.storage.k8s.io is forbidden: no`},

@@ -27,8 +27,8 @@ const (
 	// beingDeleted is the annotation that the snapshot controller sets on the content of
 	// a deleted VolumeSnapshot. Without it the CSI sidecar releases no content.
 	beingDeleted = "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted"
-	// slowDeletion is how long a deletion may take before the text says where to look, and
-	// before Remove completes it without the snapshot controller.
+	// slowDeletion is how long a deletion may take before the text says where to look,
+	// and before Remove completes it without the snapshot controller.
 	slowDeletion = 5 * time.Second
 	// removalPause is the maximum time between two reads of a snapshot that is being
 	// deleted. The first pause is removalFirst, and each is twice the last.

@@ -65,7 +65,7 @@ func TestRemove(t *testing.T) {
 	}
 }
 
-func TestRemoveSpares(t *testing.T) {
+func TestRemoveKeepsForeign(t *testing.T) {
 	for name, change := range map[string]func(*snapshotv1.VolumeSnapshot, *snapshotv1.VolumeSnapshotContent){
 		"a vetoed VolumeSnapshot": func(vs *snapshotv1.VolumeSnapshot, _ *snapshotv1.VolumeSnapshotContent) {
 			vs.Annotations = map[string]string{api.AnnotationKeepSnapshot: "true"}
@@ -123,7 +123,7 @@ func TestRemoveRetains(t *testing.T) {
 	assert.JSONEq(t, `{"spec":{"deletionPolicy":"Retain"}}`, patched)
 }
 
-func TestRemoveReminds(t *testing.T) {
+func TestRemoveTriggersSidecar(t *testing.T) {
 	now := metav1.Now()
 	vs, content := leftover(func(_ *snapshotv1.VolumeSnapshot, content *snapshotv1.VolumeSnapshotContent) {
 		text := "disk on fire"
@@ -198,7 +198,7 @@ func TestDelete(t *testing.T) {
 
 // A snapshot whose content could not be changed stays, so that the storage's snapshot is
 // not orphaned. The others are deleted.
-func TestDeleteKeepsWhatItWouldOrphan(t *testing.T) {
+func TestDeleteKeepsUnpreparedSnapshot(t *testing.T) {
 	first, second := taken("data-1", "data"), taken("data-2", "data")
 	s := newStorage(t, first, second, contentOf(first), contentOf(second))
 	s.PrependReactor("patch", "volumesnapshotcontents", func(action k8stesting.Action) (bool, runtime.Object, error) {

@@ -346,9 +346,9 @@ func (t *Tracker) waiting(ctx context.Context) (context.Context, context.CancelF
 	return context.WithTimeout(ctx, max(t.waitUntil.Sub(now), minWait))
 }
 
-// reasonToKeep returns why the snapshots of a data mover stay after their upload, "" if they
-// are deleted. An unusable configuration does not keep an operation open: Velero's own
-// mover needs none, and without one the snapshots of any other mover stay.
+// reasonToKeep returns why the snapshots of a data mover stay after their upload, "" if
+// they are deleted. An unusable configuration does not keep an operation open: Velero's
+// own mover needs none, and without one the snapshots of any other mover stay.
 func (t *Tracker) reasonToKeep(ctx context.Context, mover string) (string, error) {
 	settings := config.Default(t.clients.VeleroNamespace)
 	if settings.DeletesSnapshotsOf(mover) {

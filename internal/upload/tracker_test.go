@@ -172,7 +172,7 @@ func TestProgressDeletes(t *testing.T) {
 	}
 }
 
-func TestProgressOfNobody(t *testing.T) {
+func TestProgressOfUnknownOperation(t *testing.T) {
 	tracker, _, backup := newPlace("").tracker(t)
 	_, err := tracker.Progress(t.Context(), "group-1", backup)
 	require.EqualError(t, err, "operation ID group-1 is invalid")
@@ -220,7 +220,7 @@ func TestProgressCountsDown(t *testing.T) {
 	assert.ElementsMatch(t, []string{"2", "snapcontent-2", "others", "snapcontent-others", "elsewhere", "snapcontent-elsewhere", "forged"}, left(t, snapshots))
 }
 
-func TestCancelLeavesStrangers(t *testing.T) {
+func TestCancelKeepsForeign(t *testing.T) {
 	p := newPlace(velerov2alpha1.DataUploadPhaseInProgress)
 	p.mover = "acme"
 	tracker, snapshots, backup := p.tracker(t)

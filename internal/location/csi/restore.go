@@ -75,11 +75,11 @@ func (s *Snapshotter) restore(ctx context.Context, i identity, zone string) (*co
 	if err != nil {
 		return nil, err
 	}
-	vs, err := s.represent(ctx, &i, installation)
+	vs, err := s.createTemporary(ctx, &i, installation)
 	if err != nil {
 		return nil, err
 	}
-	defer s.withdraw(ctx, vs)
+	defer s.deleteTemporary(ctx, vs)
 	if err := s.ready(ctx, vs, &i); err != nil {
 		return nil, err
 	}
@@ -166,9 +166,9 @@ func classFor(name, reason, driver string, all []storagev1.StorageClass) (*stora
 	return &all[at], nil
 }
 
-// represent creates a temporary VolumeSnapshot of the handle, for a claim to be
+// createTemporary creates a temporary VolumeSnapshot of the handle, for a claim to be
 // provisioned from.
-func (s *Snapshotter) represent(ctx context.Context, i *identity, installation string) (*snapshotv1.VolumeSnapshot, error) {
+func (s *Snapshotter) createTemporary(ctx context.Context, i *identity, installation string) (*snapshotv1.VolumeSnapshot, error) {
 	vs, content := s.static(*i, "restore", installation, snapshotv1.VolumeSnapshotContentRetain)
 	suffix := "-" + utilrand.String(5) // two restores can use a snapshot at the same time
 	vs.Name += suffix
@@ -180,7 +180,7 @@ func (s *Snapshotter) represent(ctx context.Context, i *identity, installation s
 	}
 	made, err := client.VolumeSnapshots(vs.Namespace).Create(ctx, vs, metav1.CreateOptions{})
 	if err != nil {
-		s.withdraw(ctx, vs)
+		s.deleteTemporary(ctx, vs)
 		return nil, fmt.Errorf("create VolumeSnapshot %s/%s: %w", vs.Namespace, vs.Name, err)
 	}
 	return made, nil
@@ -211,8 +211,9 @@ func (s *Snapshotter) ready(ctx context.Context, vs *snapshotv1.VolumeSnapshot, 
 	return nil
 }
 
-// withdraw deletes the objects that represent created; the storage's snapshot stays.
-func (s *Snapshotter) withdraw(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
+// deleteTemporary deletes the objects that createTemporary created; the storage's
+// snapshot stays.
+func (s *Snapshotter) deleteTemporary(ctx context.Context, vs *snapshotv1.VolumeSnapshot) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removalLimit)
 	defer cancel()
 	_, err := snapshot.RemoveAll(ctx, s.clients.Snapshots, snapshot.Target{

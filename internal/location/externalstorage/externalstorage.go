@@ -51,16 +51,16 @@ type Snapshotter struct {
 	mu      sync.Mutex
 	options options
 	served  *bool
-	// tidied has the UIDs of the backups at whose first snapshot the leftovers of
+	// cleaned has the UIDs of the backups at whose first snapshot the leftovers of
 	// earlier backups were deleted.
-	tidied map[types.UID]bool
+	cleaned map[types.UID]bool
 }
 
 // New returns a Snapshotter. Init configures it.
 func New(clients *cluster.Clients, quiescer location.Quiescer, log logrus.FieldLogger) *Snapshotter {
 	return &Snapshotter{
 		clients: clients, quiescer: quiescer, promoter: location.NewPromoter(clients, log), log: log,
-		options: options{timeout: defaultTimeout}, tidied: map[types.UID]bool{},
+		options: options{timeout: defaultTimeout}, cleaned: map[types.UID]bool{},
 	}
 }
 
@@ -139,13 +139,13 @@ func (s *Snapshotter) Create(ctx context.Context, volumeID string, tags map[stri
 	if err != nil {
 		return "", s.quiescer.Around(ctx, location.Request{Claim: subject.Claim, Backup: subject.Backup, Failed: err})
 	}
-	s.tidy(ctx, subject.Backup, installation)
+	s.deleteLeftovers(ctx, subject.Backup, installation)
 
 	t := newTaking(s, installation, subject, tags)
 	err = s.quiescer.Around(ctx, location.Request{Claim: subject.Claim, Backup: subject.Backup, Take: t.take, Taken: t.taken})
 	var home *Identity
 	if err == nil {
-		home, err = t.rehome(ctx)
+		home, err = t.moveToVelero(ctx)
 	}
 	if err != nil {
 		return "", errors.Join(err, t.undo(ctx))

@@ -154,7 +154,7 @@ func (s *Snapshotter) discard(ctx context.Context, r *remains) error {
 	if r.home == nil && r.created != nil {
 		// The snapshot was not moved yet.
 		if r.homeData != nil {
-			if err := s.drop(ctx, datas, r.homeData); err != nil {
+			if err := s.deleteObject(ctx, datas, r.homeData); err != nil {
 				return err
 			}
 		}
@@ -168,12 +168,12 @@ func (s *Snapshotter) discard(ctx context.Context, r *remains) error {
 		return s.confirm(ctx, id, nil, r.created)
 	}
 	if r.created != nil {
-		if err := s.drop(ctx, datas, r.created); err != nil {
+		if err := s.deleteObject(ctx, datas, r.created); err != nil {
 			return err
 		}
 	}
 	if r.requested != nil {
-		if err := s.drop(ctx, snapshots, r.requested); err != nil {
+		if err := s.deleteObject(ctx, snapshots, r.requested); err != nil {
 			return err
 		}
 	}
@@ -182,37 +182,37 @@ func (s *Snapshotter) discard(ctx context.Context, r *remains) error {
 		id.Data = r.homeData.GetName()
 		return s.confirm(ctx, id, r.home, r.homeData)
 	case r.home != nil:
-		return s.drop(ctx, snapshots, r.home)
+		return s.deleteObject(ctx, snapshots, r.home)
 	default:
 		return nil
 	}
 }
 
 const (
-	// tidyLimit is how long a backup waits for the deletion of leftovers.
-	tidyLimit = 10 * time.Second
-	// tidyBackgroundLimit is how long the deletion continues in the background.
-	tidyBackgroundLimit = 3 * time.Minute
+	// leftoverWait is how long a backup waits for the deletion of leftovers.
+	leftoverWait = 10 * time.Second
+	// leftoverLimit is how long the deletion continues in the background.
+	leftoverLimit = 3 * time.Minute
 )
 
-// tidy deletes the leftovers of earlier backups, at the first snapshot of each backup.
-// Problems are warnings, because they concern another backup.
-func (s *Snapshotter) tidy(ctx context.Context, backup *velerov1.Backup, installation string) {
+// deleteLeftovers deletes the leftovers of earlier backups, at the first snapshot of
+// each backup. Problems are warnings, because they concern another backup.
+func (s *Snapshotter) deleteLeftovers(ctx context.Context, backup *velerov1.Backup, installation string) {
 	s.mu.Lock()
-	done := s.tidied[backup.UID]
-	s.tidied[backup.UID] = true
+	done := s.cleaned[backup.UID]
+	s.cleaned[backup.UID] = true
 	s.mu.Unlock()
 	if done {
 		return
 	}
-	finding, cancel := context.WithTimeout(ctx, tidyLimit)
+	finding, cancel := context.WithTimeout(ctx, leftoverWait)
 	defer cancel()
 	left, err := s.leftovers(finding, installation)
 	if err != nil {
 		s.log.Warnf("What earlier backups may have left of the API %s is not looked for: %v", version, err)
 		return
 	}
-	going, over := context.WithTimeout(context.WithoutCancel(ctx), tidyBackgroundLimit)
+	going, over := context.WithTimeout(context.WithoutCancel(ctx), leftoverLimit)
 	var wait sync.WaitGroup
 	for _, l := range left {
 		if !l.Over {

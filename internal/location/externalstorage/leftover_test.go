@@ -96,7 +96,7 @@ func TestVerdict(t *testing.T) {
 }
 
 // Objects of users and of another Velero are ignored.
-func TestGatherLeavesOthersAlone(t *testing.T) {
+func TestGatherIgnoresForeign(t *testing.T) {
 	vss, all := parts(one, "amhd")
 	assert.Empty(t, gather(vss, all, "another installation", "velero"))
 

@@ -42,7 +42,7 @@ func (s *Snapshotter) Delete(ctx context.Context, snapshotID string) error {
 	// data only by both objects.
 	made := data == nil
 	if made {
-		if data, err = s.remake(ctx, id, home); err != nil {
+		if data, err = s.recreateData(ctx, id, home); err != nil {
 			return err
 		}
 		home = nil
@@ -50,7 +50,7 @@ func (s *Snapshotter) Delete(ctx context.Context, snapshotID string) error {
 	id.Data = data.GetName()
 	if err := s.confirm(ctx, id, home, data); err != nil {
 		if made {
-			err = errors.Join(err, s.unmake(ctx, id))
+			err = errors.Join(err, s.deleteRecreated(ctx, id))
 		}
 		return fmt.Errorf("delete %s: %w", id, err)
 	}
@@ -58,12 +58,12 @@ func (s *Snapshotter) Delete(ctx context.Context, snapshotID string) error {
 	return nil
 }
 
-// remake creates the VolumeSnapshotData of a snapshot again, under a new name. A
+// recreateData creates the VolumeSnapshotData of a snapshot again, under a new name. A
 // controller that has a pending deletion of the first one would delete a second one of
-// that name. remake deletes a VolumeSnapshot that refers to the first.
-func (s *Snapshotter) remake(ctx context.Context, id *Identity, home *unstructured.Unstructured) (*unstructured.Unstructured, error) {
+// that name. recreateData deletes a VolumeSnapshot that refers to the first.
+func (s *Snapshotter) recreateData(ctx context.Context, id *Identity, home *unstructured.Unstructured) (*unstructured.Unstructured, error) {
 	if home != nil {
-		if err := s.drop(ctx, snapshots, home); err != nil {
+		if err := s.deleteObject(ctx, snapshots, home); err != nil {
 			return nil, err
 		}
 	}
@@ -84,14 +84,14 @@ func (s *Snapshotter) confirm(ctx context.Context, id *Identity, home, data *uns
 		}
 		s.log.Warnf("The snapshot controller may have been down, trying the deletion once more: %s was deleted, and VolumeSnapshotData %s still exists after %s", id, data.GetName(), limit)
 	}
-	home, err := s.present(ctx, id, limit)
+	home, err := s.recreateSnapshot(ctx, id, limit)
 	if err != nil {
 		return err
 	}
 	gone, err := s.deleted(ctx, home, data, limit)
 	if err == nil && !gone {
 		err = fmt.Errorf("the snapshot controller has taken notice of it, and VolumeSnapshotData %s is there %s after its deletion: its log says why", data.GetName(), limit)
-		_, again := s.present(ctx, id, limit)
+		_, again := s.recreateSnapshot(ctx, id, limit)
 		err = errors.Join(err, again)
 	}
 	return err
@@ -100,7 +100,7 @@ func (s *Snapshotter) confirm(ctx context.Context, id *Identity, home, data *uns
 // deleted deletes a VolumeSnapshot and reports whether its data was deleted within
 // limit.
 func (s *Snapshotter) deleted(ctx context.Context, vs, data *unstructured.Unstructured, limit time.Duration) (bool, error) {
-	if err := s.drop(ctx, snapshots, vs); err != nil {
+	if err := s.deleteObject(ctx, snapshots, vs); err != nil {
 		return false, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
@@ -112,9 +112,9 @@ func (s *Snapshotter) deleted(ctx context.Context, vs, data *unstructured.Unstru
 	return err == nil, err
 }
 
-// present creates the VolumeSnapshot again and waits until the controller has processed
-// it: the controller asks its plugin about a Pending one, and then sets Ready.
-func (s *Snapshotter) present(ctx context.Context, id *Identity, limit time.Duration) (*unstructured.Unstructured, error) {
+// recreateSnapshot creates the VolumeSnapshot again and waits until the controller has
+// processed it: the controller asks its plugin about a Pending one, and then sets Ready.
+func (s *Snapshotter) recreateSnapshot(ctx context.Context, id *Identity, limit time.Duration) (*unstructured.Unstructured, error) {
 	home, err := s.create(ctx, id.home(conditionPending, nil, time.Now()))
 	if err != nil {
 		return nil, err
@@ -127,9 +127,9 @@ func (s *Snapshotter) present(ctx context.Context, id *Identity, limit time.Dura
 	return home, nil
 }
 
-// unmake deletes objects that remake and present created without success. The controller
-// did not process them, so the data stays.
-func (s *Snapshotter) unmake(ctx context.Context, id *Identity) error {
+// deleteRecreated deletes objects that recreateData and recreateSnapshot created without
+// success. The controller did not process them, so the data stays.
+func (s *Snapshotter) deleteRecreated(ctx context.Context, id *Identity) error {
 	var failed []error
 	for _, resource := range []schema.GroupVersionResource{datas, snapshots} {
 		namespace, name := "", id.Data
@@ -153,7 +153,7 @@ func (s *Snapshotter) ensure(ctx context.Context, id *Identity) (*unstructured.U
 	}
 	var made []string
 	if data == nil {
-		if data, err = s.remake(ctx, id, home); err != nil {
+		if data, err = s.recreateData(ctx, id, home); err != nil {
 			return nil, err
 		}
 		home, made = nil, append(made, "VolumeSnapshotData "+id.Data)
@@ -163,7 +163,7 @@ func (s *Snapshotter) ensure(ctx context.Context, id *Identity) (*unstructured.U
 		if home, err = s.create(ctx, id.home(conditionReady, nil, time.Now())); err != nil {
 			return nil, err
 		}
-		if err := s.refer(ctx, data, home); err != nil {
+		if err := s.linkData(ctx, data, home); err != nil {
 			return nil, err
 		}
 		made = append(made, "VolumeSnapshot "+key(home))
@@ -222,9 +222,9 @@ func (s *Snapshotter) get(ctx context.Context, resource schema.GroupVersionResou
 	return o, nil
 }
 
-// drop deletes an object, but no other of its name. It returns nil if the object is
-// gone.
-func (s *Snapshotter) drop(ctx context.Context, resource schema.GroupVersionResource, o *unstructured.Unstructured) error {
+// deleteObject deletes an object, but no other of its name. It returns nil if the object
+// is gone.
+func (s *Snapshotter) deleteObject(ctx context.Context, resource schema.GroupVersionResource, o *unstructured.Unstructured) error {
 	err := s.clients.Dynamic.Resource(resource).Namespace(o.GetNamespace()).
 		Delete(ctx, o.GetName(), metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(string(o.GetUID()))})
 	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
@@ -240,7 +240,7 @@ const rewatchPause = 250 * time.Millisecond
 // object, with nil when it is gone. follow opens new watches until ctx ends.
 func (s *Snapshotter) follow(ctx context.Context, resource schema.GroupVersionResource, o *unstructured.Unstructured, done func(*unstructured.Unstructured) (bool, error)) error {
 	for {
-		if ended, err := s.look(ctx, resource, o, done); ended || err != nil {
+		if ended, err := s.watchOnce(ctx, resource, o, done); ended || err != nil {
 			return err
 		}
 		select {
@@ -251,9 +251,9 @@ func (s *Snapshotter) follow(ctx context.Context, resource schema.GroupVersionRe
 	}
 }
 
-// look watches an object until done returns true, or the watch ends. It returns false
-// then. Errors of the API server are treated as transient, because ctx has an end.
-func (s *Snapshotter) look(ctx context.Context, resource schema.GroupVersionResource, o *unstructured.Unstructured, done func(*unstructured.Unstructured) (bool, error)) (ended bool, err error) {
+// watchOnce watches an object until done returns true, or the watch ends. It returns
+// false then. Errors of the API server are treated as transient, because ctx has an end.
+func (s *Snapshotter) watchOnce(ctx context.Context, resource schema.GroupVersionResource, o *unstructured.Unstructured, done func(*unstructured.Unstructured) (bool, error)) (ended bool, err error) {
 	client := s.clients.Dynamic.Resource(resource).Namespace(o.GetNamespace())
 	same := func(other *unstructured.Unstructured) bool {
 		return other.GetName() == o.GetName() && other.GetUID() == o.GetUID()

@@ -144,19 +144,19 @@ func (t *taking) taken(ctx context.Context, claims []corev1.PersistentVolumeClai
 	return "", nil
 }
 
-// rehome moves the snapshot to Velero's namespace. In the application's namespace the
-// controller would delete the data with the VolumeSnapshot or the namespace.
+// moveToVelero moves the snapshot to Velero's namespace. In the application's namespace
+// the controller would delete the data with the VolumeSnapshot or the namespace.
 //
 // The data has one owner at any time. The owner changes when the first
 // VolumeSnapshotData is deleted: the controller deletes data only if it finds the
 // VolumeSnapshotData of a deleted VolumeSnapshot. If the process dies in between,
 // discard deletes the right objects.
-func (t *taking) rehome(ctx context.Context) (*Identity, error) {
+func (t *taking) moveToVelero(ctx context.Context) (*Identity, error) {
 	data, err := t.clients.Dynamic.Resource(datas).Get(ctx, dataName(t.ready), metav1.GetOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("get VolumeSnapshotData %s of VolumeSnapshot %s: %w", dataName(t.ready), key(t.ready), err)
 	}
-	if err := t.own(data); err != nil {
+	if err := t.checkOwner(data); err != nil {
 		return nil, err
 	}
 	id, err := identify(t.clients.VeleroNamespace, t.name, t.subject, t.origin, data)
@@ -172,10 +172,10 @@ func (t *taking) rehome(ctx context.Context) (*Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := t.refer(ctx, homeData, home); err != nil {
+	if err := t.linkData(ctx, homeData, home); err != nil {
 		return nil, err
 	}
-	if err := t.drop(ctx, datas, data); err != nil {
+	if err := t.deleteObject(ctx, datas, data); err != nil {
 		return nil, err
 	}
 	// If it was deleted before its VolumeSnapshotData, the controller deleted the data.
@@ -187,7 +187,7 @@ func (t *taking) rehome(ctx context.Context) (*Identity, error) {
 	case err != nil:
 		return nil, fmt.Errorf("get VolumeSnapshot %s: %w", key(t.ready), err)
 	}
-	if err := t.drop(ctx, snapshots, left); err != nil {
+	if err := t.deleteObject(ctx, snapshots, left); err != nil {
 		return nil, err
 	}
 	t.log.Infof("Took a snapshot of claim %s/%s (PersistentVolume %s): VolumeSnapshot %s, VolumeSnapshotData %s",
@@ -195,9 +195,9 @@ func (t *taking) rehome(ctx context.Context) (*Identity, error) {
 	return id, nil
 }
 
-// own returns an error for a VolumeSnapshotData of another snapshot: a tenant can make a
-// VolumeSnapshot refer to any.
-func (t *taking) own(data *unstructured.Unstructured) error {
+// checkOwner returns an error for a VolumeSnapshotData of another snapshot: a tenant can
+// make a VolumeSnapshot refer to any.
+func (t *taking) checkOwner(data *unstructured.Unstructured) error {
 	namespace, name := snapshotOf(data)
 	volume, _, _ := unstructured.NestedString(data.Object, "spec", volumeRef, "name")
 	ours := namespace == t.ready.GetNamespace() && (name == t.name || name == t.name+"-"+string(t.ready.GetUID()))
@@ -208,8 +208,8 @@ func (t *taking) own(data *unstructured.Unstructured) error {
 	return nil
 }
 
-// refer makes a VolumeSnapshotData refer to its VolumeSnapshot as the controller does.
-func (s *Snapshotter) refer(ctx context.Context, data, vs *unstructured.Unstructured) error {
+// linkData makes a VolumeSnapshotData refer to its VolumeSnapshot as the controller does.
+func (s *Snapshotter) linkData(ctx context.Context, data, vs *unstructured.Unstructured) error {
 	patch := fmt.Sprintf(`{"spec":{%q:{"name":%q}}}`, snapshotRef, key(vs)+"-"+string(vs.GetUID()))
 	_, err := s.clients.Dynamic.Resource(datas).Patch(ctx, data.GetName(), types.MergePatchType, []byte(patch), metav1.PatchOptions{})
 	if err != nil {
@@ -226,7 +226,7 @@ func (t *taking) undo(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoLimit)
 	defer cancel()
 	if t.lost != nil {
-		return t.unmake(ctx, t.lost)
+		return t.deleteRecreated(ctx, t.lost)
 	}
 	left, err := t.find(ctx, t.origin.Installation, t.name)
 	if err == nil {

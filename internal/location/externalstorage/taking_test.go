@@ -104,7 +104,7 @@ func TestOpenEBS(t *testing.T) {
 	taking := newTaking(s, here, openEBSSubject(), map[string]string{"team": "a", velero.TagBackup: "b-1", velero.TagVolume: "pv"})
 	go openEBSController(t.Context(), t, s, taking.name)
 	require.NoError(t, taking.take(t.Context(), 0))
-	id, err := taking.rehome(t.Context())
+	id, err := taking.moveToVelero(t.Context())
 	require.NoError(t, err)
 	assert.Equal(t, map[string]any{"openebsVolume": map[string]any{"snapshotId": "pv_name_1516777187978793304", "capacity": "5Gi"}}, id.Source)
 	assert.Equal(t, []string{"velero/" + taking.name, taking.name}, s.names(t), "moved, and nothing is left in the application's namespace")
@@ -146,7 +146,7 @@ func TestOpenEBS(t *testing.T) {
 }
 
 // A tenant must not get another tenant's data.
-func TestOwn(t *testing.T) {
+func TestCheckOwner(t *testing.T) {
 	s := onFake(t)
 	taking := newTaking(s, here, openEBSSubject(), nil)
 	taking.ready = request(taking.name, taking.subject, taking.origin, nil)
@@ -156,12 +156,12 @@ func TestOwn(t *testing.T) {
 			snapshotRef: map[string]any{"name": of}, volumeRef: map[string]any{"name": volume},
 		}}}
 	}
-	require.NoError(t, taking.own(data("shop/"+taking.name, "pv")))
-	require.NoError(t, taking.own(data("shop/"+taking.name+"-uid", "pv")))
+	require.NoError(t, taking.checkOwner(data("shop/"+taking.name, "pv")))
+	require.NoError(t, taking.checkOwner(data("shop/"+taking.name+"-uid", "pv")))
 	for _, other := range []*unstructured.Unstructured{
 		data("shop/"+taking.name+"-other", "pv"), data("bank/"+taking.name, "pv"), data("shop/"+taking.name, "other"), data("", ""),
 	} {
-		require.ErrorContains(t, taking.own(other), "VolumeSnapshotData")
+		require.ErrorContains(t, taking.checkOwner(other), "VolumeSnapshotData")
 	}
 }
 
