@@ -29,8 +29,8 @@ type Request struct {
 	// Taken names a snapshot that an earlier process of this backup took of one of
 	// these claims, "" for none.
 	Taken func(ctx context.Context, claims []corev1.PersistentVolumeClaim) (string, error)
-	// Failed is non-nil if the snapshot cannot be tried. Nothing is taken then, and
-	// what is frozen for it is thawed.
+	// Failed is non-nil if the snapshot cannot be tried. No snapshot is taken then, and
+	// the workload that is frozen for it is thawed.
 	Failed error
 }
 

@@ -15,15 +15,10 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-// A VolumeSnapshotLocation takes snapshots by VolumeSnapshots, which are deleted once
-// they are ready and the backup is stored: the storage's snapshots are the backup's.
-
-// A VolumeSnapshotLocation takes snapshots by VolumeSnapshots. Stillpoint deletes these
-// once they are ready and the backup is stored. The storage's snapshots stay with the
-// backup.
-//
 // Located returns the ID of the operation that follows a claim's snapshot through a
-// location, "" if this backup has none.
+// VolumeSnapshotLocation, "" if this backup has none. Stillpoint deletes the
+// VolumeSnapshot once it is ready and the backup is stored. The storage's snapshot stays
+// with the backup.
 func (t *Tracker) Located(ctx context.Context, claim *corev1.PersistentVolumeClaim, backup *velerov1.Backup) (string, error) {
 	operation := locationPrefix + claim.Namespace + "." + string(claim.UID)
 	all, err := t.ofLocation(ctx, operation, backup)

@@ -21,7 +21,7 @@ import (
 	"stillpoint.io/stillpoint/internal/snapshot"
 )
 
-// removalLimit is how long it may take to delete a snapshot that is of no use.
+// removalLimit limits the deletion of an unusable snapshot.
 const removalLimit = time.Minute
 
 // Create takes a snapshot of a volume, quiesced as its workload asks for, and
