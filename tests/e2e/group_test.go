@@ -267,7 +267,7 @@ func testGroupFails(t *testing.T, c *cluster.Cluster) {
 		b := startBackup(t, c, a.namespace, handOver(t, c, "", func(spec *velerov1.BackupSpec) { spec.CSISnapshotTimeout.Duration = 6 * time.Second }))
 		require.Equal(t, velerov1.BackupPhasePartiallyFailed, b.finished(limit))
 		assert.Contains(t, said(b.log(), "warning"), "disk on fire")
-		assert.Contains(t, said(b.log(), "error"), "Claim "+a.namespace+"/app-data1 is backed up without")
+		assert.Contains(t, said(b.log(), "error"), "claim "+a.namespace+"/app-data1 is backed up without")
 		assert.NotContains(t, b.claim(a.namespace, "app-data0").Annotations, "stillpoint.io/no-snapshot")
 		a.kubectl("annotate", "deployment", "app", "stillpoint.io/on-quiesce-error-")
 	})

@@ -67,7 +67,7 @@ func (a *app) taken(claims ...string) (names []string) {
 				}
 			}
 			return false
-		}, 30*time.Second, 50*time.Millisecond, claim)
+		}, limit, 50*time.Millisecond, claim) // Velero may have queued the backup
 	}
 	return names
 }
