@@ -138,7 +138,7 @@ func (b *Backup) Requested(ctx context.Context, claim *corev1.PersistentVolumeCl
 
 // once returns the decision on a claim that is known and valid, or makes it.
 func (b *Backup) once(claim *corev1.PersistentVolumeClaim, valid func(*Decision) bool, decide func(*Decision) error) (*Decision, error) {
-	key := types.NamespacedName{Namespace: claim.Namespace, Name: claim.Name}
+	key := keyOf(claim)
 	b.mu.Lock()
 	known := b.claims[key]
 	b.mu.Unlock()

@@ -64,14 +64,17 @@ func (u *Unit) Outlasts(timeout time.Duration) error {
 }
 
 // Quiesces reports whether a claim's volume is to be quiesced. Annotations that are not
-// valid count.
+// valid count. What is decided already takes no request: the unit may be frozen.
 func (b *Backup) Quiesces(ctx context.Context, claim *corev1.PersistentVolumeClaim) (bool, error) {
+	if known := b.Known(claim); known != nil {
+		return known.Quiesced(), nil
+	}
 	facts, err := b.namespaces.Current(ctx, claim.Namespace)
 	if err != nil {
 		return false, err
 	}
 	group, err := facts.Unit(claim)
-	return err != nil || group.Quiesced(), nil //nolint:nilerr // as above
+	return err != nil || group.Quiesced(), nil //nolint:nilerr // annotations that are not valid count
 }
 
 // Unit decides what is snapshotted together with a claim on which d decides. The
